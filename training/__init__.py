@@ -1,0 +1,1 @@
+"""How the bundled model `tiny` was made: tokenizer, training, evaluation, snapshots."""

@@ -1,0 +1,542 @@
+"""What does a decoder compute, and what did it compute on the way?
+
+`run` is the only forward pass and the only interception point: it takes tokens, what to keep and
+what to edit, and returns a `Trace`. It is written to be read from top to bottom; the functions it
+is made of (`apply_norm`, `project`, `rotate`, `attention_scores`, `mlp`) are the ones the sweep engine uses.
+
+Prompts of unequal length are padded on the right. A causal decoder never looks right, so a prompt's
+activations do not depend on its padding; those at padded positions mean nothing.
+
+Cost: one forward pass of the blocks. The unembedding is computed only where logits are asked for,
+attention patterns are materialised only where they are kept or edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from casestudy.errors import EditError, SiteNotKept
+from casestudy.model.config import ModelConfig, Rotary
+from casestudy.model.edits import Edit, apply_edits
+from casestudy.model.model import Model
+from casestudy.model.sites import Keep, Site, check_layer
+from casestudy.model.tokens import Tokens
+from casestudy.model.weights import MLP, Attention, Block, Norm, Weights
+
+Address = tuple[Site, int | None]
+Logits = Literal["none", "last", "all"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one run kept.
+
+    Attributes:
+        tokens: what was run, padded on the right.
+        values: the kept activations by (site, layer), axes as `site.axes`.
+        lasts: those kept at each prompt's last token only, without their pos axis.
+        logits: None, (batch, d_vocab) at the last tokens, or (batch, pos, d_vocab).
+    """
+
+    tokens: Tokens
+    values: dict[Address, Tensor]
+    lasts: dict[Address, Tensor]
+    logits: Float[Tensor, "batch d_vocab"] | Float[Tensor, "batch pos d_vocab"] | None
+    n_layers: int
+
+    def __getitem__(self, key: Site | str | tuple[Site | str, int]) -> Tensor:
+        """`trace["z", 3]`, `trace[Site.EMBED]`.
+
+        Raises: SiteNotKept, naming what to add to `keep`.
+        """
+        return self.values[self._address(key, self.values)]
+
+    def last(self, key: Site | str | tuple[Site | str, int]) -> Tensor:
+        """The activation at each prompt's last token, without its pos axis."""
+        address = self._address(key, self.values.keys() | self.lasts.keys())
+        if address in self.lasts:
+            return self.lasts[address]
+        return take_last(address[0], self.values[address], self.tokens.last)
+
+    def of(self, key: Site | str | tuple[Site | str, int], prompt: int) -> Tensor:
+        """One prompt's activation, without batch axis and without padding."""
+        address = self._address(key, self.values)
+        x, n = self.values[address][prompt], int(self.tokens.lengths[prompt])
+        for dim, axis in enumerate(address[0].axes[1:]):
+            if axis in ("pos", "query_pos", "key_pos"):
+                x = x.narrow(dim, 0, n)
+        return x
+
+    def _address(
+        self, key: Site | str | tuple[Site | str, int], known: Iterable[Address]
+    ) -> Address:
+        name, layer = key if isinstance(key, tuple) else (key, None)
+        site = Site(name)
+        if layer is not None:
+            layer = check_layer(layer, self.n_layers)
+        if (site, layer) in known:
+            return site, layer
+        if site.layered and layer is None:
+            raise SiteNotKept(f"{site.value} exists in every layer", hint=f'Say trace["{site.value}", layer]')
+        where = site.value if layer is None else f"{site.value}, layer {layer}"
+        only_last = " at every position" if (site, layer) in self.lasts else ""
+        raise SiteNotKept(f"{where} was not kept{only_last}", hint=f'Add Site("{site.value}") to keep=')
+
+
+def run(
+    model: Model,
+    tokens: Tokens | str | Sequence[str],
+    *,
+    keep: Iterable[Keep | Site | str] = (),
+    edit: Iterable[Edit] = (),
+    logits: Logits = "none",
+    grad: bool = False,
+) -> Trace:
+    """Run a decoder over prompts, keeping and editing what is asked.
+
+    Args:
+        model: what `casestudy.load` returns.
+        tokens: `model.tokenize(...)`, or a text or texts (tokenised with the model's BOS rule).
+        keep: sites to keep, in all layers or as `Site("z").at(layers=3, last=True)`.
+        edit: changes to activations, applied in order.
+        logits: "none", at each prompt's "last" token, or at "all" positions.
+        grad: build an autograd graph, from the embeddings on; kept tensors are part of it.
+
+    Shape:  logits (batch, d_vocab) or (batch, pos, d_vocab); kept tensors as their site's axes.
+    Raises: SiteError for a layer the model lacks; EditError for an edit of a wrong shape or one
+            whose site this model never computes; PromptError, TokenError for bad prompts.
+    """
+    if not isinstance(tokens, Tokens):
+        tokens = model.tokenize(tokens)
+    tokens = tokens.to(model.device)
+    tap = _Tap(model.config, tokens, keep, edit)
+    with torch.set_grad_enabled(grad):
+        x = _embed(model.config, model.weights, tokens.ids, tap, grad)
+        for layer, block in enumerate(model.weights.blocks):
+            x = _block(model.config, block, layer, x, tap)
+        x = tap(Site.FINAL_RESID, None, x)
+        x = apply_norm(model.config, model.weights.final_norm, x, tap, (None, Site.FINAL_SCALE))
+        x = tap(Site.FINAL_NORMED, None, x)
+        tap.check_all_met()
+        out = None
+        if logits != "none":
+            if logits == "last":
+                x = take_last(Site.FINAL_NORMED, x, tokens.last)
+            out = unembed(model.config, model.weights, x)
+    return Trace(tokens, tap.values, tap.lasts, out, model.config.n_layers)
+
+
+def _embed(
+    config: ModelConfig, weights: Weights, ids: Int[Tensor, "batch pos"], tap: _Tap, grad: bool
+) -> Float[Tensor, "batch pos d_model"]:
+    embed = F.embedding(ids, weights.W_E)
+    if config.embed_scale != 1.0:
+        # rounded to the model's dtype first, as the checkpoints were trained
+        embed = embed * torch.tensor(config.embed_scale, dtype=embed.dtype, device=embed.device)
+    if grad:
+        embed = embed.requires_grad_()
+    x = tap(Site.EMBED, None, embed)
+    if weights.W_pos is not None:
+        rows = torch.arange(ids.shape[1], device=ids.device) + config.position_offset
+        pos_embed = weights.W_pos[rows].expand_as(x)
+        x = x + tap(Site.POS_EMBED, None, pos_embed)
+    return x
+
+
+def _block(
+    config: ModelConfig, block: Block, layer: int, x: Float[Tensor, "batch pos d_model"], tap: _Tap
+) -> Float[Tensor, "batch pos d_model"]:
+    resid_pre = tap(Site.RESID_PRE, layer, x)
+    attn_out = _attention(config, block, layer, tap(Site.ATTN_IN, layer, resid_pre), tap)
+    attn_out = tap(Site.ATTN_OUT, layer, attn_out)
+    if config.parallel:
+        mlp_out = _mlp(config, block, layer, tap(Site.MLP_IN, layer, resid_pre), tap)
+        x = resid_pre + attn_out + tap(Site.MLP_OUT, layer, mlp_out)
+    else:
+        resid_mid = tap(Site.RESID_MID, layer, resid_pre + attn_out)
+        mlp_out = _mlp(config, block, layer, tap(Site.MLP_IN, layer, resid_mid), tap)
+        x = resid_mid + tap(Site.MLP_OUT, layer, mlp_out)
+    return tap(Site.RESID_POST, layer, x)
+
+
+def _attention(
+    config: ModelConfig, block: Block, layer: int, x: Float[Tensor, "batch pos d_model"], tap: _Tap
+) -> Float[Tensor, "batch pos d_model"]:
+    attn = block.attn
+    normed = apply_norm(config, block.attn_norm, x, tap, (layer, Site.ATTN_SCALE))
+    normed = tap(Site.ATTN_NORMED, layer, normed)
+
+    def project_from(site: Site, W: Tensor, b: Tensor | None) -> Tensor:
+        """Project what this site's heads read: one stream for all, or one each where split."""
+        if not tap.wants(site, layer):
+            return project(normed, W, b)
+        split = tap(site, layer, x.unsqueeze(2).expand(-1, -1, W.shape[0], -1))
+        read = apply_norm(config, block.attn_norm, split)
+        out = torch.einsum("bphd,hde->bphe", read, W)
+        return out if b is None else out + b
+
+    q = tap(Site.Q, layer, project_from(Site.Q_IN, attn.W_Q, attn.b_Q))
+    k = tap(Site.K, layer, project_from(Site.K_IN, attn.W_K, attn.b_K))
+    v = tap(Site.V, layer, project_from(Site.V_IN, attn.W_V, attn.b_V))
+    positions = torch.arange(x.shape[1], device=x.device)
+    q, k = position_queries_and_keys(config, attn, layer, q, k, positions, positions)
+    q, k = tap(Site.ROT_Q, layer, q), tap(Site.ROT_K, layer, k)
+
+    visible = visible_keys(config, layer, positions, positions)
+    if tap.wants(Site.ATTN_SCORES, layer) or tap.wants(Site.PATTERN, layer):
+        scores = tap(Site.ATTN_SCORES, layer, attention_scores(config, layer, q, k, visible))
+        pattern = tap(Site.PATTERN, layer, softmax(scores))
+        z = mix_values(pattern, v)
+    else:
+        z = attend(config, layer, q, k, v, visible)
+    z = tap(Site.Z, layer, z)
+
+    if tap.wants(Site.RESULT, layer):
+        result = tap(Site.RESULT, layer, torch.einsum("bphe,hed->bphd", z, attn.W_O))
+        out = result.sum(2) if attn.b_O is None else result.sum(2) + attn.b_O
+    else:
+        out = merge_heads(z, attn)
+    if block.attn_post_norm is not None:
+        out = apply_norm(config, block.attn_post_norm, out, tap, (layer, Site.ATTN_POST_SCALE))
+    return out
+
+
+def _mlp(
+    config: ModelConfig, block: Block, layer: int, x: Float[Tensor, "batch pos d_model"], tap: _Tap
+) -> Float[Tensor, "batch pos d_model"]:
+    normed = apply_norm(config, block.mlp_norm, x, tap, (layer, Site.MLP_SCALE))
+    normed = tap(Site.MLP_NORMED, layer, normed)
+    out = mlp(config, block.mlp, normed, tap, layer)
+    if block.mlp_post_norm is not None:
+        out = apply_norm(config, block.mlp_post_norm, out, tap, (layer, Site.MLP_POST_SCALE))
+    return out
+
+
+# The parts. Each works on any leading axes, so that a sweep can run them on rows of its own.
+
+
+def apply_norm(
+    config: ModelConfig,
+    norm: Norm | None,
+    x: Float[Tensor, "*rows d"],
+    tap: _Tap | None = None,
+    where: tuple[int | None, Site] | None = None,
+) -> Float[Tensor, "*rows d"]:
+    """Normalise the last axis; None leaves it alone.
+
+    The scale is its own site where a tap wants it: sqrt(variance + eps), or the root mean square.
+    """
+    if norm is None or config.norm == "none":
+        return x
+    weight = norm_weight(config, norm)
+    if tap is None or where is None or not tap.wants(where[1], where[0]):
+        if config.norm == "layer":
+            return F.layer_norm(x, x.shape[-1:], weight, norm.bias, config.norm_eps)
+        return rms_norm(x, weight, config.norm_eps)
+    scale = tap(where[1], where[0], norm_scale(config, x))
+    if config.norm == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    out = (x / scale.to(x)) if weight is None else (x / scale.to(x)) * weight
+    return out if norm.bias is None else out + norm.bias
+
+
+def norm_scale(config: ModelConfig, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows one"]:
+    """What a norm divides by: sqrt(variance + eps) for LayerNorm, sqrt(mean square + eps) for RMS."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    if config.norm == "layer":
+        wide = wide - wide.mean(-1, keepdim=True)
+    return (wide.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
+
+
+def norm_weight(config: ModelConfig, norm: Norm) -> Float[Tensor, " d"] | None:
+    """The factor a norm multiplies by, as the forward pass uses it."""
+    if norm.weight is None or config.norm_weight_offset == 0.0:
+        return norm.weight
+    return norm.weight + config.norm_weight_offset
+
+
+def rms_norm(
+    x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"] | None, eps: float
+) -> Float[Tensor, "*rows d"]:
+    """x / sqrt(mean x² + eps) · weight, the mean taken in at least float32."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    out = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return out.to(x.dtype) if weight is None else (out * weight).to(x.dtype)
+
+
+def project(
+    x: Float[Tensor, "*rows d_model"],
+    W: Float[Tensor, "head d_model d_head"],
+    b: Float[Tensor, "head d_head"] | None,
+) -> Float[Tensor, "*rows head d_head"]:
+    """Each head's linear map of the stream, all heads in one matrix product."""
+    n_heads, d_model, d_head = W.shape
+    flat = W.permute(1, 0, 2).reshape(d_model, n_heads * d_head)
+    rows = x.reshape(-1, d_model)
+    out = rows @ flat if b is None else torch.addmm(b.reshape(-1), rows, flat)
+    return out.view(*x.shape[:-1], n_heads, d_head)
+
+
+def merge_heads(
+    z: Float[Tensor, "*rows head d_head"], attn: Attention
+) -> Float[Tensor, "*rows d_model"]:
+    """Sum over heads of z W_O, plus b_O."""
+    flat = attn.W_O.reshape(-1, attn.W_O.shape[-1])
+    rows = z.reshape(-1, flat.shape[0])
+    out = rows @ flat if attn.b_O is None else torch.addmm(attn.b_O, rows, flat)
+    return out.view(*z.shape[:-2], -1)
+
+
+def position_queries_and_keys(
+    config: ModelConfig,
+    attn: Attention,
+    layer: int,
+    q: Float[Tensor, "batch query_pos head d_head"],
+    k: Float[Tensor, "batch key_pos kv_head d_head"],
+    query_positions: Int[Tensor, " query_pos"],
+    key_positions: Int[Tensor, " key_pos"],
+) -> tuple[
+    Float[Tensor, "batch query_pos head d_head"], Float[Tensor, "batch key_pos kv_head d_head"]
+]:
+    """Normalise queries and keys where the family does, then rotate them to their positions."""
+    if config.qk_norm != "none":
+        assert attn.q_norm is not None
+        assert attn.k_norm is not None
+        q, k = _qk_norm(config, attn.q_norm, q), _qk_norm(config, attn.k_norm, k)
+    rotary = config.rotary[layer] if config.rotary else None
+    if rotary is None:
+        return q, k
+    return rotate(q, query_positions, rotary), rotate(k, key_positions, rotary)
+
+
+def _qk_norm(
+    config: ModelConfig, norm: Norm, x: Float[Tensor, "batch pos head d_head"]
+) -> Float[Tensor, "batch pos head d_head"]:
+    shape = x.shape
+    if config.qk_norm == "all":
+        x = x.flatten(-2)
+    weight = norm_weight(config, norm)
+    if config.qk_norm_kind == "layer":
+        # StableLM has one weight row per head; the mean and variance are each head's own
+        x = F.layer_norm(x, x.shape[-1:], None, None, config.norm_eps)
+        x = x if weight is None else x * weight
+        x = x if norm.bias is None else x + norm.bias
+    else:
+        x = rms_norm(x, weight, config.norm_eps)
+    return x.view(shape)
+
+
+def rotate(
+    x: Float[Tensor, "batch pos head d_head"], positions: Int[Tensor, " pos"], rotary: Rotary
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Rotate pairs of a head's first dimensions by position times frequency."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    frequencies = torch.tensor(rotary.inverse_frequencies, dtype=wide, device=x.device)
+    angles = positions.to(wide)[:, None, None] * frequencies  # pos 1 pair
+    cos = (angles.cos() * rotary.magnitude).to(x.dtype)
+    sin = (angles.sin() * rotary.magnitude).to(x.dtype)
+    turned, rest = x[..., : rotary.dim], x[..., rotary.dim :]
+    if rotary.interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+    else:
+        a, b = turned.chunk(2, -1)
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    return torch.cat((turned, rest), -1)
+
+
+def visible_keys(
+    config: ModelConfig,
+    layer: int,
+    query_positions: Int[Tensor, " query_pos"],
+    key_positions: Int[Tensor, " key_pos"],
+) -> Bool[Tensor, "query_pos key_pos"]:
+    """Which keys each query may look at: not the future, and not past the layer's window."""
+    distance = query_positions[:, None] - key_positions[None, :]
+    window = config.windows[layer] if config.windows else None
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
+def attention_scores(
+    config: ModelConfig,
+    layer: int,
+    q: Float[Tensor, "batch query_pos head d_head"],
+    k: Float[Tensor, "batch key_pos kv_head d_head"],
+    visible: Bool[Tensor, "query_pos key_pos"],
+) -> Float[Tensor, "batch head query_pos key_pos"]:
+    """q·k times the layer's scale, soft-capped where the family does; -inf where not visible."""
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * config.attn_scale[layer]
+    if config.attn_softcap is not None:
+        scores = config.attn_softcap * torch.tanh(scores / config.attn_softcap)
+    return scores.masked_fill(~visible, float("-inf"))
+
+
+def softmax(
+    scores: Float[Tensor, "batch head query_pos key_pos"],
+) -> Float[Tensor, "batch head query_pos key_pos"]:
+    """Over keys, in at least float32."""
+    if scores.dtype == torch.float64:
+        return scores.softmax(-1)
+    return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
+
+
+def mix_values(
+    pattern: Float[Tensor, "batch head query_pos key_pos"],
+    v: Float[Tensor, "batch key_pos kv_head d_head"],
+) -> Float[Tensor, "batch query_pos head d_head"]:
+    """Each head's values averaged by its pattern."""
+    v = v.repeat_interleave(pattern.shape[1] // v.shape[2], 2)
+    return torch.einsum("bhqk,bkhd->bqhd", pattern, v)
+
+
+def attend(
+    config: ModelConfig,
+    layer: int,
+    q: Float[Tensor, "batch query_pos head d_head"],
+    k: Float[Tensor, "batch key_pos kv_head d_head"],
+    v: Float[Tensor, "batch key_pos kv_head d_head"],
+    visible: Bool[Tensor, "query_pos key_pos"],
+) -> Float[Tensor, "batch query_pos head d_head"]:
+    """Scores, softmax and mixing in one fused kernel, for when nobody looks at the pattern."""
+    if config.attn_softcap is not None:
+        return mix_values(softmax(attention_scores(config, layer, q, k, visible)), v)
+    groups = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
+    n = q.shape[1]
+    causal = n == k.shape[1] and not (config.windows and config.windows[layer] is not None)
+    z = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=None if causal else visible,
+        is_causal=causal,
+        scale=config.attn_scale[layer],
+    )
+    return z.transpose(1, 2)
+
+
+def mlp(
+    config: ModelConfig,
+    weights: MLP,
+    x: Float[Tensor, "*rows d_model"],
+    tap: _Tap | None = None,
+    layer: int = 0,
+) -> Float[Tensor, "*rows d_model"]:
+    """act(x W_in + b_in) W_out + b_out; gated: act(x W_gate) * (x W_in)."""
+    tap = tap or _NO_TAP
+    pre = tap(Site.MLP_PRE, layer, _linear(x, weights.W_in, weights.b_in))
+    if weights.W_gate is None:
+        post = activate(config, pre)
+    else:
+        gate = tap(Site.MLP_GATE, layer, _linear(x, weights.W_gate, weights.b_gate))
+        post = activate(config, gate) * pre
+    post = tap(Site.MLP_POST, layer, post)
+    return _linear(post, weights.W_out, weights.b_out)
+
+
+def activate(config: ModelConfig, x: Float[Tensor, "*rows d_mlp"]) -> Float[Tensor, "*rows d_mlp"]:
+    """The MLP's nonlinearity."""
+    match config.activation:
+        case "gelu_new":
+            return F.gelu(x, approximate="tanh")
+        case "gelu":
+            return F.gelu(x)
+        case "relu":
+            return F.relu(x)
+        case "silu":
+            return F.silu(x)
+        case "identity":
+            return x
+
+
+def unembed(
+    config: ModelConfig, weights: Weights, x: Float[Tensor, "*rows d_model"]
+) -> Float[Tensor, "*rows d_vocab"]:
+    """Logits of the final normalised stream."""
+    logits = _linear(x, weights.W_U, weights.b_U)
+    cap = config.final_softcap
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _linear(
+    x: Float[Tensor, "*rows m"], W: Float[Tensor, "m n"], b: Float[Tensor, " n"] | None
+) -> Float[Tensor, "*rows n"]:
+    rows = x.reshape(-1, x.shape[-1])
+    out = rows @ W if b is None else torch.addmm(b, rows, W)
+    return out.view(*x.shape[:-1], -1)
+
+
+def take_last(site: Site, x: Tensor, last: Int[Tensor, " batch"]) -> Tensor:
+    """Each prompt's last position along the site's pos (or query_pos) axis, which disappears."""
+    dim = next(i for i, axis in enumerate(site.axes) if axis in ("pos", "query_pos"))
+    index = last.view(-1, *[1] * (x.ndim - 1)).expand(
+        *(1 if i == dim else n for i, n in enumerate(x.shape))
+    )
+    return x.gather(dim, index).squeeze(dim)
+
+
+class _Tap:
+    """Where a run meets its requests: applies a site's edits, then keeps what is asked."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokens: Tokens | None,
+        keep: Iterable[Keep | Site | str],
+        edit: Iterable[Edit],
+    ) -> None:
+        self.last = None if tokens is None else tokens.last
+        self.values: dict[Address, Tensor] = {}
+        self.lasts: dict[Address, Tensor] = {}
+        self._keep: dict[Address, set[bool]] = {}
+        for what in map(Keep.of, keep):
+            for address in what.addresses(config.n_layers):
+                self._keep.setdefault(address, set()).add(what.last)
+        self._edits: dict[Address, list[Edit]] = {}
+        for change in edit:
+            (address,) = Keep(
+                change.site, None if change.layer is None else (change.layer,)
+            ).addresses(config.n_layers if change.layer is not None else 1)
+            if change.site.layered and change.layer is None:
+                raise EditError(f"an edit at {change.site.value} names no layer")
+            self._edits.setdefault(address, []).append(change)
+        self._unmet = set(self._edits) | set(self._keep)
+
+    def wants(self, site: Site, layer: int | None) -> bool:
+        return (site, layer) in self._keep or (site, layer) in self._edits
+
+    def __call__(self, site: Site, layer: int | None, x: Tensor) -> Tensor:
+        address = (site, layer)
+        self._unmet.discard(address)
+        if address in self._edits:
+            x = apply_edits(self._edits[address], x)
+        for last in self._keep.get(address, ()):
+            if last:
+                assert self.last is not None
+                self.lasts[address] = take_last(site, x, self.last)
+            else:
+                self.values[address] = x
+        return x
+
+    def check_all_met(self) -> None:
+        """An edit or a keep of something this model never computes must not pass in silence."""
+        if self._unmet:
+            names = sorted({site.value for site, _ in self._unmet})
+            raise EditError(
+                f"this model never computes {', '.join(names)}",
+                hint="Sites of norms, gates, rotations or positions exist only where the "
+                "architecture has them; a parallel block has no resid_mid",
+            )
+
+
+_NO_TAP = _Tap.__new__(_Tap)
+_NO_TAP._keep, _NO_TAP._edits, _NO_TAP._unmet = {}, {}, set()
+_NO_TAP.values, _NO_TAP.lasts, _NO_TAP.last = {}, {}, None

@@ -1,0 +1,83 @@
+"""What is a model here? Its shape, its parameters, its tokenizer, and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from casestudy.model.config import ModelConfig
+from casestudy.model.tokens import Tokenizer, Tokens
+from casestudy.model.weights import Weights, map_tensors
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder, ready to be handed to `run` and to the measurements. It is never changed.
+
+    Attributes:
+        name: what the user called it ("tiny", "gpt2", a path).
+        source: where the weights were read from, with the revision where there is one.
+        rewrites: names of the weight rewrites applied (see `folding`), in order.
+    """
+
+    config: ModelConfig
+    weights: Weights = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
+    name: str
+    source: str = "memory"
+    rewrites: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.weights.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' number format."""
+        return self.weights.W_E.dtype
+
+    @cached_property
+    def weight_hash(self) -> str:
+        """SHA-256 of the parameters as they are now: names, shapes, formats and bytes."""
+        digest = hashlib.sha256()
+        seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
+        for name, tensor in self.weights.named():
+            if name == "W_U" and self.config.tied_unembedding:
+                continue
+            key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+            if key in seen:
+                continue
+            seen.add(key)
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(_bytes(tensor))
+        return digest.hexdigest()
+
+    def tokenize(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        prepend_bos: bool | None = None,
+        parse_special: bool = False,
+    ) -> Tokens:
+        """Prompts as tokens on the model's device; see `Tokenizer.tokenize`."""
+        tokens = self.tokenizer.tokenize(
+            prompts, prepend_bos=prepend_bos, parse_special=parse_special
+        )
+        return tokens.to(self.device)
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Model:
+        """The same model on another device or in another number format."""
+        return replace(self, weights=map_tensors(self.weights, lambda t: t.to(device, dtype)))
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().tobytes()

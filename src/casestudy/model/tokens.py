@@ -1,0 +1,250 @@
+"""How does text become token ids, and back?
+
+A `Tokenizer` wraps one tokenizer.json with the model's BOS rule; `Tokens` are the ids of some
+prompts, padded on the right, with their lengths. BOS is prepended at most once, special-token text
+inside a prompt is ordinary text unless asked otherwise, and nothing is truncated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from tokenizers import Tokenizer as HFTokenizer
+from torch import Tensor
+
+from casestudy.errors import ModelError, PromptError, TokenError
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Prompts as ids, padded on the right to a rectangle.
+
+    Attributes:
+        ids: (batch, pos); what stands in the padding means nothing.
+        lengths: how many of each row are the prompt's own.
+        bos: whether each row starts with a BOS that was prepended.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    lengths: Int[Tensor, " batch"]
+    bos: bool = False
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], *, pad: int = 0, bos: bool = False) -> Tokens:
+        """From lists of ids, padded with `pad`."""
+        if not rows or not all(len(row) for row in rows):
+            raise PromptError("no tokens", allowed="at least one token per prompt")
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), pad, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(list(row), dtype=torch.long)
+        return cls(ids, torch.tensor([len(row) for row in rows]), bos)
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def last(self) -> Int[Tensor, " batch"]:
+        """Index of each prompt's last token."""
+        return self.lengths - 1
+
+    @property
+    def mask(self) -> Bool[Tensor, "batch pos"]:
+        """True at the prompts' own tokens, False in the padding."""
+        width = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return width < self.lengths[:, None]
+
+    def rows(self) -> list[list[int]]:
+        """Each prompt's ids without padding."""
+        return [
+            row[:n] for row, n in zip(self.ids.tolist(), self.lengths.tolist(), strict=True)
+        ]
+
+    def __getitem__(self, index: slice | Sequence[int]) -> Tokens:
+        """Some of the prompts, padded only as far as they need."""
+        rows = self.rows()
+        chosen = rows[index] if isinstance(index, slice) else [rows[i] for i in index]
+        return Tokens.of(chosen, bos=self.bos).to(self.ids.device)
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """The same tokens on another device."""
+        if self.ids.device == torch.device(device):
+            return self
+        return Tokens(self.ids.to(device), self.lengths.to(device), self.bos)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer with its model's conventions.
+
+    Attributes:
+        backend: the Hugging Face `tokenizers` object.
+        bos_id: id of the beginning-of-text token, None where the tokenizer defines none.
+        eos_id: id of the end-of-text token, None where there is none.
+        prepend_bos: the family's convention, the default of every method.
+        n_ctx: the longest prompt the model can read.
+    """
+
+    backend: HFTokenizer
+    bos_id: int | None
+    eos_id: int | None
+    prepend_bos: bool
+    n_ctx: int
+    special: frozenset[int] = frozenset()
+
+    @classmethod
+    def from_directory(cls, folder: Path, *, prepend_bos: bool, n_ctx: int) -> Tokenizer:
+        """Read tokenizer.json, and the BOS and EOS tokens from the configuration beside it.
+
+        Raises: ModelError when tokenizer.json is missing or is not one.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ModelError(
+                f"{folder} has no tokenizer.json",
+                hint="Save the tokenizer there with transformers: "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(folder)",
+            )
+        try:
+            backend = HFTokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 (the library raises a bare Exception)
+            raise ModelError(f"{path} is not a tokenizer: {error}") from error
+        special = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
+
+        def id_of(kind: str) -> int | None:
+            # A null in the tokenizer's own files means "none", whatever the model's config says.
+            for name in ("tokenizer_config.json", "special_tokens_map.json"):
+                entries = _json(folder / name)
+                if kind in entries:
+                    entry = entries[kind]
+                    text = entry["content"] if isinstance(entry, dict) else entry
+                    return None if text is None else backend.token_to_id(text)
+            for name in ("generation_config.json", "config.json"):
+                entry = _json(folder / name).get(f"{kind}_id")
+                if isinstance(entry, int) and entry in special:
+                    return entry
+            return None
+
+        bos, eos = id_of("bos_token"), id_of("eos_token")
+        return cls(backend, bos, eos, prepend_bos and bos is not None, n_ctx, frozenset(special))
+
+    @property
+    def d_vocab(self) -> int:
+        """How many ids the tokenizer can produce, added tokens included."""
+        return int(self.backend.get_vocab_size(with_added_tokens=True))
+
+    def ids(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """A text's ids, nothing prepended.
+
+        Args:
+            text: any text.
+            parse_special: read "<|endoftext|>" and its like as the special token, not as text.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the text holds a lone surrogate at character {error.start}",
+                allowed="text that can be written as UTF-8",
+            ) from error
+        self.backend.encode_special_tokens = not parse_special
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def tokenize(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        prepend_bos: bool | None = None,
+        parse_special: bool = False,
+    ) -> Tokens:
+        """Prompts as `Tokens`.
+
+        Args:
+            prompts: a text or texts.
+            prepend_bos: start each with BOS; by default as the family does. A text that already
+                starts with it (parsed on request) gets no second one.
+            parse_special: see `ids`.
+
+        Raises: PromptError for an empty or too long prompt; TokenError where BOS is asked of a
+            tokenizer that defines none.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        bos = self.prepend_bos if prepend_bos is None else prepend_bos
+        if bos and self.bos_id is None:
+            raise TokenError("this tokenizer defines no BOS token", allowed="prepend_bos=False")
+        if not prompts:
+            raise PromptError("no prompts", allowed="at least one")
+        rows = []
+        for i, prompt in enumerate(prompts):
+            if prompt == "":
+                raise PromptError(f"prompt {i} is empty", allowed="at least one character")
+            row = self.ids(prompt, parse_special=parse_special)
+            if bos and self.bos_id is not None and row[:1] != [self.bos_id]:
+                row = [self.bos_id, *row]
+            if len(row) > self.n_ctx:
+                raise PromptError(
+                    f"prompt {i} is {len(row)} tokens long",
+                    allowed=f"at most {self.n_ctx}, BOS included",
+                    hint="Shorten it: nothing is truncated silently",
+                )
+            rows.append(row)
+        return Tokens.of(rows, pad=self.eos_id or 0, bos=bos)
+
+    def single(self, text: str) -> int:
+        """The id of a text that is one token.
+
+        Raises: TokenError saying which tokens it is otherwise.
+        """
+        ids = self.ids(text, parse_special=True)
+        if len(ids) != 1:
+            pieces = ", ".join(repr(s) for s in self.strings(ids)) or "nothing"
+            raise TokenError(
+                f"{text!r} is {len(ids)} tokens: {pieces}",
+                allowed="a text that is exactly one token",
+                hint="A word in mid-sentence carries its leading space, as in ' He'",
+            )
+        return ids[0]
+
+    def strings(self, ids: Sequence[int] | Int[Tensor, " pos"]) -> list[str]:
+        """Each id's own text. An id that is part of a character shows as U+FFFD."""
+        ids = ids.tolist() if isinstance(ids, Tensor) else ids
+        return [self.string(id) for id in ids]
+
+    def string(self, id: int) -> str:
+        """One id's text.
+
+        Raises: TokenError for an id the vocabulary does not hold.
+        """
+        if self.backend.id_to_token(id) is None:
+            raise TokenError(f"token id {id}", allowed=f"0 to {self.d_vocab - 1}")
+        return str(self.backend.decode([id], skip_special_tokens=False))
+
+    def vocabulary(self) -> list[str]:
+        """Every id's text, by id."""
+        return [
+            "" if self.backend.id_to_token(id) is None else self.string(id)
+            for id in range(self.d_vocab)
+        ]
+
+    def is_special(self, id: int) -> bool:
+        """Whether an id is a control token rather than text."""
+        return id in self.special
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object's entries; none where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+    if not isinstance(entries, dict):
+        raise ModelError(f"{path} does not hold a JSON object")
+    return entries

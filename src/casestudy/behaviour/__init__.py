@@ -1,0 +1,1 @@
+"""What is asked of a model: prompts, contrasts, classes, roles, counterfactuals."""

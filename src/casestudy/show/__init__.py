@@ -1,0 +1,1 @@
+"""Looking: figures, reports, the live page. Works from stored studies, without torch."""

@@ -1,0 +1,1 @@
+"""Running measurements together, and keeping what they gave."""

@@ -167,9 +167,7 @@ def concatenate(grids: Sequence[Grid], axis: str = "prompt") -> Grid:
     axes[dim] = Axis(axis, labels)
 
     def widen(array: Array) -> Array:
-        pad = [
-            (0, 0 if i == dim else len(axes[i]) - size) for i, size in enumerate(array.shape)
-        ]
+        pad = [(0, 0 if i == dim else len(axes[i]) - size) for i, size in enumerate(array.shape)]
         return np.pad(array, pad, constant_values=np.nan) if any(p[1] for p in pad) else array
 
     values = np.concatenate([widen(grid.values) for grid in grids], dim)
@@ -178,3 +176,55 @@ def concatenate(grids: Sequence[Grid], axis: str = "prompt") -> Grid:
         for key in sorted({key for grid in grids for key in grid.error})
     }
     return replace(first, values=values, axes=tuple(axes), error=error)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Measured rows that are not an array: predictions, exclusions, scores.
+
+    Attributes:
+        name: also the file name in a study ("predictions").
+        columns: equally long lists, by column name.
+        about: one sentence: what a row is.
+    """
+
+    name: str
+    columns: Mapping[str, list[Any]]
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(column) for name, column in self.columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise MeasureError(f"{self.name}: columns of unequal length {lengths}")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary per row."""
+        names = list(self.columns)
+        return [
+            dict(zip(names, row, strict=True)) for row in zip(*self.columns.values(), strict=True)
+        ]
+
+    def to_polars(self) -> pl.DataFrame:
+        """The table as a polars frame."""
+        import polars as pl
+
+        return pl.DataFrame(dict(self.columns), strict=False)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table as a pandas frame (pandas has to be installed)."""
+        return self.to_polars().to_pandas()
+
+    def _repr_html_(self) -> str:
+        from casestudy.show.figures import table_html
+
+        return table_html(self)
+
+
+Result = Grid | Table
+
+
+def concatenate_tables(tables: Sequence[Table]) -> Table:
+    """Join chunks of one table, row after row."""
+    first = tables[0]
+    columns = {name: [v for t in tables for v in t.columns[name]] for name in first.columns}
+    return replace(first, columns=columns)

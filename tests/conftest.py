@@ -1,0 +1,88 @@
+"""What every test starts from: checked shapes, few threads, no network, and small models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Before anything imports huggingface_hub, which reads them once: no test reaches a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+# Before anything imports casestudy: every annotated shape and type in it is checked.
+install_import_hook("casestudy", "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from tests.helpers import gpt2_tokenizer_json, write_gpt2  # noqa: E402
+
+from casestudy.model.loading import load  # noqa: E402
+from casestudy.model.model import Model  # noqa: E402
+from casestudy.model.tokens import Tokenizer  # noqa: E402
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
+
+# The suite says the same on every run and every machine; a slow one is no failure.
+settings.register_profile("casestudy", deadline=None, derandomize=True, print_blob=False)
+settings.load_profile("casestudy")
+
+ROOT = Path(__file__).resolve().parents[1]
+GPT2_TOKENIZER = "CASESTUDY_GPT2_TOKENIZER"
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folders of small random GPT-2 checkpoints, one per set of options; see `write_gpt2`."""
+    made: dict[str, Path] = {}
+
+    def make(**options: int) -> Path:
+        key = repr(sorted(options.items()))
+        if key not in made:
+            made[key] = write_gpt2(tmp_path_factory.mktemp("toy"), **options)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy(toy_folder: Callable[..., Path]) -> Callable[..., Model]:
+    """Small random GPT-2 models: `toy()`, `toy(n_layer=3, seed=1, dtype="float64")`."""
+    made: dict[str, Model] = {}
+
+    def make(dtype: str = "float32", **options: int) -> Model:
+        key = repr((dtype, sorted(options.items())))
+        if key not in made:
+            made[key] = load(toy_folder(**options), dtype=dtype, device="cpu")
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_model(toy: Callable[..., Model]) -> Model:
+    """A random GPT-2 of two layers and four heads, float32, with the bundled tokenizer."""
+    return toy()
+
+
+@pytest.fixture(scope="session")
+def toy_model64(toy: Callable[..., Model]) -> Model:
+    """`toy_model` in float64."""
+    return toy(dtype="float64")
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """GPT-2's own tokenizer, where its two files are."""
+    folder = Path(os.environ.get(GPT2_TOKENIZER, ROOT.parent / "shared" / "gpt2-tokenizer"))
+    if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
+        pytest.skip(
+            f"GPT-2's vocab.json and merges.txt are not in {folder}; "
+            f"set {GPT2_TOKENIZER} to a folder that holds them"
+        )
+    built = gpt2_tokenizer_json(folder, tmp_path_factory.mktemp("gpt2-tokenizer"))
+    return Tokenizer.from_directory(built, prepend_bos=True, n_ctx=1024)

@@ -62,9 +62,7 @@ class Tokens:
 
     def rows(self) -> list[list[int]]:
         """Each prompt's ids without padding."""
-        return [
-            row[:n] for row, n in zip(self.ids.tolist(), self.lengths.tolist(), strict=True)
-        ]
+        return [row[:n] for row, n in zip(self.ids.tolist(), self.lengths.tolist(), strict=True)]
 
     def __getitem__(self, index: slice | Sequence[int]) -> Tokens:
         """Some of the prompts, padded only as far as they need."""
@@ -187,14 +185,21 @@ class Tokenizer:
             row = self.ids(prompt, parse_special=parse_special)
             if bos and self.bos_id is not None and row[:1] != [self.bos_id]:
                 row = [self.bos_id, *row]
-            if len(row) > self.n_ctx:
-                raise PromptError(
-                    f"prompt {i} is {len(row)} tokens long",
-                    allowed=f"at most {self.n_ctx}, BOS included",
-                    hint="Shorten it: nothing is truncated silently",
-                )
-            rows.append(row)
+            rows.append(self.check_length(row, f"prompt {i}"))
         return Tokens.of(rows, pad=self.eos_id or 0, bos=bos)
+
+    def check_length(self, row: list[int], what: str = "the prompt") -> list[int]:
+        """The row itself, when the model can read that many tokens.
+
+        Raises: PromptError naming the length and the limit.
+        """
+        if len(row) > self.n_ctx:
+            raise PromptError(
+                f"{what} is {len(row)} tokens long",
+                allowed=f"at most {self.n_ctx}, BOS included",
+                hint="Shorten it: nothing is truncated silently",
+            )
+        return row
 
     def single(self, text: str) -> int:
         """The id of a text that is one token.

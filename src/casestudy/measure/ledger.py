@@ -1,0 +1,191 @@
+"""Who wrote a logit difference? An account whose terms add up to it exactly.
+
+The residual stream before the final norm is the sum of the embedding, the positions, and every
+attention and MLP layer's output. With the final norm's scale frozen at its traced value, the norm and
+the unembedding are linear, so each of these parts has its own share in the contrast. What a
+projection of the stream leaves out is the norm's own bias: through the unembedding it gives every
+token a constant, b_U, and between " He" and " he" it does not cancel. It is a term like the others.
+
+Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; folding as in
+TransformerLens, done here on the fly: no weight is rewritten. Cost: one projection per part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.prompts import Behaviour
+from casestudy.measure.batch import Batch, Measurement, run_batch
+from casestudy.measure.result import Axis, Grid, Result
+from casestudy.model.config import ModelConfig
+from casestudy.model.decoder import Trace, norm_weight
+from casestudy.model.model import Model
+from casestudy.model.sites import Keep, Site
+
+B_U = "final norm bias (b_U)"
+"""The term that a projection of the residual stream leaves out."""
+
+
+def final_direction(
+    model: Model, contrast: Contrast, scale: Float[Tensor, "batch one"] | None
+) -> Float[Tensor, "batch d_model"]:
+    """What a part of the final stream is dotted with to give its share of a contrast, in float64.
+
+    The norm's weight and (for LayerNorm) mean subtraction are folded into Σₜ weightₜ W_U[:, t], and
+    its frozen scale divides.
+
+    Args:
+        model: whose norm and unembedding.
+        contrast: one direction per prompt.
+        scale: the final norm's scale at each prompt's last position; None without a final norm.
+    """
+    u = contrast.directions(model.weights)
+    norm = model.weights.final_norm
+    if norm is None or scale is None:
+        return u
+    weight = norm_weight(model.config, norm)
+    if weight is not None:
+        u = u * weight.double()
+    if model.config.norm == "layer":
+        u = u - u.mean(1, keepdim=True)
+    return u / scale.double()
+
+
+def keep_for_ledger(config: ModelConfig) -> Sequence[Keep]:
+    """The sites a ledger reads, at the last positions only."""
+    sites = [Site.EMBED, Site.ATTN_OUT, Site.MLP_OUT, Site.FINAL_NORMED]
+    if config.learned_positions:
+        sites.append(Site.POS_EMBED)
+    if config.norm != "none":
+        sites.append(Site.FINAL_SCALE)
+    return [site.at(last=True) for site in sites]
+
+
+def ledger_terms(
+    model: Model, trace: Trace, contrast: Contrast
+) -> tuple[tuple[str, ...], Float[Tensor, "term batch"]]:
+    """The terms of a contrast, by name.
+
+    Shape:  (term, batch), at each prompt's last position, in float64.
+    Unit:   logits; the final norm's scale is frozen at its traced value.
+    Raises: SiteNotKept when the trace was made without `keep_for_ledger`.
+    """
+    config, weights = model.config, model.weights
+    scale = trace.last(Site.FINAL_SCALE) if config.norm != "none" else None
+    direction = final_direction(model, contrast, scale)
+
+    def share(key: Site | tuple[Site, int]) -> Tensor:
+        return (trace.last(key).double() * direction).sum(1)
+
+    terms = {"embed": share(Site.EMBED)}
+    if config.learned_positions:
+        terms["pos_embed"] = share(Site.POS_EMBED)
+    for layer in range(config.n_layers):
+        terms[f"attn {layer}"] = share((Site.ATTN_OUT, layer))
+        terms[f"mlp {layer}"] = share((Site.MLP_OUT, layer))
+    if weights.final_norm is not None and weights.final_norm.bias is not None:
+        terms[B_U] = contrast.directions(weights) @ weights.final_norm.bias.double()
+    if weights.b_U is not None:
+        terms["unembedding bias"] = _weighted(contrast, weights.b_U.expand(len(contrast), -1))
+    if config.final_softcap is not None:
+        terms["soft cap"] = _soft_cap(model, trace, contrast)
+    if bool((contrast.constant != 0).any()):
+        terms["entropy term"] = contrast.constant.to(direction.device)
+    return tuple(terms), torch.stack(list(terms.values()))
+
+
+def _weighted(
+    contrast: Contrast, per_token: Float[Tensor, "batch d_vocab"]
+) -> Float[Tensor, " batch"]:
+    """Σₜ weightₜ xₜ, without the contrast's constant."""
+    device = per_token.device
+    chosen = per_token.gather(1, contrast.ids.to(device)).double()
+    return (chosen * contrast.weights.to(device)).sum(1)
+
+
+def _soft_cap(model: Model, trace: Trace, contrast: Contrast) -> Float[Tensor, " batch"]:
+    """What capping the logits takes from, or gives to, the contrast."""
+    cap = model.config.final_softcap
+    assert cap is not None
+    columns = model.weights.W_U.T[contrast.ids.to(model.device)].double()
+    raw = torch.einsum("bd,bkd->bk", trace.last(Site.FINAL_NORMED).double(), columns)
+    if model.weights.b_U is not None:
+        raw = raw + model.weights.b_U[contrast.ids.to(model.device)].double()
+    change = cap * torch.tanh(raw / cap) - raw
+    return (change * contrast.weights.to(model.device)).sum(1)
+
+
+def gap_bound(dtype: torch.dtype, terms: Float[Tensor, "term batch"]) -> Float[Tensor, " batch"]:
+    """How far the terms may be from the logit difference: law 1.
+
+    max(1e-4, 1e-6 Σ|terms|) in float32, 1e-9 in float64 (scaled likewise); infinite in bfloat16,
+    where the gap is shown and promises nothing.
+    """
+    size = terms.abs().sum(0)
+    if dtype == torch.float64:
+        return (1e-15 * size).clamp(min=1e-9)
+    if dtype == torch.float32:
+        return (1e-6 * size).clamp(min=1e-4)
+    return torch.full_like(size, float("inf"))
+
+
+def measure_ledger(batch: Batch) -> list[Result]:
+    """The ledger of every contrast, and its check."""
+    names: tuple[str, ...] = ()
+    accounts, checks = [], []
+    for contrast in batch.contrasts:
+        names, terms = ledger_terms(batch.model, batch.trace, contrast)
+        value = contrast.value(batch.logits)
+        total = terms.sum(0)
+        without = total - terms[names.index(B_U)] if B_U in names else total
+        gap, bound = (total - value).abs(), gap_bound(batch.model.dtype, terms)
+        accounts.append(terms)
+        checks.append(torch.stack([value, total, gap, bound, without]))
+    check = torch.stack(checks).cpu().numpy()
+    gaps, bounds = torch.stack(checks)[:, 2], torch.stack(checks)[:, 3]
+    known = ~gaps.isnan()
+    error = {}
+    if bool(known.any()):
+        worst = (gaps[known] / bounds[known]).argmax()
+        error = {"gap": float(gaps[known][worst]), "bound": float(bounds[known][worst])}
+    quantities = ("logit difference", "sum of terms", "gap", "bound", "without b_U")
+    return [
+        Grid(
+            "ledger",
+            torch.stack(accounts).cpu().numpy(),
+            (batch.contrast_axis, Axis("term", names), batch.prompt_axis),
+            "logits",
+            error=error,
+            about="Each part's share of the logit difference, the final norm's scale frozen at its "
+            "traced value; the terms sum to the logit difference.",
+        ),
+        Grid(
+            "ledger.check",
+            check,
+            (batch.contrast_axis, Axis("quantity", quantities), batch.prompt_axis),
+            "logits",
+            about="The ledger's sum beside the logits' own difference, and without b_U.",
+        ),
+    ]
+
+
+LEDGER = Measurement("ledger", keep_for_ledger, measure_ledger)
+
+
+def ledger(model: Model, behaviour: Behaviour, *, prepend_bos: bool | None = None) -> Grid:
+    """Share every contrast of a behaviour among the parts of the model that wrote it.
+
+    Shape:  (contrast, term, prompt), at each prompt's last position.
+    Unit:   logits.
+    Error:  `error["gap"]` is the largest difference between the sum of the terms and the logit
+            difference, `error["bound"]` what law 1 allows there.
+    """
+    batch = run_batch(model, behaviour, range(len(behaviour)), [LEDGER], prepend_bos=prepend_bos)
+    grid = measure_ledger(batch)[0]
+    assert isinstance(grid, Grid)
+    return grid

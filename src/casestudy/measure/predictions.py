@@ -1,0 +1,184 @@
+"""What does the model expect next, and where does a given answer stand?
+
+Top-k tokens with logit and probability at each prompt's last position, the answers' ranks (rank 0
+is the first), and the exact log-probability of an answer of several tokens. Cost: the unembedding
+at the positions asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.errors import TokenError
+from casestudy.measure.batch import Batch, Measurement, run_batch
+from casestudy.measure.result import Grid, Result, Table
+from casestudy.model.decoder import run, unembed
+from casestudy.model.model import Model
+from casestudy.model.sites import Keep, Site
+from casestudy.model.tokens import Tokens
+
+TOP_K = 20
+
+
+def predictions(
+    model: Model,
+    prompts: str | Sequence[str],
+    *,
+    top_k: int = TOP_K,
+    prepend_bos: bool | None = None,
+) -> Table:
+    """The most probable next tokens.
+
+    Rows:   one per prompt and rank, with token, id, logit and probability.
+    Raises: PromptError for a prompt that cannot be run.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    trace = run(model, model.tokenize(texts, prepend_bos=prepend_bos), logits="last")
+    assert trace.logits is not None
+    return _top(model, trace.logits, range(len(texts)), top_k)
+
+
+def _top(
+    model: Model, logits: Float[Tensor, "batch d_vocab"], labels: Sequence[int], top_k: int
+) -> Table:
+    top_k = min(top_k, logits.shape[1])
+    best = logits.topk(top_k, dim=1)
+    probs = _probabilities(logits).gather(1, best.indices)
+    ids = best.indices.flatten().tolist()
+    return Table(
+        "predictions",
+        {
+            "prompt": [i for i in labels for _ in range(top_k)],
+            "rank": list(range(top_k)) * len(labels),
+            "token": model.tokenizer.strings(ids),
+            "id": ids,
+            "logit": best.values.flatten().tolist(),
+            "prob": probs.flatten().tolist(),
+        },
+        "The most probable next tokens; rank 0 is the first.",
+    )
+
+
+def _probabilities(logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, "batch d_vocab"]:
+    return logits.double().softmax(1)
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """Where an answer stands after a prompt.
+
+    Attributes:
+        tokens: the answer's tokens.
+        log_prob: natural logarithm of its probability, by the chain rule over its tokens.
+        rank, logit: of a single token among the next-token predictions; None for several tokens.
+    """
+
+    answer: str
+    tokens: tuple[str, ...]
+    log_prob: float
+    rank: int | None
+    logit: float | None
+
+
+def score_answer(
+    model: Model, prompt: str, answer: str, *, prepend_bos: bool | None = None
+) -> AnswerScore:
+    """The exact log-probability of an answer of one or more tokens after a prompt.
+
+    The answer is tokenised by itself and appended, so that the prompt's tokens stay what they are.
+
+    Raises: TokenError for an empty answer; PromptError when both together exceed the context.
+    """
+    ids = model.tokenizer.ids(answer)
+    if not ids:
+        raise TokenError("the answer is empty", allowed="at least one token")
+    head = model.tokenize(prompt, prepend_bos=prepend_bos).rows()[0]
+    row = head + ids
+    # The last token is only predicted, never read.
+    tokens = Tokens.of([model.tokenizer.check_length(row[:-1])]).to(model.device)
+    trace = run(model, tokens, keep=[Site.FINAL_NORMED])
+    at = slice(len(head) - 1, len(row) - 1)
+    logits = unembed(model.config, model.weights, trace[Site.FINAL_NORMED][0, at])
+    log_probs = logits.double().log_softmax(1)
+    log_prob = float(sum(log_probs[i, id] for i, id in enumerate(ids)))
+    single = len(ids) == 1
+    return AnswerScore(
+        answer,
+        tuple(model.tokenizer.strings(ids)),
+        log_prob,
+        rank=int((logits[0] > logits[0, ids[0]]).sum()) if single else None,
+        logit=float(logits[0, ids[0]]) if single else None,
+    )
+
+
+def measure_predictions(batch: Batch) -> list[Result]:
+    """Top-k, answers with their counterparts, what was passed over, and the logit differences."""
+    return [
+        _top(batch.model, batch.logits, batch.index, TOP_K),
+        _answers(batch),
+        _passed_over(batch),
+        Grid(
+            "logit_difference",
+            torch.stack([c.value(batch.logits) for c in batch.contrasts]).cpu().numpy(),
+            (batch.contrast_axis, batch.prompt_axis),
+            "logits",
+            about="logit(answer) - logit(counterpart) at each prompt's last position",
+        ),
+    ]
+
+
+def _answers(batch: Batch) -> Table:
+    probs = _probabilities(batch.logits)
+    columns: dict[str, list[object]] = {
+        name: [] for name in ("prompt", "form", "token", "id", "rank", "logit", "prob")
+    }
+    for row, (label, answer) in enumerate(zip(batch.index, batch.answers.chosen, strict=True)):
+        if answer is None:
+            continue
+        for form, text in {"answer": answer.text, **answer.counterparts}.items():
+            id = batch.model.tokenizer.single(text)
+            logit = batch.logits[row, id]
+            rank = int((batch.logits[row] > logit).sum())
+            values = (label, form, text, id, rank, float(logit), float(probs[row, id]))
+            for name, value in zip(columns, values, strict=True):
+                columns[name].append(value)
+    return Table("answers", columns, "Each prompt's answer and counterparts; rank 0 is the first.")
+
+
+def _passed_over(batch: Batch) -> Table:
+    passed = batch.answers.passed_over
+    return Table(
+        "passed_over",
+        {
+            "prompt": [batch.index[p.prompt] for p in passed],
+            "candidate": [p.candidate for p in passed],
+            "rank": [p.rank for p in passed],
+            "why": [p.why for p in passed],
+        },
+        "Predictions that could not be the answer, and why.",
+    )
+
+
+PREDICTIONS = Measurement("predictions", lambda config: (), measure_predictions)
+
+
+def logit_difference(
+    model: Model, behaviour: Behaviour, *, prepend_bos: bool | None = None
+) -> Grid:
+    """The contrasts of a behaviour's prompts.
+
+    Shape:  (contrast, prompt), at each prompt's last position.
+    Unit:   logits; NaN where a prompt has no such answer and counterpart.
+    """
+    batch = run_batch(
+        model, behaviour, range(len(behaviour)), [PREDICTIONS], prepend_bos=prepend_bos
+    )
+    return next(
+        r for r in measure_predictions(batch) if isinstance(r, Grid)
+    )

@@ -16,23 +16,60 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from casestudy.behaviour.answers import choose_answers
+    from casestudy.behaviour.contrast import Contrast
+    from casestudy.behaviour.presets import preset
+    from casestudy.behaviour.prompts import Behaviour, Prompt
+    from casestudy.measure.ledger import ledger
+    from casestudy.measure.predictions import logit_difference, predictions, score_answer
+    from casestudy.measure.result import Grid, Table
     from casestudy.model.decoder import Trace, run
     from casestudy.model.edits import Edit
     from casestudy.model.loading import load
     from casestudy.model.model import Model
     from casestudy.model.sites import Keep, Site
+    from casestudy.study.study import Study, open_study, study
 
-_PLACES = {
-    "load": "casestudy.model.loading",
-    "Model": "casestudy.model.model",
-    "run": "casestudy.model.decoder",
-    "Trace": "casestudy.model.decoder",
-    "Edit": "casestudy.model.edits",
-    "Site": "casestudy.model.sites",
-    "Keep": "casestudy.model.sites",
+_ROOMS = {
+    "casestudy.model.loading": ("load",),
+    "casestudy.model.model": ("Model",),
+    "casestudy.model.decoder": ("Trace", "run"),
+    "casestudy.model.edits": ("Edit",),
+    "casestudy.model.sites": ("Keep", "Site"),
+    "casestudy.behaviour.prompts": ("Behaviour", "Prompt"),
+    "casestudy.behaviour.presets": ("preset",),
+    "casestudy.behaviour.answers": ("choose_answers",),
+    "casestudy.behaviour.contrast": ("Contrast",),
+    "casestudy.measure.predictions": ("logit_difference", "predictions", "score_answer"),
+    "casestudy.measure.ledger": ("ledger",),
+    "casestudy.measure.result": ("Grid", "Table"),
+    "casestudy.study.study": ("Study", "open_study", "study"),
 }
+_PLACES = {name: room for room, names in _ROOMS.items() for name in names}
 
-__all__ = ["Edit", "Keep", "Model", "Site", "Trace", "load", "run"]
+__all__ = [
+    "Behaviour",
+    "Contrast",
+    "Edit",
+    "Grid",
+    "Keep",
+    "Model",
+    "Prompt",
+    "Site",
+    "Study",
+    "Table",
+    "Trace",
+    "choose_answers",
+    "ledger",
+    "load",
+    "logit_difference",
+    "open_study",
+    "predictions",
+    "preset",
+    "run",
+    "score_answer",
+    "study",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """Who wrote a logit difference? An account whose terms add up to it exactly.
 
 The residual stream before the final norm is the sum of the embedding, the positions, and every
-attention and MLP layer's output. With the final norm's scale frozen at its traced value, the norm and
-the unembedding are linear, so each of these parts has its own share in the contrast. What a
+attention and MLP layer's output. With the final norm's scale frozen at its traced value, the norm
+and the unembedding are linear, so each of these parts has its own share in the contrast. What a
 projection of the stream leaves out is the norm's own bias: through the unembedding it gives every
 token a constant, b_U, and between " He" and " he" it does not cancel. It is a term like the others.
 

@@ -7,6 +7,7 @@ at the positions asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,13 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.behaviour.prompts import Behaviour
 from casestudy.errors import TokenError
 from casestudy.measure.batch import Batch, Measurement, run_batch
 from casestudy.measure.result import Grid, Result, Table
 from casestudy.model.decoder import run, unembed
 from casestudy.model.model import Model
-from casestudy.model.sites import Keep, Site
+from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
 
 TOP_K = 20
@@ -84,6 +85,11 @@ class AnswerScore:
     log_prob: float
     rank: int | None
     logit: float | None
+
+    @property
+    def prob(self) -> float:
+        """The answer's probability."""
+        return math.exp(self.log_prob)
 
 
 def score_answer(
@@ -179,6 +185,4 @@ def logit_difference(
     batch = run_batch(
         model, behaviour, range(len(behaviour)), [PREDICTIONS], prepend_bos=prepend_bos
     )
-    return next(
-        r for r in measure_predictions(batch) if isinstance(r, Grid)
-    )
+    return next(r for r in measure_predictions(batch) if isinstance(r, Grid))

@@ -88,15 +88,24 @@ class Grid:
         """Fix axes at a label: `grid.select(prompt="3")`; those axes disappear."""
         grid = self
         for name, label in where.items():
-            dim, axis = grid.dim(name), grid.axis(name)
-            if label not in axis.labels:
-                shown = ", ".join(axis.labels[:20])
-                raise MeasureError(f"{self.name}: no {name} {label!r}", allowed=shown)
-            i = axis.labels.index(label)
-            grid = grid._map(
-                lambda a, i=i, dim=dim: np.take(a, i, dim), grid.axes[:dim] + grid.axes[dim + 1 :]
-            )
+            grid = grid._drop(name, label)
         return grid
+
+    def _drop(self, name: str, label: str) -> Grid:
+        dim, labels = self.dim(name), self.axis(name).labels
+        if label not in labels:
+            shown = ", ".join(labels[:20])
+            raise MeasureError(f"{self.name}: no {name} {label!r}", allowed=shown)
+        i = labels.index(label)
+        return self._map(lambda a: np.take(a, i, dim), self.axes[:dim] + self.axes[dim + 1 :])
+
+    def take(self, axis: str, labels: Sequence[str]) -> Grid:
+        """These places of one axis, in this order."""
+        dim, known = self.dim(axis), self.axis(axis).labels
+        place = {label: i for i, label in enumerate(known)}
+        index = [place[label] for label in labels]
+        axes = (*self.axes[:dim], Axis(axis, tuple(labels)), *self.axes[dim + 1 :])
+        return self._map(lambda a: np.take(a, index, dim), axes)
 
     def _map(self, function: Callable[[Array], Array], axes: tuple[Axis, ...]) -> Grid:
         def maybe(a: Array | None) -> Array | None:

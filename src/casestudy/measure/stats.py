@@ -21,9 +21,7 @@ RESAMPLES = 1000
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)
 
 
-def mean_over_prompts(
-    grid: Grid, *, documents: Sequence[str] | None = None, seed: int = 0
-) -> Grid:
+def mean_over_prompts(grid: Grid, *, documents: Sequence[str] | None = None, seed: int = 0) -> Grid:
     """The mean over a grid's prompt axis, with n and a 95 % interval.
 
     Args:

@@ -28,7 +28,7 @@ _HARMLESS = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
     *("use_cache", "initializer_range", "gradient_checkpointing", "task_specific_params"),
     *("output_attentions", "output_hidden_states", "return_dict", "is_decoder"),
-    *("is_encoder_decoder", "id2label", "label2id", "problem_type", "finetuning_task"),
+    *("is_encoder_decoder", "id2label", "label2id", "_num_labels", "problem_type", "finetuning_task"),
     *("chunk_size_feed_forward", "prefix", "tokenizer_class", "cross_attention_hidden_size"),
     *("tie_encoder_decoder", "pruned_heads", "torchscript", "use_bfloat16", "tf_legacy_loss"),
     *("remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"),
@@ -222,7 +222,7 @@ def _gpt2_config(fields: Fields) -> ModelConfig:
     fields.only("reorder_and_upcast_attn", False)
     fields.only("add_cross_attention", False)
     fields.only("tie_word_embeddings", True)
-    fields.ignore("embd_pdrop", "attn_pdrop", "resid_pdrop", "n_positions")
+    fields.ignore("embd_pdrop", "attn_pdrop", "resid_pdrop", "n_positions", "n_ctx")
     fields.ignore(*(f"summary_{k}" for k in ("type", "use_proj", "activation")))
     fields.ignore("summary_proj_to_labels", "summary_first_dropout")
     d_head = d_model // n_heads

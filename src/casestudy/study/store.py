@@ -179,17 +179,23 @@ class Store:
 
         Raises: StudyError naming a file that is damaged.
         """
-        import polars as pl
+        paths = sorted((self.folder / "tables").glob("*.parquet"))
+        return {path.stem: read_table(path) for path in paths}
 
-        tables = {}
-        for path in sorted((self.folder / "tables").glob("*.parquet")):
-            try:
-                about = pl.read_parquet_metadata(path).get("about", "")
-                columns = pl.read_parquet(path).to_dict(as_series=False)
-            except (pl.exceptions.PolarsError, OSError) as error:
-                raise StudyError(f"{path} cannot be read: {error}") from error
-            tables[path.stem] = Table(path.stem, columns, about)
-        return tables
+
+def read_table(path: Path) -> Table:
+    """Read one table that `write_final` wrote.
+
+    Raises: StudyError naming a file that is damaged.
+    """
+    import polars as pl
+
+    try:
+        about = pl.read_parquet_metadata(path).get("about", "")
+        columns = pl.read_parquet(path).to_dict(as_series=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise StudyError(f"{path} cannot be read: {error}") from error
+    return Table(path.stem, columns, about)
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
@@ -198,7 +204,7 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     described: list[dict[str, Any]] = []
     for result in results:
         if isinstance(result, Table):
-            entry = {"kind": "table", "columns": dict(result.columns)}
+            entry: dict[str, Any] = {"kind": "table", "columns": dict(result.columns)}
         else:
             for part in ("values", "lower", "upper", "n"):
                 array = getattr(result, part)
@@ -206,7 +212,7 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
                     arrays[f"{result.name}/{part}"] = np.ascontiguousarray(array)
             entry = {
                 "kind": "grid",
-                "axes": [[axis.name, list(axis.labels)] for axis in result.axes],
+                "axes": [{"name": a.name, "labels": list(a.labels)} for a in result.axes],
                 "unit": result.unit,
                 "error": dict(result.error),
             }
@@ -234,15 +240,18 @@ def read_results(path: Path) -> list[Result]:
         if entry["kind"] == "table":
             results.append(Table(entry["name"], entry["columns"], entry["about"]))
             continue
-        parts = {p: arrays.get(f"{entry['name']}/{p}") for p in ("values", "lower", "upper", "n")}
+        name = entry["name"]
         results.append(
             Grid(
-                name=entry["name"],
-                axes=tuple(Axis(name, tuple(labels)) for name, labels in entry["axes"]),
+                name=name,
+                values=arrays[f"{name}/values"],
+                lower=arrays.get(f"{name}/lower"),
+                upper=arrays.get(f"{name}/upper"),
+                n=arrays.get(f"{name}/n"),
+                axes=tuple(Axis(a["name"], tuple(a["labels"])) for a in entry["axes"]),
                 unit=entry["unit"],
                 error=entry["error"],
                 about=entry["about"],
-                **parts,
             )
         )
     return results

@@ -96,6 +96,7 @@ def study(
     only: Sequence[str] | None = None,
     prepend_bos: bool | None = None,
     top_k: int = 100,
+    chunk_tokens: int = CHUNK_TOKENS,
     progress: Progress | None = None,
 ) -> Study:
     """Run a behaviour's measurements on a model, or continue where a run of the same was killed.
@@ -107,6 +108,7 @@ def study(
         only: names of measurements; all by default.
         prepend_bos: the family's convention by default.
         top_k: how many predictions to look through for an answer.
+        chunk_tokens: how many tokens to run at once; a continued study keeps its stored plan.
         progress: told how many prompts are done.
 
     Raises: StudyError where the folder holds another study or cannot be written; BehaviourError,
@@ -128,7 +130,10 @@ def study(
         "behaviour": _describe_behaviour(behaviour),
         "settings": settings,
         "measurements": [m.name for m in measurements],
-        "plan": {"chunks": plan_chunks(lengths), "threads": torch.get_num_threads()},
+        "plan": {
+            "chunks": plan_chunks(lengths, chunk_tokens=chunk_tokens),
+            "threads": torch.get_num_threads(),
+        },
         "not_measured": [{"what": what, "why": why} for what, why in _NOT_MEASURED],
         "created": _now(),
         "state": "running",

@@ -1,0 +1,131 @@
+"""Laws 3 and 5: neighbours do not matter, and a study that died goes on to the same numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import casestudy.study.study as study_module
+from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.errors import StudyError
+from casestudy.measure.result import Grid, Table
+from casestudy.model.model import Model
+from casestudy.study.study import open_study, plan_chunks, study
+
+TEXTS = ("Go.", "This is a sentence.", "It was late. She went home.", "Hello. Hello.", "No. Yes.")
+
+
+def behaviour(*texts: str) -> Behaviour:
+    prompts = tuple(Prompt(text, answer=" He", group="g") for text in texts)
+    return Behaviour("test", "Why?", prompts)
+
+
+def grids(folder: Path) -> dict[str, Grid]:
+    return open_study(folder).grids
+
+
+def test_results_do_not_depend_on_chunks_or_order(toy_model: Model, tmp_path: Path) -> None:
+    study(behaviour(*TEXTS), toy_model, out=tmp_path / "one", chunk_tokens=10**6)
+    study(behaviour(*TEXTS), toy_model, out=tmp_path / "many", chunk_tokens=1)
+    study(behaviour(*TEXTS[::-1]), toy_model, out=tmp_path / "back", chunk_tokens=20)
+    one, many, back = (grids(tmp_path / name) for name in ("one", "many", "back"))
+    assert one.keys() == many.keys()
+    for name, grid in one.items():
+        if name == "ledger.check" or "prompt" not in [axis.name for axis in grid.axes]:
+            continue  # a check holds rounding errors themselves
+        scale = np.nanmax(np.abs(grid.values))
+        np.testing.assert_allclose(many[name].values, grid.values, atol=1e-5 * scale, err_msg=name)
+        turned = back[name].take("prompt", [str(i) for i in reversed(range(len(TEXTS)))])
+        np.testing.assert_allclose(turned.values, grid.values, atol=1e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("survived", [0, 1, 3])
+def test_a_study_that_died_goes_on_to_the_same_bits(
+    toy_model: Model, tmp_path: Path, monkeypatch: Any, survived: int
+) -> None:
+    whole = study(behaviour(*TEXTS), toy_model, out=tmp_path / "whole", chunk_tokens=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(study_module, "run_batch", dies_after(survived))
+        with pytest.raises(KeyboardInterrupt):
+            study(behaviour(*TEXTS), toy_model, out=tmp_path / "killed", chunk_tokens=1)
+    assert open_study(tmp_path / "killed").manifest["state"] == "running"
+    resumed = study(behaviour(*TEXTS), toy_model, out=tmp_path / "killed")
+    assert resumed.manifest["state"] == "complete"
+    for name, grid in whole.grids.items():
+        np.testing.assert_array_equal(resumed.grids[name].values, grid.values, err_msg=name)
+    for name, table in whole.tables.items():
+        assert resumed.tables[name].columns == table.columns, name
+
+
+def dies_after(chunks: int) -> Any:
+    real, done = study_module.run_batch, []
+
+    def run_batch(*args: Any, **kwargs: Any) -> Any:
+        if len(done) == chunks:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*args, **kwargs)
+
+    return run_batch
+
+
+def test_a_bad_prompt_costs_only_itself(toy_model: Model, tmp_path: Path) -> None:
+    good = study(behaviour("Go.", "Yes."), toy_model, out=tmp_path / "good")
+    bad = study(behaviour("Go.", "", "no " * 500, "Yes."), toy_model, out=tmp_path / "bad")
+    prompts = bad["prompts"]
+    assert isinstance(prompts, Table)
+    assert prompts.columns["error"][0] is None
+    assert "prompt 0 is empty" in prompts.columns["error"][1]
+    assert "tokens long" in prompts.columns["error"][2]
+    np.testing.assert_allclose(
+        bad.grids["logit_difference.mean"].values, good.grids["logit_difference.mean"].values
+    )
+
+
+def test_no_prompt_at_all_is_an_error(toy_model: Model, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="no prompt can be run; the first: prompt 0 is empty"):
+        study(behaviour("", ""), toy_model, out=tmp_path / "s")
+    assert not (tmp_path / "s").exists(), "nothing is made for nothing"
+
+
+def test_a_prompt_without_an_answer_is_listed_with_the_reason(
+    toy_model: Model, tmp_path: Path
+) -> None:
+    prompts = (Prompt("Go."), Prompt("Yes.", answer=" He"))
+    done = study(Behaviour("b", "?", prompts), toy_model, out=tmp_path / "s", top_k=1)
+    table = done["prompts"]
+    assert isinstance(table, Table)
+    assert "no usable space+Capital token" in table.columns["error"][0]
+    assert np.isnan(done.grids["logit_difference"].values[:, 0]).all()
+    assert done.grids["logit_difference.mean"].n is not None
+    assert done.grids["logit_difference.mean"].n.tolist() == [1, 1, 1]
+
+
+def test_a_changed_setting_is_refused_naming_it(toy_model: Model, tmp_path: Path) -> None:
+    study(behaviour("Go."), toy_model, out=tmp_path / "s")
+    with pytest.raises(StudyError, match=r"settings: stored .*100.*now .*50"):
+        study(behaviour("Go."), toy_model, out=tmp_path / "s", top_k=50)
+    with pytest.raises(StudyError, match="behaviour"):
+        study(behaviour("Go!"), toy_model, out=tmp_path / "s")
+
+
+def test_unknown_measurements_are_refused(toy_model: Model) -> None:
+    with pytest.raises(StudyError, match="no measurement is called tea"):
+        study(behaviour("Go."), toy_model, only=["tea"])
+
+
+def test_chunks_hold_every_prompt_once_within_the_budget() -> None:
+    lengths = [5, None, 3, 50, 4, 4, 7, None, 12]
+    chunks = plan_chunks(lengths, chunk_tokens=12, chunk_prompts=2)
+    assert sorted(i for chunk in chunks for i in chunk) == [0, 2, 3, 4, 5, 6, 8]
+    for chunk in chunks:
+        width = max(lengths[i] or 0 for i in chunk)
+        assert len(chunk) == 1 or width * len(chunk) <= 12
+        assert len(chunk) <= 2
+
+
+def test_a_result_is_found_by_name(toy_model: Model, tmp_path: Path) -> None:
+    done = study(behaviour("Go."), toy_model, out=tmp_path / "s", only=["predictions"])
+    with pytest.raises(StudyError, match="has no 'ledger'.*Allowed: .*answers"):
+        done["ledger"]

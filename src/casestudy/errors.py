@@ -20,12 +20,12 @@ class CasestudyError(Exception):
         self.came = came
         self.allowed = allowed
         self.hint = hint
-        parts = [came.rstrip(".") + "."]
-        if allowed:
-            parts.append(f"Allowed: {allowed.rstrip('.')}.")
-        if hint:
-            parts.append(hint.rstrip(".") + ".")
-        super().__init__(" ".join(parts))
+        parts = [came, f"Allowed: {allowed}" if allowed else "", hint or ""]
+        super().__init__(" ".join(map(_sentence, filter(None, parts))))
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 class PromptError(CasestudyError, ValueError):

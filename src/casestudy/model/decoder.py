@@ -2,7 +2,7 @@
 
 `run` is the only forward pass and the only interception point: it takes tokens, what to keep and
 what to edit, and returns a `Trace`. It is written to be read from top to bottom; the functions it
-is made of (`apply_norm`, `project`, `rotate`, `attention_scores`, `mlp`) are the ones the sweep engine uses.
+is made of (`apply_norm`, `project`, `rotate`, `attention_scores`, `mlp`) are those a sweep uses.
 
 Prompts of unequal length are padded on the right. A causal decoder never looks right, so a prompt's
 activations do not depend on its padding; those at padded positions mean nothing.
@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from casestudy.errors import EditError, SiteNotKept
+from casestudy.errors import EditError, PromptError, SiteError, SiteNotKept, TokenError
 from casestudy.model.config import ModelConfig, Rotary
 from casestudy.model.edits import Edit, apply_edits
 from casestudy.model.model import Model
@@ -79,15 +79,20 @@ class Trace:
     ) -> Address:
         name, layer = key if isinstance(key, tuple) else (key, None)
         site = Site(name)
-        if layer is not None:
-            layer = check_layer(layer, self.n_layers)
-        if (site, layer) in known:
-            return site, layer
         if site.layered and layer is None:
-            raise SiteNotKept(f"{site.value} exists in every layer", hint=f'Say trace["{site.value}", layer]')
-        where = site.value if layer is None else f"{site.value}, layer {layer}"
-        only_last = " at every position" if (site, layer) in self.lasts else ""
-        raise SiteNotKept(f"{where} was not kept{only_last}", hint=f'Add Site("{site.value}") to keep=')
+            raise SiteNotKept(
+                f"{site.value} exists in every layer", hint=f'Say trace["{site.value}", layer]'
+            )
+        if not site.layered and layer is not None:
+            raise SiteNotKept(f"{site.value} exists once", hint=f'Say trace["{site.value}"]')
+        address = (site, None if layer is None else check_layer(layer, self.n_layers))
+        if address not in known:
+            where = site.value if layer is None else f"{site.value}, layer {layer}"
+            only_last = " at every position" if address in self.lasts else ""
+            raise SiteNotKept(
+                f"{where} was not kept{only_last}", hint=f'Add Site("{site.value}") to keep='
+            )
+        return address
 
 
 def run(
@@ -110,19 +115,22 @@ def run(
         grad: build an autograd graph, from the embeddings on; kept tensors are part of it.
 
     Shape:  logits (batch, d_vocab) or (batch, pos, d_vocab); kept tensors as their site's axes.
-    Raises: SiteError for a layer the model lacks; EditError for an edit of a wrong shape or one
-            whose site this model never computes; PromptError, TokenError for bad prompts.
+    Raises: SiteError for a layer or site the model lacks; EditError for an edit of a wrong shape or
+            of a site this model never computes; PromptError, TokenError for bad prompts.
     """
+    if logits not in get_args(Logits):
+        raise PromptError(f"logits={logits!r}", allowed=", ".join(get_args(Logits)))
     if not isinstance(tokens, Tokens):
         tokens = model.tokenize(tokens)
     tokens = tokens.to(model.device)
-    tap = _Tap(model.config, tokens, keep, edit)
+    _check_fit(model.config, tokens)
+    tap = _Tap(model.config.n_layers, keep, edit, tokens.last)
     with torch.set_grad_enabled(grad):
         x = _embed(model.config, model.weights, tokens.ids, tap, grad)
         for layer, block in enumerate(model.weights.blocks):
             x = _block(model.config, block, layer, x, tap)
         x = tap(Site.FINAL_RESID, None, x)
-        x = apply_norm(model.config, model.weights.final_norm, x, tap, (None, Site.FINAL_SCALE))
+        x = apply_norm(model.config, model.weights.final_norm, x, tap, (Site.FINAL_SCALE, None))
         x = tap(Site.FINAL_NORMED, None, x)
         tap.check_all_met()
         out = None
@@ -131,6 +139,19 @@ def run(
                 x = take_last(Site.FINAL_NORMED, x, tokens.last)
             out = unembed(model.config, model.weights, x)
     return Trace(tokens, tap.values, tap.lasts, out, model.config.n_layers)
+
+
+def _check_fit(config: ModelConfig, tokens: Tokens) -> None:
+    """Tokens made by hand may be longer, or of another vocabulary, than the model's own."""
+    if tokens.ids.shape[1] > config.n_ctx:
+        raise PromptError(
+            f"a prompt of {tokens.ids.shape[1]} tokens", allowed=f"at most {config.n_ctx}"
+        )
+    low, high = (int(end) for end in tokens.ids.aminmax())
+    if low < 0 or high >= config.d_vocab:
+        raise TokenError(
+            f"token id {low if low < 0 else high}", allowed=f"0 to {config.d_vocab - 1}"
+        )
 
 
 def _embed(
@@ -146,6 +167,8 @@ def _embed(
     if weights.W_pos is not None:
         rows = torch.arange(ids.shape[1], device=ids.device) + config.position_offset
         pos_embed = weights.W_pos[rows].expand_as(x)
+        if grad:
+            pos_embed = pos_embed.requires_grad_()
         x = x + tap(Site.POS_EMBED, None, pos_embed)
     return x
 
@@ -170,13 +193,19 @@ def _attention(
     config: ModelConfig, block: Block, layer: int, x: Float[Tensor, "batch pos d_model"], tap: _Tap
 ) -> Float[Tensor, "batch pos d_model"]:
     attn = block.attn
-    normed = apply_norm(config, block.attn_norm, x, tap, (layer, Site.ATTN_SCALE))
+    normed = apply_norm(config, block.attn_norm, x, tap, (Site.ATTN_SCALE, layer))
     normed = tap(Site.ATTN_NORMED, layer, normed)
 
     def project_from(site: Site, W: Tensor, b: Tensor | None) -> Tensor:
         """Project what this site's heads read: one stream for all, or one each where split."""
         if not tap.wants(site, layer):
             return project(normed, W, b)
+        if tap.edits(Site.ATTN_SCALE, layer) or tap.edits(Site.ATTN_NORMED, layer):
+            raise EditError(
+                f"{site.value}, layer {layer}, is normalised head by head, past the edit of "
+                "attn_scale or attn_normed",
+                hint="Edit attn_in, or do the two in separate runs",
+            )
         split = tap(site, layer, x.unsqueeze(2).expand(-1, -1, W.shape[0], -1))
         read = apply_norm(config, block.attn_norm, split)
         out = torch.einsum("bphd,hde->bphe", read, W)
@@ -204,18 +233,18 @@ def _attention(
     else:
         out = merge_heads(z, attn)
     if block.attn_post_norm is not None:
-        out = apply_norm(config, block.attn_post_norm, out, tap, (layer, Site.ATTN_POST_SCALE))
+        out = apply_norm(config, block.attn_post_norm, out, tap, (Site.ATTN_POST_SCALE, layer))
     return out
 
 
 def _mlp(
     config: ModelConfig, block: Block, layer: int, x: Float[Tensor, "batch pos d_model"], tap: _Tap
 ) -> Float[Tensor, "batch pos d_model"]:
-    normed = apply_norm(config, block.mlp_norm, x, tap, (layer, Site.MLP_SCALE))
+    normed = apply_norm(config, block.mlp_norm, x, tap, (Site.MLP_SCALE, layer))
     normed = tap(Site.MLP_NORMED, layer, normed)
     out = mlp(config, block.mlp, normed, tap, layer)
     if block.mlp_post_norm is not None:
-        out = apply_norm(config, block.mlp_post_norm, out, tap, (layer, Site.MLP_POST_SCALE))
+        out = apply_norm(config, block.mlp_post_norm, out, tap, (Site.MLP_POST_SCALE, layer))
     return out
 
 
@@ -227,32 +256,40 @@ def apply_norm(
     norm: Norm | None,
     x: Float[Tensor, "*rows d"],
     tap: _Tap | None = None,
-    where: tuple[int | None, Site] | None = None,
+    where: Address | None = None,
 ) -> Float[Tensor, "*rows d"]:
     """Normalise the last axis; None leaves it alone.
 
-    The scale is its own site where a tap wants it: sqrt(variance + eps), or the root mean square.
+    The scale is a site of its own, at `where`, and computed apart only if the tap wants it.
     """
     if norm is None or config.norm == "none":
         return x
     weight = norm_weight(config, norm)
-    if tap is None or where is None or not tap.wants(where[1], where[0]):
+    if tap is None or where is None or not tap.wants(*where):
         if config.norm == "layer":
             return F.layer_norm(x, x.shape[-1:], weight, norm.bias, config.norm_eps)
         return rms_norm(x, weight, config.norm_eps)
-    scale = tap(where[1], where[0], norm_scale(config, x))
+    wide = _at_least_float32(x)
     if config.norm == "layer":
-        x = x - x.mean(-1, keepdim=True)
-    out = (x / scale.to(x)) if weight is None else (x / scale.to(x)) * weight
-    return out if norm.bias is None else out + norm.bias
+        wide = wide - wide.mean(-1, keepdim=True)
+    out = wide / tap(*where, norm_scale(config, x))
+    out = out if weight is None else out * weight
+    return (out if norm.bias is None else out + norm.bias).to(x.dtype)
 
 
 def norm_scale(config: ModelConfig, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows one"]:
-    """What a norm divides by: sqrt(variance + eps) for LayerNorm, sqrt(mean square + eps) for RMS."""
-    wide = x if x.dtype == torch.float64 else x.float()
+    """What a norm divides by: LayerNorm's sqrt(variance + eps), RMSNorm's sqrt(mean square + eps).
+
+    At least float32, whatever the stream's number format.
+    """
+    wide = _at_least_float32(x)
     if config.norm == "layer":
         wide = wide - wide.mean(-1, keepdim=True)
     return (wide.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
+
+
+def _at_least_float32(x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def norm_weight(config: ModelConfig, norm: Norm) -> Float[Tensor, " d"] | None:
@@ -266,7 +303,7 @@ def rms_norm(
     x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"] | None, eps: float
 ) -> Float[Tensor, "*rows d"]:
     """x / sqrt(mean x² + eps) · weight, the mean taken in at least float32."""
-    wide = x if x.dtype == torch.float64 else x.float()
+    wide = _at_least_float32(x)
     out = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return out.to(x.dtype) if weight is None else (out * weight).to(x.dtype)
 
@@ -372,7 +409,7 @@ def attention_scores(
     visible: Bool[Tensor, "query_pos key_pos"],
 ) -> Float[Tensor, "batch head query_pos key_pos"]:
     """q·k times the layer's scale, soft-capped where the family does; -inf where not visible."""
-    k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)
+    k = _per_query_head(k, q.shape[2])
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * config.attn_scale[layer]
     if config.attn_softcap is not None:
         scores = config.attn_softcap * torch.tanh(scores / config.attn_softcap)
@@ -393,7 +430,7 @@ def mix_values(
     v: Float[Tensor, "batch key_pos kv_head d_head"],
 ) -> Float[Tensor, "batch query_pos head d_head"]:
     """Each head's values averaged by its pattern."""
-    v = v.repeat_interleave(pattern.shape[1] // v.shape[2], 2)
+    v = _per_query_head(v, pattern.shape[1])
     return torch.einsum("bhqk,bkhd->bqhd", pattern, v)
 
 
@@ -408,19 +445,25 @@ def attend(
     """Scores, softmax and mixing in one fused kernel, for when nobody looks at the pattern."""
     if config.attn_softcap is not None:
         return mix_values(softmax(attention_scores(config, layer, q, k, visible)), v)
-    groups = q.shape[2] // k.shape[2]
-    k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
-    n = q.shape[1]
-    causal = n == k.shape[1] and not (config.windows and config.windows[layer] is not None)
+    # The kernel takes "all keys up to the query" as a flag, anything else as a mask.
+    causal = q.shape[1] == k.shape[1] and not (config.windows and config.windows[layer])
     z = F.scaled_dot_product_attention(
         q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
+        _per_query_head(k, q.shape[2]).transpose(1, 2),
+        _per_query_head(v, q.shape[2]).transpose(1, 2),
         attn_mask=None if causal else visible,
         is_causal=causal,
         scale=config.attn_scale[layer],
     )
     return z.transpose(1, 2)
+
+
+def _per_query_head(
+    x: Float[Tensor, "batch key_pos kv_head d_head"], n_heads: int
+) -> Float[Tensor, "batch key_pos head d_head"]:
+    """Keys or values, repeated for the query heads that share them."""
+    groups = n_heads // x.shape[2]
+    return x if groups == 1 else x.repeat_interleave(groups, 2)
 
 
 def mlp(
@@ -488,55 +531,57 @@ class _Tap:
 
     def __init__(
         self,
-        config: ModelConfig,
-        tokens: Tokens | None,
-        keep: Iterable[Keep | Site | str],
-        edit: Iterable[Edit],
+        n_layers: int = 0,
+        keep: Iterable[Keep | Site | str] = (),
+        edit: Iterable[Edit] = (),
+        last: Int[Tensor, " batch"] | None = None,
     ) -> None:
-        self.last = None if tokens is None else tokens.last
         self.values: dict[Address, Tensor] = {}
         self.lasts: dict[Address, Tensor] = {}
+        self._last = last
         self._keep: dict[Address, set[bool]] = {}
         for what in map(Keep.of, keep):
-            for address in what.addresses(config.n_layers):
+            for address in what.addresses(n_layers):
                 self._keep.setdefault(address, set()).add(what.last)
         self._edits: dict[Address, list[Edit]] = {}
         for change in edit:
-            (address,) = Keep(
-                change.site, None if change.layer is None else (change.layer,)
-            ).addresses(config.n_layers if change.layer is not None else 1)
             if change.site.layered and change.layer is None:
                 raise EditError(f"an edit at {change.site.value} names no layer")
+            layers = None if change.layer is None else (change.layer,)
+            (address,) = Keep(change.site, layers).addresses(n_layers)
             self._edits.setdefault(address, []).append(change)
-        self._unmet = set(self._edits) | set(self._keep)
+        self._met: set[Address] = set()
 
     def wants(self, site: Site, layer: int | None) -> bool:
         return (site, layer) in self._keep or (site, layer) in self._edits
 
+    def edits(self, site: Site, layer: int | None) -> bool:
+        return (site, layer) in self._edits
+
     def __call__(self, site: Site, layer: int | None, x: Tensor) -> Tensor:
         address = (site, layer)
-        self._unmet.discard(address)
-        if address in self._edits:
-            x = apply_edits(self._edits[address], x)
+        if not self.wants(site, layer):
+            return x
+        self._met.add(address)
+        x = apply_edits(self._edits.get(address, ()), x)
         for last in self._keep.get(address, ()):
             if last:
-                assert self.last is not None
-                self.lasts[address] = take_last(site, x, self.last)
+                assert self._last is not None
+                self.lasts[address] = take_last(site, x, self._last)
             else:
                 self.values[address] = x
         return x
 
     def check_all_met(self) -> None:
         """An edit or a keep of something this model never computes must not pass in silence."""
-        if self._unmet:
-            names = sorted({site.value for site, _ in self._unmet})
-            raise EditError(
-                f"this model never computes {', '.join(names)}",
-                hint="Sites of norms, gates, rotations or positions exist only where the "
-                "architecture has them; a parallel block has no resid_mid",
-            )
+        hint = (
+            "Sites of norms, gates, rotations or positions exist only where the architecture has "
+            "them; a parallel block has no resid_mid"
+        )
+        for error, asked in ((EditError, self._edits), (SiteError, self._keep)):
+            names = sorted({site.value for site, layer in asked if (site, layer) not in self._met})
+            if names:
+                raise error(f"this model never computes {', '.join(names)}", hint=hint)
 
 
-_NO_TAP = _Tap.__new__(_Tap)
-_NO_TAP._keep, _NO_TAP._edits, _NO_TAP._unmet = {}, {}, set()
-_NO_TAP.values, _NO_TAP.lasts, _NO_TAP.last = {}, {}, None
+_NO_TAP = _Tap()

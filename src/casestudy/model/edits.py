@@ -48,27 +48,46 @@ class Edit:
     ) -> Edit:
         """Put `value` at the chosen prompts, positions and heads, and leave the rest.
 
-        `value` broadcasts against the chosen part. `pos` is the query position where the site has
-        two. Index sequences along two axes choose their outer product.
+        `value` broadcasts against the whole activation, so that another run's can be handed over as
+        it is. `pos` counts from the prompts' start (their ends differ) and is the query position
+        where the site has two. Index sequences along two axes choose their outer product.
+
+        Raises: EditError for an axis that the site does not have; while running, for an index or a
+        value that does not fit the activation.
         """
         site = Site(site)
+        chosen = {"batch": batch, "pos": pos, "head": head}
+        where = {
+            _axis(site, axis): index
+            for axis, index in chosen.items()
+            if not (isinstance(index, slice) and index == EVERYTHING)
+        }
+        if _counts_from_the_end(pos):
+            raise EditError(
+                f"pos {pos!r} counts from the end, where prompts of unequal length are padded",
+                allowed="positions from 0",
+            )
 
         def put(x: Tensor) -> Tensor:
-            chosen = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
-            view = chosen
             mask = torch.ones((), dtype=torch.bool, device=x.device)
-            for axis, index in (("batch", batch), ("pos", pos), ("head", head)):
-                if isinstance(index, slice) and index == EVERYTHING:
-                    continue
-                dim = _axis(site, axis)
+            for dim, index in where.items():
                 along = torch.zeros(x.shape[dim], dtype=torch.bool, device=x.device)
-                along[index] = True
-                shape = [1] * x.ndim
-                shape[dim] = -1
-                mask = mask & along.view(shape)
-            view |= mask
-            full = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-            return torch.where(chosen, full.expand_as(x), x)
+                try:
+                    along[index] = True
+                except IndexError as error:
+                    raise EditError(
+                        f"index {index} along {site.axes[dim]} of {site.value}",
+                        allowed=f"0 to {x.shape[dim] - 1}",
+                    ) from error
+                mask = mask & along.view([-1 if i == dim else 1 for i in range(x.ndim)])
+            new = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+            try:
+                return torch.where(mask, new.expand_as(x), x)
+            except RuntimeError as error:
+                raise EditError(
+                    f"a value of shape {tuple(new.shape)} for {site.value}",
+                    allowed=f"what broadcasts to {tuple(x.shape)}, axes {' '.join(site.axes)}",
+                ) from error
 
         return cls(site, layer, put)
 
@@ -91,19 +110,31 @@ def _axis(site: Site, axis: str) -> int:
     raise EditError(f"{site.value} has no axis {axis}", allowed=", ".join(site.axes))
 
 
+def _counts_from_the_end(index: Index) -> bool:
+    if isinstance(index, slice):
+        return any(end is not None and end < 0 for end in (index.start, index.stop))
+    numbers = torch.as_tensor(index)
+    return numbers.dtype != torch.bool and bool((numbers < 0).any())
+
+
 def apply_edits(edits: Sequence[Edit], x: Tensor) -> Tensor:
     """Run the edits of one site in order.
 
-    Raises: EditError when one returns another shape, naming the site and both shapes.
+    Raises: EditError when one returns another shape or number format, naming the site and both.
     """
     for edit in edits:
         new = edit.function(x)
-        if not isinstance(new, Tensor) or new.shape != x.shape:
-            got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-            where = edit.site.value if edit.layer is None else f"{edit.site.value}, layer {edit.layer}"
+        if not isinstance(new, Tensor) or new.shape != x.shape or new.dtype != x.dtype:
+            layer = "" if edit.layer is None else f", layer {edit.layer}"
             raise EditError(
-                f"the edit at {where} returned {got}",
-                allowed=f"a tensor of shape {tuple(x.shape)}, axes {' '.join(edit.site.axes)}",
+                f"the edit at {edit.site.value}{layer} returned {_described(new)}",
+                allowed=f"{_described(x)}, axes {' '.join(edit.site.axes)}",
             )
         x = new
     return x
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    return type(value).__name__

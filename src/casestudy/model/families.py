@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.errors import ModelError
@@ -28,7 +30,14 @@ _HARMLESS = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
     *("use_cache", "initializer_range", "gradient_checkpointing", "task_specific_params"),
     *("output_attentions", "output_hidden_states", "return_dict", "is_decoder"),
-    *("is_encoder_decoder", "id2label", "label2id", "_num_labels", "problem_type", "finetuning_task"),
+    *(
+        "is_encoder_decoder",
+        "id2label",
+        "label2id",
+        "_num_labels",
+        "problem_type",
+        "finetuning_task",
+    ),
     *("chunk_size_feed_forward", "prefix", "tokenizer_class", "cross_attention_hidden_size"),
     *("tie_encoder_decoder", "pruned_heads", "torchscript", "use_bfloat16", "tf_legacy_loss"),
     *("remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"),
@@ -36,7 +45,8 @@ _HARMLESS = {
     *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "temperature"),
     *("top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "diversity_penalty"),
     *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences"),
-    *("num_beam_groups", "output_scores", "return_dict_in_generate"),
+    *("num_beam_groups", "output_scores", "return_dict_in_generate", "output_past"),
+    *("num_labels", "_num_labels"),
 }
 
 
@@ -213,20 +223,42 @@ def read_config(entries: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
     return family, config
 
 
+def unembedding(
+    tensors: Mapping[str, Tensor],
+    name: str,
+    config: ModelConfig,
+    W_E: Float[Tensor, "d_vocab d_model"],
+) -> Float[Tensor, "d_model d_vocab"]:
+    """W_U: the embedding's transpose where the two are tied, else the transpose of `name`.
+
+    Raises: ModelError where the configuration ties them and the checkpoint holds two.
+    """
+    take = Tensors(tensors)
+    if not config.tied_unembedding:
+        return take(name, *W_E.shape).T
+    own = take.maybe(name, *W_E.shape)
+    if own is not None and not torch.equal(own, W_E):
+        raise ModelError(
+            f"config.json ties the unembedding to the embedding, but {name} differs from it",
+            hint="If the checkpoint is right, set tie_word_embeddings to false in a local copy",
+        )
+    return W_E.T
+
+
 def _gpt2_config(fields: Fields) -> ModelConfig:
     d_model, n_heads = fields.need("n_embd"), fields.need("n_head")
     n_layers = fields.need("n_layer")
     if d_model % n_heads:
         raise ModelError(f"config.json: n_embd {d_model} is not a multiple of n_head {n_heads}")
-    fields.only("scale_attn_by_inverse_layer_idx", False)
-    fields.only("reorder_and_upcast_attn", False)
     fields.only("add_cross_attention", False)
-    fields.only("tie_word_embeddings", True)
-    fields.ignore("embd_pdrop", "attn_pdrop", "resid_pdrop", "n_positions", "n_ctx")
+    fields.ignore("reorder_and_upcast_attn")  # the same numbers, rounded otherwise
+    fields.ignore("n_special", "predict_special_tokens")  # read by no released code
+    fields.ignore("embd_pdrop", "attn_pdrop", "resid_pdrop", "n_ctx", "n_positions")
     fields.ignore(*(f"summary_{k}" for k in ("type", "use_proj", "activation")))
     fields.ignore("summary_proj_to_labels", "summary_first_dropout")
     d_head = d_model // n_heads
-    scaled = fields.get("scale_attn_weights", default=True)
+    scale = d_head**-0.5 if fields.get("scale_attn_weights", default=True) else 1.0
+    by_layer = fields.get("scale_attn_by_inverse_layer_idx", default=False)
     return ModelConfig(
         family="gpt2",
         n_layers=n_layers,
@@ -237,9 +269,10 @@ def _gpt2_config(fields: Fields) -> ModelConfig:
         d_mlp=fields.get("n_inner", default=4 * d_model),
         d_vocab=fields.need("vocab_size"),
         n_ctx=fields.need("n_ctx" if "n_positions" not in fields.entries else "n_positions"),
-        attn_scale=(d_head**-0.5 if scaled else 1.0,) * n_layers,
+        attn_scale=tuple(scale / (layer + 1 if by_layer else 1) for layer in range(n_layers)),
         norm_eps=fields.get("layer_norm_epsilon", default=1e-5),
         activation=activation(fields, "activation_function", default="gelu_new"),
+        tied_unembedding=fields.get("tie_word_embeddings", default=True),
     )
 
 
@@ -251,10 +284,10 @@ def _gpt2_weights(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Weights
     def blocks() -> Iterator[Block]:
         for layer in range(config.n_layers):
             h = f"h.{layer}"
-            qkv, b = take(f"{h}.attn.c_attn.weight", d, 3 * d), take(f"{h}.attn.c_attn.bias", 3 * d)
             # Conv1D stores (in, out); the three thirds of `out` are queries, keys and values
-            W_Q, W_K, W_V = (w.view(d, heads, d_head).permute(1, 0, 2) for w in qkv.split(d, 1))
-            b_Q, b_K, b_V = (x.view(heads, d_head) for x in b.split(d))
+            qkv = take(f"{h}.attn.c_attn.weight", d, 3 * d).view(d, 3, heads, d_head)
+            W_Q, W_K, W_V = qkv.permute(1, 2, 0, 3)
+            b_Q, b_K, b_V = take(f"{h}.attn.c_attn.bias", 3 * d).view(3, heads, d_head)
             yield Block(
                 attn_norm=take.norm(f"{h}.ln_1", d, bias=True),
                 attn=Attention(
@@ -277,12 +310,13 @@ def _gpt2_weights(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Weights
             )
 
     W_E = take("wte.weight", config.d_vocab, d)
+    W_U = unembedding(tensors, "lm_head.weight", config, W_E)
     weights = Weights(
         W_E=W_E,
         W_pos=take("wpe.weight", config.n_ctx, d),
         blocks=tuple(blocks()),
         final_norm=take.norm("ln_f", d, bias=True),
-        W_U=W_E.T,
+        W_U=W_U,
     )
     take.check_all_taken(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|lm_head\.weight")
     return weights

@@ -2,7 +2,8 @@
 
 `load` reads the bundled model, a directory, or a checkpoint from the Hugging Face hub or its local
 cache. Weights come only from safetensors files; no code and no pickle that came with a checkpoint
-is ever run, and nothing is rewritten: values are as the checkpoint has them, in the dtype asked for.
+is ever run, and nothing is rewritten: values are as the checkpoint has them. Where the number
+format asked for is the file's own, they are memory-mapped, not copied.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from casestudy.errors import ModelError
 from casestudy.model.families import FAMILIES, read_config
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokenizer
-from casestudy.model.weights import map_tensors
 
 BUNDLED = Path(__file__).parent / "bundled"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -34,8 +34,10 @@ _HUB_NAMES: dict[str, tuple[str, ...]] = {
     "gpt2-xl": ("openai-community/gpt2-xl", "gpt2-xl"),
     "distilgpt2": ("distilbert/distilgpt2", "distilgpt2"),
 }
-_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
+_FILES = ["config.json", "generation_config.json", "model*.safetensors"]
+_FILES += ["model.safetensors.index.json"]
 _FILES += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def load(
@@ -49,7 +51,7 @@ def load(
 
     Args:
         name: "tiny" (the bundled model), a directory in Hugging Face layout, or a hub id such as
-            "gpt2"; "id@revision" names a revision.
+            "gpt2" (alias "gpt2-small"), in this order; "id@revision" names a revision.
         device: "auto" (cuda where there is one, else cpu), "cpu", "cuda", "cuda:1", "mps".
             mps is never chosen by itself: it has given wrong logits.
         dtype: "float32", "float64" or "bfloat16".
@@ -73,22 +75,12 @@ def read_directory(
     Raises: ModelError saying what is missing, damaged or does not fit together.
     """
     family, config = read_config(_read_json(folder / "config.json"))
-    tensors = dict(_read_tensors(folder))
+    tensors = {
+        key: tensor.to(device, dtype) if tensor.is_floating_point() else tensor
+        for key, tensor in _read_tensors(folder)
+    }
     weights = family.weights(config, tensors)
-    for key, tensor in weights.named():
-        if not torch.isfinite(tensor).all():
-            raise ModelError(
-                f"{key} in {folder} holds NaN or infinite numbers",
-                hint="The file is damaged or the training diverged; fetch it again",
-            )
-    weights = map_tensors(weights, lambda t: t.to(device, dtype))
-    if config.tied_unembedding:
-        from dataclasses import replace
-
-        weights = replace(weights, W_U=weights.W_E.T)
-    tokenizer = Tokenizer.from_directory(
-        folder, prepend_bos=config.prepend_bos, n_ctx=config.n_ctx
-    )
+    tokenizer = Tokenizer.from_directory(folder, prepend_bos=config.prepend_bos, n_ctx=config.n_ctx)
     if tokenizer.d_vocab > config.d_vocab:
         raise ModelError(
             f"the tokenizer in {folder} has {tokenizer.d_vocab} tokens, the embedding "
@@ -101,77 +93,107 @@ def read_directory(
 def available() -> list[tuple[str, str, str]]:
     """(name, family, where) of the models `load` knows by name: bundled, cached, or on the hub."""
     rows = [(p.parent.name, "GPT-2", "bundled") for p in sorted(BUNDLED.glob("*/config.json"))]
-    for family in FAMILIES.values():
-        for name in family.examples:
-            rows.append((name, family.name, "cached" if _cached(name, None) else "hub"))
+    rows += [
+        (name, family.name, "cached" if _cached(name, None) else "hub")
+        for family in FAMILIES.values()
+        for name in family.examples
+    ]
     return rows
 
 
 def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    allowed = "auto, cpu, cuda, cuda:1 and so on, mps"
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise ModelError(f"device {device!r}", allowed="auto, cpu, cuda, mps") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda, but torch sees no GPU", hint="Use --device cpu")
-    if place.type == "mps" and not torch.backends.mps.is_available():
-        raise ModelError("device mps, but torch sees none", hint="Use --device cpu")
+        raise ModelError(f"device {device!r}", allowed=allowed) from error
+    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    if place.type not in found:
+        raise ModelError(f"device {device!r}", allowed=allowed)
+    if not found[place.type]:
+        raise ModelError(f"device {device}, but torch sees none here", hint="Use the device cpu")
     return place
 
 
 def _find(name: str, revision: str | None) -> tuple[Path, str]:
     """The folder that holds a model, and a name for where it came from."""
-    if (BUNDLED / name / "config.json").is_file() and "/" not in name:
-        return BUNDLED / name, f"bundled with casestudy: {name}"
-    if Path(name).is_dir():
-        return Path(name), str(Path(name).resolve())
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    here = Path(name).expanduser()
+    local = None
+    if "/" not in name and (BUNDLED / name / "config.json").is_file():
+        local = BUNDLED / name, f"bundled with casestudy: {name}"
+    elif here.is_dir():
+        local = here, str(here.resolve())
+    if local and revision is not None:
+        raise ModelError(
+            f"revision {revision!r} of {name}, which is a folder",
+            allowed="revisions of models on the hub",
+        )
+    if local:
+        return local
+    at, _, after = name.partition("@")
+    if name.startswith((".", "/", "~")) or at.count("/") > 1:
         raise ModelError(f"no directory {name}", hint="Give a directory with config.json in it")
-    if revision is None and "@" in name:
-        name, revision = name.split("@", 1)
-    return _from_hub(name, revision)
+    return _from_hub(at, revision or after or None)
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
+    """The snapshot of a model in the hub's local cache, where it is there as a whole."""
     from huggingface_hub import try_to_load_from_cache
 
     for repo in _HUB_NAMES.get(name, (name,)):
         config = try_to_load_from_cache(repo, "config.json", revision=revision)
         if isinstance(config, str):
             folder = Path(config).parent
-            if any(folder.glob("*.safetensors")):
+            try:
+                whole = bool(_weight_files(folder))
+            except ModelError:
+                whole = False
+            if whole and (folder / "tokenizer.json").is_file():
                 return folder
     return None
 
 
 def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     at = f"{name}@{revision}" if revision else name
-    folder = _cached(name, revision)
-    if folder is not None:
-        return folder, f"hub cache: {at} ({folder.name})"
     repo = _HUB_NAMES.get(name, (name,))[0]
     try:
+        folder = _cached(name, revision)
+        if folder is not None:
+            return folder, f"hub cache: {at} ({folder.name})"
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES))
     except HFValidationError as error:
         raise ModelError(
             f"{name!r} is neither a bundled model, nor a directory, nor a hub id",
             allowed="tiny, a path, or an id like gpt2 or EleutherAI/pythia-70m",
         ) from error
-    except HfHubHTTPError as error:
+    except GatedRepoError as error:
         raise ModelError(
-            f"the hub refused {at}: {error}",
-            hint="Check the name; a gated model needs `hf auth login` after accepting its terms",
+            f"{at} is gated: its owner asks who you are",
+            hint=f"Accept its terms at https://huggingface.co/{repo}, then run `hf auth login`",
         ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"the hub shows no model {name}",
+            hint="Check the spelling; a private model needs `hf auth login` first",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"{name} has no revision {revision} on the hub") from error
+    except OSError as error:
+        pinned = f" --revision {revision}" if revision else ""
         raise ModelError(
             f"{at} is not in the local cache and the hub cannot be reached",
-            hint=f"On a machine with a network run `hf download {repo}`, then copy the folder "
-            "here and give its path as the model, or use the bundled model: tiny",
+            hint=f"On a machine with a network run `hf download {repo}{pinned} --local-dir FOLDER`,"
+            " copy FOLDER here and give its path as the model, or use the bundled model: tiny",
         ) from error
     return folder, f"hub: {at} ({folder.name})"
 
@@ -189,39 +211,69 @@ def _read_json(path: Path) -> dict[str, object]:
 
 
 def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a checkpoint, memory-mapped where its format allows."""
-    for path in _weight_files(folder):
+    """Every tensor of a checkpoint, memory-mapped.
+
+    Raises: ModelError for a file that is damaged, or holds other tensors than its index says.
+    """
+    for path, expected in _weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 (not a dict)
-                    yield key, file.get_tensor(key)
+                keys = list(file.keys())
+                if expected is not None and set(keys) != expected:
+                    odd = ", ".join(sorted(expected ^ set(keys))[:5])
+                    raise ModelError(
+                        f"{path} does not hold what its index says: {odd}",
+                        hint="The shards are of different revisions; fetch them again",
+                    )
+                for key in keys:
+                    tensor = file.get_tensor(key)
+                    _check_finite(path, key, tensor)
+                    yield key, tensor
         except (SafetensorError, OSError) as error:
             raise ModelError(
                 f"{path} cannot be read: {error}", hint="It is truncated or damaged; fetch it again"
             ) from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _check_finite(path: Path, key: str, tensor: Tensor) -> None:
+    # aminmax hands NaN on, and makes no copy as isfinite would
+    if tensor.is_floating_point() and tensor.numel():
+        low, high = tensor.aminmax()
+        if not (low.isfinite() and high.isfinite()):
+            raise ModelError(
+                f"{key} in {path} holds NaN or infinite numbers",
+                hint="The file is damaged or the training diverged; fetch it again",
+            )
+
+
+def _weight_files(folder: Path) -> list[tuple[Path, set[str] | None]]:
+    """The files that hold the weights, each with the tensors it must hold where an index says."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = _read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise ModelError(f"{index} has no weight_map")
-        names = sorted({str(shard) for shard in shards.values()})
-        for shard in names:
-            if Path(shard).name != shard:
-                raise ModelError(f"{index} points outside its folder: {shard}")
-        missing = [shard for shard in names if not (folder / shard).is_file()]
-        if missing:
-            raise ModelError(f"{folder} lacks {', '.join(missing)}, which its index names")
-        return [folder / shard for shard in names]
     if whole.is_file():
-        return [whole]
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-        raise ModelError(
-            f"{folder} has only pickled weights",
-            allowed="model.safetensors",
-            hint="Convert them where you trust them: with transformers, "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)",
-        )
-    raise ModelError(f"{folder} has no model.safetensors")
+        return [(whole, None)]
+    if index.is_file():
+        return _shards(index)
+    pickled = any(any(folder.glob(pattern)) for pattern in _PICKLES)
+    raise ModelError(
+        f"{folder} has only pickled weights" if pickled else f"{folder} has no weights",
+        allowed="model.safetensors, whole or in shards with an index",
+        hint="A checkpoint that was published as a pickle is converted, where you trust it, with "
+        "transformers: AutoModelForCausalLM.from_pretrained(name).save_pretrained(folder)",
+    )
+
+
+def _shards(index: Path) -> list[tuple[Path, set[str] | None]]:
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict):
+        raise ModelError(f"{index} has no weight_map")
+    shards: dict[str, set[str]] = {}
+    for key, shard in places.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
+            raise ModelError(
+                f"{index} points outside its folder: {shard!r}", allowed="names of files beside it"
+            )
+        shards.setdefault(shard, set()).add(key)
+    missing = [shard for shard in sorted(shards) if not (index.parent / shard).is_file()]
+    if missing:
+        raise ModelError(f"{index.parent} lacks {', '.join(missing)}, which its index names")
+    return [(index.parent / shard, keys) for shard, keys in sorted(shards.items())]

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from casestudy.model.config import ModelConfig
 from casestudy.model.tokens import Tokenizer, Tokens
-from casestudy.model.weights import Weights, map_tensors
+from casestudy.model.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,12 @@ class Model:
     def weight_hash(self) -> str:
         """SHA-256 of the parameters as they are now: names, shapes, formats and bytes."""
         digest = hashlib.sha256()
-        seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
         for name, tensor in self.weights.named():
-            if name == "W_U" and self.config.tied_unembedding:
+            if name == "W_U" and self.weights.tied:
                 continue
-            key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-            if key in seen:
-                continue
-            seen.add(key)
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(_bytes(tensor))
+            flat = tensor.detach().cpu().contiguous().view(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def tokenize(
@@ -75,9 +70,4 @@ class Model:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Model:
         """The same model on another device or in another number format."""
-        return replace(self, weights=map_tensors(self.weights, lambda t: t.to(device, dtype)))
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().view(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+        return replace(self, weights=self.weights.to(device, dtype))

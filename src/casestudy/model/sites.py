@@ -27,7 +27,9 @@ class Site(Enum):
     """A named activation. `Site("pattern")` is `Site.PATTERN`; a typo raises `SiteError`.
 
     Each has `axes` and `layered` (whether there is one per layer). An axis `kv_head` counts
-    key/value heads, fewer than `head` under grouped queries.
+    key/value heads, fewer than `head` under grouped queries. `q_in`, `k_in` and `v_in` split
+    `attn_in` into what each head reads for its queries, keys and values; scales are what a norm
+    divides by; `normed` is what it hands on, weight and bias included.
     """
 
     EMBED = "embed"
@@ -155,9 +157,14 @@ class Keep:
     def addresses(self, n_layers: int) -> list[tuple[Site, int | None]]:
         """The (site, layer) pairs this asks for; layers may be counted from the end.
 
-        Raises: SiteError for a layer the model does not have.
+        Raises: SiteError for a layer the model does not have, or of a site that has none.
         """
         if not self.site.layered:
+            if self.layers is not None:
+                raise SiteError(
+                    f"{self.site.value} exists once, not in layer {self.layers}",
+                    allowed="no layer",
+                )
             return [(self.site, None)]
         layers = range(n_layers) if self.layers is None else self.layers
         return [(self.site, check_layer(layer, n_layers)) for layer in layers]

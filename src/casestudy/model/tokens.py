@@ -111,7 +111,7 @@ class Tokenizer:
             )
         try:
             backend = HFTokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 (the library raises a bare Exception)
+        except Exception as error:
             raise ModelError(f"{path} is not a tokenizer: {error}") from error
         special = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
 
@@ -232,10 +232,8 @@ class Tokenizer:
 
     def vocabulary(self) -> list[str]:
         """Every id's text, by id."""
-        return [
-            "" if self.backend.id_to_token(id) is None else self.string(id)
-            for id in range(self.d_vocab)
-        ]
+        ids = [[id] for id in range(self.d_vocab)]
+        return list(self.backend.decode_batch(ids, skip_special_tokens=False))
 
     def is_special(self, id: int) -> bool:
         """Whether an id is a control token rather than text."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -75,6 +76,17 @@ class Weights:
     final_norm: Norm | None = None
     b_U: Float[Tensor, " d_vocab"] | None = None
 
+    @property
+    def tied(self) -> bool:
+        """Whether W_U is the transpose of W_E in memory too."""
+        return self.W_U.data_ptr() == self.W_E.data_ptr()
+
+    def to(self, device: torch.device | str | None, dtype: torch.dtype | None) -> Weights:
+        """The same parameters elsewhere or in another number format; what was tied stays so."""
+        skip = self.W_U if self.tied else None
+        moved = map_tensors(self, lambda t: t if t is skip else t.to(device, dtype))
+        return moved if skip is None else replace(moved, W_U=moved.W_E.T)
+
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with a dotted name, in a fixed order."""
         yield from _named(self, "")
@@ -92,15 +104,13 @@ def _named(node: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def map_tensors(node: T, function: Callable[[Tensor], Tensor]) -> T:
-    """The same structure with `function` applied to every tensor.
-
-    A tensor that occurs twice (a tied unembedding is a transposed view) is mapped twice.
-    """
+    """The same structure with `function` applied to every tensor."""
+    mapped: Any = node
     if isinstance(node, Tensor):
-        return function(node)
-    if isinstance(node, tuple):
-        return type(node)(map_tensors(child, function) for child in node)
-    if is_dataclass(node) and not isinstance(node, type):
+        mapped = function(node)
+    elif isinstance(node, tuple):
+        mapped = tuple(map_tensors(child, function) for child in node)
+    elif is_dataclass(node) and not isinstance(node, type):
         changes = {f.name: map_tensors(getattr(node, f.name), function) for f in fields(node)}
-        return replace(node, **changes)
-    return node
+        mapped = replace(node, **changes)
+    return mapped  # type: ignore[no-any-return]

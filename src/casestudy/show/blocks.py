@@ -1,0 +1,99 @@
+"""What is a report made of?
+
+Prose, figures and tables. A section's parts are functions of a `Stored` study that return blocks,
+or raise `Missing` with the reason why there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from casestudy.show.draw import Data, Drawing
+from casestudy.show.stored import Stored
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing that says what it shows.
+
+    Attributes:
+        title: one line, what is plotted.
+        drawing: the plot.
+        alt: the figure's main value in words, for those who do not see it.
+        data: the cells behind the marks, for hover and CSV.
+        caption: what was computed and how to read it.
+        wide: whether it may use the margin as well.
+    """
+
+    title: str
+    drawing: Drawing
+    alt: str
+    data: Data
+    caption: str | Markup = ""
+    wide: bool = False
+
+    @property
+    def svg(self) -> Markup:
+        """The drawing with its alternative text."""
+        return self.drawing.svg(self.alt)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table.
+
+    Attributes:
+        title: one line, what a row is.
+        head: column titles; one that ends in "#" is a column of numbers.
+        rows: cells, text or markup.
+        caption: what to note.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | Markup]]
+    caption: str | Markup = ""
+
+
+Block = Markup | Figure | Listing
+Part = Callable[[Stored], list[Block]]
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One step of the argument, before the study is known.
+
+    Attributes:
+        id: the heading's anchor.
+        title: the question.
+        parts: name and function of each part, in order.
+    """
+
+    id: str
+    title: str
+    parts: Sequence[tuple[str, Part]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One step of the argument, as found in a study."""
+
+    id: str
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Something that was not measured, or could not be shown, and why."""
+
+    what: str
+    why: str
+
+
+def paragraph(template: str, *values: object) -> Markup:
+    """A paragraph; values are escaped unless they are markup."""
+    return Markup("<p>{}</p>").format(Markup(template).format(*values))

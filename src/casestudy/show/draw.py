@@ -1,0 +1,540 @@
+"""How is a measurement drawn, so that it needs nothing but the page it stands on?
+
+Each drawing is an SVG made here, without a plotting library: it appears with the page, prints,
+follows the page's light or dark colours, and stays legible at any width, because positions across
+are percentages of the plot while text keeps its size. Marks carry `data-i`, their place in the
+figure's data, from which a few lines of script show values on hover, under the keyboard, and as
+CSV. Without script the drawing is complete.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.measure.result import Array, Grid
+from casestudy.show.text import columns, number, shorten, signed, visible
+
+CHARACTER = 6.6
+"""Width in pixels reserved for one column of a label; a little more than most fonts take."""
+
+Number = float | int | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a figure shows, cell by cell in the order of its axes.
+
+    Attributes:
+        axes: (name, labels) of each dimension.
+        columns: for each quantity its cells, flat, the last axis fastest.
+        unit: of the first quantity.
+        source: the file in the study's folder that holds the whole of it.
+    """
+
+    axes: Sequence[tuple[str, Sequence[str]]]
+    columns: Mapping[str, Sequence[Number]]
+    unit: str
+    source: str = ""
+
+    @classmethod
+    def of(cls, grid: Grid) -> Data:
+        """A grid's values, and its interval and n where it has them."""
+        columns = {"value": numbers(grid.values)}
+        for name in ("lower", "upper", "n"):
+            array = getattr(grid, name)
+            if array is not None:
+                columns[name] = numbers(array)
+        axes = [(axis.name, axis.labels) for axis in grid.axes]
+        return cls(axes, columns, grid.unit, f"arrays/{grid.name}.safetensors")
+
+    def to_json(self) -> dict[str, object]:
+        """For the page: seven significant digits, as many as float32 has."""
+        return {
+            "axes": [[name, list(labels)] for name, labels in self.axes],
+            "columns": {name: [_short(v) for v in cells] for name, cells in self.columns.items()},
+            "unit": self.unit,
+            "source": self.source,
+        }
+
+
+def numbers(array: Array) -> list[Number]:
+    """A flat list, None where nothing was measured."""
+    flat = np.asarray(array, dtype=float).ravel()
+    return [float(v) if math.isfinite(v) else None for v in flat]
+
+
+def _short(value: Number) -> Number:
+    if value is None or value == int(value):
+        return None if value is None else int(value)
+    return float(f"{value:.7g}")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An SVG's parts: everything inside, and the paddings around the plot.
+
+    Attributes:
+        body: markup; x in percent of the plot's width, y in pixels from its top.
+        height: of the plot, in pixels.
+        pad: top, right, bottom, left of it, in pixels, where labels stand.
+        min_width: below this the figure scrolls within its own box.
+    """
+
+    body: Markup
+    height: float
+    pad: tuple[float, float, float, float]
+    min_width: float = 0
+
+    def svg(self, alt: str) -> Markup:
+        """The SVG element, with the text that stands for it where it is not seen."""
+        top, right, bottom, left = self.pad
+        return Markup(
+            '<svg class="plot" role="img" tabindex="0" aria-label="{}" data-pad="{}" '
+            'style="padding:{}px {}px {}px {}px;height:{}px{}">{}</svg>'
+        ).format(
+            alt,
+            f"{top:g} {right:g} {bottom:g} {left:g}",
+            *(f"{p:g}" for p in self.pad),
+            f"{top + self.height + bottom:g}",
+            f";min-width:{self.min_width:g}px" if self.min_width else "",
+            self.body,
+        )
+
+
+@dataclass
+class _Parts:
+    parts: list[Markup] = field(default_factory=list)
+
+    def add(self, template: str, *values: object) -> None:
+        self.parts.append(Markup(template).format(*values))
+
+    def text(self, x: object, y: object, text: str, kind: str = "", extra: str = "") -> None:
+        # `extra` is this module's own markup: an offset or a rotation.
+        self.add(
+            '<text x="{}" y="{}" class="{}"{}>{}</text>', x, y, kind or "l", Markup(extra), text
+        )
+
+    def join(self) -> Markup:
+        return Markup("").join(self.parts)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values to percent of the plot's width."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def over(cls, values: Sequence[Number], *, zero: bool = True, margin: float = 0.04) -> Scale:
+        """A scale that holds all the values, and zero."""
+        known = [float(v) for v in values if v is not None and math.isfinite(v)]
+        known += [0.0] if zero or not known else []
+        low, high = min(known), max(known)
+        room = (high - low) * margin or 1.0
+        return cls(low - room if low < 0 or not zero else 0.0, high + room if high > 0 else room)
+
+    def at(self, value: float) -> float:
+        """Percent from the left."""
+        return round(100 * (value - self.low) / (self.high - self.low), 3)
+
+    def ticks(self, most: int = 6) -> list[float]:
+        """Round values within the scale."""
+        span = self.high - self.low
+        step = 10 ** math.floor(math.log10(span / most))
+        step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= most)
+        first = math.ceil(self.low / step)
+        return [round(i * step, 12) for i in range(first, math.floor(self.high / step) + 1)]
+
+
+def label_width(labels: Sequence[str], most: int = 22) -> float:
+    """Pixels for the widest label, at most `most` columns of them."""
+    return 10 + CHARACTER * min(most, max((columns(label) for label in labels), default=0))
+
+
+def _x_axis(parts: _Parts, scale: Scale, height: float, unit: str) -> None:
+    for tick in scale.ticks():
+        x = f"{scale.at(tick)}%"
+        kind = "zero" if tick == 0 else "grid"
+        parts.add('<line x1="{}" x2="{}" y1="0" y2="{}" class="{}"/>', x, x, height, kind)
+        digits = max(0, -math.floor(math.log10(abs(tick)) + 1e-9)) if 0 < abs(tick) < 1 else 0
+        digits = digits if float(f"{tick:.{digits}f}") == tick else digits + 1
+        parts.text(x, height + 15, number(tick, digits) if tick else "0", "t m")
+    parts.text("50%", height + 31, unit, "t m u")
+
+
+def waterfall(
+    terms: Sequence[str],
+    values: Sequence[float],
+    total: float,
+    *,
+    unit: str = "logits",
+    lower: Sequence[Number] | None = None,
+    upper: Sequence[Number] | None = None,
+    marked: Sequence[str] = (),
+    total_label: str = "logit difference",
+    row: float = 19,
+) -> Drawing:
+    """Each term as a bar that starts where the one above ended; the last bar is the total from 0.
+
+    The last term's bar ends at the sum of the terms, the total's bar at the total: that the two
+    meet is the ledger's claim, and the eye can check it.
+
+    Args:
+        terms: from the input up.
+        values: their contributions; NaN is drawn as "not measured".
+        total: the logit difference itself, measured apart from the terms.
+        unit: of all of them.
+        lower, upper: a 95 % interval of each term, drawn around its bar's end.
+        marked: terms drawn with an outline (b_U).
+        total_label: what the last bar is called.
+        row: height of a row in pixels.
+    """
+    ends = np.cumsum(np.nan_to_num(np.asarray(values, dtype=float)))
+    starts = np.concatenate([[0.0], ends[:-1]])
+    spread: list[Number] = [*starts.tolist(), *ends.tolist(), float(total)]
+    if lower is not None and upper is not None:
+        for start, low, high in zip(starts, lower, upper, strict=True):
+            spread += [float(start + v) for v in (low, high) if v is not None]
+    scale = Scale.over(spread)
+    height = row * (len(terms) + 1) + 6
+    parts = _Parts()
+    _x_axis(parts, scale, height, unit)
+    for i, (term, value) in enumerate(zip(terms, values, strict=True)):
+        y, middle = i * row, i * row + row / 2
+        parts.add(
+            '<rect x="0" y="{}" width="100%" height="{}" class="hit" data-i="{}"/>', y, row, i
+        )
+        parts.text("-8", middle, shorten(term, 22), "l e b" if term in marked else "l e")
+        if math.isnan(value):
+            parts.text("100%", middle, "not measured", "v q", ' dx="8"')
+            continue
+        left, right = sorted((scale.at(starts[i]), scale.at(ends[i])))
+        kind = ("pos" if value >= 0 else "neg") + (" marked" if term in marked else "")
+        parts.add(
+            '<rect x="{}%" y="{}" width="{}%" height="{}" class="bar {}"/>',
+            *(left, y + 3, max(round(right - left, 3), 0.15), row - 6, kind),
+        )
+        low, high = (None if a is None else a[i] for a in (lower, upper))
+        if low is not None and high is not None:
+            a, b = scale.at(starts[i] + low), scale.at(starts[i] + high)
+            parts.add(
+                '<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="whisker"/>', a, b, middle, middle
+            )
+        end = scale.at(ends[i])
+        parts.add(
+            '<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="step"/>',
+            *(end, end, y + row - 3, y + row + (9 if i == len(terms) - 1 else 3)),
+        )
+        parts.text("100%", middle, signed(value), "v", ' dx="8"')
+    y = len(terms) * row + 6
+    left, right = sorted((scale.at(0), scale.at(total)))
+    i = len(terms)
+    parts.add('<line x1="0" x2="100%" y1="{}" y2="{}" class="rule"/>', y - 3, y - 3)
+    parts.add('<rect x="0" y="{}" width="100%" height="{}" class="hit" data-i="{}"/>', y, row, i)
+    parts.text("-8", y + row / 2, shorten(total_label, 22), "l e b")
+    parts.add(
+        '<rect x="{}%" y="{}" width="{}%" height="{}" class="bar total"/>',
+        *(left, y + 3, max(round(right - left, 3), 0.15), row - 6),
+    )
+    parts.text("100%", y + row / 2, signed(total), "v b", ' dx="8"')
+    return Drawing(parts.join(), height, (6, 62, 38, label_width([*terms, total_label])))
+
+
+def bars(
+    labels: Sequence[str],
+    values: Sequence[Number],
+    *,
+    unit: str,
+    lower: Sequence[Number] | None = None,
+    upper: Sequence[Number] | None = None,
+    shown: Sequence[str] | None = None,
+    row: float = 22,
+    tokens: bool = False,
+) -> Drawing:
+    """One bar from zero per label, with its interval as a line and its value at the right.
+
+    Args:
+        labels: one per row.
+        values: None where nothing was measured.
+        unit: of the values.
+        lower, upper: ends of a 95 % interval.
+        shown: texts of the values; the numbers themselves by default.
+        row: height of a row in pixels.
+        tokens: labels are tokens, set in the tokens' type.
+    """
+    scale = Scale.over([*values, *(lower or ()), *(upper or ())])
+    height = row * len(labels)
+    parts = _Parts()
+    _x_axis(parts, scale, height, unit)
+    texts = shown or [number(v) for v in values]
+    for i, (label, value) in enumerate(zip(labels, values, strict=True)):
+        y, middle = i * row, i * row + row / 2
+        parts.add(
+            '<rect x="0" y="{}" width="100%" height="{}" class="hit" data-i="{}"/>', y, row, i
+        )
+        parts.text("-8", middle, shorten(label, 24), "l e tk" if tokens else "l e")
+        if value is None:
+            parts.text("100%", middle, "not measured", "v q", ' dx="8"')
+            continue
+        left, right = sorted((scale.at(0), scale.at(value)))
+        parts.add(
+            '<rect x="{}%" y="{}" width="{}%" height="{}" class="bar {}"/>',
+            *(left, y + 4, max(round(right - left, 3), 0.15), row - 8),
+            "pos" if value >= 0 else "neg",
+        )
+        low, high = (None if a is None else a[i] for a in (lower, upper))
+        if low is not None and high is not None:
+            parts.add(
+                '<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="whisker"/>',
+                *(scale.at(low), scale.at(high), middle, middle),
+            )
+        parts.text("100%", middle, texts[i], "v", ' dx="8"')
+    right = 16 + CHARACTER * max((columns(t) for t in texts), default=0)
+    return Drawing(parts.join(), height, (6, right, 38, label_width(labels, 24)))
+
+
+def strip(
+    labels: Sequence[str],
+    values: Sequence[Sequence[Number]],
+    *,
+    unit: str,
+    mean: Sequence[Number] | None = None,
+    lower: Sequence[Number] | None = None,
+    upper: Sequence[Number] | None = None,
+    row: float = 54,
+) -> Drawing:
+    """Every prompt as a dot, a row per label, with the mean and its interval below the dots.
+
+    Dots are spread upwards only so far that they do not hide one another; their height means
+    nothing.
+    """
+    everything = [v for line in values for v in line]
+    scale = Scale.over([*everything, *(lower or ()), *(upper or ()), *(mean or ())])
+    height = row * len(labels)
+    radius = 3.6 if max(map(len, values), default=0) <= 60 else 2.4
+    parts = _Parts()
+    _x_axis(parts, scale, height, unit)
+    place = 0
+    for i, (label, line) in enumerate(zip(labels, values, strict=True)):
+        base = i * row + row * 0.62
+        parts.text("-8", base - 4, shorten(label, 22), "l e")
+        lanes: list[float] = []
+        order = sorted((v, j) for j, v in enumerate(line) if v is not None)
+        for value, j in order:
+            x = scale.at(value)
+            lane = next((k for k, end in enumerate(lanes) if x - end > 1.4), len(lanes))
+            lanes[lane : lane + 1] = [x]
+            # With very many dots the lanes wrap: density shows as overlap of translucent dots.
+            rise = (lane % max(1, int(row * 0.5 / (2 * radius)))) * 2 * radius
+            parts.add(
+                '<circle cx="{}%" cy="{}" r="{}" class="dot {}" data-i="{}"/>',
+                *(x, round(base - 4 - rise, 1), radius, "pos" if value >= 0 else "neg"),
+                place + j,
+            )
+        place += len(line)
+        m, low, high = (None if a is None else a[i] for a in (mean, lower, upper))
+        if low is not None and high is not None:
+            parts.add(
+                '<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="mean"/>',
+                *(scale.at(low), scale.at(high), base + 6, base + 6),
+            )
+        if m is not None:
+            at = scale.at(m)
+            parts.add('<circle cx="{}%" cy="{}" r="3.4" class="mean"/>', at, base + 6)
+            parts.text("100%", base + 6, signed(m), "v", ' dx="8"')
+    return Drawing(parts.join(), height, (8, 62, 38, label_width(labels)))
+
+
+def heatmap(
+    values: Array,
+    rows: Sequence[str],
+    cols: Sequence[str],
+    *,
+    unit: str,
+    row_name: str = "",
+    col_name: str = "",
+    limit: float | None = None,
+    tokens: bool = False,
+    heads: bool = False,
+) -> Drawing:
+    """Cells coloured by value, zero always the colour of the page, both signs on one scale.
+
+    Args:
+        values: (rows, cols); NaN is drawn grey, "not measured".
+        rows, cols: their labels.
+        unit: of the values, for the legend.
+        row_name, col_name: what the axes are.
+        limit: the value of full colour; by default the largest magnitude.
+        tokens: column labels are tokens (shown slanted, white space visible).
+        heads: a cell is a (layer, head): it opens that head's attention pattern.
+    """
+    known = np.abs(values[np.isfinite(values)])
+    limit = limit or (float(known.max()) if known.size else 0.0) or 1.0
+    cell = 22 if len(rows) <= 16 else 17 if len(rows) <= 40 else 12
+    height = cell * len(rows)
+    parts = _Parts()
+    wide = 100 / max(1, len(cols))
+    for i, row in enumerate(values.tolist()):
+        parts.text("-8", i * cell + cell / 2, shorten(rows[i], 18), "l e")
+        for j, value in enumerate(row):
+            k = i * len(cols) + j
+            kind, depth = _shade(value, limit)
+            extra = Markup(' data-head="{}.{}"').format(rows[i], cols[j]) if heads else ""
+            parts.add(
+                '<rect x="{}%" y="{}" width="{}%" height="{}" class="c {}"{} data-i="{}"{}/>',
+                *(round(j * wide, 3), i * cell, round(wide, 3), cell, kind),
+                Markup(' style="--t:{}"').format(depth) if depth else "",
+                k,
+                extra,
+            )
+    shown = [visible(c) if tokens else c for c in cols]
+    longest = min(12, max(map(columns, shown), default=1))
+    narrow = longest <= 3 and not tokens
+    every = 1 if tokens or len(cols) <= 16 else math.ceil(len(cols) / 16)
+    for j, label in enumerate(shown):
+        if j % every:
+            continue
+        x = f"{round((j + 0.5) * wide, 3)}%"
+        if narrow:
+            parts.text(x, height + 14, label, "t m")
+        else:
+            # SVG rotates about a point in user units, so the label hangs in a nested svg.
+            parts.add(
+                '<svg x="{}" y="{}" overflow="visible"><text class="t e{}" '
+                'transform="rotate(-45)">{}</text></svg>',
+                *(x, height + 10, " tk" if tokens else "", shorten(label, 12)),
+            )
+    below = 18 if narrow else 16 + 0.72 * CHARACTER * longest
+    if col_name:
+        parts.text("50%", height + below + 10, col_name, "t m u")
+        below += 16
+    _legend(parts, height + below + 12, limit, unit, bool((values < 0).any()))
+    left = label_width(rows, 18)
+    if row_name:
+        parts.text("-8", -9, row_name, "l e u")
+    least = left + 20 + (15 if not narrow else 17) * len(cols)
+    pad = (18 if row_name else 6, 14, below + 40, left)
+    return Drawing(parts.join(), height, pad, least if least > 300 else 0)
+
+
+def _shade(value: float, limit: float) -> tuple[str, float]:
+    if not math.isfinite(value):
+        return "nan", 0
+    return ("p" if value >= 0 else "n"), round(min(1.0, abs(value) / limit), 3)
+
+
+def _legend(parts: _Parts, y: float, limit: float, unit: str, both: bool) -> None:
+    """The colour scale: 21 steps from -limit to limit, or 11 from zero."""
+    steps = range(-10, 11) if both else range(11)
+    for k, step in enumerate(steps):
+        parts.add(
+            '<rect x="{}" y="{}" width="7.2" height="8" class="c {}" style="--t:{}"/>',
+            *(k * 7, y, "p" if step >= 0 else "n", abs(step) / 10),
+        )
+    end = 7 * len(steps)
+    if both:
+        parts.text(0, y + 19, number(-limit), "t")
+        parts.text(end / 2, y + 19, "0", "t m")
+    else:
+        parts.text(0, y + 19, "0", "t")
+    parts.text(end, y + 19, f"{number(limit)} {unit}", "t m", ' dx="10"')
+
+
+def lines(
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[Number]],
+    *,
+    unit: str,
+    axis: str = "",
+    lower: Mapping[str, Sequence[Number]] | None = None,
+    upper: Mapping[str, Sequence[Number]] | None = None,
+    final: Number = None,
+    height: float = 240,
+) -> Drawing:
+    """Values along an ordered axis, one line per series, with bands where intervals are known.
+
+    Args:
+        labels: the places along the axis, in order.
+        series: by name; None breaks the line.
+        unit: of the values.
+        axis: what the axis is.
+        lower, upper: the bands' edges, by series name.
+        final: a value drawn across as a dashed line (what the curve should arrive at).
+        height: of the plot in pixels.
+    """
+    bands = [v for edges in (lower or {}, upper or {}) for line in edges.values() for v in line]
+    scale = Scale.over([*(v for line in series.values() for v in line), *bands, final])
+    n = max(1, len(labels))
+
+    def x(i: int) -> float:
+        return round(100 * (i + 0.5) / n, 3)
+
+    def y(value: float) -> float:
+        return round(height * (1 - scale.at(value) / 100), 2)
+
+    parts = _Parts()
+    for tick in scale.ticks():
+        kind = "zero" if tick == 0 else "grid"
+        parts.add('<line x1="0" x2="100%" y1="{}" y2="{}" class="{}"/>', y(tick), y(tick), kind)
+        parts.text("-8", y(tick), f"{tick:g}".replace("-", "−"), "t e c")
+    if final is not None:
+        parts.add('<line x1="0" x2="100%" y1="{}" y2="{}" class="final"/>', y(final), y(final))
+    for k, (name, line) in enumerate(series.items()):
+        low, high = ((edges or {}).get(name) for edges in (lower, upper))
+        if low is not None and high is not None:
+            known = [i for i in range(n) if low[i] is not None and high[i] is not None]
+            edge = [f"{x(i)},{y(float(high[i] or 0))}" for i in known]
+            edge += [f"{x(i)},{y(float(low[i] or 0))}" for i in reversed(known)]
+            parts.add(
+                '<svg width="100%" height="{}" viewBox="0 0 100 {}" preserveAspectRatio="none">'
+                '<polygon points="{}" class="band s{}"/></svg>',
+                *(height, height, " ".join(edge), k % 6),
+            )
+        runs = _runs(line)
+        for run in runs:
+            points = " ".join(f"{x(i)},{y(float(line[i] or 0))}" for i in run)
+            parts.add(
+                '<svg width="100%" height="{}" viewBox="0 0 100 {}" preserveAspectRatio="none">'
+                '<polyline points="{}" class="line s{}"/></svg>',
+                *(height, height, points, k % 6),
+            )
+        for i, value in enumerate(line):
+            if value is not None:
+                parts.add(
+                    '<circle cx="{}%" cy="{}" r="3" class="point s{}" data-i="{}"/>',
+                    *(x(i), y(value), k % 6, k * len(labels) + i),
+                )
+    every = math.ceil(n / 14)
+    for i, label in enumerate(labels):
+        if i % every == 0:
+            parts.text(f"{x(i)}%", height + 15, shorten(label, 9), "t m")
+    parts.text("50%", height + 31, axis, "t m u")
+    parts.text("0", -9, unit, "t u")
+    top = 22.0
+    if len(series) > 1:
+        step = 100 / len(series)
+        for k, name in enumerate(series):
+            parts.add(
+                '<svg x="{}%" y="-32" overflow="visible"><line x2="18" y1="-4" y2="-4" '
+                'class="line s{}"/></svg>',
+                *(round(k * step, 2), k % 6),
+            )
+            parts.text(f"{round(k * step, 2)}%", -36, shorten(name, 22), "t c", ' dx="23"')
+        top = 46
+    return Drawing(parts.join(), height, (top, 14, 38, 46), 300 if n > 20 else 0)
+
+
+def _runs(line: Sequence[Number]) -> list[list[int]]:
+    runs: list[list[int]] = [[]]
+    for i, value in enumerate(line):
+        if value is None:
+            runs.append([])
+        else:
+            runs[-1].append(i)
+    return [run for run in runs if len(run) > 1]

@@ -1,0 +1,54 @@
+"""How do blocks become a page?
+
+The templates' environment: every value is escaped unless it is markup made in this room.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from casestudy.show.blocks import Figure, Listing
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+def figure_html(figure: Figure) -> Markup:
+    """One figure without a number, for places that fold away."""
+    macros = environment().get_template("blocks.html").module
+    return Markup(macros.figure(figure, ""))  # type: ignore[attr-defined]
+
+
+def as_json(value: Any) -> Markup:
+    """JSON that can stand inside a script element whatever texts it holds."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character, code in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
+        text = text.replace(character, code)
+    return Markup(text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """The templates; every value is escaped unless it is markup made here."""
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["as_json"] = as_json
+    found.tests["figure"] = lambda block: isinstance(block, Figure)
+    found.tests["listing"] = lambda block: isinstance(block, Listing)
+    return found
+
+
+@cache
+def template_text(name: str) -> str:
+    """A template's text as it stands."""
+    return (TEMPLATES / name).read_text(encoding="utf-8")

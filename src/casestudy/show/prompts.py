@@ -1,0 +1,164 @@
+"""What happened in this one prompt?
+
+The page's averages can be opened up: for every example prompt its tokens, what the model expected,
+the answer and its counterparts, and its own ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.measure.result import Grid
+from casestudy.show import draw
+from casestudy.show.blocks import Block, Figure, paragraph
+from casestudy.show.page import figure_html
+from casestudy.show.sections import B_U, EXAMPLES, against, example_prompts, ledger_data
+from casestudy.show.stored import Missing, Stored
+from casestudy.show.text import chip, chips, clean, number, ordinal, percent, signed, visible
+
+TOP = 10
+
+
+def one_by_one(study: Stored) -> list[Block]:
+    """An account of each example prompt, folded."""
+    rows = {int(r["prompt"]): r for r in study.table("prompts", "prompt", "text").rows()}
+    examples = example_prompts(study)
+    blocks: list[Block] = []
+    if len(examples) < len(rows):
+        blocks.append(
+            paragraph(
+                "{} of {} prompts: the first of each group (up to {}), then evenly spaced from the "
+                "smallest logit difference to the largest. The others are in the study’s folder.",
+                *(len(examples), f"{len(rows):,}", EXAMPLES // 2),
+            )
+        )
+    by_prompt: dict[int, dict[str, list[Mapping[str, Any]]]] = {i: {} for i in examples}
+    for name in ("predictions", "answers"):
+        if name in study.tables:
+            for row in study.table(name, "prompt").rows():
+                if row["prompt"] in by_prompt:
+                    by_prompt[row["prompt"]].setdefault(name, []).append(row)
+    blocks += [_prompt(study, rows[i], by_prompt[i]) for i in examples]
+    return blocks
+
+
+def _prompt(
+    study: Stored, row: Mapping[str, Any], found: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Markup:
+    prompt = str(row["prompt"])
+    tokens = row.get("tokens") or [row["text"]]
+    parts: list[Markup] = [
+        Markup('<p class="prompt-tokens">{}</p>').format(chips(tokens)),
+    ]
+    if row.get("error"):
+        parts.append(paragraph("Left out of the contrasts: {}", clean(row["error"])))
+    top = sorted(found.get("predictions", []), key=lambda r: r["rank"])[:TOP]
+    if top:
+        parts.append(figure_html(_expected(prompt, top)))
+    if found.get("answers"):
+        parts.append(_answers(found["answers"]))
+    try:
+        parts.append(figure_html(_ledger(study, prompt)))
+    except Missing as reason:
+        parts.append(paragraph("No ledger of its own: {}.", str(reason)))
+    difference = _difference(study, prompt)
+    return Markup(
+        '<details class="one" id="prompt-{}"><summary><span class="no">{}</span> '
+        '<bdi class="prompt">{}</bdi> <span class="q">{}</span></summary>{}</details>'
+    ).format(
+        prompt,
+        prompt,
+        clean(row["text"]),
+        "" if difference is None else f"{signed(difference)} logits",
+        Markup("").join(parts),
+    )
+
+
+def _difference(study: Stored, prompt: str) -> float | None:
+    grid = study.grids.get("logit_difference")
+    if grid is None or prompt not in grid.axis("prompt").labels:
+        return None
+    value = float(grid.select(contrast=study.contrast, prompt=prompt).values)
+    return value if np.isfinite(value) else None
+
+
+def _expected(prompt: str, top: Sequence[Mapping[str, Any]]) -> Figure:
+    labels = [visible(r["token"]) for r in top]
+    probs = [float(r["prob"]) for r in top]
+    return Figure(
+        "Most probable next tokens",
+        draw.bars(
+            labels,
+            probs,
+            unit="probability",
+            shown=[percent(p) for p in probs],
+            row=19,
+            tokens=True,
+        ),
+        f"Bars of the {len(top)} most probable next tokens after prompt {prompt}: first "
+        f"{labels[0]} with {percent(probs[0])}.",
+        draw.Data(
+            [("token", labels)],
+            {"value": probs, "logit": [r.get("logit") for r in top]},
+            "probability",
+            "tables/predictions.parquet",
+        ),
+    )
+
+
+def _answers(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    cells = [
+        Markup("<tr><th scope=row>{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>").format(
+            str(r["form"]).replace("_", " "),
+            chip(r["token"]),
+            ordinal(int(r["rank"]) + 1),
+            number(r["logit"]),
+            percent(r["prob"]),
+        )
+        for r in rows
+    ]
+    return Markup(
+        '<div class="scroll" tabindex="0"><table><thead><tr><th scope=col>Form</th>'
+        "<th scope=col>Token</th><th scope=col>Place</th><th scope=col>Logit</th>"
+        "<th scope=col>Probability</th></tr></thead><tbody>{}</tbody></table></div>"
+    ).format(Markup("").join(cells))
+
+
+def _ledger(study: Stored, prompt: str) -> Figure:
+    ledger = _of_prompt(study.grid("ledger", "contrast", "term", "prompt"), study, prompt)
+    check = _of_prompt(study.grid("ledger.check", "contrast", "quantity", "prompt"), study, prompt)
+    if not np.isfinite(ledger.values).any():
+        raise Missing("it has no answer with a counterpart")
+    total = float(check.select(quantity="logit difference").values)
+    gap = float(check.select(quantity="gap").values)
+    terms = list(ledger.axis("term").labels)
+    values = ledger.values.tolist()
+    top = max(range(len(terms)), key=lambda i: abs(np.nan_to_num(values[i])))
+    return Figure(
+        "Its ledger",
+        draw.waterfall(terms, values, total, marked=(B_U,), row=16),
+        f"Waterfall from 0 to prompt {prompt}’s logit difference, {signed(total)} logits; largest "
+        f"term {terms[top]} ({signed(values[top])}); gap {number(gap)}.",
+        ledger_data(ledger, total),
+        f"Against {against(study.contrast)}. Sum of the terms {number(sum(values), 4)}, logit "
+        f"difference {number(total, 4)}, gap {number(gap)} logits.",
+    )
+
+
+def _of_prompt(grid: Grid, study: Stored, prompt: str) -> Grid:
+    if prompt not in grid.axis("prompt").labels:
+        raise Missing("it was not measured")
+    return grid.select(contrast=study.contrast, prompt=prompt)
+
+
+def shared(study: Stored) -> dict[str, Any]:
+    """What the page's script needs of every figure: the prompts' texts, by label."""
+    if "prompts" not in study.tables:
+        return {"prompts": {}}
+    table = study.tables["prompts"].columns
+    texts = zip(table.get("prompt", []), table.get("text", []), strict=False)
+    return {"prompts": {str(i): clean(text)[:160] for i, text in texts}}

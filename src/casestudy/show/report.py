@@ -1,0 +1,109 @@
+"""How does a stored study become something to read and pass on?
+
+`write_report` turns a study's folder into one HTML file that asks no host for anything: styles,
+drawings, data and script are inside it, and a content security policy says so to the browser. It
+needs no model, no torch and no network, and costs about a second. Whatever the folder lacks is
+listed in the report instead of stopping it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from casestudy.errors import CasestudyError
+from casestudy.show import answer, prompts, provenance, sections
+from casestudy.show.blocks import Absent, Block, Part, Section
+from casestudy.show.page import environment, template_text
+from casestudy.show.stored import Missing, Stored
+from casestudy.show.text import clean
+from casestudy.study.store import Store, write_atomically
+
+
+def write_report(study: Store | str | os.PathLike[str]) -> Path:
+    """Write DIR/report.html, whole or not at all, and say where it is.
+
+    Args:
+        study: a `Store`, or the folder of one.
+
+    Raises: StudyError where the folder holds no study or cannot be written.
+    """
+    store = study if isinstance(study, Store) else Store.open(study)
+    path = store.folder / "report.html"
+    write_atomically(path, report_html(Stored.read(store)).encode("utf-8"))
+    return path
+
+
+def report_html(study: Stored) -> str:
+    """The whole page."""
+    found, absent = argument(study)
+    extra = [
+        _section(
+            "prompts", "Prompt by prompt", [("prompts one by one", prompts.one_by_one)], study
+        ),
+        _section(
+            "appendix", "Everything else that was stored", [("", provenance.leftovers)], study
+        ),
+    ]
+    found += [section for section, _ in extra if section is not None]
+    absent += [a for _, missing in extra for a in missing if a.what]
+    absent += provenance.declared_absent(study)
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            title=study.about("behaviour", "question") or "A study of next-token preferences",
+            study=study,
+            answer=answer.paragraphs(study),
+            sections=found,
+            absent=absent,
+            facts=provenance.facts(study),
+            manifest=clean(json.dumps(provenance.short_manifest(study), indent=1, default=str)),
+            policy=_policy(),
+            style=Markup(template_text("report.css")),
+            script=Markup(template_text("report.js")),
+            shared=prompts.shared(study),
+        )
+    )
+
+
+def argument(study: Stored) -> tuple[list[Section], list[Absent]]:
+    """The sections that the study can fill, and what it cannot."""
+    found, absent = [], []
+    for topic in sections.ARGUMENT:
+        section, missing = _section(topic.id, topic.title, topic.parts, study)
+        found += [section] if section is not None else []
+        absent += missing
+    return found, absent
+
+
+def _section(
+    id: str, title: str, parts: Sequence[tuple[str, Part]], study: Stored
+) -> tuple[Section | None, list[Absent]]:
+    blocks: list[Block] = []
+    absent = []
+    for what, part in parts:
+        try:
+            blocks += part(study)
+        except Missing as reason:
+            absent.append(Absent(what, str(reason)))
+        except (CasestudyError, LookupError, ValueError, TypeError, AttributeError) as error:
+            # A stored result of another shape than ours costs its own figure, not the report.
+            absent.append(Absent(what, f"stored in a form this version cannot show ({error!r})"))
+    return (Section(id, title, blocks) if blocks else None), absent
+
+
+def _policy() -> str:
+    """Nothing may be fetched, and only our own script may run, even if escaping had failed."""
+    digest = hashlib.sha256(template_text("report.js").encode("utf-8")).digest()
+    script = base64.b64encode(digest).decode("ascii")
+    return (
+        f"default-src 'none'; script-src 'sha256-{script}'; style-src 'unsafe-inline'; "
+        "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
+    )

@@ -1,0 +1,136 @@
+"""What of a stored study can be shown?
+
+A `Stored` study is read file by file, so that a damaged or missing one costs its own figure and no
+other. Sections ask for grids by name and axes; what is not there, or not as expected, is `Missing`
+with a reason, and ends up in the list of what was not measured. No torch, no model, no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from casestudy.errors import StudyError
+from casestudy.measure.result import Array, Grid, Table
+from casestudy.show.text import clean
+from casestudy.study.store import FORMAT, Store, read_results, read_table
+
+
+class Missing(Exception):
+    """Something a section needs is not in the study; the message is the reason."""
+
+
+@dataclass
+class Stored:
+    """A study as the report sees it.
+
+    Attributes:
+        manifest: manifest.json, whatever it holds.
+        grids, tables: by name.
+        notices: what the reader should know before believing the page.
+        shown: names of the grids and tables a section has used.
+    """
+
+    manifest: Mapping[str, Any]
+    grids: dict[str, Grid] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    shown: set[str] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, store: Store) -> Stored:
+        """Everything of a study's folder that can be read."""
+        study = cls(store.manifest)
+        version = store.manifest.get("format")
+        if version != FORMAT:
+            study.notices.append(
+                f"This study was stored in format {clean(version)}; this version of casestudy "
+                f"writes format {FORMAT}. What it could read is shown; the rest is listed under "
+                "“What was not measured”."
+            )
+        if store.manifest.get("state") != "complete":
+            study.notices.append(
+                "This study is not complete: it was interrupted, or is still running. Run the "
+                "same command again to finish it, then make the report anew."
+            )
+        for path in sorted((store.folder / "arrays").glob("*.safetensors")):
+            try:
+                results = read_results(path)
+            except (StudyError, LookupError, TypeError, ValueError) as error:
+                study.notices.append(f"{path.name} could not be read and is left out: {error}")
+                continue
+            study.grids.update({r.name: r for r in results if isinstance(r, Grid)})
+            study.tables.update({r.name: r for r in results if isinstance(r, Table)})
+        for path in sorted((store.folder / "tables").glob("*.parquet")):
+            try:
+                study.tables[path.stem] = read_table(path)
+            except StudyError as error:
+                study.notices.append(f"{path.name} could not be read and is left out: {error}")
+        return study
+
+    def grid(self, name: str, *axes: str) -> Grid:
+        """A grid with these axes, in this order.
+
+        Raises: Missing where there is none, or its axes are others.
+        """
+        if name not in self.grids:
+            raise Missing(f"the study holds no grid “{name}”")
+        grid = self.grids[name]
+        found = tuple(axis.name for axis in grid.axes)
+        if axes and sorted(found) != sorted(axes):
+            raise Missing(f"“{name}” has the axes {', '.join(found)}, not {', '.join(axes)}")
+        self.shown.add(name)
+        return transposed(grid, axes) if axes else grid
+
+    def table(self, name: str, *needed: str) -> Table:
+        """A table with at least these columns.
+
+        Raises: Missing where there is none, or a column is missing.
+        """
+        if name not in self.tables:
+            raise Missing(f"the study holds no table “{name}”")
+        table = self.tables[name]
+        absent = [column for column in needed if column not in table.columns]
+        if absent:
+            raise Missing(f"the table “{name}” has no column {', '.join(absent)}")
+        self.shown.add(name)
+        return table
+
+    def about(self, *keys: str) -> str:
+        """A text in the manifest by its path, "" where there is none."""
+        value: Any = self.manifest
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return "" if value is None else clean(value)
+
+    @property
+    def contrasts(self) -> tuple[str, ...]:
+        """The contrasts' names, the main one first."""
+        for name in ("logit_difference", "logit_difference.mean", "ledger.mean", "ledger"):
+            grid = self.grids.get(name)
+            if grid is not None and any(axis.name == "contrast" for axis in grid.axes):
+                return grid.axis("contrast").labels
+        return ()
+
+    @property
+    def contrast(self) -> str:
+        """The main contrast.
+
+        Raises: Missing where the study has none.
+        """
+        if not self.contrasts:
+            raise Missing("the study holds no contrast")
+        return "lowercase" if "lowercase" in self.contrasts else self.contrasts[0]
+
+
+def transposed(grid: Grid, axes: tuple[str, ...]) -> Grid:
+    """The same grid with its axes in this order."""
+    order = [grid.dim(name) for name in axes]
+
+    def turn(array: Array) -> Array:
+        return np.transpose(array, order)
+
+    return grid._map(turn, tuple(grid.axes[i] for i in order))

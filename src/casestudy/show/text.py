@@ -1,0 +1,139 @@
+"""How do tokens, prompts and numbers read on a page?
+
+Everything shown passes through here: white space made visible in tokens, control and
+direction-changing characters made harmless, numbers given a true minus sign and a sensible number
+of digits. Escaping for HTML is markupsafe's, applied where a text meets markup.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+MINUS = "\u2212"
+_VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽"}
+# Joiners build emoji and Indic or Arabic letters; every other format character is spelled out.
+_JOINERS = frozenset("\u200c\u200d\ufe0e\ufe0f")
+
+
+def clean(text: object) -> str:
+    """A text that can be shown anywhere: nothing in it can hide, reorder or break what follows.
+
+    Control characters become their pictures (␀), direction overrides and other invisible format
+    characters become ‹U+202E›, and lone surrogates the replacement character.
+    """
+    return "".join(_harmless(character) for character in str(text))
+
+
+def visible(token: object) -> str:
+    """A token with its white space shown: space ·, newline ↵, tab ⇥."""
+    shown = "".join(_VISIBLE.get(c, _harmless(c)) for c in str(token))
+    return shown or "‹empty›"
+
+
+def _harmless(character: str) -> str:
+    if character in "\n\t" or character in _JOINERS:
+        return character
+    category = unicodedata.category(character)
+    code = ord(character)
+    if category == "Cc":
+        return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"‹U+{code:04X}›"
+    if category == "Cf" or category in ("Zl", "Zp"):
+        return f"‹U+{code:04X}›"
+    return "\ufffd" if category == "Cs" else character
+
+
+def columns(text: str) -> int:
+    """How many monospaced columns a text takes: wide characters two, combining ones none."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def shorten(text: str, width: int) -> str:
+    """The text, its middle replaced by … where it is wider than `width` columns."""
+    if columns(text) <= width:
+        return text
+    head, tail = list(text[: width * 2 // 3]), list(text[len(text) - width // 3 + 1 :])
+    while head and columns("".join(head + tail)) >= width:
+        head.pop()
+    return "".join(head).rstrip() + "…" + "".join(tail).lstrip()
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number as people write it: `digits` decimals, more where they would all be zero."""
+    if value is None or math.isnan(value):
+        return "not measured"
+    if math.isinf(value):
+        return "∞" if value > 0 else f"{MINUS}∞"
+    text = f"{value:.{digits}f}"
+    if float(text) == 0 and value != 0:
+        text = f"{value:.2g}" if abs(value) >= 1e-4 else scientific(value)
+    elif abs(value) >= 1e5:
+        text = scientific(value)
+    return text.replace("-", MINUS) if float(value) != 0 else f"{0:.{digits}f}"
+
+
+def scientific(value: float) -> str:
+    """A very small or very large number: 3.1e−6."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """As `number`, with a plus sign where it is positive."""
+    text = number(value, digits)
+    return f"+{text}" if value is not None and value > 0 else text
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage: 61 %, 3.4 %, 0.02 %."""
+    if share is None or math.isnan(share):
+        return "not measured"
+    value = 100 * share
+    digits = 0 if value >= 10 else 1 if value >= 1 else 2
+    return f"{number(value, digits)} %"
+
+
+def interval(lower: float | None, upper: float | None, digits: int = 2) -> str:
+    """A 95 % interval: "3.21 to 4.90"."""
+    if lower is None or upper is None or math.isnan(lower) or math.isnan(upper):
+        return "no interval"
+    return f"{number(lower, digits)} to {number(upper, digits)}"
+
+
+def ordinal(rank: int) -> str:
+    """1st, 2nd, 3rd, 4th, 11th, 21st."""
+    suffix = "th" if 10 <= rank % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
+    return f"{rank}{suffix}"
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """1 prompt, 17 prompts, 1,000 prompts."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def listing(items: Sequence[str], last: str = "and") -> str:
+    """a; a and b; a, b and c."""
+    if len(items) < 2:
+        return "".join(items)
+    return ", ".join(items[:-1]) + f" {last} {items[-1]}"
+
+
+def chip(token: object, kind: str = "") -> Markup:
+    """One token as a chip."""
+    return Markup('<span class="tok {}"><bdi>{}</bdi></span>').format(kind, visible(token))
+
+
+def chips(tokens: Sequence[object]) -> Markup:
+    """Tokens in a row; a line breaks after a token that ends in a newline."""
+    parts = []
+    for token in tokens:
+        parts.append(chip(token))
+        if str(token).endswith("\n"):
+            parts.append(Markup("<br>"))
+    return Markup('<span class="toks">{}</span>').format(Markup("").join(parts))

@@ -1,0 +1,120 @@
+"""The commands: results on stdout, talk on stderr, errors without a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from casestudy import cli
+
+
+@pytest.fixture
+def model(toy_folder: Callable[..., Path]) -> str:
+    return str(toy_folder(n_positions=256))
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of `casestudy ARGUMENTS`."""
+    before = sys.argv
+    sys.argv = ["casestudy", *arguments]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        status = stop.code
+    else:
+        status = 0
+    finally:
+        sys.argv = before
+    out, err = capsys.readouterr()
+    return int(status or 0), out, err
+
+
+def test_predict_json_has_the_documented_form(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    arguments = ("Go.", "--model", model, "--json", "-k", "3", "-a", " It", "-a", " the house")
+    status, out, _ = call(capsys, "predict", *arguments)
+    assert status == 0
+    result = json.loads(out)
+    assert result["prompt"] == "Go."
+    assert result["tokens"] == ["<|endoftext|>", "Go", "."]
+    assert [sorted(row) for row in result["top"]] == [["id", "logit", "prob", "token"]] * 3
+    single, several = result["answers"]
+    assert (single["tokens"], several["tokens"]) == ([" It"], [" the", " house"])
+    assert single["rank"] is not None
+    assert several["rank"] is None
+    assert 0 < several["prob"] < 1
+
+
+def test_predict_shows_spaces_and_newlines(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    status, out, err = call(capsys, "predict", "a b\nc", "--model", model)
+    assert (status, err) == (0, "")
+    assert "·b" in out
+    assert "↵" in out
+
+
+def test_run_keeps_a_study_and_writes_its_report(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    arguments = ("full-stop-capitals", "--model", model, "--out", str(folder))
+    status, out, err = call(capsys, "run", *arguments)
+    assert status == 0, err
+    assert "mean logit difference" in out
+    assert str(folder / "report.html") in out.replace("\n", "")
+    assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+    (folder / "report.html").unlink()
+    status, out, _ = call(capsys, "report", str(folder))
+    assert status == 0
+    assert (folder / "report.html").is_file()
+
+    status, out, _ = call(capsys, "run", *arguments, "--json")
+    again = json.loads(out)
+    assert again["n"] > 10
+    assert again["largest_gap"] <= again["bound"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("predict", ""), "PromptError: prompt 0 is empty"),
+        (("predict", "Go.", "--dtype", "int4"), "ModelError: dtype 'int4'. Allowed: float32"),
+        (("predict", "Go.", "--device", "abacus"), "ModelError: device 'abacus'"),
+        (("predict", "Go.", "--answer", ""), "TokenError: the answer is empty"),
+        (("run", "full-stop-capitols"), "Did you mean full-stop-capitals?"),
+        (("report", "nowhere"), "StudyError: nowhere holds no study"),
+    ],
+)
+def test_errors_are_for_the_one_who_caused_them(
+    capsys: pytest.CaptureFixture[str], model: str, arguments: tuple[str, ...], says: str
+) -> None:
+    if arguments[0] != "report":
+        arguments = (*arguments, "--model", model)
+    status, out, err = call(capsys, *arguments)
+    assert status == 2
+    assert out == ""
+    assert says in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+def test_help_answers_without_torch() -> None:
+    code = "import sys; sys.argv = ['casestudy', '--help']\n"
+    code += "from casestudy import cli\n"
+    code += "try:\n    cli.main()\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules, 'torch was loaded'\n"
+    environment = os.environ | {"COLUMNS": "80"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "predict" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_control_characters_are_shown_not_sent() -> None:
+    assert cli.visible(" \n\t\x1b[31m") == "·↵⇥\\x1b[31m"

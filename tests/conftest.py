@@ -18,11 +18,11 @@ install_import_hook("casestudy", "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
-from tests.helpers import gpt2_tokenizer_json, write_gpt2  # noqa: E402
 
 from casestudy.model.loading import load  # noqa: E402
 from casestudy.model.model import Model  # noqa: E402
 from casestudy.model.tokens import Tokenizer  # noqa: E402
+from tests.helpers import gpt2_tokenizer_json, write_gpt2  # noqa: E402
 
 # The models here are small: a second thread only waits for the first, ten times longer where the
 # cores are busy.

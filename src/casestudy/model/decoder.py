@@ -564,6 +564,9 @@ class _Tap:
             return x
         self._met.add(address)
         x = apply_edits(self._edits.get(address, ()), x)
+        if address in self._keep and x.requires_grad:
+            # A node of its own: attn_in is resid_pre's value, but not the stream that goes on.
+            x = x.view_as(x)
         for last in self._keep.get(address, ()):
             if last:
                 assert self._last is not None

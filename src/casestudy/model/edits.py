@@ -20,7 +20,7 @@ Index = int | slice | Tensor | Sequence[int]
 EVERYTHING = slice(None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Edit:
     """Replace the activation at one site of one layer by a function of it.
 
@@ -34,6 +34,12 @@ class Edit:
     site: Site
     layer: int | None
     function: Callable[[Tensor], Tensor]
+
+    def __init__(
+        self, site: Site | str, layer: int | None, function: Callable[[Tensor], Tensor]
+    ) -> None:
+        for name, value in (("site", Site(site)), ("layer", layer), ("function", function)):
+            object.__setattr__(self, name, value)
 
     @classmethod
     def replace(

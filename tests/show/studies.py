@@ -98,7 +98,7 @@ def tables(texts: tuple[str, ...], *, top: int = 20) -> list[Table]:
             {
                 "prompt": list(range(n)),
                 "text": list(texts),
-                "group": [f"group {i % 5}" for i in range(n)],
+                "groups": [[f"group {i % 5}"] for i in range(n)],
                 "n_tokens": [len(t.split()) + 1 for t in texts],
                 "tokens": [["<|endoftext|>", *_words(t)] for t in texts],
                 "token_ids": [[0, *range(1, len(_words(t)) + 1)] for t in texts],

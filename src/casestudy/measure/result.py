@@ -109,11 +109,12 @@ class Grid:
 
     def _map(self, function: Callable[[Array], Array], axes: tuple[Axis, ...]) -> Grid:
         def maybe(a: Array | None) -> Array | None:
-            return None if a is None else function(a)
+            # numpy answers with a bare number once the last axis is gone
+            return None if a is None else np.asarray(function(a))
 
         return replace(
             self,
-            values=function(self.values),
+            values=np.asarray(function(self.values)),
             lower=maybe(self.lower),
             upper=maybe(self.upper),
             n=maybe(self.n),

@@ -26,9 +26,8 @@ def paragraphs(study: Stored) -> list[Markup]:
         try:
             sentences.append(sentence(study))
         except (Missing, LookupError, ValueError, TypeError):
-            continue
-    if not sentences:
-        return [Markup("The study holds no measured logit difference, so there is no answer yet.")]
+            if not sentences:
+                return [Markup("The study holds no measured logit difference: no answer yet.")]
     return [Markup(" ").join(sentences)]
 
 

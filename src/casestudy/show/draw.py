@@ -22,6 +22,7 @@ from casestudy.show.text import columns, number, shorten, signed, visible
 CHARACTER = 6.6
 """Width in pixels reserved for one column of a label; a little more than most fonts take."""
 
+Real = float | int
 Number = float | int | None
 
 
@@ -86,9 +87,9 @@ class Drawing:
     """
 
     body: Markup
-    height: float
-    pad: tuple[float, float, float, float]
-    min_width: float = 0
+    height: Real
+    pad: tuple[Real, Real, Real, Real]
+    min_width: Real = 0
 
     def svg(self, alt: str) -> Markup:
         """The SVG element, with the text that stands for it where it is not seen."""
@@ -127,11 +128,11 @@ class _Parts:
 class Scale:
     """Values to percent of the plot's width."""
 
-    low: float
-    high: float
+    low: Real
+    high: Real
 
     @classmethod
-    def over(cls, values: Sequence[Number], *, zero: bool = True, margin: float = 0.04) -> Scale:
+    def over(cls, values: Sequence[Number], *, zero: bool = True, margin: Real = 0.04) -> Scale:
         """A scale that holds all the values, and zero."""
         known = [float(v) for v in values if v is not None and math.isfinite(v)]
         known += [0.0] if zero or not known else []
@@ -139,17 +140,17 @@ class Scale:
         room = (high - low) * margin or 1.0
         return cls(low - room if low < 0 or not zero else 0.0, high + room if high > 0 else room)
 
-    def at(self, value: float) -> float:
+    def at(self, value: Real) -> float:
         """Percent from the left."""
         return round(100 * (value - self.low) / (self.high - self.low), 3)
 
-    def ticks(self, most: int = 6) -> list[float]:
+    def ticks(self, most: int = 6) -> list[Real]:
         """Round values within the scale."""
         span = self.high - self.low
         step = 10 ** math.floor(math.log10(span / most))
         step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= most)
         first = math.ceil(self.low / step)
-        return [round(i * step, 12) for i in range(first, math.floor(self.high / step) + 1)]
+        return [float(round(i * step, 12)) for i in range(first, math.floor(self.high / step) + 1)]
 
 
 def label_width(labels: Sequence[str], most: int = 22) -> float:
@@ -157,7 +158,7 @@ def label_width(labels: Sequence[str], most: int = 22) -> float:
     return 10 + CHARACTER * min(most, max((columns(label) for label in labels), default=0))
 
 
-def _x_axis(parts: _Parts, scale: Scale, height: float, unit: str) -> None:
+def _x_axis(parts: _Parts, scale: Scale, height: Real, unit: str) -> None:
     for tick in scale.ticks():
         x = f"{scale.at(tick)}%"
         kind = "zero" if tick == 0 else "grid"
@@ -171,14 +172,14 @@ def _x_axis(parts: _Parts, scale: Scale, height: float, unit: str) -> None:
 def waterfall(
     terms: Sequence[str],
     values: Sequence[float],
-    total: float,
+    total: Real,
     *,
     unit: str = "logits",
     lower: Sequence[Number] | None = None,
     upper: Sequence[Number] | None = None,
     marked: Sequence[str] = (),
     total_label: str = "logit difference",
-    row: float = 19,
+    row: Real = 19,
 ) -> Drawing:
     """Each term as a bar that starts where the one above ended; the last bar is the total from 0.
 
@@ -254,7 +255,7 @@ def bars(
     lower: Sequence[Number] | None = None,
     upper: Sequence[Number] | None = None,
     shown: Sequence[str] | None = None,
-    row: float = 22,
+    row: Real = 22,
     tokens: bool = False,
 ) -> Drawing:
     """One bar from zero per label, with its interval as a line and its value at the right.
@@ -307,7 +308,7 @@ def strip(
     mean: Sequence[Number] | None = None,
     lower: Sequence[Number] | None = None,
     upper: Sequence[Number] | None = None,
-    row: float = 54,
+    row: Real = 54,
 ) -> Drawing:
     """Every prompt as a dot, a row per label, with the mean and its interval below the dots.
 
@@ -359,7 +360,7 @@ def heatmap(
     unit: str,
     row_name: str = "",
     col_name: str = "",
-    limit: float | None = None,
+    limit: Real | None = None,
     tokens: bool = False,
     heads: bool = False,
 ) -> Drawing:
@@ -423,13 +424,13 @@ def heatmap(
     return Drawing(parts.join(), height, pad, least if least > 300 else 0)
 
 
-def _shade(value: float, limit: float) -> tuple[str, float]:
+def _shade(value: Real, limit: Real) -> tuple[str, float]:
     if not math.isfinite(value):
         return "nan", 0
     return ("p" if value >= 0 else "n"), round(min(1.0, abs(value) / limit), 3)
 
 
-def _legend(parts: _Parts, y: float, limit: float, unit: str, both: bool) -> None:
+def _legend(parts: _Parts, y: Real, limit: Real, unit: str, both: bool) -> None:
     """The colour scale: 21 steps from -limit to limit, or 11 from zero."""
     steps = range(-10, 11) if both else range(11)
     for k, step in enumerate(steps):
@@ -455,7 +456,7 @@ def lines(
     lower: Mapping[str, Sequence[Number]] | None = None,
     upper: Mapping[str, Sequence[Number]] | None = None,
     final: Number = None,
-    height: float = 240,
+    height: Real = 240,
 ) -> Drawing:
     """Values along an ordered axis, one line per series, with bands where intervals are known.
 
@@ -475,14 +476,14 @@ def lines(
     def x(i: int) -> float:
         return round(100 * (i + 0.5) / n, 3)
 
-    def y(value: float) -> float:
+    def y(value: Real) -> float:
         return round(height * (1 - scale.at(value) / 100), 2)
 
     parts = _Parts()
     for tick in scale.ticks():
         kind = "zero" if tick == 0 else "grid"
         parts.add('<line x1="0" x2="100%" y1="{}" y2="{}" class="{}"/>', y(tick), y(tick), kind)
-        parts.text("-8", y(tick), f"{tick:g}".replace("-", "−"), "t e c")
+        parts.text("-8", y(tick), f"{tick:g}".replace("-", "−"), "t e k")
     if final is not None:
         parts.add('<line x1="0" x2="100%" y1="{}" y2="{}" class="final"/>', y(final), y(final))
     for k, (name, line) in enumerate(series.items()):
@@ -525,7 +526,7 @@ def lines(
                 'class="line s{}"/></svg>',
                 *(round(k * step, 2), k % 6),
             )
-            parts.text(f"{round(k * step, 2)}%", -36, shorten(name, 22), "t c", ' dx="23"')
+            parts.text(f"{round(k * step, 2)}%", -36, shorten(name, 22), "t k", ' dx="23"')
         top = 46
     return Drawing(parts.join(), height, (top, 14, 38, 46), 300 if n > 20 else 0)
 

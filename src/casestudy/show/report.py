@@ -66,7 +66,7 @@ def report_html(study: Stored) -> str:
             facts=provenance.facts(study),
             manifest=clean(json.dumps(provenance.short_manifest(study), indent=1, default=str)),
             policy=_policy(),
-            style=Markup(template_text("report.css")),
+            style=Markup(template_text("plot.css") + template_text("report.css")),
             script=Markup(template_text("report.js")),
             shared=prompts.shared(study),
         )

@@ -173,7 +173,9 @@ def example_prompts(study: Stored) -> list[int]:
     everyone = [int(row["prompt"]) for row in rows]
     if len(everyone) <= EXAMPLES:
         return everyone
-    chosen = list({row.get("group") or "": int(row["prompt"]) for row in reversed(rows)}.values())
+    chosen = list(
+        {tuple(row.get("groups") or ()): int(row["prompt"]) for row in reversed(rows)}.values()
+    )
     chosen = sorted(chosen)[: EXAMPLES // 2]
     ranked = [i for i in _ranked_prompts(study) if i not in chosen] or everyone
     for k in np.linspace(0, len(ranked) - 1, EXAMPLES - len(chosen)).round().astype(int):

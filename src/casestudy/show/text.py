@@ -64,7 +64,7 @@ def shorten(text: str, width: int) -> str:
     return "".join(head).rstrip() + "…" + "".join(tail).lstrip()
 
 
-def number(value: float | None, digits: int = 2) -> str:
+def number(value: float | int | None, digits: int = 2) -> str:
     """A number as people write it: `digits` decimals, more where they would all be zero."""
     if value is None or math.isnan(value):
         return "not measured"
@@ -78,19 +78,19 @@ def number(value: float | None, digits: int = 2) -> str:
     return text.replace("-", MINUS) if float(value) != 0 else f"{0:.{digits}f}"
 
 
-def scientific(value: float) -> str:
+def scientific(value: float | int) -> str:
     """A very small or very large number: 3.1e−6."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
 
 
-def signed(value: float | None, digits: int = 2) -> str:
+def signed(value: float | int | None, digits: int = 2) -> str:
     """As `number`, with a plus sign where it is positive."""
     text = number(value, digits)
     return f"+{text}" if value is not None and value > 0 else text
 
 
-def percent(share: float | None) -> str:
+def percent(share: float | int | None) -> str:
     """A share as a percentage: 61 %, 3.4 %, 0.02 %."""
     if share is None or math.isnan(share):
         return "not measured"
@@ -99,7 +99,7 @@ def percent(share: float | None) -> str:
     return f"{number(value, digits)} %"
 
 
-def interval(lower: float | None, upper: float | None, digits: int = 2) -> str:
+def interval(lower: float | int | None, upper: float | int | None, digits: int = 2) -> str:
     """A 95 % interval: "3.21 to 4.90"."""
     if lower is None or upper is None or math.isnan(lower) or math.isnan(upper):
         return "no interval"

@@ -1,0 +1,454 @@
+"""How does a measurement look in Python?
+
+`heatmap`, `line` and `scatter` draw plotly figures from arrays, torch tensors or grids: diverging
+colours centred at zero, labels on hover. `plot_grid` is what `Grid.plot()` calls; `grid_html` and
+`table_html` are how results show themselves in a notebook, without plotly and without a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.errors import MeasureError
+from casestudy.measure.result import Array, Axis, Grid, Table
+from casestudy.show import draw
+from casestudy.show.page import template_text
+from casestudy.show.text import clean, interval, number, shorten, signed, visible
+
+BLUE, PAPER, ORANGE = "#1f5fa8", "#f7f6f2", "#c4501b"
+DIVERGING = [[0.0, ORANGE], [0.5, PAPER], [1.0, BLUE]]
+"""Orange below zero, blue above: told apart under every common colour blindness, and in grey by
+neither being the paper's colour."""
+
+LINES = ("#1f5fa8", "#c4501b", "#1d7f63", "#8a5a9e", "#8f6b00", "#4c5763")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+ROWS_SHOWN = 20
+_ORDERED = ("depth", "layer", "proportion", "position", "pos", "query_pos", "key_pos")
+
+
+def as_array(values: Any) -> Array:
+    """Numbers from a grid, an array, a list, or a tensor of any device and type."""
+    if isinstance(values, Grid):
+        return values.values
+    if hasattr(values, "detach"):  # a torch tensor: known by its methods, so that torch stays out
+        values = values.detach().cpu()
+        values = values.float() if "bfloat16" in str(values.dtype) else values
+    return np.asarray(values, dtype=float)
+
+
+def heatmap(
+    values: Any,
+    *,
+    rows: Sequence[object] | None = None,
+    cols: Sequence[object] | None = None,
+    yaxis: str = "",
+    xaxis: str = "",
+    unit: str = "",
+    title: str = "",
+    limit: float | None = None,
+) -> Any:
+    """Cells coloured by value, zero the colour of paper.
+
+    Args:
+        values: two-dimensional; a grid brings its labels, axis names and unit.
+        rows, cols: labels; places are counted where there are none.
+        yaxis, xaxis: what rows and columns are.
+        unit: of the values.
+        title: of the figure.
+        limit: the value of full colour; by default the largest magnitude.
+
+    Raises: MeasureError where the values have another number of dimensions.
+    """
+    import plotly.graph_objects as go
+
+    grid = values if isinstance(values, Grid) else None
+    if grid is not None and len(grid.axes) == 2:
+        rows, cols = rows or grid.axes[0].labels, cols or grid.axes[1].labels
+        yaxis, xaxis = yaxis or grid.axes[0].name, xaxis or grid.axes[1].name
+        unit, title = unit or grid.unit, title or grid.name
+    array = as_array(values)
+    if array.ndim != 2:
+        raise MeasureError(
+            f"a heatmap of {array.ndim} dimensions {array.shape}",
+            allowed="two; fix the others first, for instance grid.select(contrast='lowercase')",
+        )
+    known = np.abs(array[np.isfinite(array)])
+    limit = limit or (float(known.max()) if known.size else 0.0) or 1.0
+    ys = _labels(rows, array.shape[0], "rows")
+    xs = _labels(cols, array.shape[1], "cols")
+    figure = go.Figure(
+        go.Heatmap(
+            z=array,
+            zmin=-limit,
+            zmax=limit,
+            colorscale=DIVERGING,
+            colorbar={"title": {"text": unit}, "thickness": 12, "outlinewidth": 0},
+            hoverongaps=False,
+            customdata=_pairs(ys, xs, array.shape),
+            hovertemplate=(
+                f"{yaxis or 'row'} %{{customdata[0]}}<br>{xaxis or 'column'} %{{customdata[1]}}"
+                f"<br>%{{z:.4g}} {unit}<extra></extra>"
+            ),
+        )
+    )
+    figure.update_xaxes(tickvals=_some(len(xs)), ticktext=[xs[i] for i in _some(len(xs))])
+    figure.update_yaxes(tickvals=_some(len(ys)), ticktext=[ys[i] for i in _some(len(ys))])
+    figure.update_yaxes(autorange="reversed")
+    return _finish(figure, title, xaxis, yaxis)
+
+
+def line(
+    values: Any,
+    *,
+    x: Sequence[object] | None = None,
+    names: Sequence[str] | None = None,
+    xaxis: str = "",
+    unit: str = "",
+    title: str = "",
+) -> Any:
+    """Values along an ordered axis, with a band where a grid brings an interval.
+
+    Args:
+        values: one dimension, or two with a line per row; a grid brings labels and intervals.
+        x: labels along the axis.
+        names: of the lines.
+        xaxis: what the axis is.
+        unit: of the values.
+        title: of the figure.
+
+    Raises: MeasureError where the values have another number of dimensions.
+    """
+    import plotly.graph_objects as go
+
+    grid = values if isinstance(values, Grid) else None
+    if grid is not None and 1 <= len(grid.axes) <= 2:
+        x, xaxis = x or grid.axes[-1].labels, xaxis or grid.axes[-1].name
+        unit, title = unit or grid.unit, title or grid.name
+        names = names or (grid.axes[0].labels if len(grid.axes) == 2 else (grid.name,))
+    array = np.atleast_2d(as_array(values))
+    if array.ndim != 2:
+        raise MeasureError(f"lines of {array.ndim} dimensions {array.shape}", allowed="one or two")
+    places = list(range(array.shape[1]))
+    texts = _labels(x, array.shape[1], "x")
+    titles = _labels(names, array.shape[0], "names")
+    figure = go.Figure()
+    for k, row in enumerate(array):
+        colour = LINES[k % len(LINES)]
+        if grid is not None and grid.lower is not None and grid.upper is not None:
+            low, high = np.atleast_2d(grid.lower)[k], np.atleast_2d(grid.upper)[k]
+            figure.add_trace(_band(places, low, high, colour))
+        figure.add_trace(
+            go.Scatter(
+                x=places,
+                y=row,
+                mode="lines+markers",
+                name=titles[k],
+                line={"color": colour, "width": 2, "dash": DASHES[k % len(DASHES)]},
+                customdata=texts,
+                hovertemplate=(
+                    f"{xaxis} %{{customdata}}<br>%{{y:.4g}} {unit}<extra>%{{fullData.name}}</extra>"
+                ),
+            )
+        )
+    some = _some(len(places), 26)
+    figure.update_xaxes(tickvals=some, ticktext=[texts[i] for i in some])
+    figure.update_layout(showlegend=len(array) > 1)
+    return _finish(figure, title, xaxis, unit)
+
+
+def _band(places: Sequence[int], low: Array, high: Array, colour: str) -> Any:
+    import plotly.graph_objects as go
+
+    known = [i for i in places if np.isfinite(low[i]) and np.isfinite(high[i])]
+    return go.Scatter(
+        x=[*known, *reversed(known)],
+        y=[*(high[i] for i in known), *(low[i] for i in reversed(known))],
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.15,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def scatter(
+    x: Any,
+    y: Any,
+    *,
+    labels: Sequence[object] | None = None,
+    xaxis: str = "",
+    yaxis: str = "",
+    title: str = "",
+) -> Any:
+    """One point per pair of values, its label on hover.
+
+    Args:
+        x, y: equally many values; grids of the same axes bring their labels.
+        labels: of the points.
+        xaxis, yaxis: what the values are.
+        title: of the figure.
+
+    Raises: MeasureError where x and y differ in number.
+    """
+    import plotly.graph_objects as go
+
+    xs, ys = as_array(x), as_array(y)
+    if xs.size != ys.size:
+        raise MeasureError(f"{xs.size} values of x and {ys.size} of y", allowed="equally many")
+    if isinstance(x, Grid):
+        xaxis = xaxis or f"{x.name}, {x.unit}"
+        labels = labels or _places(x.axes)
+    if isinstance(y, Grid):
+        yaxis = yaxis or f"{y.name}, {y.unit}"
+        labels = labels or _places(y.axes)
+    texts = _labels(labels, xs.size, "labels")
+    figure = go.Figure(
+        go.Scatter(
+            x=xs.ravel(),
+            y=ys.ravel(),
+            mode="markers",
+            marker={"color": BLUE, "size": 8, "opacity": 0.75},
+            text=texts,
+            hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(zeroline=True)
+    figure.update_yaxes(zeroline=True)
+    return _finish(figure, title, xaxis, yaxis)
+
+
+def waterfall(
+    terms: Grid | Mapping[str, float], *, total: float | None = None, title: str = ""
+) -> Any:
+    """A ledger: each term starts where the one before ended, and the last bar is the total.
+
+    Args:
+        terms: a grid with the one axis "term", or values by name.
+        total: the logit difference; the sum of the terms by default.
+        title: of the figure.
+
+    Raises: MeasureError where the grid has other axes.
+    """
+    import plotly.graph_objects as go
+
+    unit = "logits"
+    if isinstance(terms, Grid):
+        if [axis.name for axis in terms.axes] != ["term"]:
+            names = ", ".join(axis.name for axis in terms.axes)
+            raise MeasureError(
+                f"a waterfall of a grid with the axes {names}",
+                allowed="term alone; fix the others with grid.select(contrast=…, prompt=…)",
+            )
+        title, unit = title or terms.name, terms.unit
+        terms = dict(zip(terms.axes[0].labels, terms.values.tolist(), strict=True))
+    values = list(terms.values())
+    total = float(np.nansum(values)) if total is None else total
+    figure = go.Figure(
+        go.Waterfall(
+            x=[*(_html(t) for t in terms), "logit difference"],
+            y=[*values, total],
+            # "absolute": the total is a measurement of its own, not the sum drawn once more.
+            measure=["relative"] * len(values) + ["absolute"],
+            increasing={"marker": {"color": BLUE}},
+            decreasing={"marker": {"color": ORANGE}},
+            totals={"marker": {"color": "#3b3a38"}},
+            connector={"line": {"color": "#8d8a83", "width": 1}},
+            customdata=[*values, total],
+            hovertemplate=f"%{{x}}<br>%{{customdata:.4g}} {unit}<extra></extra>",
+        )
+    )
+    return _finish(figure, title, "", unit)
+
+
+def plot_grid(grid: Grid, **where: Any) -> Any:
+    """A plotly figure of a grid.
+
+    A ledger becomes a waterfall, an ordered axis a line, two axes a heatmap. Axes beyond two are
+    fixed at their first label unless given, and the title says at which.
+
+    Args:
+        grid: any measurement.
+        where: a label per axis to fix (`contrast="lowercase"`), and `title`.
+
+    Raises: MeasureError for an axis or a label that the grid does not have.
+    """
+    title = str(where.pop("title", grid.name))
+    fixed = {name: str(label) for name, label in where.items()}
+    cut = grid.select(**fixed)
+    keep = 1 if any(axis.name == "term" for axis in cut.axes) else 2
+    while len(cut.axes) > keep:
+        axis = next(a for a in cut.axes if a.name != "term")
+        fixed[axis.name] = axis.labels[0]
+        cut = cut.select(**{axis.name: axis.labels[0]})
+    if fixed:
+        title += " (" + ", ".join(f"{name} {label}" for name, label in fixed.items()) + ")"
+    names = [axis.name for axis in cut.axes]
+    if names == ["term"]:
+        return waterfall(cut, title=title)
+    if not names:
+        return line(cut.values.reshape(1), x=[cut.name], unit=cut.unit, title=title)
+    if len(names) == 1 or names[-1] in ("depth", "proportion"):
+        return line(cut, title=title) if names[-1] in _ORDERED else _bars(cut, title)
+    return heatmap(cut, title=title)
+
+
+def _bars(grid: Grid, title: str) -> Any:
+    import plotly.graph_objects as go
+
+    (axis,) = grid.axes
+    values = grid.values
+    error = None
+    if grid.lower is not None and grid.upper is not None:
+        error = {
+            "type": "data",
+            "symmetric": False,
+            "array": grid.upper - values,
+            "arrayminus": values - grid.lower,
+            "thickness": 1,
+        }
+    figure = go.Figure(
+        go.Bar(
+            x=[_html(label) for label in axis.labels],
+            y=values,
+            error_y=error,
+            marker={"color": [BLUE if v >= 0 else ORANGE for v in values]},
+            hovertemplate=f"{axis.name} %{{x}}<br>%{{y:.4g}} {grid.unit}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(type="category")
+    return _finish(figure, title, axis.name, grid.unit)
+
+
+def _finish(figure: Any, title: str, xaxis: str, yaxis: str) -> Any:
+    figure.update_layout(
+        title={"text": _html(title), "font": {"size": 15}},
+        xaxis_title=_html(xaxis),
+        yaxis_title=_html(yaxis),
+        template="plotly_white",
+        margin={"l": 60, "r": 20, "t": 50, "b": 50},
+        font={"size": 12},
+    )
+    return figure
+
+
+def _html(text: object) -> str:
+    # plotly reads a small HTML in its texts; a label is never markup
+    return str(Markup.escape(visible(text) if str(text).startswith(" ") else clean(text)))
+
+
+def _labels(labels: Sequence[object] | None, n: int, name: str) -> list[str]:
+    if labels is None:
+        return [str(i) for i in range(n)]
+    if len(labels) != n:
+        raise MeasureError(f"{len(labels)} {name} for {n} values", allowed="one label per value")
+    return [_html(label) for label in labels]
+
+
+def _places(axes: Sequence[Axis]) -> list[str]:
+    found = [""]
+    for axis in axes:
+        found = [f"{f}, {axis.name} {x}".removeprefix(", ") for f in found for x in axis.labels]
+    return found
+
+
+def _pairs(ys: Sequence[str], xs: Sequence[str], shape: tuple[int, ...]) -> Array:
+    pairs = np.empty((*shape, 2), dtype=object)
+    pairs[..., 0] = np.array(ys, dtype=object)[:, None]
+    pairs[..., 1] = np.array(xs, dtype=object)[None, :]
+    return pairs
+
+
+def _some(n: int, most: int = 40) -> list[int]:
+    return list(range(0, n, max(1, -(-n // most))))
+
+
+def grid_html(grid: Grid) -> str:
+    """A grid as a notebook shows it: a drawing, its unit, n, interval and error. No script."""
+    cut, fixed = grid, []
+    for axis in grid.axes[: max(0, len(grid.axes) - 2)]:
+        cut = cut.select(**{axis.name: axis.labels[0]})
+        fixed.append(f"{axis.name} {clean(axis.labels[0])} of {len(axis)}")
+    shape = " × ".join(f"{axis.name} {len(axis)}" for axis in grid.axes) or "one number"
+    facts = [shape, grid.unit, *(f"shown: {f}" for f in fixed)]
+    facts += [f"{key} {number(value)}" for key, value in grid.error.items()]
+    body = _drawn(cut)
+    return str(
+        Markup(
+            '<div class="casestudy"><style>{}</style><p><b>{}</b> {}</p>{}<p class="about">{}</p>'
+            "</div>"
+        ).format(
+            Markup(template_text("plot.css")),
+            clean(grid.name),
+            "; ".join(facts),
+            body,
+            clean(grid.about),
+        )
+    )
+
+
+def _drawn(grid: Grid) -> Markup:
+    values = np.asarray(grid.values, dtype=float)
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return Markup("<p>{}</p>").format("nothing was measured")
+    if values.ndim == 0:
+        lowest, highest = (None if a is None else float(a) for a in (grid.lower, grid.upper))
+        return Markup("<p>{} [{}]</p>").format(signed(float(values)), interval(lowest, highest))
+    labels = [[clean(label) for label in axis.labels] for axis in grid.axes]
+    alt = f"{grid.name}: {number(float(known.min()))} to {number(float(known.max()))} {grid.unit}"
+    low, high = (None if a is None else draw.numbers(a) for a in (grid.lower, grid.upper))
+    if values.ndim == 1 and grid.axes[0].name == "term":
+        drawing = draw.waterfall(
+            labels[0],
+            values.tolist(),
+            float(np.nansum(values)),
+            lower=low,
+            upper=high,
+            total_label="sum of terms",
+        )
+    elif values.ndim == 1:
+        drawing = draw.bars(labels[0], draw.numbers(values), unit=grid.unit, lower=low, upper=high)
+    else:
+        drawing = draw.heatmap(
+            values, *labels, unit=grid.unit, row_name=grid.axes[0].name, col_name=grid.axes[1].name
+        )
+    return drawing.svg(alt)
+
+
+def table_html(table: Table) -> str:
+    """A table as a notebook shows it: its first rows, and how many there are."""
+    rows = table.rows()
+    head = Markup("").join(Markup("<th>{}</th>").format(clean(name)) for name in table.columns)
+    body = Markup("").join(
+        Markup("<tr>{}</tr>").format(
+            Markup("").join(Markup("<td>{}</td>").format(_cell(v)) for v in row.values())
+        )
+        for row in rows[:ROWS_SHOWN]
+    )
+    more = f"{len(rows):,} rows" + (f", {ROWS_SHOWN} shown" if len(rows) > ROWS_SHOWN else "")
+    return str(
+        Markup(
+            '<div class="casestudy"><style>{}</style><p><b>{}</b> {}</p><table><thead><tr>{}</tr>'
+            '</thead><tbody>{}</tbody></table><p class="about">{}</p></div>'
+        ).format(
+            Markup(template_text("plot.css")),
+            clean(table.name),
+            more,
+            head,
+            body,
+            clean(table.about),
+        )
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return number(value, 3)
+    if isinstance(value, str):
+        return shorten(visible(value), 60)
+    return "" if value is None else shorten(clean(value), 60)

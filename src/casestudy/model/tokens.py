@@ -8,6 +8,7 @@ inside a prompt is ordinary text unless asked otherwise, and nothing is truncate
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from tokenizers import Tokenizer as HFTokenizer
 from torch import Tensor
 
 from casestudy.errors import ModelError, PromptError, TokenError
+
+# Whether special-token text is parsed is a switch on the shared backend: set and used as one step.
+_SWITCH = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class Tokenizer:
         eos_id: id of the end-of-text token, None where there is none.
         prepend_bos: the family's convention, the default of every method.
         n_ctx: the longest prompt the model can read.
+        special: ids of control tokens, which are not text.
     """
 
     backend: HFTokenizer
@@ -121,7 +126,7 @@ class Tokenizer:
                 entries = _json(folder / name)
                 if kind in entries:
                     entry = entries[kind]
-                    text = entry["content"] if isinstance(entry, dict) else entry
+                    text = entry.get("content") if isinstance(entry, dict) else entry
                     return None if text is None else backend.token_to_id(text)
             for name in ("generation_config.json", "config.json"):
                 entry = _json(folder / name).get(f"{kind}_id")
@@ -151,8 +156,9 @@ class Tokenizer:
                 f"the text holds a lone surrogate at character {error.start}",
                 allowed="text that can be written as UTF-8",
             ) from error
-        self.backend.encode_special_tokens = not parse_special
-        return list(self.backend.encode(text, add_special_tokens=False).ids)
+        with _SWITCH:
+            self.backend.encode_special_tokens = not parse_special
+            return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def tokenize(
         self,

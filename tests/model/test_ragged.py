@@ -9,14 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from casestudy.model.decoder import run
-from casestudy.model.loading import BUNDLED
+from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
@@ -75,11 +74,6 @@ def test_the_padding_is_never_looked_at(toy_model: Model) -> None:
     assert torch.equal(a, b)
 
 
-@pytest.mark.skipif(
-    not (BUNDLED / "tiny" / "model.safetensors").is_file(), reason="no bundled weights"
-)
 def test_on_real_weights() -> None:
-    from casestudy.model.loading import load
-
     model = load("tiny", device="cpu")
     check(model, model.tokenize(["He left.", "The door was open, and nobody came in.", "A"]))

@@ -112,7 +112,7 @@ class TestBos:
         assert tokenizer.bos_id is None
         assert not tokenizer.prepend_bos
         assert not tokenizer.tokenize("Hi").bos
-        with pytest.raises(TokenError, match="no BOS token. Allowed: prepend_bos=False"):
+        with pytest.raises(TokenError, match=r"no BOS token\. Allowed: prepend_bos=False"):
             tokenizer.tokenize("Hi", prepend_bos=True)
 
     @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ class TestRefusals:
         def read() -> Tokenizer:
             return Tokenizer.from_directory(tmp_path, prepend_bos=True, n_ctx=8)
 
-        with pytest.raises(ModelError, match="has no tokenizer.json"):
+        with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
             read()
         (tmp_path / "tokenizer.json").write_text("{}")
         with pytest.raises(ModelError, match="is not a tokenizer"):

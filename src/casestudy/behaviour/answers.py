@@ -3,7 +3,8 @@
 By the flagship's rule, the answer is the model's first space+Capital prediction by rank, and its
 counterparts are the same word in lower case (" he"), without the space ("He"), and both ("he"). A
 candidate whose counterpart is not one token, or whose word has no lower-case twin, is passed over,
-and listed with the reason. A prompt that brings its own answer or counterpart keeps it.
+and listed with the reason. By the rule of classes, answer and counterpart are the likeliest tokens
+of two classes. A prompt that brings its own answer or counterpart keeps it.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ def choose_answers(
     *,
     rule: AnswerRule = "space-capital",
     top_k: int = 100,
+    classes: Contrast | None = None,
 ) -> Answers:
     """Each prompt's answer and counterparts.
 
@@ -109,57 +111,96 @@ def choose_answers(
         logits: at each prompt's last position.
         rule: how an answer is chosen where none is given.
         top_k: how many predictions to look through.
+        classes: the prompts' class contrast, for the rule "classes".
 
-    Raises: TokenError for a given answer that is not one token; BehaviourError for a given
-        answer equal to its counterpart.
+    A prompt without a usable answer (none within `top_k`, one given that is not one token or equals
+    its counterpart) costs only itself: the reason is in `errors`.
     """
     chosen: list[Answer | None] = []
     passed: list[PassedOver] = []
     errors: dict[int, str] = {}
     top_k = min(top_k, logits.shape[1])
     ranked = logits.topk(top_k, dim=1).indices.tolist()
+    tops = _likeliest(classes, logits) if rule == "classes" and classes is not None else None
     for i, prompt in enumerate(prompts):
-        if prompt.answer is not None:
-            chosen.append(_given(model, prompt, rule))
-            continue
         answer = None
-        for rank, id in enumerate(ranked[i]):
-            text = model.tokenizer.string(id)
-            if not is_space_capital(text):
-                continue
-            why = _unfit(model, text)
-            if why is None:
-                answer = Answer(text, other_forms(text))
-                break
-            passed.append(PassedOver(i, text, rank, why))
-        if answer is not None and prompt.counterpart is not None:
-            answer = Answer(answer.text, {"lowercase": prompt.counterpart})
-        if answer is None:
-            errors[i] = f"no usable space+Capital token among the first {top_k} predictions"
+        try:
+            if prompt.answer is not None:
+                answer = _given(model, prompt.answer, prompt.counterpart, rule)
+            elif tops is not None:
+                answer = _of_classes(model, prompt, tops[i])
+            else:
+                text, over = _first_capital(model, ranked[i])
+                passed += [PassedOver(i, *candidate) for candidate in over]
+                if text is None:
+                    raise BehaviourError(
+                        f"no usable space+Capital token among the first {top_k} predictions"
+                    )
+                answer = _given(model, text, prompt.counterpart, rule)
+        except (BehaviourError, TokenError) as problem:
+            errors[i] = str(problem)
         chosen.append(answer)
     return Answers(tuple(chosen), tuple(passed), errors)
 
 
-def _given(model: Model, prompt: Prompt, rule: AnswerRule) -> Answer:
-    answer = prompt.answer
-    assert answer is not None
-    model.tokenizer.single(answer)
-    if prompt.counterpart is not None:
-        if model.tokenizer.single(prompt.counterpart) == model.tokenizer.single(answer):
-            raise BehaviourError(
-                f"answer and counterpart of {prompt.text!r} are both {answer!r}",
-                allowed="two different tokens",
-            )
-        forms = {k: v for k, v in other_forms(answer).items() if _is_one_token(model, v)}
-        main = "lowercase" if rule == "space-capital" else "counterpart"
-        extra = forms if rule == "space-capital" and is_space_capital(answer) else {}
-        return Answer(answer, {**extra, main: prompt.counterpart})
-    why = _unfit(model, answer) if is_space_capital(answer) else "is not space+Capital"
-    if why is not None:
+def _first_capital(
+    model: Model, ranked: Sequence[int]
+) -> tuple[str | None, list[tuple[str, int, str]]]:
+    """The first usable space+Capital prediction, and who was passed over: text, rank, why."""
+    over: list[tuple[str, int, str]] = []
+    for rank, id in enumerate(ranked):
+        text = model.tokenizer.string(id)
+        if not is_space_capital(text):
+            continue
+        why = _unfit(model, text)
+        if why is None:
+            return text, over
+        over.append((text, rank, why))
+    return None, over
+
+
+def _likeliest(
+    classes: Contrast, logits: Float[Tensor, "batch d_vocab"]
+) -> list[tuple[int, int] | None]:
+    """The most probable token of each side of a class contrast; None for prompts without one."""
+    assert classes.sides is not None
+    chosen = logits.gather(1, classes.ids.to(logits.device))
+    sides = classes.sides.to(logits.device)
+    best = [chosen.masked_fill(sides != s, float("-inf")).argmax(1).cpu() for s in (1, -1)]
+    pairs = [classes.ids.gather(1, b[:, None])[:, 0].tolist() for b in best]
+    measured = sides.ne(0).any(1).tolist()
+    return [p if has else None for has, p in zip(measured, zip(*pairs, strict=True), strict=True)]
+
+
+def _of_classes(model: Model, prompt: Prompt, pair: tuple[int, int] | None) -> Answer:
+    if pair is None:
+        raise BehaviourError("the prompt has no classes to take its answer from")
+    text, counterpart = model.tokenizer.strings(pair)
+    return _given(model, text, prompt.counterpart or counterpart, "classes")
+
+
+def _given(model: Model, answer: str, counterpart: str | None, rule: AnswerRule) -> Answer:
+    """An answer with its counterparts.
+
+    Raises: TokenError where one of them is not one token; BehaviourError where they are the same,
+        or the answer has no counterpart of the rule's.
+    """
+    single = model.tokenizer.single
+    id = single(answer)
+    if counterpart is None:
+        why = _unfit(model, answer) if is_space_capital(answer) else "is not space+Capital"
+        if why is not None:
+            raise BehaviourError(f"answer {answer!r} {why}", hint="Give its counterpart too")
+        return Answer(answer, other_forms(answer))
+    if single(counterpart) == id:
         raise BehaviourError(
-            f"answer {answer!r} of {prompt.text!r} {why}", hint="Give its counterpart too"
+            f"answer and counterpart are both {answer!r}", allowed="two different tokens"
         )
-    return Answer(answer, other_forms(answer))
+    if rule != "space-capital":
+        return Answer(answer, {"counterpart": counterpart})
+    others = other_forms(answer) if is_space_capital(answer) else {}
+    kept = {form: text for form, text in others.items() if _is_one_token(model, text)}
+    return Answer(answer, {**kept, FORMS[0]: counterpart})
 
 
 def _unfit(model: Model, text: str) -> str | None:

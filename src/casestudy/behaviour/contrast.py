@@ -1,22 +1,38 @@
 """What is an answer weighed against?
 
 A `Contrast` holds, for each prompt, weights over tokens: its value is their weighted sum of logits,
-the logit difference. One answer against one counterpart has weights +1 and -1; a class contrast has
-the frozen within-class probabilities, and its entropy term as a constant.
+the logit difference. One answer against one counterpart has weights +1 and -1.
+
+A class contrast is log p(A) - log p(B) for two classes of tokens. With p(t|A) = p(t) / p(A) and H
+the entropy in nats, every t in A has log p(A) = log p(t) - log p(t|A); averaged over p(t|A),
+
+    log p(A) - log p(B) = Σₜ (p(t|A) - p(t|B)) · logitₜ + H(p(·|A)) - H(p(·|B))
+
+exactly, since the softmax's normaliser cancels. So it too is a weighted sum, with the weights
+frozen at the run's own probabilities and the entropy term as a constant. Cost: A and B may hold
+most of the vocabulary, so projections multiply by the unembedding in blocks of tokens, about as
+much work as unembedding one position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
+from casestudy.behaviour.classes import matching
+from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import BehaviourError
 from casestudy.model.model import Model
 from casestudy.model.weights import Weights
+
+BLOCK = 4096
+"""Columns of the unembedding in float64 at a time: 25 MB for GPT-2 small."""
+FEW = 64
+"""Up to so many tokens per prompt, their columns are gathered."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,8 @@ class Contrast:
         weights: (batch, k) float64.
         constant: (batch,) float64, added to the weighted sum (a class contrast's entropy term).
         answers, counterparts: per prompt, what stands on either side, for people to read.
+        sides: (batch, k) of a class contrast: 1 where the token is in the answer's class, -1 in the
+            counterpart's, 0 in neither; None for single tokens.
     """
 
     name: str
@@ -37,6 +55,7 @@ class Contrast:
     constant: Float[Tensor, " batch"]
     answers: tuple[str, ...]
     counterparts: tuple[str, ...]
+    sides: Int8[Tensor, "batch k"] | None = None
 
     @classmethod
     def between(
@@ -72,6 +91,66 @@ class Contrast:
         zero = torch.zeros(len(rows), dtype=torch.float64)
         return cls(name, ids, weights, zero, tuple(answers), tuple(counterparts))
 
+    @classmethod
+    def of_classes(
+        cls,
+        logits: Float[Tensor, "batch d_vocab"],
+        answer: Sequence[Sequence[int]],
+        counterpart: Sequence[Sequence[int]],
+        *,
+        name: str,
+        answers: Sequence[str],
+        counterparts: Sequence[str],
+    ) -> Contrast:
+        """log p(A) - log p(B) at these logits, for one pair of token classes per prompt.
+
+        Args:
+            logits: at each prompt's last position; the weights are frozen at their probabilities.
+            answer, counterpart: each prompt's A and B, as token ids; a prompt for which both are
+                empty has no such contrast, and NaN weights.
+            name, answers, counterparts: as in the attributes.
+
+        Raises: BehaviourError where one class is empty and the other is not, or they overlap.
+        """
+        # Most often every prompt has the same two tuples, and their ids are looked at once.
+        pairs = {(id(a), id(b)): (a, b) for a, b in zip(answer, counterpart, strict=True)}
+        for a, b in pairs.values():
+            if bool(a) != bool(b):
+                raise BehaviourError(f"{name}: a class holds no token", allowed="at least one each")
+            both = set(a) & set(b)
+            if both:
+                raise BehaviourError(
+                    f"{name}: {len(both)} tokens are in both classes, the first with id "
+                    f"{min(both)}",
+                    allowed="classes that do not overlap",
+                )
+        used = sorted(set[int]().union(*(set(c) for pair in pairs.values() for c in pair))) or [0]
+        place = torch.zeros(logits.shape[1], dtype=torch.long)
+        place[used] = torch.arange(len(used))
+        rows = {}
+        for key, (a, b) in pairs.items():
+            rows[key] = torch.zeros(len(used), dtype=torch.int8)
+            rows[key][place[list(a)]] = 1
+            rows[key][place[list(b)]] = -1
+        sides = torch.stack([rows[id(a), id(b)] for a, b in zip(answer, counterpart, strict=True)])
+        ids = torch.tensor(used, dtype=torch.long).expand(len(sides), -1)
+        weights, constant = _frozen(logits, ids, sides)
+        return cls(name, ids, weights, constant, tuple(answers), tuple(counterparts), sides)
+
+    def at(self, logits: Float[Tensor, "batch d_vocab"]) -> Contrast:
+        """The same contrast for other logits: a class contrast's weights are frozen anew there, so
+        that `contrast.at(logits).value(logits)` is log p(A) - log p(B); single tokens' stay.
+        """
+        if self.sides is None:
+            return self
+        weights, constant = _frozen(logits, self.ids, self.sides)
+        return replace(self, weights=weights, constant=constant)
+
+    @property
+    def linear(self) -> bool:
+        """Whether its value at other logits is the same weighted sum (see `at` for where not)."""
+        return self.sides is None
+
     def __len__(self) -> int:
         return self.ids.shape[0]
 
@@ -85,15 +164,109 @@ class Contrast:
             self.constant[rows],
             tuple(self.answers[i] for i in index),
             tuple(self.counterparts[i] for i in index),
+            None if self.sides is None else self.sides[rows],
         )
 
     def value(self, logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
-        """The contrast of each prompt's logits, summed in float64."""
-        chosen = logits.gather(1, self.ids.to(logits.device)).double()
-        return (chosen * self.weights.to(logits.device)).sum(1) + self.constant.to(logits.device)
+        """The contrast of each prompt's logits, summed in float64, with its weights as they are."""
+        return self.weigh(logits) + self.constant.to(logits.device)
+
+    def weigh(self, per_token: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
+        """Σₜ weightₜ · xₜ per prompt, in float64: the value without the constant."""
+        chosen = per_token.gather(1, self.ids.to(per_token.device)).double()
+        return (chosen * self.weights.to(per_token.device)).sum(1)
 
     def directions(self, weights: Weights) -> Float[Tensor, "batch d_model"]:
         """Σₜ weightₜ · W_U[:, t] per prompt, in float64: what the final stream is projected on."""
         device = weights.W_U.device
-        columns = weights.W_U.T[self.ids.to(device)].double()  # batch k d_model
-        return torch.einsum("bk,bkd->bd", self.weights.to(device), columns)
+        ids, share = self.ids.to(device), self.weights.to(device)
+        if ids.shape[1] <= FEW:
+            columns = weights.W_U.T[ids].double()  # batch k d_model
+            return torch.einsum("bk,bkd->bd", share, columns)
+        d_model, d_vocab = weights.W_U.shape
+        dense = share.new_zeros(len(self), d_vocab).scatter_add_(1, ids, share)
+        total = share.new_zeros(len(self), d_model)
+        for block in _blocks(d_vocab):
+            total += dense[:, block] @ weights.W_U[:, block].T.double()
+        return total
+
+    def project(
+        self, stream: Float[Tensor, "batch d_model"], weights: Weights
+    ) -> Float[Tensor, "batch k"]:
+        """stream · W_U[:, t] for each of a prompt's tokens, in float64."""
+        ids, stream = self.ids.to(weights.W_U.device), stream.double()
+        if ids.shape[1] <= FEW:
+            columns = weights.W_U.T[ids].double()  # batch k d_model
+            return torch.einsum("bd,bkd->bk", stream, columns)
+        dense = [stream @ weights.W_U[:, b].double() for b in _blocks(weights.W_U.shape[1])]
+        return torch.cat(dense, 1).gather(1, ids)
+
+
+def class_contrast(
+    model: Model,
+    behaviour: Behaviour,
+    prompts: Sequence[Prompt],
+    logits: Float[Tensor, "batch d_vocab"],
+) -> Contrast | None:
+    """The class contrast that a behaviour, or its prompts, ask for; None where none do.
+
+    Args:
+        model: whose tokens they are.
+        behaviour: its `class_contrast` holds for prompts that bring no patterns of their own.
+        prompts: some of its prompts, one per row of `logits`; those without classes get NaN.
+        logits: at each prompt's last position.
+
+    Raises: BehaviourError for a class that no token is in, and for classes that overlap.
+    """
+    if not behaviour.has_classes:
+        return None
+    asked, tokenizer, d_vocab = behaviour.class_contrast, model.tokenizer, logits.shape[1]
+    common: _Sides = ((), (), "", "")
+    if asked is not None:
+        names = (asked.answer, asked.counterpart)
+        a, b = (behaviour.classes.ids(name, tokenizer, d_vocab) for name in names)
+        common = (a, b, asked.answer, asked.counterpart)
+    chosen: list[_Sides] = []
+    for prompt in prompts:
+        a_text, b_text = prompt.answer_class, prompt.counterpart_class
+        if a_text is None or b_text is None:
+            chosen.append(common)
+        else:
+            a, b = (matching(tokenizer, pattern, d_vocab) for pattern in (a_text, b_text))
+            chosen.append((a, b, a_text, b_text))
+    return Contrast.of_classes(
+        logits,
+        [c[0] for c in chosen],
+        [c[1] for c in chosen],
+        name=CLASS_MASS if asked is None else asked.name,
+        answers=[c[2] for c in chosen],
+        counterparts=[c[3] for c in chosen],
+    )
+
+
+_Sides = tuple[tuple[int, ...], tuple[int, ...], str, str]
+CLASS_MASS = "class mass"
+"""What a class contrast is called where only the prompts define it."""
+
+
+def _frozen(
+    logits: Float[Tensor, "batch d_vocab"],
+    ids: Int[Tensor, "batch k"],
+    sides: Int8[Tensor, "batch k"],
+) -> tuple[Float[Tensor, "batch k"], Float[Tensor, " batch"]]:
+    """p(t|A) - p(t|B) of each token, and H(p(·|A)) - H(p(·|B)), in float64."""
+    chosen = logits.gather(1, ids.to(logits.device)).double()
+    sides = sides.to(logits.device)
+    weights, constant = torch.zeros_like(chosen), chosen.new_zeros(len(chosen))
+    for side in (1, -1):
+        member = sides == side
+        log_p = chosen.masked_fill(~member, float("-inf")).log_softmax(1)
+        p = log_p.exp()
+        weights += side * p
+        # Outside the class p is 0 and its logarithm is not a number worth multiplying.
+        constant -= side * (p * log_p.masked_fill(~member, 0.0)).sum(1)
+    return weights, constant
+
+
+def _blocks(d_vocab: int) -> Iterator[slice]:
+    return (slice(start, min(start + BLOCK, d_vocab)) for start in range(0, d_vocab, BLOCK))

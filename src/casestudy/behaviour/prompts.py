@@ -1,19 +1,68 @@
 """What is asked of a model, of which prompts?
 
-A `Behaviour` is the thing under study: its prompts, the question they put, and how answers are
-chosen. A `Prompt` may bring its own answer, counterpart, corrupted partner and roles; what it does
-not bring is chosen or found.
+A `Behaviour` is the thing under study: its prompts, the question they put, how answers are chosen,
+and which token classes and positions matter. A `Prompt` may bring its own answer, counterpart,
+corrupted partner and roles; what it does not bring is chosen or found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
+import regex
+
+from casestudy.behaviour.classes import STANDARD, ClassContrast, ClassSet, compile_pattern
 from casestudy.errors import BehaviourError
 
-AnswerRule = Literal["space-capital", "given"]
+AnswerRule = Literal["space-capital", "given", "classes"]
+Which = Literal["all", "first", "last", "not last"]
+Take = Literal["all", "first", "last"]
+
+
+@dataclass(frozen=True)
+class Role:
+    """A semantic position, found in any prompt by a pattern on its text.
+
+    Attributes:
+        name: what it is called in results.
+        pattern: a regular expression searched for in the text; where it has a group `role`, that
+            group's span counts, otherwise the whole match.
+        which: all matches, or the first, the last, or all but the last.
+        take: which tokens stand for a span that several share: all of them, the first (where a
+            word's capital is) or the last (which has read the whole word).
+    """
+
+    name: str
+    pattern: str
+    which: Which = "all"
+    take: Take = "all"
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise BehaviourError(f"the role with the pattern {self.pattern!r} has no name")
+        compile_pattern(self.pattern, f"role {self.name!r}")
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where in a text the role is, as (start, end) in characters; empty matches do not count.
+
+        Raises: BehaviourError for a pattern that takes more than a second.
+        """
+        compiled = regex.compile(self.pattern)
+        group = "role" if "role" in compiled.groupindex else 0
+        try:
+            found = [m.span(group) for m in compiled.finditer(text, timeout=1.0)]
+        except TimeoutError as error:
+            raise BehaviourError(
+                f"the pattern {self.pattern!r} of role {self.name!r} takes more than 1 s on "
+                f"{text[:40]!r}",
+                hint="Avoid nested repetition such as (a+)+",
+            ) from error
+        found = [span for span in found if span[0] < span[1]]
+        chosen = {"all": found, "first": found[:1], "last": found[-1:], "not last": found[:-1]}
+        return chosen[self.which]
 
 
 @dataclass(frozen=True)
@@ -24,19 +73,34 @@ class Prompt:
         text: what the model reads (BOS is added by the model's rule, not here).
         answer: the token whose preference is explained; None to choose it from the predictions.
         counterpart: what it is contrasted with; None to derive it from the answer.
+        answer_class, counterpart_class: patterns of token classes (see `TokenClass`) that replace
+            the behaviour's class contrast for this prompt; both or neither.
         corrupted: a partner prompt in which the behaviour should be gone.
-        group: which set of the behaviour it belongs to ("ragged five"), or its category.
+        groups: which sets of the behaviour it belongs to ("ragged five"); it may stand in several.
+        category: what kind of prompt it is ("sentence end", "abbreviation").
         document: where it came from, so that intervals can resample documents.
-        roles: positions named by the user, as token indices (BOS counts where it is prepended).
+        next_token: the token that truly followed, where the prompt was cut from a text.
+        roles: positions named by the user, as token indices; BOS counts where it is prepended, and
+            negative indices count from the end.
     """
 
     text: str
     answer: str | None = None
     counterpart: str | None = None
     corrupted: str | None = None
-    group: str = ""
+    groups: tuple[str, ...] = ()
     document: str = ""
     roles: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    category: str = ""
+    next_token: str | None = None
+    answer_class: str | None = None
+    counterpart_class: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.answer_class is None) != (self.counterpart_class is None):
+            raise BehaviourError(
+                f"prompt {self.text[:60]!r} has one class pattern", allowed="both, or neither"
+            )
 
 
 @dataclass(frozen=True)
@@ -48,8 +112,16 @@ class Behaviour:
         question: the question in words, the report's title.
         prompts: in order; results are labelled by index.
         answers: "space-capital" takes each prompt's first space+Capital prediction and its
-            lower-case form unless the prompt gives its own; "given" requires both.
+            lower-case form; "classes" the likeliest token of each of the two contrasted classes;
+            both unless the prompt gives its own. "given" requires both.
         about: a sentence or two on what the prompts vary.
+        classes: how the vocabulary is sorted, for class masses and class contrasts.
+        class_contrast: two of these classes to weigh against each other; None for no such contrast
+            but where a prompt brings its own patterns.
+        roles: positions to average over besides the standard ones (see `roles`).
+        main: the groups whose prompts a study's headline means are taken over; empty for all. The
+            others are measured and shown by group.
+        notes: what a file's reader left out, for people; no part of what is measured.
     """
 
     name: str
@@ -57,6 +129,11 @@ class Behaviour:
     prompts: tuple[Prompt, ...]
     answers: AnswerRule = "space-capital"
     about: str = ""
+    classes: ClassSet = STANDARD
+    class_contrast: ClassContrast | None = None
+    roles: tuple[Role, ...] = ()
+    main: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -68,6 +145,55 @@ class Behaviour:
                         f"prompt {i} of {self.name!r} lacks its answer or counterpart",
                         allowed="both, where answers are given",
                     )
+        if self.class_contrast is not None:
+            self.classes.index(self.class_contrast.answer)
+            self.classes.index(self.class_contrast.counterpart)
+        if self.answers == "classes" and not self.has_classes:
+            raise BehaviourError(
+                f"{self.name!r} takes its answers from classes and names none",
+                allowed="a class_contrast, or class patterns with the prompts",
+            )
+        names = [role.name for role in self.roles]
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
+            raise BehaviourError(f"{self.name!r} has two roles called {repeated[0]!r}")
+
+        strangers = [name for name in self.main if name not in self.groups]
+        if strangers:
+            raise BehaviourError(
+                f"{self.name!r} names the main group {strangers[0]!r}, which no prompt is in",
+                allowed=", ".join(self.groups) or "no main group where no prompt has a group",
+            )
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Every group of its prompts, in the order of first appearance."""
+        return tuple(dict.fromkeys(name for prompt in self.prompts for name in prompt.groups))
+
+    def is_main(self, prompt: Prompt) -> bool:
+        """Whether a prompt counts for the headline means."""
+        return not self.main or any(name in self.main for name in prompt.groups)
+
+    @cached_property
+    def has_classes(self) -> bool:
+        """Whether a class contrast is asked for, by the behaviour or any of its prompts."""
+        return self.class_contrast is not None or any(
+            prompt.answer_class is not None for prompt in self.prompts
+        )
+
+    @cached_property
+    def own_roles(self) -> tuple[str, ...]:
+        """The roles its patterns or its prompts define, by name."""
+        given = (name for prompt in self.prompts for name in prompt.roles)
+        return tuple(dict.fromkeys([*(role.name for role in self.roles), *given]))
+
+    @classmethod
+    def of(cls, prompts: Behaviour | str | Sequence[str]) -> Behaviour:
+        """A behaviour as it is; a text or texts as prompts of the flagship's kind."""
+        if isinstance(prompts, Behaviour):
+            return prompts
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return cls("prompts", "What comes next?", tuple(Prompt(text) for text in texts))

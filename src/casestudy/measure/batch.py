@@ -7,15 +7,17 @@ them ask, so that a study is one streaming pass and never holds more than a batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.answers import FORMS, Answers, choose_answers
-from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.contrast import Contrast, class_contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.behaviour.roles import role_names, roles_of
 from casestudy.measure.result import Axis, Result
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import Trace, run
@@ -31,7 +33,8 @@ class Batch:
     Attributes:
         index: each prompt's place in the behaviour; results are labelled with it.
         trace: the run, with logits at the last positions.
-        contrasts: by name, the main one first.
+        contrasts: by name, the main one first; the class contrast, where there is one, last.
+        behaviour: what the prompts are from; None for a batch made by hand, which has no roles.
     """
 
     model: Model
@@ -41,6 +44,7 @@ class Batch:
     trace: Trace
     answers: Answers
     contrasts: tuple[Contrast, ...]
+    behaviour: Behaviour | None = None
 
     @property
     def logits(self) -> Float[Tensor, "batch d_vocab"]:
@@ -58,6 +62,21 @@ class Batch:
         """One label per contrast."""
         return Axis("contrast", tuple(c.name for c in self.contrasts))
 
+    @property
+    def role_names(self) -> tuple[str, ...]:
+        """Every role the behaviour's prompts may have, the same in all its batches."""
+        return () if self.behaviour is None else role_names(self.behaviour)
+
+    @cached_property
+    def roles(self) -> tuple[Mapping[str, tuple[int, ...]], ...]:
+        """Each prompt's roles, as token indices; a role it does not have is not there."""
+        if self.behaviour is None:
+            return ({},) * len(self.prompts)
+        return tuple(
+            roles_of(self.model.tokenizer, prompt, row, self.behaviour.roles)
+            for prompt, row in zip(self.prompts, self.tokens.rows(), strict=True)
+        )
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -66,12 +85,18 @@ class Measurement:
     Attributes:
         name: as in `casestudy run --only NAME`.
         keep: the sites it reads, given the model's shape.
-        measure: from a batch to named results with a prompt axis (grids) or column (tables).
+        measure: from a batch to named results. Grids with a prompt axis and tables are joined over
+            chunks, and the grids averaged; a grid without one (a single prompt's pattern, the
+            model's own profile) is kept as it is.
+        partial: names of results that only mean something once all chunks' are put together.
+        combine: from all chunks' partial results, by name, to what is kept instead of them.
     """
 
     name: str
     keep: Callable[[ModelConfig], Sequence[Keep]]
     measure: Callable[[Batch], list[Result]]
+    partial: tuple[str, ...] = ()
+    combine: Callable[[Mapping[str, Sequence[Result]]], list[Result]] = lambda _: []
 
 
 def run_batch(
@@ -89,7 +114,12 @@ def run_batch(
     keep = [k for m in measurements for k in m.keep(model.config)]
     trace = run(model, tokens, keep=keep, logits="last")
     assert trace.logits is not None
-    answers = choose_answers(model, prompts, trace.logits, rule=behaviour.answers, top_k=top_k)
+    classes = class_contrast(model, behaviour, prompts, trace.logits)
+    answers = choose_answers(
+        model, prompts, trace.logits, rule=behaviour.answers, top_k=top_k, classes=classes
+    )
     forms = FORMS if behaviour.answers == "space-capital" else ("counterpart",)
     contrasts = tuple(answers.contrast(model, form) for form in forms)
-    return Batch(model, tuple(index), prompts, tokens, trace, answers, contrasts)
+    if classes is not None:
+        contrasts = (*contrasts, classes)
+    return Batch(model, tuple(index), prompts, tokens, trace, answers, contrasts, behaviour)

@@ -29,6 +29,8 @@ from casestudy.model.sites import Keep, Site
 
 B_U = "final norm bias (b_U)"
 """The term that a projection of the residual stream leaves out."""
+ENTROPY = "entropy term"
+"""H(p(·|A)) - H(p(·|B)) of a class contrast; no other contrast has this term."""
 
 
 def final_direction(
@@ -91,29 +93,19 @@ def ledger_terms(
     if weights.final_norm is not None and weights.final_norm.bias is not None:
         terms[B_U] = contrast.directions(weights) @ weights.final_norm.bias.double()
     if weights.b_U is not None:
-        terms["unembedding bias"] = _weighted(contrast, weights.b_U.expand(len(contrast), -1))
+        terms["unembedding bias"] = contrast.weigh(weights.b_U.expand(len(contrast), -1))
     if config.final_softcap is not None:
         terms["soft cap"] = _soft_cap(model, trace, contrast)
-    if bool((contrast.constant != 0).any()):
-        terms["entropy term"] = contrast.constant.to(direction.device)
+    if not contrast.linear or bool((contrast.constant != 0).any()):
+        terms[ENTROPY] = contrast.constant.to(direction.device)
     return tuple(terms), torch.stack(list(terms.values()))
-
-
-def _weighted(
-    contrast: Contrast, per_token: Float[Tensor, "batch d_vocab"]
-) -> Float[Tensor, " batch"]:
-    """Σₜ weightₜ xₜ, without the contrast's constant."""
-    device = per_token.device
-    chosen = per_token.gather(1, contrast.ids.to(device)).double()
-    return (chosen * contrast.weights.to(device)).sum(1)
 
 
 def _soft_cap(model: Model, trace: Trace, contrast: Contrast) -> Float[Tensor, " batch"]:
     """What capping the logits takes from, or gives to, the contrast."""
     cap = model.config.final_softcap
     assert cap is not None
-    columns = model.weights.W_U.T[contrast.ids.to(model.device)].double()
-    raw = torch.einsum("bd,bkd->bk", trace.last(Site.FINAL_NORMED).double(), columns)
+    raw = contrast.project(trace.last(Site.FINAL_NORMED), model.weights)
     if model.weights.b_U is not None:
         raw = raw + model.weights.b_U[contrast.ids.to(model.device)].double()
     change = cap * torch.tanh(raw / cap) - raw
@@ -136,7 +128,6 @@ def gap_bound(dtype: torch.dtype, terms: Float[Tensor, "term batch"]) -> Float[T
 
 def measure_ledger(batch: Batch) -> list[Result]:
     """The ledger of every contrast, and its check."""
-    names: tuple[str, ...] = ()
     accounts, checks = [], []
     for contrast in batch.contrasts:
         names, terms = ledger_terms(batch.model, batch.trace, contrast)
@@ -144,7 +135,7 @@ def measure_ledger(batch: Batch) -> list[Result]:
         total = terms.sum(0)
         without = total - terms[names.index(B_U)] if B_U in names else total
         gap, bound = (total - value).abs(), gap_bound(batch.model.dtype, terms)
-        accounts.append(terms)
+        accounts.append(dict(zip(names, terms, strict=True)))
         checks.append(torch.stack([value, total, gap, bound, without]))
     check = torch.stack(checks).cpu().numpy()
     gaps, bounds = torch.stack(checks)[:, 2], torch.stack(checks)[:, 3]
@@ -153,16 +144,21 @@ def measure_ledger(batch: Batch) -> list[Result]:
     if bool(known.any()):
         worst = (gaps[known] / bounds[known]).argmax()
         error = {"gap": float(gaps[known][worst]), "bound": float(bounds[known][worst])}
+    # One axis for all contrasts: a term that a contrast does not have is absent there.
+    every = tuple(dict.fromkeys(name for account in accounts for name in account))
+    absent = torch.full_like(checks[0][0], float("nan"))
+    stacked = torch.stack([torch.stack([a.get(n, absent) for n in every]) for a in accounts])
     quantities = ("logit difference", "sum of terms", "gap", "bound", "without b_U")
     return [
         Grid(
             "ledger",
-            torch.stack(accounts).cpu().numpy(),
-            (batch.contrast_axis, Axis("term", names), batch.prompt_axis),
+            stacked.cpu().numpy(),
+            (batch.contrast_axis, Axis("term", every), batch.prompt_axis),
             "logits",
             error=error,
             about="Each part's share of the logit difference, the final norm's scale frozen at its "
-            "traced value; the terms sum to the logit difference.",
+            "traced value; the terms sum to the logit difference. A class contrast's weights are "
+            "frozen at the prompt's own probabilities; its entropy term is a term of its own.",
         ),
         Grid(
             "ledger.check",

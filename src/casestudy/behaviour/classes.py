@@ -1,0 +1,284 @@
+"""Which kinds of token are there: capitals after a space, digits, quotation marks, …?
+
+A `ClassSet` sorts a vocabulary into named classes by regular expression; the first class whose
+pattern matches at the start of a token's text takes it, so the classes never overlap and every
+token has one. Patterns are those of the `regex` package: Unicode-aware, with properties such as
+`\\p{Lu}`. Cost: one pass over the vocabulary, once per tokenizer and set.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import regex
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from casestudy.errors import BehaviourError
+from casestudy.model.tokens import Tokenizer
+
+MATCH_SECONDS = 1.0
+"""How long one pattern may take over one token; a pattern that backtracks for ever is refused."""
+
+
+def compile_pattern(pattern: str, of: str) -> regex.Pattern[str]:
+    """A compiled pattern.
+
+    Raises: BehaviourError naming whose pattern does not compile, and why.
+    """
+    try:
+        return regex.compile(pattern)
+    except regex.error as error:
+        raise BehaviourError(
+            f"the pattern {pattern!r} of {of} does not compile: {error}",
+            allowed="a regular expression of the `regex` package",
+        ) from error
+
+
+@dataclass(frozen=True)
+class TokenClass:
+    """One kind of token.
+
+    Attributes:
+        name: what it is called in results.
+        pattern: matched at the start of a token's text; end it with `\\Z` to match all of it.
+        required: whether a vocabulary without such a token is an error.
+    """
+
+    name: str
+    pattern: str
+    required: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise BehaviourError(f"the class with the pattern {self.pattern!r} has no name")
+        compile_pattern(self.pattern, f"class {self.name!r}")
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Ordered classes that share out a vocabulary.
+
+    Attributes:
+        name: of the set.
+        classes: tried in order; the first whose pattern matches takes the token.
+        end_of_text: the class of the end-of-text token, which is known by its id; None leaves it
+            to `other`, with all other control tokens and ids that stand for no text.
+        other: the class of everything no pattern takes.
+    """
+
+    name: str
+    classes: tuple[TokenClass, ...]
+    end_of_text: str | None = "end of text"
+    other: str = "other"
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for name in self.names:
+            if name in seen:
+                raise BehaviourError(
+                    f"class set {self.name!r} has two classes called {name!r}",
+                    allowed="different names",
+                )
+            seen.add(name)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Every class, in order, `other` last."""
+        end = () if self.end_of_text is None else (self.end_of_text,)
+        return (*(c.name for c in self.classes), *end, self.other)
+
+    def index(self, name: str) -> int:
+        """A class's number.
+
+        Raises: BehaviourError listing the classes there are.
+        """
+        if name not in self.names:
+            close = difflib.get_close_matches(name, self.names, n=1)
+            raise BehaviourError(
+                f"class set {self.name!r} has no class {name!r}",
+                allowed=", ".join(self.names),
+                hint=f"Did you mean {close[0]!r}?" if close else None,
+            )
+        return self.names.index(name)
+
+    def extend(self, *classes: TokenClass, name: str | None = None) -> ClassSet:
+        """This set with classes of one's own, which are tried first."""
+        return ClassSet(
+            name or f"{self.name}+",
+            (*classes, *self.classes),
+            self.end_of_text,
+            self.other,
+        )
+
+    def of_vocabulary(
+        self, tokenizer: Tokenizer, d_vocab: int | None = None
+    ) -> Int[Tensor, " d_vocab"]:
+        """Each token's class, as its number in `names`.
+
+        Args:
+            tokenizer: whose tokens.
+            d_vocab: how many logits the model has, where that is not the tokenizer's own count;
+                ids that stand for no text are `other`.
+
+        Raises: BehaviourError for a required class that takes no token, naming its pattern.
+        """
+        d_vocab = tokenizer.d_vocab if d_vocab is None else d_vocab
+        return _classes_of(self, tokenizer, d_vocab).clone()
+
+    def ids(self, name: str, tokenizer: Tokenizer, d_vocab: int | None = None) -> tuple[int, ...]:
+        """The tokens of one class.
+
+        Raises: BehaviourError where the class is unknown, or has no token in this vocabulary.
+        """
+        number = self.index(name)
+        found = (self.of_vocabulary(tokenizer, d_vocab) == number).nonzero().flatten().tolist()
+        if not found:
+            raise BehaviourError(
+                f"no token of this vocabulary is of class {name!r}",
+                hint="Choose a class that `class_mass` shows with tokens",
+            )
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class ClassContrast:
+    """log p(answer class) - log p(counterpart class), two classes of a behaviour's set."""
+
+    name: str
+    answer: str
+    counterpart: str
+
+    def __post_init__(self) -> None:
+        if self.answer == self.counterpart:
+            raise BehaviourError(
+                f"class contrast {self.name!r} weighs {self.answer!r} against itself",
+                allowed="two different classes",
+            )
+
+
+_LETTERS = (
+    # str.isupper and str.islower of one letter are these properties; a title-case digraph ("ǅ")
+    # opens a capitalised word
+    ("Capital", r"[\p{Uppercase}\p{Lt}]"),
+    ("lower", r"\p{Lowercase}"),
+    ("digit", r"\p{Nd}"),
+)
+# " 's" and " 't" continue a word; they are no quotation
+_QUOTE = r"[^\S\n\r]?(?!['’](?:s|t|re|ve|m|ll|d)\Z)[\p{Pi}\p{Pf}\p{Ps}\p{Pe}\"'`]"
+
+STANDARD = ClassSet(
+    "standard",
+    (
+        *(TokenClass(f"space+{name}", f" {one}", required=False) for name, one in _LETTERS),
+        *(TokenClass(name, one, required=False) for name, one in _LETTERS),
+        TokenClass("newline", r"[^\S\n\r]*[\n\r]", required=False),
+        TokenClass("quote or bracket", _QUOTE, required=False),
+    ),
+)
+"""What may follow a full stop, in any script. Letters without case are `other`."""
+
+ASCII_2024 = ClassSet(
+    "ascii-2024",
+    (
+        TokenClass("space_upper", r"\s[A-Z]\w*", required=False),
+        TokenClass("space_lower", r"\s[a-z]\w*", required=False),
+        TokenClass("space_digit", r"\s[0-9]\w*", required=False),
+        TokenClass("nospace_upper", r"[A-Z]\w*", required=False),
+        TokenClass("nospace_lower", r"[a-z]\w*", required=False),
+        TokenClass("nospace_digit", r"[0-9]\w*", required=False),
+    ),
+    end_of_text=None,
+)
+"""The ASCII patterns of the 2024 notebook this project starts from, in its order."""
+
+CAPITAL_MASS = ClassContrast("capital mass", "space+Capital", "space+lower")
+"""The flagship's question: how much likelier is a capital than a lower-case letter?"""
+
+CLASS_SETS = {s.name: s for s in (STANDARD, ASCII_2024)}
+
+
+def class_set(name: str) -> ClassSet:
+    """A class set that comes with the package.
+
+    Raises: BehaviourError listing them.
+    """
+    if name not in CLASS_SETS:
+        raise BehaviourError(f"no class set is called {name!r}", allowed=", ".join(CLASS_SETS))
+    return CLASS_SETS[name]
+
+
+@lru_cache(maxsize=256)
+def matching(tokenizer: Tokenizer, pattern: str, d_vocab: int) -> tuple[int, ...]:
+    """The tokens whose text a pattern matches from its start; control tokens have no text.
+
+    Raises: BehaviourError naming a pattern that does not compile or matches no token.
+    """
+    compiled = compile_pattern(pattern, "a token class")
+    found = [id for id, text in _texts(tokenizer, d_vocab) if _match(compiled, text)]
+    if not found:
+        raise BehaviourError(
+            f"the pattern {pattern!r} matches no token of this vocabulary",
+            hint="A word in mid-sentence carries its leading space, as in ' He'",
+        )
+    return tuple(found)
+
+
+@lru_cache(maxsize=32)
+def _classes_of(classes: ClassSet, tokenizer: Tokenizer, d_vocab: int) -> Int[Tensor, " d_vocab"]:
+    other = len(classes.names) - 1
+    of = torch.full((d_vocab,), other, dtype=torch.long)
+    if classes.end_of_text is not None and tokenizer.eos_id is not None:
+        of[tokenizer.eos_id] = classes.index(classes.end_of_text)
+    free = _texts(tokenizer, d_vocab)
+    for number, one in enumerate(classes.classes):
+        compiled = compile_pattern(one.pattern, f"class {one.name!r}")
+        taken = {id for id, text in free if _match(compiled, text)}
+        if one.required and not taken:
+            raise BehaviourError(
+                f"the pattern {one.pattern!r} of class {one.name!r} takes no token of this "
+                f"vocabulary{_taken_by(compiled, classes.classes[:number], tokenizer, d_vocab)}",
+                allowed="a pattern that takes at least one token",
+            )
+        of[sorted(taken)] = number
+        free = [(id, text) for id, text in free if id not in taken]
+    return of
+
+
+def _taken_by(
+    compiled: regex.Pattern[str],
+    earlier: Sequence[TokenClass],
+    tokenizer: Tokenizer,
+    d_vocab: int,
+) -> str:
+    """Where a pattern's tokens went, when an earlier class has them all."""
+    texts = [text for _, text in _texts(tokenizer, d_vocab) if _match(compiled, text)]
+    if not texts:
+        return ""
+    first = next(c.name for c in earlier if regex.match(c.pattern, texts[0]))
+    return f"; {len(texts)} match, but earlier classes take them ({texts[0]!r} is {first!r})"
+
+
+@lru_cache(maxsize=8)
+def _texts(tokenizer: Tokenizer, d_vocab: int) -> list[tuple[int, str]]:
+    """(id, text) of every token that stands for text and has a logit."""
+    return [
+        (id, text)
+        for id, text in enumerate(tokenizer.vocabulary()[:d_vocab])
+        if text and not tokenizer.is_special(id)
+    ]
+
+
+def _match(compiled: regex.Pattern[str], text: str) -> bool:
+    try:
+        return compiled.match(text, timeout=MATCH_SECONDS) is not None
+    except TimeoutError as error:
+        raise BehaviourError(
+            f"the pattern {compiled.pattern!r} takes more than {MATCH_SECONDS:g} s on the token "
+            f"{text!r}",
+            hint="Avoid nested repetition such as (a+)+",
+        ) from error

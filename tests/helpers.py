@@ -84,6 +84,7 @@ def gpt2_tensors(config: dict[str, Any], *, seed: int = 0) -> dict[str, Tensor]:
 def write_gpt2(folder: Path, *, seed: int = 0, **shape: int) -> Path:
     """Write a small random GPT-2 checkpoint with the bundled tokenizer; see `gpt2_config`."""
     config = gpt2_config(**shape)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(gpt2_tensors(config, seed=seed), folder / "model.safetensors")
     copy_tokenizer(folder)

@@ -360,6 +360,14 @@ class TestRefusals:
         with pytest.raises(SiteError, match="layer 5"):
             trace["z", 5]
 
+    def test_a_trace_shows_what_was_kept_not_its_numbers(
+        self, toy_model: Model, tokens: Tokens
+    ) -> None:
+        trace = run(toy_model, tokens, keep=[Site.Z.at(0), "embed", Site.Q.at(1, last=True)])
+        assert repr(trace) == (
+            "Trace(3 prompts, no logits, kept: embed; z, layer 0; q, layer 1 (last))"
+        )
+
     def test_logits_of_an_unknown_kind(self, toy_model: Model, tokens: Tokens) -> None:
         # past the annotation that the suite checks, as an unchecked caller would
         with pytest.raises(PromptError, match=r"logits='lst'. Allowed: none, last, all"):

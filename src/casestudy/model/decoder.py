@@ -26,7 +26,7 @@ from casestudy.errors import EditError, PromptError, SiteError, SiteNotKept, Tok
 from casestudy.model.config import ModelConfig, Rotary
 from casestudy.model.edits import Edit, apply_edits
 from casestudy.model.model import Model
-from casestudy.model.sites import Keep, Site, check_layer
+from casestudy.model.sites import Keep, Site, address_name, check_layer
 from casestudy.model.tokens import Tokens
 from casestudy.model.weights import MLP, Attention, Block, Norm, Weights
 
@@ -58,6 +58,13 @@ class Trace:
         """
         return self.values[self._address(key, self.values)]
 
+    def __repr__(self) -> str:
+        """What was kept, not its numbers."""
+        kept = [address_name(*address) for address in self.values]
+        kept += [f"{address_name(*address)} (last)" for address in self.lasts]
+        logits = "no logits" if self.logits is None else f"logits {tuple(self.logits.shape)}"
+        return f"Trace({len(self.tokens)} prompts, {logits}, kept: {'; '.join(kept) or 'nothing'})"
+
     def last(self, key: Site | str | tuple[Site | str, int]) -> Tensor:
         """The activation at each prompt's last token, without its pos axis."""
         address = self._address(key, self.values.keys() | self.lasts.keys())
@@ -87,10 +94,10 @@ class Trace:
             raise SiteNotKept(f"{site.value} exists once", hint=f'Say trace["{site.value}"]')
         address = (site, None if layer is None else check_layer(layer, self.n_layers))
         if address not in known:
-            where = site.value if layer is None else f"{site.value}, layer {layer}"
             only_last = " at every position" if address in self.lasts else ""
             raise SiteNotKept(
-                f"{where} was not kept{only_last}", hint=f'Add Site("{site.value}") to keep='
+                f"{address_name(site, layer)} was not kept{only_last}",
+                hint=f'Add Site("{site.value}") to keep=',
             )
         return address
 

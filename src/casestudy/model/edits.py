@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from casestudy.errors import EditError
-from casestudy.model.sites import Site
+from casestudy.model.sites import Site, address_name
 
 Index = int | slice | Tensor | Sequence[int]
 EVERYTHING = slice(None)
@@ -131,9 +131,8 @@ def apply_edits(edits: Sequence[Edit], x: Tensor) -> Tensor:
     for edit in edits:
         new = edit.function(x)
         if not isinstance(new, Tensor) or new.shape != x.shape or new.dtype != x.dtype:
-            layer = "" if edit.layer is None else f", layer {edit.layer}"
             raise EditError(
-                f"the edit at {edit.site.value}{layer} returned {_described(new)}",
+                f"the edit at {address_name(edit.site, edit.layer)} returned {_described(new)}",
                 allowed=f"{_described(x)}, axes {' '.join(edit.site.axes)}",
             )
         x = new

@@ -68,7 +68,7 @@ class Fields:
                 if default is not None and type(value) is not type(default):
                     raise ModelError(
                         f"config.json: {name} is {value!r}",
-                        allowed=f"a {type(default).__name__}",
+                        allowed=type(default).__name__,
                     )
                 return value  # type: ignore[no-any-return]
         return default
@@ -268,7 +268,7 @@ def _gpt2_config(fields: Fields) -> ModelConfig:
         d_head=d_head,
         d_mlp=fields.get("n_inner", default=4 * d_model),
         d_vocab=fields.need("vocab_size"),
-        n_ctx=fields.need("n_ctx" if "n_positions" not in fields.entries else "n_positions"),
+        n_ctx=fields.need("n_positions", "n_ctx"),
         attn_scale=tuple(scale / (layer + 1 if by_layer else 1) for layer in range(n_layers)),
         norm_eps=fields.get("layer_norm_epsilon", default=1e-5),
         activation=activation(fields, "activation_function", default="gelu_new"),

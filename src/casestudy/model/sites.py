@@ -178,3 +178,8 @@ def check_layer(layer: int, n_layers: int) -> int:
     if not -n_layers <= layer < n_layers:
         raise SiteError(f"layer {layer}", allowed=f"0 to {n_layers - 1} (or -1 for the last)")
     return layer % n_layers
+
+
+def address_name(site: Site, layer: int | None) -> str:
+    """What messages call one site of one layer."""
+    return site.value if layer is None else f"{site.value}, layer {layer}"

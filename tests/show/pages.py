@@ -40,7 +40,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self._within:
-            self.text += data
+            self.text += data.replace("\u00a0", " ")
         elif self._data:
             self.figures.append(json.loads(data))
 
@@ -65,4 +65,8 @@ class Page(HTMLParser):
     @property
     def alts(self) -> list[str]:
         """What stands for each drawing where it is not seen."""
-        return [a["aria-label"] for a in self.all("svg") if a.get("role") == "img"]
+        return [
+            a["aria-label"].replace("\u00a0", " ")
+            for a in self.all("svg")
+            if a.get("role") == "img"
+        ]

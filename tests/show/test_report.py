@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -10,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.show import studies
-from tests.show.pages import Page
 
 from casestudy.errors import StudyError
 from casestudy.measure.result import Axis, Grid, Table
 from casestudy.measure.stats import mean_over_prompts
 from casestudy.show.report import write_report
 from casestudy.study.store import Store
+from tests.show import studies
+from tests.show.pages import Page
 
 HOSTILE = (
     "<script>alert(1)</script>.",
@@ -286,7 +287,7 @@ def test_headings_do_not_skip_a_level(page: Page) -> None:
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
 
 
 def test_the_same_study_gives_the_same_page(tmp_path: Path) -> None:

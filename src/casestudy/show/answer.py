@@ -10,13 +10,11 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
-from casestudy.show.sections import (
-    Mean,
-    against,
-    group_means,
-)
+from casestudy.show.causes import strongest
+from casestudy.show.means import Mean, against
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import clean, count, interval, number, signed
+from casestudy.show.writers import group_means
 
 
 def paragraphs(study: Stored) -> list[Markup]:
@@ -35,7 +33,8 @@ def _preference(study: Stored) -> Markup:
     means = study.grid("logit_difference.mean", "contrast")
     mean = Mean.of(means, contrast=study.contrast)
     grid = study.grid("logit_difference", "contrast", "prompt").select(contrast=study.contrast)
-    known = grid.values[np.isfinite(grid.values)]
+    known = grid.values[study.main_prompts(grid.axis("prompt").labels)]
+    known = known[np.isfinite(known)]
     model = study.about("model", "name") or "the model"
     if not known.size:
         raise Missing("no prompt has a logit difference")
@@ -50,7 +49,7 @@ def _preference(study: Stored) -> Markup:
     if not mean.clear:
         return Markup(
             "Over {}, whether <b>{}</b> prefers its answer to {} is undecided: the mean logit "
-            "difference is {} with a 95 % interval of {} that includes zero."
+            "difference is {} with a 95 % interval of {} that includes zero."
         ).format(
             count(mean.n, "prompt"),
             model,
@@ -61,7 +60,7 @@ def _preference(study: Stored) -> Markup:
     ratio = float(np.exp(min(abs(mean.value), 700.0)))
     verb = "prefers its answer to" if mean.value > 0 else "prefers, to its answer,"
     return Markup(
-        "Over {}, <b>{}</b> {} {} by <b>{} logits</b> on average (95 % interval {}): {} times the "
+        "Over {}, <b>{}</b> {} {} by <b>{} logits</b> on average (95 % interval {}): {} times the "
         "probability. The difference has that sign in {} of {}."
     ).format(
         count(mean.n, "prompt"),
@@ -81,8 +80,11 @@ def _writers(study: Stored) -> Markup:
     total = sum(m.value for m in groups.values())
     order = sorted(groups.items(), key=lambda item: -abs(item[1].value))
     said = [
-        Markup("the {} {} [{}]").format(
-            name.removeprefix("the "), signed(m.value), interval(m.lower, m.upper)
+        Markup("the {} {} {} [{}]").format(
+            name.removeprefix("the "),
+            "gives" if "bias b_U" in name else "give",
+            signed(m.value),
+            interval(m.lower, m.upper),
         )
         for name, m in order
         if abs(m.value) >= 0.02 * abs(total)
@@ -104,7 +106,7 @@ def _writers(study: Stored) -> Markup:
             f"the bound of {number(bound)}."
         )
     return Markup(
-        "The residual stream’s account of it: {}. The largest single term is <b>{}</b> ({} [{}]).{}"
+        "Of the parts that wrote it, {}. The largest single term is <b>{}</b> ({} [{}]).{}"
     ).format(
         Markup(", ").join(said[:-1]) + Markup(" and ") + said[-1] if len(said) > 1 else said[0],
         clean(terms[top]),
@@ -115,9 +117,8 @@ def _writers(study: Stored) -> Markup:
 
 
 def _causes(study: Stored) -> Markup:
-    causal = [n for n in study.grids if n.startswith(("patching.", "circuit.", "ablation"))]
-    if causal:
-        raise Missing("worded by the section on causes")
+    if any(name.startswith(("patching.", "circuit.", "ablation")) for name in study.grids):
+        return strongest(study)
     return Markup(
         "Nothing was intervened on here, so this page says which parts write the difference, not "
         "which of them are needed for it."

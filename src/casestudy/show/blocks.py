@@ -25,7 +25,7 @@ class Figure:
         alt: the figure's main value in words, for those who do not see it.
         data: the cells behind the marks, for hover and CSV.
         caption: what was computed and how to read it.
-        wide: whether it may use the margin as well.
+        half: whether two such figures may stand side by side.
     """
 
     title: str
@@ -33,7 +33,7 @@ class Figure:
     alt: str
     data: Data
     caption: str | Markup = ""
-    wide: bool = False
+    half: bool = False
 
     @property
     def svg(self) -> Markup:

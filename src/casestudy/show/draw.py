@@ -223,10 +223,7 @@ def waterfall(
         )
         low, high = (None if a is None else a[i] for a in (lower, upper))
         if low is not None and high is not None:
-            a, b = scale.at(starts[i] + low), scale.at(starts[i] + high)
-            parts.add(
-                '<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="whisker"/>', a, b, middle, middle
-            )
+            _whisker(parts, scale.at(starts[i] + low), scale.at(starts[i] + high), middle)
         end = scale.at(ends[i])
         parts.add(
             '<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="step"/>',
@@ -291,13 +288,22 @@ def bars(
         )
         low, high = (None if a is None else a[i] for a in (lower, upper))
         if low is not None and high is not None:
-            parts.add(
-                '<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="whisker"/>',
-                *(scale.at(low), scale.at(high), middle, middle),
-            )
+            _whisker(parts, scale.at(low), scale.at(high), middle)
         parts.text("100%", middle, texts[i], "v", ' dx="8"')
     right = 16 + CHARACTER * max((columns(t) for t in texts), default=0)
     return Drawing(parts.join(), height, (6, right, 38, label_width(labels, 24)))
+
+
+def _whisker(parts: _Parts, low: Real, high: Real, y: Real) -> None:
+    """An interval across a bar: light beneath dark, so that it shows on and off the bar."""
+    for kind in ("halo", "whisker"):
+        parts.add('<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="{}"/>', low, high, y, y, kind)
+
+
+def mean_bars(means: Grid, labels: Sequence[str], *, row: Real = 22) -> Drawing:
+    """A one-dimensional grid of means as bars with their intervals."""
+    lower, upper = (None if a is None else numbers(a) for a in (means.lower, means.upper))
+    return bars(labels, numbers(means.values), unit=means.unit, lower=lower, upper=upper, row=row)
 
 
 def strip(
@@ -362,6 +368,7 @@ def heatmap(
     col_name: str = "",
     limit: Real | None = None,
     tokens: bool = False,
+    slanted: bool = False,
     heads: bool = False,
 ) -> Drawing:
     """Cells coloured by value, zero always the colour of the page, both signs on one scale.
@@ -372,7 +379,8 @@ def heatmap(
         unit: of the values, for the legend.
         row_name, col_name: what the axes are.
         limit: the value of full colour; by default the largest magnitude.
-        tokens: column labels are tokens (shown slanted, white space visible).
+        tokens: column labels are tokens (white space visible, slanted).
+        slanted: column labels are too long to stand side by side.
         heads: a cell is a (layer, head): it opens that head's attention pattern.
     """
     known = np.abs(values[np.isfinite(values)])
@@ -395,8 +403,8 @@ def heatmap(
                 extra,
             )
     shown = [visible(c) if tokens else c for c in cols]
-    longest = min(12, max(map(columns, shown), default=1))
-    narrow = longest <= 3 and not tokens
+    longest = min(20, max(map(columns, shown), default=1))
+    narrow = not (tokens or slanted) and (longest <= 3 or longest * len(cols) <= 60)
     every = 1 if tokens or len(cols) <= 16 else math.ceil(len(cols) / 16)
     for j, label in enumerate(shown):
         if j % every:
@@ -409,14 +417,14 @@ def heatmap(
             parts.add(
                 '<svg x="{}" y="{}" overflow="visible"><text class="t e{}" '
                 'transform="rotate(-45)">{}</text></svg>',
-                *(x, height + 10, " tk" if tokens else "", shorten(label, 12)),
+                *(x, height + 10, " tk" if tokens else "", shorten(label, 20)),
             )
     below = 18 if narrow else 16 + 0.72 * CHARACTER * longest
     if col_name:
         parts.text("50%", height + below + 10, col_name, "t m u")
         below += 16
     _legend(parts, height + below + 12, limit, unit, bool((values < 0).any()))
-    left = label_width(rows, 18)
+    left = label_width([*rows, row_name], 18)
     if row_name:
         parts.text("-8", -9, row_name, "l e u")
     least = left + 20 + (15 if not narrow else 17) * len(cols)
@@ -512,22 +520,18 @@ def lines(
                     *(x(i), y(value), k % 6, k * len(labels) + i),
                 )
     every = math.ceil(n / 14)
-    for i, label in enumerate(labels):
-        if i % every == 0:
-            parts.text(f"{x(i)}%", height + 15, shorten(label, 9), "t m")
+    for k, i in enumerate(range(0, n, every)):
+        # every other label yields on a narrow screen
+        parts.text(f"{x(i)}%", height + 15, shorten(labels[i], 9), "t m alt" if k % 2 else "t m")
     parts.text("50%", height + 31, axis, "t m u")
     parts.text("0", -9, unit, "t u")
-    top = 22.0
+    top = 22
     if len(series) > 1:
-        step = 100 / len(series)
         for k, name in enumerate(series):
-            parts.add(
-                '<svg x="{}%" y="-32" overflow="visible"><line x2="18" y1="-4" y2="-4" '
-                'class="line s{}"/></svg>',
-                *(round(k * step, 2), k % 6),
-            )
-            parts.text(f"{round(k * step, 2)}%", -36, shorten(name, 22), "t k", ' dx="23"')
-        top = 46
+            up = -26 - 15 * (len(series) - 1 - k)
+            parts.add('<line x1="0" x2="22" y1="{}" y2="{}" class="line s{}"/>', up, up, k % 6)
+            parts.text(28, up, shorten(name, 44), "t k")
+        top = 22 + 15 * len(series) + 4
     return Drawing(parts.join(), height, (top, 14, 38, 46), 300 if n > 20 else 0)
 
 

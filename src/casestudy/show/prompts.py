@@ -6,6 +6,7 @@ the answer and its counterparts, and its own ledger.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,22 @@ from markupsafe import Markup
 from casestudy.measure.result import Grid
 from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, paragraph
+from casestudy.show.means import against
 from casestudy.show.page import figure_html
-from casestudy.show.sections import B_U, EXAMPLES, against, example_prompts, ledger_data
+from casestudy.show.predicted import EXAMPLES, example_prompts
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import chip, chips, clean, number, ordinal, percent, signed, visible
+from casestudy.show.text import (
+    chip,
+    chips,
+    clean,
+    number,
+    ordinal,
+    percent,
+    shorten,
+    signed,
+    visible,
+)
+from casestudy.show.writers import B_U, ledger_data
 
 TOP = 10
 
@@ -65,6 +78,7 @@ def _prompt(
         parts.append(figure_html(_ledger(study, prompt)))
     except Missing as reason:
         parts.append(paragraph("No ledger of its own: {}.", str(reason)))
+    parts.append(lens_table(study, prompt))
     difference = _difference(study, prompt)
     return Markup(
         '<details class="one" id="prompt-{}"><summary><span class="no">{}</span> '
@@ -155,10 +169,81 @@ def _of_prompt(grid: Grid, study: Stored, prompt: str) -> Grid:
     return grid.select(contrast=study.contrast, prompt=prompt)
 
 
+def lens_table(study: Stored, prompt: str) -> Markup:
+    """The classic logit lens: what every position would predict, were the model to end there."""
+    if "lens.top" not in study.tables:
+        return Markup("")
+    table = study.table("lens.top", "prompt", "depth", "pos", "read", "rank", "token", "prob")
+    rows = [r for r in table.rows() if str(r["prompt"]) == prompt and r["rank"] == 0]
+    if not rows:
+        return Markup("")
+    depths = list(dict.fromkeys(r["depth"] for r in rows))
+    read = {r["pos"]: r["read"] for r in rows}
+    cells = {(r["depth"], r["pos"]): r for r in rows}
+    head = Markup("").join(
+        Markup("<th scope=col>{}</th>").format(chip(read[pos])) for pos in sorted(read)
+    )
+    lines = [
+        Markup("<tr><th scope=row>{}</th>{}</tr>").format(
+            clean(depth),
+            Markup("").join(_lens_cell(cells.get((depth, pos))) for pos in sorted(read)),
+        )
+        for depth in reversed(depths)
+    ]
+    return Markup(
+        '<div class="listing"><p class="head">What each position would predict at each depth</p>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Logit lens of prompt {}">'
+        '<table class="lens"><thead><tr><th scope=col>depth</th>{}</tr></thead><tbody>{}</tbody>'
+        '</table></div><p class="caption">{} The darker, the more probable; the last column is '
+        "where the answer is decided.</p></div>"
+    ).format(prompt, head, Markup("").join(lines), clean(table.about))
+
+
+def _lens_cell(row: Mapping[str, Any] | None) -> Markup:
+    if row is None:
+        return Markup("<td></td>")
+    prob = float(row["prob"])
+    return Markup('<td style="--t:{}" title="{}"><bdi>{}</bdi></td>').format(
+        round(min(1.0, prob), 3), percent(prob), shorten(visible(row["token"]), 12)
+    )
+
+
+MOST_PATTERN_BYTES = 3_000_000
+"""Attention patterns are the largest thing a report holds; beyond this, prompts are left out."""
+
+
+def patterns(study: Stored) -> dict[str, Any]:
+    """Whole attention patterns for the page's script, a byte per entry on and below the diagonal.
+
+    A byte resolves 1/255, four parts in a thousand, which is finer than the eye; the study's
+    folder has the exact values.
+    """
+    found: dict[str, Any] = {}
+    size = 0
+    names = [name for name in study.grids if name.startswith("pattern.")]
+    for name in sorted(names, key=lambda name: (len(name), name)):
+        grid = study.grid(name, "layer", "head", "query_pos", "key_pos")
+        labels = grid.axis("key_pos").labels
+        rows, cols = np.tril_indices(len(labels))
+        packed = np.clip(np.nan_to_num(grid.values[..., rows, cols]) * 255, 0, 255).round()
+        if size + packed.size > MOST_PATTERN_BYTES:
+            break
+        size += packed.size
+        found[name.removeprefix("pattern.")] = {
+            "layers": list(grid.axis("layer").labels),
+            "heads": list(grid.axis("head").labels),
+            "tokens": [visible(label.partition(":")[2]) for label in labels],
+            "bytes": base64.b64encode(packed.astype(np.uint8).tobytes()).decode("ascii"),
+        }
+    return found
+
+
 def shared(study: Stored) -> dict[str, Any]:
-    """What the page's script needs of every figure: the prompts' texts, by label."""
-    if "prompts" not in study.tables:
-        return {"prompts": {}}
-    table = study.tables["prompts"].columns
+    """What the page's script needs of every figure: the prompts' texts, and the patterns."""
+    table = study.tables["prompts"].columns if "prompts" in study.tables else {}
     texts = zip(table.get("prompt", []), table.get("text", []), strict=False)
-    return {"prompts": {str(i): clean(text)[:160] for i, text in texts}}
+    try:
+        whole = patterns(study)
+    except Missing:
+        whole = {}
+    return {"prompts": {str(i): clean(text)[:160] for i, text in texts}, "patterns": whole}

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from casestudy.errors import CasestudyError
 from casestudy.show import answer, prompts, provenance, sections
 from casestudy.show.blocks import Absent, Block, Part, Section
-from casestudy.show.page import environment, template_text
+from casestudy.show.page import environment, font, template_text
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import clean
 from casestudy.study.store import Store, write_atomically
@@ -66,7 +66,7 @@ def report_html(study: Stored) -> str:
             facts=provenance.facts(study),
             manifest=clean(json.dumps(provenance.short_manifest(study), indent=1, default=str)),
             policy=_policy(),
-            style=Markup(template_text("plot.css") + template_text("report.css")),
+            style=Markup(font() + template_text("plot.css") + template_text("report.css")),
             script=Markup(template_text("report.js")),
             shared=prompts.shared(study),
         )

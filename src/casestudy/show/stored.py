@@ -7,7 +7,7 @@ with a reason, and ends up in the list of what was not measured. No torch, no mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,21 @@ class Stored:
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         return "" if value is None else clean(value)
+
+    def main_prompts(self, labels: Sequence[str]) -> list[int]:
+        """The places of the prompts that count for the headline means; all where none are named."""
+        table = self.tables.get("prompts")
+        columns = table.columns if table is not None else {}
+        behaviour = self.manifest.get("behaviour")
+        main = behaviour.get("main") if isinstance(behaviour, Mapping) else None
+        main = main if isinstance(main, list) else []
+        if "prompt" not in columns or not ("main" in columns or (main and "groups" in columns)):
+            return list(range(len(labels)))
+        counts = columns.get("main") or [
+            any(group in main for group in groups or ()) for groups in columns["groups"]
+        ]
+        chosen = {str(p) for p, yes in zip(columns["prompt"], counts, strict=True) if yes}
+        return [i for i, label in enumerate(labels) if label in chosen]
 
     @property
     def contrasts(self) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ def percent(share: float | int | None) -> str:
         return "not measured"
     value = 100 * share
     digits = 0 if value >= 10 else 1 if value >= 1 else 2
-    return f"{number(value, digits)} %"
+    return f"{number(value, digits)}\u00a0%"
 
 
 def interval(lower: float | int | None, upper: float | int | None, digits: int = 2) -> str:

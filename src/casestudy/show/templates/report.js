@@ -247,6 +247,85 @@
     document.documentElement.dataset.theme = now === "dark" ? "light" : "dark";
   });
 
+  // A head's attention pattern, opened from anywhere that names a head.
+  const dialog = $("dialog.head-view");
+  let head = null, prompt = Object.keys(shared.patterns)[0], query = null;
+
+  function entry(of, layer, at, row, column) {
+    if (column > row) return 0;
+    const n = of.tokens.length, size = (n * (n + 1)) / 2;
+    const from = (of.layers.indexOf(layer) * of.heads.length + of.heads.indexOf(at)) * size;
+    return of.data[from + (row * (row + 1)) / 2 + column] / 255;
+  }
+
+  function node(tag, options = {}, ...children) {
+    const made = document.createElement(tag);
+    const { style, ...rest } = options;
+    for (const [name, value] of Object.entries(rest))
+      if (name in made && name !== "list") made[name] = value;
+      else made.setAttribute(name, value);
+    if (style !== undefined) made.style.setProperty("--t", style);
+    made.append(...children);
+    return made;
+  }
+
+  function drawHead(focus) {
+    const of = shared.patterns[prompt];
+    of.data ||= Uint8Array.from(atob(of.bytes), (c) => c.charCodeAt(0));
+    const [layer, at] = head, n = of.tokens.length;
+    if (query === null || query >= n) query = n - 1;
+    const choose = node("select", { ariaLabel: "Prompt" }, ...Object.keys(shared.patterns).map((key) =>
+      node("option", { value: key, selected: key === prompt, textContent: `${key}: ${(shared.prompts[key] || "").slice(0, 60)}` })));
+    choose.addEventListener("change", () => { prompt = choose.value; query = null; drawHead("select"); });
+    const close = node("button", { type: "button", className: "close", textContent: "Close" });
+    close.addEventListener("click", () => dialog.close());
+    const chips = node("p", { className: "toks" }, ...of.tokens.map((token, i) => {
+      const share = entry(of, layer, at, query, i);
+      const chip = node("button", { type: "button", ariaPressed: String(i === query), textContent: token, style: share,
+        title: i > query ? "comes later" : `${Math.round(share * 100)} % of the attention from ${of.tokens[query]}` });
+      chip.dataset.pos = i;
+      chip.addEventListener("pointerenter", () => { if (query !== i) { query = i; drawHead(); } });
+      chip.addEventListener("focus", () => { if (query !== i) { query = i; drawHead(i); } });
+      chip.addEventListener("click", () => { query = i; drawHead(i); });
+      return chip;
+    }));
+    const ranked = of.tokens.map((token, i) => [entry(of, layer, at, query, i), token, i])
+      .sort((a, b) => b[0] - a[0]).filter(([share]) => share >= 0.005).slice(0, 4);
+    const words = `From ${of.tokens[query]} (position ${query}): ` + ranked.map(([share, token, i]) =>
+      `${Math.round(share * 100)} % on ${token} (${i})`).join(", ") + ".";
+    const map = node("div", { className: "map", role: "img",
+      ariaLabel: `Attention pattern of head ${layer}.${at}, queries down, keys across. ${words}` });
+    map.style.gridTemplateColumns = `repeat(${n}, 1fr)`;
+    for (let row = 0; row < n; row++)
+      for (let column = 0; column < n; column++)
+        map.append(node("i", { style: entry(of, layer, at, row, column), className: row === query ? "row" : "",
+          title: column > row ? "" : `${of.tokens[row]} \u2192 ${of.tokens[column]}: ${Math.round(entry(of, layer, at, row, column) * 100)} %` }));
+    dialog.replaceChildren(
+      node("h2", { id: "head-view-h", textContent: `Where head ${layer}.${at} looks` }),
+      node("div", { className: "bar" }, choose, close), chips,
+      node("p", { className: "caption", textContent: words + " Point at a token, or move to it with Tab, to see what it attends to. Below, rows are queries and columns keys." }),
+      map);
+    if (focus === "select") choose.focus();
+    else if (focus !== undefined) $(`[data-pos="${focus}"]`, dialog).focus();
+  }
+
+  function openHead(name) {
+    const [layer, at] = name.split(".");
+    const of = shared.patterns[prompt];
+    if (!of || !of.layers.includes(layer) || !of.heads.includes(at)) return;
+    head = [layer, at];
+    query = null;
+    leave();
+    drawHead();
+    dialog.showModal();
+    $("select", dialog).focus();
+  }
+  document.addEventListener("click", (event) => {
+    const named = event.target.closest("[data-head]");
+    if (named) openHead(named.dataset.head);
+    else if (event.target === dialog) dialog.close();
+  });
+
   // A link to a folded prompt opens it; printing opens nothing that was closed.
   function unfold() {
     const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));

@@ -1,0 +1,180 @@
+"""Is it causal? Which minimal edits undo the behaviour, and which activations restore it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.measure.result import Grid
+from casestudy.show import draw
+from casestudy.show.blocks import Block, Figure, Listing, paragraph
+from casestudy.show.stored import Missing, Stored
+from casestudy.show.text import clean, interval, number, percent, shorten, signed
+
+
+def counterfactuals(study: Stored) -> list[Block]:
+    """Every family of edits with its score."""
+    table = study.table("counterfactuals", "family")
+    rows: list[list[str | Markup]] = [
+        [
+            clean(row["family"]),
+            str(row.get("n", "")),
+            number(row.get("mean_clean")),
+            number(row.get("mean_corrupted")),
+            percent(row.get("flip_share")),
+            percent(row.get("half_share")),
+            str(row.get("excluded") or ""),
+            shorten(clean(row.get("why") or ""), 60),
+        ]
+        for row in table.rows()
+    ]
+    if not rows:
+        raise Missing("no family of edits applied to these prompts")
+    head = [
+        "Edit",
+        "n#",
+        "Clean#",
+        "Corrupted#",
+        "Flip#",
+        "Lose half#",
+        "Excluded#",
+        "Why excluded",
+    ]
+    caption = (
+        f"{clean(table.about)} Mean logit difference of the clean and the edited prompts; the "
+        "share of prompts whose difference changes sign, and that lose at least half of it."
+    )
+    blocks: list[Block] = [Listing("Minimal edits, and what they do", head, rows, caption)]
+    scored = [r for r in table.rows() if _known(r.get("flip_share"))]
+    if scored:
+        best = max(scored, key=lambda r: r["flip_share"])
+        blocks.insert(
+            0,
+            paragraph(
+                "Of {} kinds of edit, “{}” reverses the preference most often: in {} of its {} "
+                "prompts.",
+                *(len(rows), clean(best["family"]), percent(best["flip_share"]), best.get("n", "")),
+            ),
+        )
+    return blocks
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, (int, float)) and bool(np.isfinite(value))
+
+
+def patching(study: Stored) -> list[Block]:
+    """Every patch grid, normalised."""
+    names = _names(study)
+    if not names:
+        raise Missing("no activation was patched")
+    blocks: list[Block] = []
+    for name in names:
+        try:
+            blocks += _patch(study, name)
+        except Missing:
+            continue
+    if not blocks:
+        raise Missing("the patch grids stored have more axes than a page can show")
+    study.shown |= {name for name in study.grids if name.startswith("patching.")}
+    return blocks
+
+
+def _names(study: Stored) -> list[str]:
+    names = [
+        name
+        for name in sorted(study.grids)
+        if name.startswith("patching.") and not name.endswith(".raw")
+    ]
+    # Where per-prompt results have a mean beside them, the mean is what is drawn.
+    return [n for n in names if f"{n}.mean" not in study.grids]
+
+
+def strongest(study: Stored) -> Markup:
+    """The strongest patch, as a sentence for the page's first paragraph.
+
+    Raises: Missing where nothing was patched.
+    """
+    found = []
+    for name in _names(study):
+        try:
+            grid, where = _cut(study, name)
+        except Missing:
+            continue
+        found.append((abs(float(grid.values[where])), grid, where, name))
+    if not found:
+        raise Missing("no activation was patched")
+    _, grid, where, name = max(found, key=lambda item: item[0])
+    return Markup(
+        "Of the activations exchanged between clean and edited prompts, <b>{}</b> at {} has the "
+        "largest effect, {}{}."
+    ).format(_site(name), _at(grid, where), signed(float(grid.values[where])), _ends(grid, where))
+
+
+def _cut(study: Stored, name: str) -> tuple[Grid, tuple[Any, ...]]:
+    """A patch grid at the main contrast, in at most two dimensions, and its largest cell."""
+    grid = study.grid(name)
+    for axis in grid.axes:
+        if axis.name == "contrast":
+            grid = grid.select(contrast=study.contrast)
+        elif len(axis) == 1:
+            grid = grid.select(**{axis.name: axis.labels[0]})
+    if not 1 <= len(grid.axes) <= 2 or grid.axes[-1].name == "prompt":
+        raise Missing(f"“{name}” has axes that no figure was made for")
+    if not np.isfinite(grid.values).any():
+        raise Missing(f"nothing of “{name}” could be measured")
+    where = np.unravel_index(int(np.nanargmax(np.abs(grid.values))), grid.values.shape)
+    return grid, tuple(where)
+
+
+def _at(grid: Grid, where: tuple[Any, ...]) -> str:
+    return ", ".join(
+        f"{axis.name} {clean(axis.labels[i])}" for axis, i in zip(grid.axes, where, strict=True)
+    )
+
+
+def _patch(study: Stored, name: str) -> list[Block]:
+    grid, where = _cut(study, name)
+    values = np.asarray(grid.values, dtype=float)
+    best, at, ends = float(values[where]), _at(grid, where), _ends(grid, where)
+    words = paragraph(
+        "Patching <code>{}</code>: the largest effect is {}{} at {}.",
+        *(_site(name), signed(best), ends, at),
+    )
+    labels = [[clean(label) for label in axis.labels] for axis in grid.axes]
+    title = f"Patching {_site(name)}"
+    alt = f"Effect of patching {_site(name)}: the largest is {signed(best)}{ends} at {at}."
+    gap = grid.error.get("gap")
+    caption = clean(grid.about) + (
+        f" A random sample of cells recomputed with a full forward pass differs by at most "
+        f"{number(gap)}."
+        if gap is not None
+        else ""
+    )
+    if len(grid.axes) == 1:
+        drawing = draw.mean_bars(grid, labels[0])
+    else:
+        drawing = draw.heatmap(
+            values,
+            *labels,
+            unit=grid.unit,
+            row_name=grid.axes[0].name,
+            col_name=grid.axes[1].name,
+            slanted=grid.axes[1].name in ("role", "pos"),
+            heads=[a.name for a in grid.axes] == ["layer", "head"]
+            and any(n.startswith("pattern.") for n in study.grids),
+        )
+    return [words, Figure(title, drawing, alt, draw.Data.of(grid), caption)]
+
+
+def _site(name: str) -> str:
+    return clean(name.removeprefix("patching.").removesuffix(".mean"))
+
+
+def _ends(grid: Grid, where: tuple[Any, ...]) -> str:
+    if grid.lower is None or grid.upper is None:
+        return ""
+    n = "" if grid.n is None else f", n = {int(grid.n[where])}"
+    return f" [{interval(float(grid.lower[where]), float(grid.upper[where]))}{n}]"

@@ -1,0 +1,200 @@
+"""By how much? Every prompt's logit difference, means by contrast and group, and the controls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.show import draw
+from casestudy.show.blocks import Block, Figure, Listing, paragraph
+from casestudy.show.means import Mean, against, spoken
+from casestudy.show.stored import Missing, Stored
+from casestudy.show.text import clean, count, number, shorten, signed
+
+
+def differences(study: Stored) -> list[Block]:
+    """Every prompt's logit difference, and the means."""
+    grid = study.grid("logit_difference", "contrast", "prompt")
+    means = study.grid("logit_difference.mean", "contrast")
+    labels = grid.axis("contrast").labels
+    drawing = draw.strip(
+        [spoken(label) for label in labels],
+        [draw.numbers(row) for row in grid.values],
+        unit="logit difference, logits",
+        mean=draw.numbers(means.values),
+        lower=None if means.lower is None else draw.numbers(means.lower),
+        upper=None if means.upper is None else draw.numbers(means.upper),
+    )
+    main = Mean.of(means, contrast=study.contrast)
+    values = grid.select(contrast=study.contrast).values
+    everyone = int(np.isfinite(values).sum())
+    known = values[study.main_prompts(grid.axis("prompt").labels)]
+    known = known[np.isfinite(known)]
+    blocks: list[Block] = [preference(study.contrast, main, known)]
+    others = [name for name in labels if name != study.contrast]
+    if others:
+        said = []
+        for name in others:
+            mean = Mean.of(means, contrast=name)
+            said.append(f"against {against(name)} it is {signed(mean.value)} ({mean.bracket})")
+        blocks.append(paragraph("{}.", _capital("; ".join(said))))
+    caption = (
+        "One dot per prompt, at logit(answer) − logit(counterpart); blue where the answer is "
+        "preferred, orange where it is not. Below the dots: the mean and its 95 % interval."
+    )
+    if main.n < everyone:
+        caption += (
+            f" Means are over the {main.n} prompts of the behaviour’s main groups; all {everyone} "
+            "are drawn."
+        )
+    blocks.append(
+        Figure(
+            "The logit difference of every prompt",
+            drawing,
+            f"Dot plot of logit differences. Mean against {against(study.contrast)}: "
+            f"{signed(main.value)} logits, {main.bracket}; "
+            f"range {number(known.min())} to {number(known.max())}."
+            if known.size
+            else "Dot plot without a measured value; 0 prompts.",
+            draw.Data.of(grid),
+            caption,
+        )
+    )
+    return blocks
+
+
+def by_group(study: Stored) -> list[Block]:
+    """The main contrast by group of prompts, where there are groups."""
+    grid = study.grid("logit_difference", "contrast", "prompt").select(contrast=study.contrast)
+    groups = _groups(study)
+    if len(groups) < 2:
+        raise Missing("the prompts are not in groups")
+    place = {label: i for i, label in enumerate(grid.axis("prompt").labels)}
+    lines, means = [], []
+    for members in groups.values():
+        values = [grid.values[place[p]] for p in members if p in place]
+        lines.append(draw.numbers(np.array(values)))
+        mean = Mean.over(values) if values else Mean(float("nan"), float("nan"), float("nan"), 0)
+        means.append(mean if mean.n > 1 else None)
+    names = list(groups)
+    width = max(map(len, lines))
+    cells = [value for line in lines for value in [*line, *[None] * (width - len(line))]]
+    members = [p for found in groups.values() for p in [*found, *[""] * (width - len(found))]]
+    known = {n: m for n, m in zip(names, means, strict=True) if m is not None}
+    said = "; ".join(f"{n} {signed(m.value)} ({m.bracket})" for n, m in known.items())
+    data = draw.Data(
+        [("group", names), ("place", [str(i) for i in range(width)])],
+        {"value": cells, "prompt": [int(p) if p.isdigit() else None for p in members]},
+        grid.unit,
+        "arrays/logit_difference.safetensors",
+    )
+    drawing = draw.strip(
+        names,
+        [[*line, *[None] * (width - len(line))] for line in lines],
+        unit="logit difference, logits",
+        mean=[None if m is None else m.value for m in means],
+        lower=[None if m is None else m.lower for m in means],
+        upper=[None if m is None else m.upper for m in means],
+        row=42,
+    )
+    return [
+        Figure(
+            "The same difference by group of prompts",
+            drawing,
+            f"Dot plot of the logit difference by group, {len(names)} groups. {said}",
+            data,
+            f"Contrast against {against(study.contrast)}. A prompt may stand in several groups; a "
+            "group of one prompt has no mean.",
+        )
+    ]
+
+
+def _groups(study: Stored) -> dict[str, list[str]]:
+    rows = study.table("prompts", "prompt").rows()
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        groups = row.get("groups")
+        groups = [row["group"]] if groups is None and row.get("group") else groups
+        for name in groups or ():
+            found.setdefault(clean(name), []).append(str(row["prompt"]))
+    return found
+
+
+def case_by_space(study: Stored) -> list[Block]:
+    """The 2 x 2 of case and space: main effects and interaction."""
+    means = study.grid("case_by_space.mean", "effect")
+    effects = means.axis("effect").labels
+    said = []
+    for effect in effects:
+        mean = Mean.of(means, effect=effect)
+        zero = "" if mean.clear or np.isnan(mean.lower) else ", undecided"
+        said.append(f"{spoken(effect)} {signed(mean.value)} ({mean.bracket}{zero})")
+    return [
+        paragraph(
+            "The four forms of the answer, capital or lower case, with and without a leading "
+            "space, make a 2 × 2. Its effects in logits: {}.",
+            "; ".join(said),
+        ),
+        Figure(
+            "Case and space apart",
+            draw.mean_bars(means, [spoken(e) for e in effects]),
+            f"Bars of the 2 × 2’s effects: {'; '.join(said)}.",
+            draw.Data.of(means),
+            clean(means.about) or "Means over prompts with 95 % intervals.",
+        ),
+    ]
+
+
+def controls(study: Stored) -> list[Block]:
+    """What simpler explanations would give."""
+    table = study.table("controls")
+    rows = [[_cell(value) for value in row.values()] for row in table.rows()]
+    head = [
+        f"{_capital(spoken(name))}#" if _numeric(column) else _capital(spoken(name))
+        for name, column in table.columns.items()
+    ]
+    return [Listing("What simpler explanations would give", head, rows[:40], clean(table.about))]
+
+
+def _numeric(column: list[Any]) -> bool:
+    return all(isinstance(value, (int, float)) or value is None for value in column)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no"}.get(value, "") if value is not None else ""
+    return number(value, 3) if isinstance(value, float) else shorten(clean(value), 80)
+
+
+def preference(contrast: str, mean: Mean, known: Any) -> Markup:
+    """The headline: the mean difference's direction and size, or that it is undecided."""
+    ratio = float(np.exp(min(abs(mean.value), 700.0)))
+    positive, n = int((known > 0).sum()), len(known)
+    signs = f"The difference is positive in {positive:,} of {count(n, 'prompt')}."
+    size = f"{signed(mean.value)} logits ({mean.bracket})"
+    if np.isnan(mean.value):
+        return paragraph("No mean difference against {} could be computed.", against(contrast))
+    if mean.n < 2 or np.isnan(mean.lower):
+        return paragraph(
+            "Against {}, the answer’s logit difference is {}. One prompt gives no interval, and "
+            "says nothing about others.",
+            *(against(contrast), size),
+        )
+    if not mean.clear:
+        return paragraph(
+            "Against {}, the mean logit difference is {}: the interval includes zero, so these "
+            "prompts do not show a preference in either direction. {}",
+            *(against(contrast), size, signs),
+        )
+    more = "more" if mean.value > 0 else "less"
+    return paragraph(
+        "Against {}, the answer’s mean logit difference is <strong>{}</strong>: as a geometric "
+        "mean over prompts it is {} times {} probable. {}",
+        *(against(contrast), size, number(ratio, 1 if ratio < 100 else 0), more, signs),
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

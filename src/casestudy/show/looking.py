@@ -1,0 +1,123 @@
+"""Where does it come from? Where the heads that matter look, and what kind of heads they are."""
+
+from __future__ import annotations
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.show import draw
+from casestudy.show.blocks import Block, Figure, paragraph
+from casestudy.show.means import spoken
+from casestudy.show.stored import Missing, Stored
+from casestudy.show.text import clean, listing, number, percent
+from casestudy.show.writers import head_button, top_heads
+
+HEADS = 12
+"""How many heads are listed, the largest direct shares first."""
+
+
+def attention(study: Stored) -> list[Block]:
+    """What the heads with the largest shares attend to, from the last token, by role."""
+    means = study.grid("attention.last.mean", "layer", "head", "role")
+    study.shown |= {"attention.last", "attention.entropy", "attention.entropy.mean"}
+    roles = means.axis("role").labels
+    top = [(a, b) for a, b, _ in top_heads(study, HEADS)]
+    if not top:
+        top = [(a, b) for a in means.axis("layer").labels for b in means.axis("head").labels][
+            :HEADS
+        ]
+    values = np.stack([means.select(layer=a, head=b).values for a, b in top])
+    seen = [j for j in range(len(roles)) if np.isfinite(values[:, j]).any()]
+    if not seen:
+        raise Missing("no role was found in the prompts")
+    values, names = values[:, seen], [clean(roles[j]) for j in seen]
+    said = []
+    for (layer, head), row in list(zip(top, values, strict=True))[:5]:
+        best = int(np.nanargmax(row))
+        said.append(
+            Markup("{} looks most at the {} ({})").format(
+                head_button(study, layer, head), names[best], percent(float(row[best]))
+            )
+        )
+    labels = [f"{a}.{b}" for a, b in top]
+    i, j = np.unravel_index(int(np.nanargmax(values)), values.shape)
+    patterns = sorted(name for name in study.grids if name.startswith("pattern."))
+    study.shown |= set(patterns)
+    cut = [means.select(layer=a, head=b) for a, b in top]
+    columns = {"value": draw.numbers(values)}
+    for part in ("lower", "upper", "n"):
+        arrays = [getattr(c, part) for c in cut]
+        if all(array is not None for array in arrays):
+            columns[part] = draw.numbers(np.stack(arrays)[:, seen])
+    return [
+        paragraph(
+            "From the last token, where the answer is decided: {}. Looking is not using: a head’s "
+            "attention says what it reads, not what it does with it.",
+            Markup("; ").join(said),
+        ),
+        Figure(
+            "Where the heads with the largest direct shares look",
+            draw.heatmap(
+                values,
+                labels,
+                names,
+                unit=means.unit,
+                row_name="head",
+                limit=1.0,
+                slanted=True,
+            ),
+            f"Heatmap of attention by head and role of the token read; the largest is head "
+            f"{labels[i]} on the {names[j]}, {percent(float(values[i, j]))}.",
+            draw.Data(
+                [("head", labels), ("role", names)],
+                columns,
+                means.unit,
+                "arrays/attention.last.safetensors",
+            ),
+            f"{clean(means.about)} Mean over prompts that have the role; heads in the order of "
+            "their direct share.",
+        ),
+    ]
+
+
+def profiles(study: Stored) -> list[Block]:
+    """Scores that tell kinds of heads apart: previous-token, induction, copying, …"""
+    grid = study.grid("head_profile", "score", "layer", "head")
+    layers, heads = grid.axis("layer").labels, grid.axis("head").labels
+    blocks: list[Block] = []
+    said = []
+    for k, score in enumerate(grid.axis("score").labels):
+        values = np.asarray(grid.values[k], dtype=float)
+        if not np.isfinite(values).any():
+            continue
+        i, j = np.unravel_index(int(np.nanargmax(values)), values.shape)
+        best = f"{layers[i]}.{heads[j]}"
+        said.append(f"{spoken(score)} {best} ({number(float(values[i, j]))})")
+        blocks.append(
+            Figure(
+                _capital(spoken(score)),
+                draw.heatmap(
+                    values,
+                    list(layers),
+                    list(heads),
+                    unit="",
+                    row_name="layer",
+                    col_name="head",
+                    heads=any(name.startswith("pattern.") for name in study.grids),
+                ),
+                f"Heatmap of the {spoken(score)} score by layer and head; the highest is head "
+                f"{best} with {number(float(values[i, j]))}.",
+                draw.Data.of(grid.select(score=score)),
+                half=True,
+            )
+        )
+    if not blocks:
+        raise Missing("no head has a profile")
+    words = paragraph(
+        "The head with the highest score of each kind: {}. {}", listing(said), clean(grid.about)
+    )
+    return [words, *blocks]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,73 @@
+"""How is a mean put into words?
+
+With its n and its interval, or not at all; and a mean whose interval includes zero is undecided.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from casestudy.measure.result import Grid
+from casestudy.measure.stats import mean_interval
+from casestudy.show.text import clean, interval
+
+AGAINST = {
+    "lowercase": "its lower-case form",
+    "no_space": "the same word without its leading space",
+    "lowercase_no_space": "its lower-case form without the leading space",
+    "counterpart": "its counterpart",
+    "capital mass": "lower case, as probability mass of the two classes",
+}
+
+
+def against(contrast: str) -> str:
+    """What a contrast weighs the answer against, in words."""
+    return AGAINST.get(contrast, f"“{clean(contrast)}”")
+
+
+def spoken(name: str) -> str:
+    """A contrast's name as a label: "lowercase no space"."""
+    return clean(name).replace("_", " ")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with what is known of it."""
+
+    value: float
+    lower: float
+    upper: float
+    n: int
+
+    @classmethod
+    def of(cls, grid: Grid, **where: str) -> Mean:
+        """One cell of a grid of means."""
+        cell = grid.select(**where) if where else grid
+
+        def one(array: Any) -> float:
+            return float("nan") if array is None else float(np.asarray(array).ravel()[0])
+
+        n = one(cell.n)
+        value = one(cell.values)
+        return cls(value, one(cell.lower), one(cell.upper), 0 if np.isnan(n) else int(n))
+
+    @classmethod
+    def over(cls, values: Any) -> Mean:
+        """The mean of some prompts' values; those not measured (NaN) are left out."""
+        mean, lower, upper, n = mean_interval(np.asarray(values, dtype=float)[:, None])
+        return cls(float(mean[0]), float(lower[0]), float(upper[0]), int(n[0]))
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.lower > 0 or self.upper < 0
+
+    @property
+    def bracket(self) -> str:
+        """ "95 % interval 3.2 to 4.9, n = 17"."""
+        if np.isnan(self.lower) or np.isnan(self.upper):
+            return f"n\u00a0=\u00a0{self.n}, no interval"
+        return f"95\u00a0% interval {interval(self.lower, self.upper)}, n\u00a0=\u00a0{self.n:,}"

@@ -1,0 +1,92 @@
+"""How sure? What each measurement's own check found, and what was left out."""
+
+from __future__ import annotations
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.show.blocks import Block, Listing, paragraph
+from casestudy.show.stored import Missing, Stored
+from casestudy.show.text import chip, clean, count, number, ordinal, shorten
+
+
+def checks(study: Stored) -> list[Block]:
+    """What each measurement's own check found."""
+    rows: list[list[str | Markup]] = []
+    for name, grid in sorted(study.grids.items()):
+        if "gap" in grid.error:
+            bound = grid.error.get("bound")
+            held = bound is None or grid.error["gap"] <= bound
+            rows.append(
+                [
+                    clean(name),
+                    number(grid.error["gap"]),
+                    "none promised" if bound is None or np.isinf(bound) else number(bound),
+                    "holds" if held else Markup("<strong>exceeded</strong>"),
+                ]
+            )
+    if not rows:
+        raise Missing("no measurement stored the outcome of a check")
+    caption = (
+        "For the ledger, the gap is between the sum of all terms and the difference of the logits "
+        "themselves, at the prompt where it is largest against its bound."
+    )
+    return [
+        Listing(
+            "Each measurement’s own check",
+            ["Measurement", "Largest gap#", "Bound#", ""],
+            rows,
+            caption,
+        )
+    ]
+
+
+def exclusions(study: Stored) -> list[Block]:
+    """Prompts left out of the contrasts, and predictions that could not be an answer."""
+    blocks: list[Block] = []
+    prompts = study.table("prompts", "prompt", "text").rows()
+    out = [row for row in prompts if row.get("error")]
+    blocks.append(
+        paragraph(
+            "{} of {} entered the contrasts.",
+            f"{len(prompts) - len(out):,}",
+            count(len(prompts), "prompt"),
+        )
+    )
+    if out:
+        blocks.append(
+            Listing(
+                "Prompts that were left out",
+                ["", "Prompt", "Why"],
+                [
+                    [
+                        str(row["prompt"]),
+                        Markup("<bdi>{}</bdi>").format(shorten(clean(row["text"]), 60)),
+                        clean(row["error"]),
+                    ]
+                    for row in out[:50]
+                ],
+                f"The first 50 of {len(out):,}." if len(out) > 50 else "",
+            )
+        )
+    passed = study.tables.get("passed_over")
+    if passed is not None and passed.columns.get("prompt"):
+        study.shown.add("passed_over")
+        rows = passed.rows()
+        blocks.append(
+            Listing(
+                "Predictions passed over when the answer was chosen",
+                ["Prompt", "Candidate", "Rank", "Why"],
+                [
+                    [
+                        str(r["prompt"]),
+                        chip(r["candidate"]),
+                        ordinal(int(r["rank"]) + 1),
+                        clean(r["why"]),
+                    ]
+                    for r in rows[:40]
+                ],
+                f"The first 40 of {len(rows):,}." if len(rows) > 40 else "",
+            )
+        )
+    return blocks

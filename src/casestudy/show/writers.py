@@ -1,0 +1,323 @@
+"""Who writes it? The ledger, its heads and neurons, and where along the depth it appears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.measure.result import Grid
+from casestudy.show import draw
+from casestudy.show.blocks import Block, Figure, Listing, paragraph
+from casestudy.show.means import Mean, against
+from casestudy.show.stored import Missing, Stored
+from casestudy.show.text import clean, interval, listing, number, signed
+
+B_U = "final norm bias (b_U)"
+
+
+def ledger_mean(study: Stored) -> list[Block]:
+    """The account of the mean difference, as a waterfall, and b_U as its own line."""
+    means = study.grid("ledger.mean", "contrast", "term").select(contrast=study.contrast)
+    total = Mean.of(study.grid("logit_difference.mean", "contrast"), contrast=study.contrast)
+    terms = list(means.axis("term").labels)
+    if np.isnan(total.value) or not np.isfinite(means.values).any():
+        raise Missing("no prompt has a ledger to average")
+    lower = None if means.lower is None else draw.numbers(means.lower)
+    upper = None if means.upper is None else draw.numbers(means.upper)
+    values = means.values.tolist()
+    gap = abs(float(np.nansum(means.values)) - total.value)
+    order = sorted(range(len(terms)), key=lambda i: -abs(np.nan_to_num(values[i])))
+    largest = [
+        f"{clean(terms[i])} ({signed(values[i])} [{interval(lower[i], upper[i])}])"
+        if lower and upper and lower[i] is not None
+        else f"{clean(terms[i])} ({signed(values[i])})"
+        for i in order[:3]
+    ]
+    blocks: list[Block] = [_groups(study, terms), _b_u(study, total)]
+    figure = Figure(
+        "The ledger: every term of the mean logit difference",
+        draw.waterfall(terms, values, total.value, lower=lower, upper=upper, marked=(B_U,)),
+        f"Waterfall from 0 to the mean logit difference, {signed(total.value)} logits "
+        f"({total.bracket}). Largest terms: {listing(largest)}. Gap between the sum of the terms "
+        f"and the difference: {number(gap)} logits.",
+        ledger_data(means, total),
+        Markup(
+            "Contrast against {}. Each bar starts where the one above ended, so the last bar must "
+            "end where the account ends; lines are 95 % intervals of a term’s mean (n = {}). The "
+            "terms sum to {}, the logit difference is {}: a gap of {} logits. The outlined bar is "
+            "the final norm’s bias through the unembedding."
+        ).format(
+            against(study.contrast),
+            total.n,
+            number(float(np.nansum(means.values)), 3),
+            number(total.value, 3),
+            number(gap),
+        ),
+    )
+    return [*blocks[:1], figure, *blocks[1:]]
+
+
+def ledger_data(terms: Grid, total: Mean | float) -> draw.Data:
+    """A waterfall's cells: the terms and the total, and where each bar ends."""
+    ends = np.cumsum(np.nan_to_num(terms.values))
+    mean = total if isinstance(total, Mean) else Mean(total, float("nan"), float("nan"), 0)
+    columns: dict[str, list[draw.Number]] = {
+        "value": draw.numbers(np.append(terms.values, mean.value)),
+        "ends at": draw.numbers(np.append(ends, mean.value)),
+    }
+    if isinstance(total, Mean):
+        for name, end in (("lower", total.lower), ("upper", total.upper), ("n", total.n)):
+            array = getattr(terms, name)
+            if array is not None:
+                columns[name] = draw.numbers(np.append(array, end))
+    labels = [*terms.axis("term").labels, "logit difference"]
+    return draw.Data([("term", labels)], columns, terms.unit, "arrays/ledger.safetensors")
+
+
+GROUPS: Mapping[str, Callable[[str], bool]] = {
+    "attention layers": lambda term: term.startswith("attn "),
+    "MLP layers": lambda term: term.startswith("mlp "),
+    "token and position embeddings": lambda term: term in ("embed", "pos_embed"),
+    "the final norm’s bias b_U": lambda term: term == B_U,
+    "other biases": lambda term: term in ("unembedding bias", "soft cap", "entropy term"),
+}
+
+
+def group_means(study: Stored) -> dict[str, Mean]:
+    """The ledger summed by kind of part, per prompt, then averaged."""
+    grid = study.grid("ledger", "contrast", "term", "prompt").select(contrast=study.contrast)
+    terms = grid.axis("term").labels
+    main = study.main_prompts(grid.axis("prompt").labels)
+    found = {}
+    for name, belongs in GROUPS.items():
+        rows = [i for i, term in enumerate(terms) if belongs(term)]
+        if rows:
+            mean = Mean.over(grid.values[rows].sum(0)[main])
+            if mean.n:
+                found[name] = mean
+    return found
+
+
+def _groups(study: Stored, terms: Sequence[str]) -> Markup:
+    try:
+        groups = group_means(study)
+    except Missing:
+        return Markup("")
+    said = [
+        Markup("{} <b>{}</b> [{}]").format(name, signed(m.value), interval(m.lower, m.upper))
+        for name, m in sorted(groups.items(), key=lambda item: -abs(item[1].value))
+    ]
+    n = max((m.n for m in groups.values()), default=0)
+    return paragraph(
+        "With the final norm’s scale frozen at its measured value, the difference is a sum over "
+        "the parts of the model that wrote to the residual stream. By kind of part: {} "
+        "(logits, mean over n = {} with 95 % interval). The share a part writes directly is not "
+        "its causal effect: it may pass on what an earlier part wrote.",
+        Markup(", ").join(said),
+        n,
+    )
+
+
+def _b_u(study: Stored, total: Mean) -> Markup:
+    """With and without b_U: what a projection of the residual stream alone would have given."""
+    try:
+        check = study.grid("ledger.check", "contrast", "quantity", "prompt")
+        check = check.select(contrast=study.contrast)
+        without = check.select(quantity="without b_U").values
+    except Exception as error:
+        raise Missing(f"the ledger’s check is not as expected: {error}") from error
+    without = without[study.main_prompts(check.axis("prompt").labels)]
+    known = without[np.isfinite(without)]
+    if not known.size or "ledger.mean" not in study.grids:
+        return Markup("")
+    terms = study.grid("ledger.mean", "contrast", "term")
+    if B_U not in terms.axis("term").labels:
+        return paragraph("This model’s final norm has no bias: there is no b_U to account for.")
+    bias = Mean.of(terms, contrast=study.contrast, term=B_U)
+    return Markup(
+        '<aside class="note"><h3>With and without b_U</h3><p>The logit difference is '
+        "<strong>{}</strong>; projecting the residual stream on the unembedding alone gives "
+        "<strong>{}</strong>. What is left, {} [{}], is the final norm’s bias: it gives every "
+        "token a constant, b_U, which does not cancel between answer and counterpart. It is the "
+        "same whatever the prompt says, for the same two tokens.</p></aside>"
+    ).format(
+        number(total.value, 3),
+        number(float(known.mean()), 3),
+        signed(bias.value, 3),
+        interval(bias.lower, bias.upper, 3),
+    )
+
+
+def lens(study: Stored) -> list[Block]:
+    """Where along the depth the difference appears."""
+    frozen = study.grid("lens.mean", "contrast", "depth").select(contrast=study.contrast)
+    depths = list(frozen.axis("depth").labels)
+    # The stored curve may end in the logits themselves, b_U included: what it should arrive at.
+    final = float(frozen.values[-1]) if depths and depths[-1] == "logits" else None
+    keep = len(depths) - (final is not None)
+    series = {"norm’s scale frozen": draw.numbers(frozen.values[:keep])}
+    lower = {k: draw.numbers(frozen.lower[:keep]) for k in series if frozen.lower is not None}
+    upper = {k: draw.numbers(frozen.upper[:keep]) for k in series if frozen.upper is not None}
+    if "lens.own_norm.mean" in study.grids:
+        own = study.grid("lens.own_norm.mean", "contrast", "depth").select(contrast=study.contrast)
+        if own.axis("depth").labels == tuple(depths[:keep]):
+            series["as if the model ended here"] = draw.numbers(own.values)
+    study.shown |= {"lens", "lens.own_norm"}
+    values = frozen.values[:keep]
+    steps = np.diff(values)
+    n = Mean.of(frozen, depth=depths[0]).n
+    largest = int(np.nanargmax(np.abs(steps))) if np.isfinite(steps).any() else 0
+    half = next((d for d, v in zip(depths, values, strict=False) if v >= values[-1] / 2), "")
+    reached = (
+        f" The curve first reaches half of its last value at {clean(half)}."
+        if values[-1] > 0 and half
+        else ""
+    )
+    arrival = (
+        f" The dashed line is the logit difference itself, {number(final)}: what is missing at the "
+        "end is b_U."
+        if final is not None
+        else ""
+    )
+    return [
+        paragraph(
+            "Projected on the contrast at every depth, the residual stream of the last token "
+            "gains most between {} and {} ({} logits, n = {}).{}",
+            *(clean(depths[largest]), clean(depths[largest + 1]), signed(float(steps[largest]))),
+            *(n, reached),
+        ),
+        Figure(
+            "The difference by depth: the accumulated logit lens",
+            draw.lines(
+                ["end" if d == "final_post" else clean(d) for d in depths[:keep]],
+                series,
+                unit=frozen.unit,
+                axis="depth: before and in the middle of each layer",
+                lower=lower,
+                upper=upper,
+                final=final,
+            ),
+            f"Line from {number(float(values[0]))} at {clean(depths[0])} to "
+            f"{number(float(values[-1]))} logits at {clean(depths[keep - 1])}, n = {n}.{reached}",
+            _series_data(depths[:keep], series, lower, upper),
+            "Mean over prompts; the band is its 95 % interval. With the final norm’s scale frozen "
+            "at its measured value, each step is the ledger’s term of the part in between."
+            + arrival,
+        ),
+    ]
+
+
+def _series_data(
+    depths: Sequence[str],
+    series: Mapping[str, Sequence[draw.Number]],
+    lower: Mapping[str, Sequence[draw.Number]],
+    upper: Mapping[str, Sequence[draw.Number]],
+) -> draw.Data:
+    none: list[draw.Number] = [None] * len(depths)
+    columns = {
+        "value": [v for line in series.values() for v in line],
+        "lower": [v for name in series for v in lower.get(name, none)],
+        "upper": [v for name in series for v in upper.get(name, none)],
+    }
+    axes = [("reading", list(series)), ("depth", list(depths))]
+    return draw.Data(axes, columns, "logits", "arrays/lens.safetensors")
+
+
+def heads(study: Stored) -> list[Block]:
+    """The share of every head."""
+    means = study.grid("attribution.head.mean", "contrast", "layer", "head")
+    means = means.select(contrast=study.contrast)
+    study.shown |= {"attribution.head", "attribution.mlp", "attribution.mlp.mean"}
+    layers, names = means.axis("layer").labels, means.axis("head").labels
+    top = top_heads(study, 5)
+    if not top:
+        raise Missing("no head’s share was measured")
+    layer, head, first = top[0]
+    digits = 2 if abs(first.value) >= 0.1 else 3
+    said = [
+        Markup("{} ({} [{}])").format(
+            head_button(study, a, b), signed(m.value, digits), interval(m.lower, m.upper, digits)
+        )
+        for a, b, m in top
+    ]
+    clickable = any(name.startswith("pattern.") for name in study.grids)
+    return [
+        paragraph(
+            "The heads with the largest direct shares: {} (logits, mean over n = {} with 95 % "
+            "interval). They were chosen for being large out of {}, so on new prompts their means "
+            "will tend to be smaller.",
+            *(Markup(", ").join(said), first.n, int(np.isfinite(means.values).sum())),
+        ),
+        Figure(
+            "The direct share of every attention head",
+            draw.heatmap(
+                means.values,
+                [clean(x) for x in layers],
+                [clean(x) for x in names],
+                unit=means.unit,
+                row_name="layer",
+                col_name="head",
+                heads=clickable,
+            ),
+            f"Heatmap of direct shares by layer and head; the largest is head "
+            f"{layer}.{head} with {signed(first.value, digits)} logits ({first.bracket}).",
+            draw.Data.of(means),
+            f"Contrast against {against(study.contrast)}; mean over prompts. Blue pushes towards "
+            "the answer, orange away from it."
+            + (" A click on a cell opens the head’s attention pattern." if clickable else ""),
+        ),
+    ]
+
+
+def top_heads(study: Stored, most: int) -> list[tuple[str, str, Mean]]:
+    """The heads with the largest mean direct share, with the share."""
+    if "attribution.head.mean" not in study.grids:
+        return []
+    means = study.grid("attribution.head.mean", "contrast", "layer", "head")
+    means = means.select(contrast=study.contrast)
+    layers, names = means.axis("layer").labels, means.axis("head").labels
+    cells = [
+        (abs(value), layers[i], names[j])
+        for (i, j), value in np.ndenumerate(means.values)
+        if np.isfinite(value) and names[j].isdigit()
+    ]
+    cells.sort(key=lambda cell: -cell[0])
+    return [(a, b, Mean.of(means, layer=a, head=b)) for _, a, b in cells[:most]]
+
+
+def head_button(study: Stored, layer: str, head: str) -> Markup:
+    """A head's name; where patterns are stored, a button that opens its pattern."""
+    if not any(name.startswith("pattern.") for name in study.grids):
+        return Markup("<b>{}.{}</b>").format(layer, head)
+    return Markup(
+        '<button type="button" class="link" data-head="{}.{}" aria-haspopup="dialog">{}.{}</button>'
+    ).format(layer, head, layer, head)
+
+
+def neurons(study: Stored) -> list[Block]:
+    """The neurons with the largest share."""
+    table = study.table("attribution.neuron", "contrast", "layer", "neuron", "mean")
+    rows = [row for row in table.rows() if row["contrast"] == study.contrast]
+    if not rows:
+        raise Missing("no neuron’s share was measured for this contrast")
+    rows.sort(key=lambda row: -abs(row["mean"]))
+    cells: list[list[str | Markup]] = [
+        [
+            f"{row['layer']}.{row['neuron']}",
+            signed(row["mean"], 3),
+            interval(row.get("lower"), row.get("upper"), 3),
+            str(row.get("n", "")),
+        ]
+        for row in rows[:10]
+    ]
+    total = "" if len(rows) <= 10 else f" The first 10 of {len(rows)} stored."
+    return [
+        Listing(
+            "The neurons with the largest direct share",
+            ["Layer.neuron", "Mean#", "95 % interval#", "n#"],
+            cells,
+            clean(table.about) + total,
+        )
+    ]

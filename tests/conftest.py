@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+# No test reads or writes the user's cache.
+os.environ["CASESTUDY_CACHE"] = tempfile.mkdtemp(prefix="casestudy-tests-")
 # Before anything imports huggingface_hub, which reads them once: no test reaches a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

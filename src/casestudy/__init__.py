@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from casestudy.behaviour.contrast import Contrast
     from casestudy.behaviour.presets import preset
     from casestudy.behaviour.prompts import Behaviour, Prompt
+    from casestudy.measure.attention import attention_by_role, attention_pattern
+    from casestudy.measure.attribution import head_attribution, neuron_attribution, top_neurons
+    from casestudy.measure.explain import explain_attention_score
     from casestudy.measure.ledger import ledger
+    from casestudy.measure.lens import lens, logit_lens
     from casestudy.measure.predictions import logit_difference, predictions, score_answer
+    from casestudy.measure.profile import head_profile
     from casestudy.measure.result import Grid, Table
     from casestudy.model.decoder import Trace, run
     from casestudy.model.edits import Edit
@@ -42,6 +47,11 @@ _ROOMS = {
     "casestudy.behaviour.contrast": ("Contrast",),
     "casestudy.measure.predictions": ("logit_difference", "predictions", "score_answer"),
     "casestudy.measure.ledger": ("ledger",),
+    "casestudy.measure.lens": ("lens", "logit_lens"),
+    "casestudy.measure.attribution": ("head_attribution", "neuron_attribution", "top_neurons"),
+    "casestudy.measure.attention": ("attention_by_role", "attention_pattern"),
+    "casestudy.measure.explain": ("explain_attention_score",),
+    "casestudy.measure.profile": ("head_profile",),
     "casestudy.measure.result": ("Grid", "Table"),
     "casestudy.study.study": ("Study", "open_study", "study"),
 }
@@ -59,16 +69,25 @@ __all__ = [
     "Study",
     "Table",
     "Trace",
+    "attention_by_role",
+    "attention_pattern",
     "choose_answers",
+    "explain_attention_score",
+    "head_attribution",
+    "head_profile",
     "ledger",
+    "lens",
     "load",
     "logit_difference",
+    "logit_lens",
+    "neuron_attribution",
     "open_study",
     "predictions",
     "preset",
     "run",
     "score_answer",
     "study",
+    "top_neurons",
 ]
 
 

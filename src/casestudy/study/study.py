@@ -28,16 +28,22 @@ import casestudy
 from casestudy.behaviour.presets import preset
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.errors import CasestudyError, StudyError
+from casestudy.measure.attention import ATTENTION
+from casestudy.measure.attribution import ATTRIBUTION
 from casestudy.measure.batch import Measurement, run_batch
 from casestudy.measure.ledger import LEDGER
+from casestudy.measure.lens import LENS
 from casestudy.measure.predictions import PREDICTIONS
+from casestudy.measure.profile import PROFILE
 from casestudy.measure.result import Grid, Result, Table, concatenate, concatenate_tables
 from casestudy.measure.stats import mean_over_prompts
 from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.study.store import FORMAT, Store
 
-MEASUREMENTS: dict[str, Measurement] = {m.name: m for m in (PREDICTIONS, LEDGER)}
+MEASUREMENTS: dict[str, Measurement] = {
+    m.name: m for m in (PREDICTIONS, LEDGER, LENS, ATTRIBUTION, ATTENTION, PROFILE)
+}
 """What a study runs, by name, in the order of the argument."""
 
 CHUNK_TOKENS = 4096
@@ -142,7 +148,7 @@ def study(
     store = Store.create_or_resume(folder, manifest, _IDENTITY)
     with store.locked():
         _run_chunks(store, model, behaviour, measurements, prepend_bos, top_k, progress)
-        joined = _join(store, behaviour, prompts)
+        joined = _join(store, behaviour, measurements, prompts)
         store.write_final(joined)
         store.manifest |= {"state": "complete", "finished": _now()}
         store.save_manifest()
@@ -221,7 +227,9 @@ def _errors_table(index: Sequence[int], errors: Any) -> Table:
     )
 
 
-def _join(store: Store, behaviour: Behaviour, prompts: Table) -> list[Result]:
+def _join(
+    store: Store, behaviour: Behaviour, measurements: Sequence[Measurement], prompts: Table
+) -> list[Result]:
     """Results over all chunks, in the behaviour's order, with means where there is something."""
     chunks = [store.read_chunk(i) for i in range(len(store.manifest["plan"]["chunks"]))]
     named: dict[str, list[Result]] = {}
@@ -229,12 +237,20 @@ def _join(store: Store, behaviour: Behaviour, prompts: Table) -> list[Result]:
         for result in chunk:
             named.setdefault(result.name, []).append(result)
     joined: list[Result] = []
+    for measurement in measurements:
+        if measurement.partial:
+            parts = {name: named.pop(name, []) for name in measurement.partial}
+            joined += measurement.combine(parts)
     documents = [p.document for p in behaviour.prompts]
-    for parts in named.values():
-        grids = [p for p in parts if isinstance(p, Grid)]
+    for results in named.values():
+        grids = [r for r in results if isinstance(r, Grid)]
         if not grids:
-            tables = [p for p in parts if isinstance(p, Table)]
+            tables = [r for r in results if isinstance(r, Table)]
             joined.append(_in_order(concatenate_tables(tables)))
+            continue
+        if not any(axis.name == "prompt" for axis in grids[0].axes):
+            # of the model or of one prompt: every chunk that has it has the same
+            joined.append(grids[0])
             continue
         grid = _grid_in_order(concatenate(grids))
         joined.append(grid)
@@ -265,9 +281,8 @@ def _prompts_table(
     model: Model, behaviour: Behaviour, prepend_bos: bool | None
 ) -> tuple[Table, list[int | None]]:
     """Each prompt's tokens, or why it cannot be run; the latter costs only that prompt."""
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("prompt", "text", "group", "n_tokens", "tokens", "token_ids", "error")
-    }
+    names = ("prompt", "text", "groups", "n_tokens", "tokens", "token_ids", "error")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     for i, prompt in enumerate(behaviour.prompts):
         ids: list[int] = []
         error = None
@@ -277,7 +292,7 @@ def _prompts_table(
             error = str(problem)
         columns["prompt"].append(i)
         columns["text"].append(prompt.text)
-        columns["group"].append(prompt.group)
+        columns["groups"].append(list(prompt.groups))
         columns["n_tokens"].append(len(ids) if ids else None)
         columns["tokens"].append(model.tokenizer.strings(ids))
         columns["token_ids"].append(ids)

@@ -1,0 +1,343 @@
+"""Which heads and which neurons wrote a logit difference?
+
+The ledger's attention terms split by head and its MLP terms split by neuron, each with one row of
+biases, so that the account still closes at the finer grain:
+
+    attention layer = Σ heads + bias,   head = Σ_key pattern · (x W_V) W_O · u
+    MLP layer       = Σ neurons + bias, neuron = post-activation · W_out · u
+
+where u is the contrast's direction before the final norm, whose scale is frozen. Since a pattern's
+rows sum to 1, a value bias b_V gives a head the same whatever it looks at; Σ b_V W_O · u stands in
+the bias row beside b_O, as after `fold_value_biases`. A norm after the attention or the MLP (Gemma
+2, OLMo 2) is folded into u with its own frozen scale, and its bias joins the bias row.
+
+This sees only what is written for the unembedding to read: a head that writes for a later layer has
+little of its own here. Source: Elhage et al. 2021, "A Mathematical Framework for Transformer
+Circuits"; Geva et al. 2022 for neurons. Cost: per layer one product of the contrasts' directions
+with W_O or W_out; heads and neurons are never written out as vectors of d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.prompts import Behaviour
+from casestudy.measure.batch import Batch, Measurement, run_batch
+from casestudy.measure.ledger import final_direction, gap_bound, keep_for_ledger, ledger_terms
+from casestudy.measure.result import Array, Axis, Grid, Result, Table
+from casestudy.measure.stats import t_interval
+from casestudy.model.config import ModelConfig
+from casestudy.model.decoder import Trace, merge_heads, norm_scale, norm_weight
+from casestudy.model.model import Model
+from casestudy.model.sites import Keep, Site
+from casestudy.model.weights import Norm
+
+BIAS = "bias"
+"""The last place of a head or neuron axis: what the layer adds whatever its heads or neurons do."""
+
+Check = tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]
+"""Per prompt, how far a sum is from the logit difference, and how far it may be."""
+
+TOP_NEURONS = 50
+SUMS, COUNTS = "attribution.neuron.sums", "attribution.neuron.n"
+"""What a study's chunks hold of the neurons: too many to keep one by one for every prompt."""
+
+
+def keep_for_heads(config: ModelConfig) -> Sequence[Keep]:
+    """The ledger's sites and every head's z, at the last positions only."""
+    return [*keep_for_ledger(config), Site.Z.at(last=True)]
+
+
+def keep_for_neurons(config: ModelConfig) -> Sequence[Keep]:
+    """The ledger's sites and every neuron's activation, at the last positions only."""
+    return [*keep_for_ledger(config), Site.MLP_POST.at(last=True)]
+
+
+def directions(
+    model: Model, trace: Trace, contrasts: Sequence[Contrast]
+) -> Float[Tensor, "contrast batch d_model"]:
+    """What a part of the final stream is dotted with, for each contrast, in float64."""
+    scale = trace.last(Site.FINAL_SCALE) if model.config.norm != "none" else None
+    return torch.stack([final_direction(model, contrast, scale) for contrast in contrasts])
+
+
+def before_norm(
+    config: ModelConfig,
+    norm: Norm | None,
+    x: Float[Tensor, "batch d_model"],
+    u: Float[Tensor, "contrast batch d_model"],
+) -> tuple[Float[Tensor, "contrast batch d_model"], Float[Tensor, "contrast batch"]]:
+    """The direction v and constant c with norm(x) · u = x · v + c, the scale frozen at x's own."""
+    if norm is None or config.norm == "none":
+        return u, u.new_zeros(u.shape[:-1])
+    constant = u.new_zeros(u.shape[:-1]) if norm.bias is None else u @ norm.bias.to(u)
+    weight = norm_weight(config, norm)
+    v = u if weight is None else u * weight.to(u)
+    if config.norm == "layer":
+        v = v - v.mean(-1, keepdim=True)
+    return v / norm_scale(config, x).to(u), constant
+
+
+def head_shares(
+    model: Model, trace: Trace, layer: int, u: Float[Tensor, "contrast batch d_model"]
+) -> Float[Tensor, "contrast head batch"]:
+    """What each head of a layer, and last its biases, give along u; they sum to attn_out · u."""
+    attn, norm = model.weights.blocks[layer].attn, model.weights.blocks[layer].attn_post_norm
+    z = trace.last((Site.Z, layer))
+    v, bias = before_norm(model.config, norm, merge_heads(z, attn), u)
+    per_z = torch.einsum("cbd,hed->cbhe", v, attn.W_O.to(v))
+    z = z.to(v)
+    if attn.b_V is not None:
+        b_V = attn.b_V.to(v).repeat_interleave(z.shape[1] // attn.b_V.shape[0], 0)
+        z = z - b_V
+        bias = bias + torch.einsum("cbhe,he->cb", per_z, b_V)
+    if attn.b_O is not None:
+        bias = bias + v @ attn.b_O.to(v)
+    return torch.cat(((per_z * z).sum(-1), bias[..., None]), -1).transpose(1, 2)
+
+
+def neuron_shares(
+    model: Model, trace: Trace, layer: int, u: Float[Tensor, "contrast batch d_model"]
+) -> tuple[Float[Tensor, "contrast batch d_mlp"], Float[Tensor, "contrast batch"]]:
+    """What each neuron of a layer gives along u, in the model's dtype, and what the biases give."""
+    mlp, norm = model.weights.blocks[layer].mlp, model.weights.blocks[layer].mlp_post_norm
+    post = trace.last((Site.MLP_POST, layer))
+    out = post @ mlp.W_out
+    v, bias = before_norm(model.config, norm, out if mlp.b_out is None else out + mlp.b_out, u)
+    if mlp.b_out is not None:
+        bias = bias + v @ mlp.b_out.to(v)
+    # Each neuron is one number times one number: nothing is gained by doing that in float64.
+    shares = (v.to(post) @ mlp.W_out.T).mul_(post)
+    return shares, bias
+
+
+def check_sum(
+    batch: Batch,
+    contrast: Contrast,
+    part: str,
+    finer: Float[Tensor, "term batch"],
+    sizes: Float[Tensor, "size batch"],
+) -> Check:
+    """Law 1 at a finer grain: the ledger's gap and bound with its `part` terms replaced.
+
+    Args:
+        batch: made with `keep_for_ledger`.
+        contrast: of the batch.
+        part: "attn" or "mlp".
+        finer: what replaces those terms.
+        sizes: absolute values that add up to the size of all that was summed in `finer`.
+    """
+    names, terms = ledger_terms(batch.model, batch.trace, contrast)
+    others = terms[[i for i, name in enumerate(names) if not name.startswith(f"{part} ")]]
+    gap = (others.sum(0) + finer.sum(0) - contrast.value(batch.logits)).abs()
+    return gap, gap_bound(batch.model.dtype, torch.cat((others, sizes)))
+
+
+def _worst(
+    checks: Sequence[Check],
+) -> dict[str, float]:
+    """The gap that comes nearest to its bound, and that bound; empty where nothing was measured."""
+    gaps, bounds = (torch.cat(parts) for parts in zip(*checks, strict=True))
+    known = ~gaps.isnan()
+    if not bool(known.any()):
+        return {}
+    gaps, bounds = gaps[known], bounds[known]
+    worst = (gaps / bounds).argmax()
+    return {"gap": float(gaps[worst]), "bound": float(bounds[worst])}
+
+
+def measure_heads(batch: Batch) -> list[Result]:
+    """Every head's share of every contrast, with each layer's biases."""
+    config = batch.model.config
+    u = directions(batch.model, batch.trace, batch.contrasts)
+    layers = [head_shares(batch.model, batch.trace, i, u) for i in range(config.n_layers)]
+    shares = torch.stack(layers, 1)  # contrast layer head batch
+    checks = [
+        check_sum(batch, contrast, "attn", own.flatten(0, 1), own.flatten(0, 1))
+        for contrast, own in zip(batch.contrasts, shares, strict=True)
+    ]
+    heads = Axis("head", (*Axis.count("head", config.n_heads).labels, BIAS))
+    return [
+        Grid(
+            "attribution.head",
+            shares.cpu().numpy(),
+            (batch.contrast_axis, Axis.count("layer", config.n_layers), heads, batch.prompt_axis),
+            "logits",
+            error=_worst(checks),
+            about="Each head's share of the logit difference, and each attention layer's biases "
+            "(b_O and Σ b_V W_O); together they are the layer's term of the ledger.",
+        )
+    ]
+
+
+def measure_neurons(batch: Batch) -> list[Result]:
+    """Every neuron's share, summed over the batch's prompts, and each MLP's biases."""
+    config = batch.model.config
+    u = directions(batch.model, batch.trace, batch.contrasts)
+    known = ~u.isnan().any(-1)  # contrast batch
+    sums = u.new_zeros(len(batch.contrasts), 2, config.n_layers, config.d_mlp)
+    parts = u.new_zeros(len(batch.contrasts), config.n_layers, 2, len(batch.index))
+    sizes = u.new_zeros(len(batch.contrasts), len(batch.index))
+    for layer in range(config.n_layers):
+        shares, bias = neuron_shares(batch.model, batch.trace, layer, u)
+        for i, own in enumerate(shares):  # one contrast at a time in float64
+            wide = own[known[i]].double()
+            sums[i, 0, layer] = wide.sum(0)
+            sums[i, 1, layer] = wide.square().sum(0)
+            parts[i, layer] = torch.stack((own.double().sum(-1), bias[i]))
+            sizes[i] += own.double().abs().sum(-1) + bias[i].abs()
+    checks = [
+        check_sum(batch, contrast, "mlp", parts[i].flatten(0, 1), sizes[i : i + 1])
+        for i, contrast in enumerate(batch.contrasts)
+    ]
+    layers, neurons = Axis.count("layer", config.n_layers), Axis.count("neuron", config.d_mlp)
+    statistics = Axis("statistic", ("sum", "sum of squares"))
+    return [
+        Grid(
+            SUMS,
+            sums.cpu().numpy(),
+            (batch.contrast_axis, statistics, layers, neurons),
+            "logits",
+        ),
+        Grid(
+            COUNTS,
+            known.sum(1).double().cpu().numpy(),
+            (batch.contrast_axis,),
+            "prompts",
+        ),
+        Grid(
+            "attribution.mlp",
+            parts.cpu().numpy(),
+            (batch.contrast_axis, layers, Axis("part", ("neurons", BIAS)), batch.prompt_axis),
+            "logits",
+            error=_worst(checks),
+            about="Each MLP's share of the logit difference: the sum over its neurons, and its "
+            "biases; together they are the layer's term of the ledger.",
+        ),
+    ]
+
+
+def top_of_sums(chunks: Mapping[str, Sequence[Result]]) -> list[Result]:
+    """The neurons with the largest mean shares over all chunks' prompts.
+
+    The sums are added in float64 and the neurons chosen from the whole, so that which chunk a
+    prompt was in makes no difference.
+    """
+    sums = [r for r in chunks.get(SUMS, ()) if isinstance(r, Grid)]
+    counts = [r for r in chunks.get(COUNTS, ()) if isinstance(r, Grid)]
+    if not sums:
+        return []
+    total = np.sum([grid.values for grid in sums], 0)
+    n = np.sum([grid.values for grid in counts], 0)
+    return [_top_neurons(sums[0].axis("contrast").labels, total, n, TOP_NEURONS)]
+
+
+def _top_neurons(contrasts: Sequence[str], sums: Array, n: Array, top: int) -> Table:
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("contrast", "rank", "layer", "neuron", "mean", "lower", "upper", "n")
+    }
+    for name, (total, squares), count in zip(contrasts, sums, n, strict=True):
+        if count == 0:
+            continue
+        mean, lower, upper = t_interval(total, squares, int(count))
+        best = np.argsort(-np.abs(mean), axis=None, kind="stable")[:top]
+        columns["contrast"] += [name] * len(best)
+        columns["rank"] += list(range(len(best)))
+        columns["layer"] += [int(i) for i in best // mean.shape[1]]
+        columns["neuron"] += [int(i) for i in best % mean.shape[1]]
+        for column, values in (("mean", mean), ("lower", lower), ("upper", upper)):
+            columns[column] += [None if np.isnan(v) else float(v) for v in values.flat[best]]
+        columns["n"] += [int(count)] * len(best)
+    return Table(
+        "attribution.neuron",
+        columns,
+        "The neurons with the largest mean share of the logit difference, in logits, with t "
+        "intervals of 95 % that take prompts as independent. They were chosen for being large, so "
+        "their means on new prompts will tend to be smaller.",
+    )
+
+
+def _keep(config: ModelConfig) -> Sequence[Keep]:
+    return [*keep_for_heads(config), *keep_for_neurons(config)]
+
+
+def measure_attribution(batch: Batch) -> list[Result]:
+    """Heads and neurons."""
+    return [*measure_heads(batch), *measure_neurons(batch)]
+
+
+HEADS = Measurement("heads", keep_for_heads, measure_heads)
+NEURONS = Measurement("neurons", keep_for_neurons, measure_neurons)
+ATTRIBUTION = Measurement(
+    "attribution", _keep, measure_attribution, partial=(SUMS, COUNTS), combine=top_of_sums
+)
+
+
+def head_attribution(
+    model: Model, behaviour: Behaviour, *, prepend_bos: bool | None = None
+) -> Grid:
+    """Share every contrast of a behaviour among the attention heads.
+
+    Shape:  (contrast, layer, head, prompt), at each prompt's last position; the head axis ends in
+            "bias". Summed over it, a layer's row is its attention term of the ledger.
+    Unit:   logits.
+    Error:  as the ledger's, with its attention terms replaced by these.
+    """
+    batch = run_batch(model, behaviour, range(len(behaviour)), [HEADS], prepend_bos=prepend_bos)
+    (grid,) = measure_heads(batch)
+    assert isinstance(grid, Grid)
+    return grid
+
+
+def neuron_attribution(
+    model: Model, behaviour: Behaviour, *, prepend_bos: bool | None = None
+) -> Grid:
+    """Share every contrast of a behaviour among the MLPs' neurons, prompt by prompt.
+
+    Shape:  (contrast, layer, neuron, prompt), at each prompt's last position; the neuron axis ends
+            in "bias". Summed over it, a layer's row is its MLP term of the ledger.
+    Unit:   logits.
+    Cost:   memory for as many numbers; `top_neurons` keeps sums only.
+    """
+    batch = run_batch(model, behaviour, range(len(behaviour)), [NEURONS], prepend_bos=prepend_bos)
+    u = directions(model, batch.trace, batch.contrasts)
+    layers = []
+    for layer in range(model.config.n_layers):
+        shares, bias = neuron_shares(model, batch.trace, layer, u)
+        layers.append(torch.cat((shares, bias.to(shares)[..., None]), -1))
+    check = next(r for r in measure_neurons(batch) if r.name == "attribution.mlp")
+    assert isinstance(check, Grid)
+    neurons = Axis("neuron", (*Axis.count("neuron", model.config.d_mlp).labels, BIAS))
+    return Grid(
+        "attribution.neuron",
+        torch.stack(layers, 1).transpose(2, 3).cpu().numpy(),
+        (batch.contrast_axis, check.axis("layer"), neurons, batch.prompt_axis),
+        "logits",
+        error=check.error,
+        about="Each neuron's share of the logit difference, and each MLP's biases.",
+    )
+
+
+def top_neurons(
+    model: Model,
+    behaviour: Behaviour,
+    *,
+    top: int = TOP_NEURONS,
+    prepend_bos: bool | None = None,
+) -> Table:
+    """The neurons with the largest mean share of each contrast of a behaviour.
+
+    Rows:   one per contrast and rank, with layer, neuron, mean, 95 % interval and n; see the
+            table's `about` for what the interval leaves out.
+    """
+    batch = run_batch(model, behaviour, range(len(behaviour)), [NEURONS], prepend_bos=prepend_bos)
+    grids = {r.name: r for r in measure_neurons(batch) if isinstance(r, Grid)}
+    labels = batch.contrast_axis.labels
+    return _top_neurons(labels, grids[SUMS].values, grids[COUNTS].values, top)

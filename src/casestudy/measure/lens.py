@@ -1,0 +1,230 @@
+"""When on its way through the layers does the preference appear?
+
+Two readings of the residual stream at each depth, before a layer ("3_pre"), between its attention
+and its MLP ("3_mid"; a parallel block has none) and after the last ("final_post"):
+
+`lens` projects the stream at each prompt's last position on the contrast, with the final norm's
+scale of the full run at every depth. It is linear, so depths add up: from one to the next it rises
+by exactly the ledger's term of the layer in between. It leaves out the norm's bias (b_U); the row
+"logits" after the last depth is the logit difference itself, and the last step is b_U and whatever
+else the ledger lists after the layers. (TransformerLens: `accumulated_resid`, `apply_ln_to_stack`.)
+
+`lens.own_norm` is the plain logit lens (nostalgebraist 2020): each depth goes through the final
+norm, with its own scale and with the norm's bias, and the unembedding, as if the model ended there.
+It is not additive. `lens.top` reads the whole vocabulary in that way, at every position, for a few
+prompts.
+
+Assumes that a direction means the same early as it does at the end, which Belrose et al. 2023
+("Eliciting Latent Predictions from Transformers with the Tuned Lens") show to fail in some models.
+Cost: one projection per depth; `lens.top` one unembedding per depth and position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.prompts import Behaviour
+from casestudy.measure.batch import Batch, Measurement, run_batch
+from casestudy.measure.examples import examples
+from casestudy.measure.ledger import final_direction
+from casestudy.measure.result import Axis, Grid, Result, Table, concatenate_tables
+from casestudy.model.config import ModelConfig
+from casestudy.model.decoder import Trace, apply_norm, run, unembed
+from casestudy.model.model import Model
+from casestudy.model.sites import Keep, Site
+from casestudy.model.tokens import Tokens
+
+LOGITS = "logits"
+"""The lens's last row: the logit difference itself, with b_U."""
+
+TOP_K = 5
+
+
+def depth_sites(config: ModelConfig) -> dict[str, tuple[Site, int | None]]:
+    """Where the stream is read, by the field's labels, in order."""
+    sites: dict[str, tuple[Site, int | None]] = {}
+    for layer in range(config.n_layers):
+        sites[f"{layer}_pre"] = (Site.RESID_PRE, layer)
+        if not config.parallel:
+            sites[f"{layer}_mid"] = (Site.RESID_MID, layer)
+    return {**sites, "final_post": (Site.FINAL_RESID, None)}
+
+
+def keep_for_lens(config: ModelConfig) -> Sequence[Keep]:
+    """The stream at every depth and the final scale, at the last positions only."""
+    sites = {site for site, _ in depth_sites(config).values()}
+    if config.norm != "none":
+        sites.add(Site.FINAL_SCALE)
+    return [site.at(last=True) for site in sorted(sites, key=lambda site: site.value)]
+
+
+def _last(trace: Trace, where: tuple[Site, int | None]) -> Tensor:
+    site, layer = where
+    return trace.last(site if layer is None else (site, layer))
+
+
+def lens_values(model: Model, trace: Trace, contrast: Contrast) -> Float[Tensor, "depth batch"]:
+    """The stream at each depth, projected on a contrast with the final scale frozen.
+
+    Shape:  (depth, batch), depths as `depth_sites`, in float64; without b_U.
+    Raises: SiteNotKept when the trace was made without `keep_for_lens`.
+    """
+    scale = trace.last(Site.FINAL_SCALE) if model.config.norm != "none" else None
+    direction = final_direction(model, contrast, scale)
+    sites = depth_sites(model.config).values()
+    return torch.stack([(_last(trace, at).double() * direction).sum(1) for at in sites])
+
+
+def own_norm_values(
+    model: Model, trace: Trace, contrasts: Sequence[Contrast]
+) -> Float[Tensor, "contrast depth batch"]:
+    """The contrasts as if the model ended at each depth: own scale, biases and soft cap included.
+
+    Shape:  (contrast, depth, batch), depths as `depth_sites`, in float64.
+    Cost:   a projection per contrast of tokens; a class contrast, whose weights follow from the
+            probabilities at that depth, needs the logits there.
+    Raises: SiteNotKept when the trace was made without `keep_for_lens`.
+    """
+    config, weights = model.config, model.weights
+    projected = [c.linear and config.final_softcap is None for c in contrasts]
+    depths = []
+    for at in depth_sites(config).values():
+        normed = apply_norm(config, weights.final_norm, _last(trace, at))
+        logits = None if all(projected) else unembed(config, weights, normed)
+        values = []
+        for contrast, simple in zip(contrasts, projected, strict=True):
+            if simple or logits is None:
+                values.append(_projected(model, normed, contrast))
+            else:
+                values.append(contrast.at(logits).value(logits))
+        depths.append(torch.stack(values))
+    return torch.stack(depths, 1)
+
+
+def _projected(
+    model: Model, normed: Float[Tensor, "batch d_model"], contrast: Contrast
+) -> Float[Tensor, " batch"]:
+    weights = model.weights
+    value = (normed.double() * contrast.directions(weights)).sum(1)
+    if weights.b_U is not None:
+        value = value + contrast.weigh(weights.b_U.expand(len(contrast), -1))
+    return value + contrast.constant.to(value.device)
+
+
+def measure_lens(batch: Batch) -> list[Result]:
+    """Both readings of every contrast, and the whole vocabulary for the example prompts."""
+    curves = _curves(batch)
+    tops = [_top(batch.model, tokens, index, TOP_K) for index, tokens in examples(batch)]
+    return [*curves, concatenate_tables(tops)] if tops else [*curves]
+
+
+def _curves(batch: Batch) -> tuple[Grid, Grid]:
+    labels = tuple(depth_sites(batch.model.config))
+    frozen = []
+    for contrast in batch.contrasts:
+        logits = contrast.value(batch.logits)[None]
+        frozen.append(torch.cat((lens_values(batch.model, batch.trace, contrast), logits)))
+    own = own_norm_values(batch.model, batch.trace, batch.contrasts)
+    return (
+        Grid(
+            "lens",
+            torch.stack(frozen).cpu().numpy(),
+            (batch.contrast_axis, Axis("depth", (*labels, LOGITS)), batch.prompt_axis),
+            "logits",
+            about="The residual stream projected on the contrast, the final norm's scale frozen "
+            "at its traced value, without b_U; each step is the ledger's term of the part in "
+            f"between. The last row, {LOGITS!r}, is the logit difference itself, with b_U.",
+        ),
+        Grid(
+            "lens.own_norm",
+            own.cpu().numpy(),
+            (batch.contrast_axis, Axis("depth", labels), batch.prompt_axis),
+            "logits",
+            about="The plain logit lens: the contrast as if the model ended at each depth, the "
+            "stream normalised by its own scale, b_U included, classes weighed anew.",
+        ),
+    )
+
+
+LENS = Measurement("lens", keep_for_lens, measure_lens)
+
+
+def lens(
+    model: Model,
+    behaviour: Behaviour,
+    *,
+    norm: Literal["final", "own"] = "final",
+    prepend_bos: bool | None = None,
+) -> Grid:
+    """Read a behaviour's contrasts off the residual stream at every depth.
+
+    Args:
+        model: what `load` returns.
+        behaviour: the prompts and how their answers are chosen.
+        norm: "final" freezes the final norm's scale of the full run, so that depths add up; "own"
+            is the plain logit lens, each depth with its own scale and with b_U.
+        prepend_bos: the model's convention by default.
+
+    Shape:  (contrast, depth, prompt), at each prompt's last position.
+    Unit:   logits. With "final" the depths leave out b_U and the row "logits", after the last, is
+            the logit difference; with "own" the last depth is the logit difference.
+    """
+    batch = run_batch(model, behaviour, range(len(behaviour)), [LENS], prepend_bos=prepend_bos)
+    name = {"final": "lens", "own": "lens.own_norm"}[norm]
+    return next(r for r in _curves(batch) if r.name == name)
+
+
+def logit_lens(
+    model: Model,
+    prompts: str | Sequence[str],
+    *,
+    top_k: int = TOP_K,
+    prepend_bos: bool | None = None,
+) -> Table:
+    """What each position would predict if the model ended at each depth.
+
+    Rows:   one per prompt, depth, position and rank, with the token read there, the predicted
+            token, its id and probability.
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    Raises: PromptError for a prompt that cannot be run.
+    """
+    tokens = model.tokenize(prompts, prepend_bos=prepend_bos)
+    return concatenate_tables([_top(model, tokens[[i]], i, top_k) for i in range(len(tokens))])
+
+
+def _top(model: Model, tokens: Tokens, label: int, top_k: int) -> Table:
+    """The whole vocabulary at every depth and position of one prompt, one depth at a time."""
+    config, weights = model.config, model.weights
+    sites = depth_sites(config)
+    trace = run(model, tokens, keep={site for site, _ in sites.values()})
+    (row,) = tokens.rows()
+    read = model.tokenizer.strings(row)
+    top_k = min(top_k, config.d_vocab)
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("prompt", "depth", "pos", "read", "rank", "token", "id", "prob")
+    }
+    for depth, (site, layer) in sites.items():
+        x = trace[site if layer is None else (site, layer)][0]
+        logits = unembed(config, weights, apply_norm(config, weights.final_norm, x))
+        best = logits.double().softmax(1).topk(top_k, dim=1)
+        ids = best.indices.flatten().tolist()
+        columns["prompt"] += [label] * len(ids)
+        columns["depth"] += [depth] * len(ids)
+        columns["pos"] += [pos for pos in range(len(row)) for _ in range(top_k)]
+        columns["read"] += [text for text in read for _ in range(top_k)]
+        columns["rank"] += list(range(top_k)) * len(row)
+        columns["token"] += model.tokenizer.strings(ids)
+        columns["id"] += ids
+        columns["prob"] += best.values.flatten().tolist()
+    return Table(
+        "lens.top",
+        columns,
+        "The logit lens: what each position would predict if the model ended at each depth; "
+        "`read` is the token there, rank 0 the most probable next one.",
+    )

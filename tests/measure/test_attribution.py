@@ -1,0 +1,184 @@
+"""Law 1 at the grain of heads and neurons, and what each of them really does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.measure.attribution import (
+    ATTRIBUTION,
+    BIAS,
+    COUNTS,
+    HEADS,
+    SUMS,
+    head_attribution,
+    measure_attribution,
+    measure_heads,
+    neuron_attribution,
+    top_neurons,
+    top_of_sums,
+)
+from casestudy.measure.ledger import ledger, ledger_terms
+from casestudy.measure.result import Grid, Table
+from casestudy.model.decoder import run
+from casestudy.model.edits import Edit
+from casestudy.model.model import Model
+from casestudy.model.sites import Site
+from casestudy.study.study import study
+from tests.measure.batches import alone, batch_of, rows
+from tests.measure.worlds import VARIANTS, decoder
+
+LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=3)
+TEXTS = ("Go.", "This is a sentence.", "It was late. She went home.", "Hello. Hello.", "No. Yes.")
+ASKED = Behaviour("b", "?", tuple(Prompt(text, answer=" He") for text in TEXTS))
+
+
+def grids(results: list[Grid | Table]) -> dict[str, Grid]:
+    return {r.name: r for r in results if isinstance(r, Grid)}
+
+
+@settings(max_examples=25)
+@given(st.sampled_from(sorted(VARIANTS)), LENGTHS)
+def test_heads_and_neurons_with_their_biases_are_the_ledgers_terms(
+    variant: str, lengths: list[int]
+) -> None:
+    batch = batch_of(decoder(variant), rows(lengths), ATTRIBUTION)
+    found = grids(measure_attribution(batch))
+    heads, mlps = found["attribution.head"], found["attribution.mlp"]
+    for i, contrast in enumerate(batch.contrasts):
+        names, values = ledger_terms(batch.model, batch.trace, contrast)
+        terms = dict(zip(names, values.numpy(), strict=True))
+        for layer in range(batch.model.config.n_layers):
+            np.testing.assert_allclose(
+                heads.values[i, layer].sum(0), terms[f"attn {layer}"], atol=1e-9
+            )
+            np.testing.assert_allclose(
+                mlps.values[i, layer].sum(0), terms[f"mlp {layer}"], atol=1e-9
+            )
+    for grid in (heads, mlps):
+        assert grid.error["gap"] <= grid.error["bound"] <= 1e-8
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_it_closes_in_float32(variant: str) -> None:
+    batch = batch_of(decoder(variant, dtype=torch.float32), rows([5, 2, 7]), ATTRIBUTION)
+    for grid in grids(measure_attribution(batch)).values():
+        if grid.error:
+            assert grid.error["gap"] <= grid.error["bound"]
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_neighbours_do_not_matter(variant: str) -> None:
+    batch = batch_of(decoder(variant), rows([5, 2, 7]), ATTRIBUTION)
+    whole = grids(measure_attribution(batch))
+    parts = [grids(measure_attribution(alone(batch, i, ATTRIBUTION))) for i in range(3)]
+    for name in ("attribution.head", "attribution.mlp"):
+        for i, part in enumerate(parts):
+            np.testing.assert_allclose(whole[name].values[..., [i]], part[name].values, atol=1e-9)
+    np.testing.assert_allclose(
+        whole[SUMS].values, sum(part[SUMS].values for part in parts), atol=1e-9
+    )
+    np.testing.assert_array_equal(whole[COUNTS].values, sum(part[COUNTS].values for part in parts))
+
+
+def test_a_head_is_what_is_lost_when_it_attends_to_nothing_but_its_bias() -> None:
+    """A head whose every value is b_V gives only what stands in the bias row."""
+    model = decoder("gpt2")
+    batch = batch_of(model, rows([5, 3]), HEADS)
+    (grid,) = measure_heads(batch)
+    assert isinstance(grid, Grid)
+    layer, head = 2, 1
+    b_V = model.weights.blocks[layer].attn.b_V
+    assert b_V is not None
+    scale = run(model, batch.tokens, keep=[Site.FINAL_SCALE])[Site.FINAL_SCALE]
+    # in the last layer and with the MLP after it held still, nothing else can react
+    clean = run(model, batch.tokens, keep=[Site.MLP_OUT], logits="last")
+    without = run(
+        model,
+        batch.tokens,
+        edit=[
+            Edit.replace(Site.Z, layer, b_V[head], head=head),
+            Edit.replace(Site.MLP_OUT, layer, clean[Site.MLP_OUT, layer]),
+            Edit.replace(Site.FINAL_SCALE, None, scale),
+        ],
+        logits="last",
+    )
+    assert without.logits is not None
+    for i, contrast in enumerate(batch.contrasts):
+        lost = contrast.value(batch.logits) - contrast.value(without.logits)
+        np.testing.assert_allclose(grid.values[i, layer, head], lost.numpy(), atol=1e-9)
+
+
+def test_a_value_bias_belongs_to_no_head() -> None:
+    model = decoder("llama")
+    blocks = list(model.weights.blocks)
+    attn = blocks[-1].attn
+    assert attn.b_V is not None
+    blocks[-1] = replace(blocks[-1], attn=replace(attn, b_V=attn.b_V + 1.0))
+    shifted = replace(model, weights=replace(model.weights, blocks=tuple(blocks)))
+    lengths = rows([5, 3])
+    before, after = (measure_heads(batch_of(m, lengths, HEADS))[0] for m in (model, shifted))
+    assert isinstance(before, Grid)
+    assert isinstance(after, Grid)
+    # The directions differ by the final scale alone, which the bias changed.
+    ratio = after.values[:, -1, :-1] / before.values[:, -1, :-1]
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:1, :1], ratio.shape), rtol=1e-9)
+    moved = after.values[:, -1, -1] - before.values[:, -1, -1] * ratio[:, 0]
+    assert (np.abs(moved) > 1e-3).all()
+
+
+def test_neurons_one_by_one_sum_to_what_the_study_keeps(toy_model64: Model) -> None:
+    full = neuron_attribution(toy_model64, ASKED)
+    assert full.axis("neuron").labels[-1] == BIAS
+    assert full.error["gap"] <= full.error["bound"]
+    account = ledger(toy_model64, ASKED)
+    for layer in range(toy_model64.config.n_layers):
+        np.testing.assert_allclose(
+            full.values[:, layer].sum(1), account.select(term=f"mlp {layer}").values, atol=1e-9
+        )
+    table = top_neurons(toy_model64, ASKED, top=7)
+    neurons = full.values[:, :, :-1]
+    for i, contrast in enumerate(full.axis("contrast").labels):
+        mine = [row for row in table.rows() if row["contrast"] == contrast]
+        means = neurons[i].mean(-1)
+        largest = np.sort(np.abs(means), axis=None)[::-1][:7]
+        np.testing.assert_allclose([abs(row["mean"]) for row in mine], largest)
+        for row in mine:
+            values = neurons[i, row["layer"], row["neuron"]]
+            assert row["mean"] == pytest.approx(values.mean())
+            # Student's t for 4 degrees of freedom
+            half = 2.776 * values.std(ddof=1) / np.sqrt(len(values))
+            assert row["upper"] - row["lower"] == pytest.approx(2 * half)
+            assert row["n"] == len(TEXTS)
+
+
+def test_the_top_neurons_do_not_depend_on_chunks(toy_model64: Model, tmp_path: object) -> None:
+    alone = study(ASKED, toy_model64, out=f"{tmp_path}/one", only=["attribution"])
+    many = study(ASKED, toy_model64, out=f"{tmp_path}/many", only=["attribution"], chunk_tokens=1)
+    assert SUMS not in alone.grids
+    one, other = alone.tables["attribution.neuron"], many.tables["attribution.neuron"]
+    assert one.columns["neuron"] == other.columns["neuron"]
+    np.testing.assert_allclose(one.columns["lower"], other.columns["lower"], atol=1e-12)
+    plain = top_neurons(toy_model64, ASKED)
+    assert one.columns["neuron"] == plain.columns["neuron"]
+    np.testing.assert_allclose(one.columns["mean"], plain.columns["mean"], atol=1e-12)
+
+
+def test_prompts_without_an_answer_do_not_count(toy_model64: Model) -> None:
+    """NaN where there is no contrast, and neither a zero nor a lost neuron elsewhere."""
+    asked = Behaviour("b", "?", (Prompt("Go."), *ASKED.prompts))
+    grid = head_attribution(toy_model64, asked)
+    found = top_neurons(toy_model64, asked, top=3)
+    if np.isnan(grid.values[..., 0]).all():  # no capital among the first hundred
+        assert found.columns["mean"] == top_neurons(toy_model64, ASKED, top=3).columns["mean"]
+        assert set(found.columns["n"]) == {len(TEXTS)}
+    else:
+        assert set(found.columns["n"]) == {len(asked)}
+
+
+def test_nothing_measured_gives_no_table() -> None:
+    assert top_of_sums({}) == []

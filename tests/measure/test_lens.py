@@ -1,0 +1,116 @@
+"""The lens adds up: its increments are the ledger's terms, and its end is the logit difference."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.measure.batch import Measurement
+from casestudy.measure.ledger import keep_for_ledger, ledger_terms
+from casestudy.measure.lens import LENS, depth_sites, lens, logit_lens, measure_lens
+from casestudy.measure.predictions import predictions
+from casestudy.measure.result import Grid
+from casestudy.model.model import Model
+from tests.measure.batches import alone, batch_of, rows
+from tests.measure.worlds import VARIANTS, decoder
+
+BOTH = Measurement(
+    "both", lambda config: [*LENS.keep(config), *keep_for_ledger(config)], measure_lens
+)
+LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=3)
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(sorted(VARIANTS)), LENGTHS)
+def test_increments_are_the_ledgers_terms(variant: str, lengths: list[int]) -> None:
+    model = decoder(variant)
+    batch = batch_of(model, rows(lengths), BOTH)
+    grid = measure_lens(batch)[0]
+    assert isinstance(grid, Grid)
+    depths = grid.axis("depth").labels
+    for i, contrast in enumerate(batch.contrasts):
+        names, values = ledger_terms(model, batch.trace, contrast)
+        terms = dict(zip(names, values.numpy(), strict=True))
+        steps = np.diff(grid.values[i], axis=0, prepend=0.0)
+        expected = {"0_pre": terms.pop("embed") + terms.pop("pos_embed", 0.0)}
+        for layer in range(model.config.n_layers):
+            own = {"mid": terms.pop(f"attn {layer}"), "next": terms.pop(f"mlp {layer}")}
+            after = "final_post" if layer == model.config.n_layers - 1 else f"{layer + 1}_pre"
+            if model.config.parallel:
+                expected[after] = own["mid"] + own["next"]
+            else:
+                expected |= {f"{layer}_mid": own["mid"], after: own["next"]}
+        expected["logits"] = sum(terms.values())  # b_U and whatever else comes after the layers
+        assert tuple(expected) == depths
+        for step, depth in zip(steps, depths, strict=True):
+            np.testing.assert_allclose(step, expected[depth], atol=1e-9, err_msg=depth)
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(sorted(VARIANTS)), LENGTHS)
+def test_with_its_own_norm_it_ends_at_the_logit_difference(
+    variant: str, lengths: list[int]
+) -> None:
+    batch = batch_of(decoder(variant), rows(lengths), LENS)
+    frozen, own = measure_lens(batch)[:2]
+    assert isinstance(frozen, Grid)
+    assert isinstance(own, Grid)
+    values = [contrast.value(batch.logits).numpy() for contrast in batch.contrasts]
+    np.testing.assert_allclose(own.values[:, -1], values, atol=1e-9)
+    np.testing.assert_array_equal(frozen.values[:, -1], values)
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_neighbours_do_not_matter(variant: str) -> None:
+    batch = batch_of(decoder(variant), rows([5, 2, 7]), LENS)
+    together = measure_lens(batch)[:2]
+    for i in range(3):
+        by_itself = measure_lens(alone(batch, i, LENS))[:2]
+        for whole, part in zip(together, by_itself, strict=True):
+            assert isinstance(whole, Grid)
+            assert isinstance(part, Grid)
+            np.testing.assert_allclose(whole.values[:, :, [i]], part.values, atol=1e-9)
+
+
+def test_final_post_leaves_out_b_U(toy: Callable[..., Model]) -> None:
+    """What the notebook's author met: the projection is not the logit difference."""
+    model = toy(dtype="float64")
+    asked = Behaviour("b", "?", (Prompt("Go.", answer=" He"), Prompt("Hello.", answer=" It")))
+    grid = lens(model, asked)
+    norm = model.weights.final_norm
+    assert norm is not None
+    assert norm.bias is not None
+    b_U = norm.bias @ model.weights.W_U
+    single = model.tokenizer.single
+    step = grid.select(depth="logits").values - grid.select(depth="final_post").values
+    for row, (he, it) in enumerate(((" he", " it"), ("He", "It"), ("he", "it"))):
+        expected = [b_U[single(" He")] - b_U[single(he)], b_U[single(" It")] - b_U[single(it)]]
+        np.testing.assert_allclose(step[row], expected, atol=1e-9)
+
+
+def test_the_last_depth_predicts_what_the_model_predicts(toy_model: Model) -> None:
+    texts = ["This is a sentence.", "Go."]
+    top = logit_lens(toy_model, texts, top_k=3)
+    expected = predictions(toy_model, texts, top_k=3)
+    lengths = toy_model.tokenize(texts).lengths.tolist()
+    last = [
+        row
+        for row in top.rows()
+        if row["depth"] == "final_post" and row["pos"] == lengths[row["prompt"]] - 1
+    ]
+    assert [row["token"] for row in last] == expected.columns["token"]
+    torch.testing.assert_close(
+        torch.tensor([row["prob"] for row in last]),
+        torch.tensor(expected.columns["prob"]),
+        rtol=1e-4,
+        atol=0,
+    )
+    depths = list(dict.fromkeys(top.columns["depth"]))
+    assert depths == list(depth_sites(toy_model.config))
+    assert len(top.rows()) == sum(lengths) * len(depths) * 3
+    reads = [r["read"] for r in top.rows() if r["prompt"] == 1 and r["depth"] == "0_pre"]
+    assert reads[::3] == toy_model.tokenizer.strings(toy_model.tokenize("Go.").rows()[0])

@@ -156,3 +156,110 @@ def write(
     store = Store.create_or_resume(folder, manifest(len(texts), **changes), ("behaviour",))
     store.write_final(results if results is not None else [*ledger(len(texts)), *tables(texts)])
     return store
+
+
+def full(texts: tuple[str, ...] = TEXTS, *, layers: int = 3, heads: int = 4) -> list[Result]:
+    """What a study holds once every measurement has run: names and axes as the rooms below give."""
+    n = len(texts)
+    rng = np.random.default_rng(1)
+    contrast, prompt = Axis("contrast", CONTRASTS), Axis.count("prompt", n)
+    layer, head = Axis.count("layer", layers), Axis.count("head", heads)
+    with_bias = Axis("head", (*head.labels, "bias"))
+    depths = tuple(f"{i}_{where}" for i in range(layers) for where in ("pre", "mid"))
+    depth = Axis("depth", (*depths, "final_post"))
+    role = Axis("role", ("BOS", "first word", "final full stop"))
+    classes = Axis("class", ("space+Capital", "space+lower", "newline", "other"))
+
+    def grid(name: str, unit: str, *axes: Axis, scale: float = 1.0, **more: Any) -> Grid:
+        values = rng.normal(0.2, scale, tuple(len(axis) for axis in axes))
+        return Grid(name, values, axes, unit, **more)
+
+    def with_mean(*args: Any, **more: Any) -> list[Grid]:
+        one = grid(*args, **more)
+        return [one, mean_over_prompts(one)]
+
+    logits = {"about": "A share of the logit difference."}
+    check = {"error": {"gap": 3e-6, "bound": 1e-4}}
+    lens = grid("lens", "logits", contrast, Axis("depth", (*depth.labels, "logits")), prompt)
+    results: list[Result] = [
+        *ledger(n, layers=layers),
+        *tables(texts),
+        lens,
+        mean_over_prompts(lens),
+        *with_mean("lens.own_norm", "logits", contrast, depth, prompt),
+        *with_mean("attribution.head", "logits", contrast, layer, with_bias, prompt, **logits),
+        *with_mean("attention.last", "share", layer, head, role, prompt),
+        *with_mean("attention.entropy", "nats", layer, head, prompt),
+        *with_mean("class_mass", "probability", classes, prompt, scale=0.05),
+        *with_mean("case_by_space", "logits", Axis("effect", ("case", "space", "both")), prompt),
+        grid("head_profile", "score", Axis("score", ("previous_token", "induction")), layer, head),
+        grid("patching.resid_pre", "share", layer, role, **check),
+        grid("patching.resid_pre.raw", "logits", layer, role),
+        grid("patching.z", "share", layer, head),
+        grid("circuit.faithfulness", "share", Axis("method", ("eap", "exact")), _proportions()),
+        Table("attribution.neuron", _neurons(rng), "The neurons with the largest mean share."),
+        Table("controls", {"control": ["b_U alone", "unigram"], "value": [0.6, 1.2]}),
+        Table("counterfactuals", _counterfactuals(), "Edits."),
+        Table(
+            "circuit.edges",
+            {"source": ["a0.h1", "m1"], "target": ["logits"] * 2, "score": [0.4, -0.2]},
+        ),
+        Table("lens.top", _lens_top(texts, depth.labels)),
+    ]
+    for i, text in enumerate(texts[:2]):
+        labels = tuple(f"{k}:{t}" for k, t in enumerate(["<|endoftext|>", *_words(text)]))
+        query, key = Axis("query_pos", labels), Axis("key_pos", labels)
+        pattern = grid(f"pattern.{i}", "share", layer, head, query, key)
+        lower = np.tril(np.exp(pattern.values))
+        pattern.values[:] = lower / lower.sum(-1, keepdims=True)
+        results.append(pattern)
+    return results
+
+
+def _proportions() -> Axis:
+    return Axis("proportion", ("0.001", "0.01", "0.1", "1.0"))
+
+
+def _neurons(rng: np.random.Generator) -> dict[str, list[Any]]:
+    means = rng.normal(0, 0.1, 12)
+    return {
+        "contrast": ["lowercase"] * 12,
+        "layer": [i % 3 for i in range(12)],
+        "neuron": list(range(12)),
+        "mean": means.tolist(),
+        "lower": (means - 0.05).tolist(),
+        "upper": (means + 0.05).tolist(),
+        "n": [4] * 12,
+    }
+
+
+def _counterfactuals() -> dict[str, list[Any]]:
+    return {
+        "family": ["final full stop to comma", "first letter lowered"],
+        "n": [4, 3],
+        "mean_clean": [3.1, 3.0],
+        "mean_corrupted": [-0.5, 2.0],
+        "flip_share": [0.75, 0.0],
+        "half_share": [1.0, 1 / 3],
+        "excluded": [0, 1],
+        "why": ["", "tokens do not align"],
+    }
+
+
+def _lens_top(texts: tuple[str, ...], depths: tuple[str, ...]) -> dict[str, list[Any]]:
+    rows = [
+        (i, depth, pos, token)
+        for i, text in enumerate(texts[:2])
+        for depth in depths
+        for pos, token in enumerate(["<|endoftext|>", *_words(text)])
+    ]
+    return {
+        "prompt": [row[0] for row in rows],
+        "depth": [row[1] for row in rows],
+        "pos": [row[2] for row in rows],
+        "read": [row[3] for row in rows],
+        "rank": [0] * len(rows),
+        "token": [" It"] * len(rows),
+        "id": [5] * len(rows),
+        "prob": [0.25] * len(rows),
+    }

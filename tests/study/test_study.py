@@ -17,7 +17,7 @@ TEXTS = ("Go.", "This is a sentence.", "It was late. She went home.", "Hello. He
 
 
 def behaviour(*texts: str) -> Behaviour:
-    prompts = tuple(Prompt(text, answer=" He", group="g") for text in texts)
+    prompts = tuple(Prompt(text, answer=" He", groups=("g",)) for text in texts)
     return Behaviour("test", "Why?", prompts)
 
 

@@ -24,9 +24,7 @@ _PROFESSOR = (
 _REPEATED = "This is a sentence. This is another sentence."
 
 FULL_STOP_CAPITALS: dict[str, tuple[str, ...]] = {
-    "plain": ("This is a sentence.", "this is a sentence.", "THIS IS A SENTENCE."),
-    "uncapitalised": ("this is an uncapitalised sentence.",),
-    "numeric": ("The probability of me getting to the bottom of this circuit is not 0.",),
+    "plain sentence": ("This is a sentence.",),
     "ragged five": (
         "Go.",
         "Hello.",
@@ -50,21 +48,29 @@ FULL_STOP_CAPITALS: dict[str, tuple[str, ...]] = {
         "Koalas are cute, but grumpy.",
         _REPEATED,
     ),
+    "all lower": ("this is a sentence.",),
+    "all upper": ("THIS IS A SENTENCE.",),
+    "uncapitalised": ("this is an uncapitalised sentence.",),
+    "numeric": ("The probability of me getting to the bottom of this circuit is not 0.",),
 }
-"""The notebook's prompts by the set they were run in."""
+"""The notebook's prompts by the set they were run in; a prompt may stand in several sets."""
+
+_ORDINARY = ("plain sentence", "ragged five", "eleven-token four", "eleven-token eight")
 
 
 def _full_stop_capitals() -> Behaviour:
-    first_seen: dict[str, str] = {}
+    groups: dict[str, tuple[str, ...]] = {}
     for group, texts in FULL_STOP_CAPITALS.items():
         for text in texts:
-            first_seen.setdefault(text, group)
+            groups[text] = (*groups.get(text, ()), group)
     return Behaviour(
         name="full-stop-capitals",
         question="How does the model come to write a capital letter after a full stop?",
-        prompts=tuple(Prompt(text, group=group) for text, group in first_seen.items()),
+        prompts=tuple(Prompt(text, groups=sets) for text, sets in groups.items()),
         about="Sentences that end in a full stop: plain, in lower and upper case, numeric, of "
-        "unequal length, repeated. The answer is the model's first capitalised continuation.",
+        "unequal length, repeated. The answer is the model's first capitalised continuation. "
+        "Headline means are over the ordinary sentences; the other cases are shown by group.",
+        main=_ORDINARY,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import re
@@ -15,7 +16,10 @@ import pytest
 from casestudy.errors import StudyError
 from casestudy.measure.result import Axis, Grid, Table
 from casestudy.measure.stats import mean_over_prompts
+from casestudy.show.prompts import patterns
 from casestudy.show.report import write_report
+from casestudy.show.sections import ARGUMENT
+from casestudy.show.stored import Stored
 from casestudy.study.store import Store
 from tests.show import studies
 from tests.show.pages import Page
@@ -42,6 +46,72 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 def test_every_part_found_its_form(page: Page) -> None:
     assert "this version cannot show" not in page.text
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return page_of(studies.write(tmp_path_factory.mktemp("full") / "s", studies.full()))
+
+
+def test_a_full_study_fills_every_step_of_the_argument(full: Page) -> None:
+    assert "this version cannot show" not in full.text
+    headings = [topic.title for topic in ARGUMENT]
+    places = [full.text.rindex(heading) for heading in headings]
+    assert places == sorted(places)
+    absent = full.text[full.text.rindex("What was not measured") : full.text.rindex("Provenance")]
+    listed = absent.removeprefix("What was not measured").strip()
+    assert listed == "causal effectsno activation was patched"
+    assert full.loads == []
+
+
+def test_every_alt_text_of_a_full_study_has_a_measured_value(full: Page) -> None:
+    assert len(full.alts) == len(full.figures) > 12
+    assert all(re.search(r"\d", alt) and len(alt) > 30 for alt in full.alts)
+
+
+def test_heads_lead_to_their_patterns_only_where_there_are_any(full: Page, page: Page) -> None:
+    assert len([a for _, a in full.tags if "data-head" in a]) > 12
+    assert not [a for _, a in page.tags if "data-head" in a]
+
+
+def test_causes_are_worded_from_patches(full: Page) -> None:
+    assert "Nothing was intervened on" not in full.text
+    assert "Of the activations exchanged" in full.text
+
+
+def test_a_pattern_comes_out_of_its_bytes_as_it_was_stored(tmp_path: Path) -> None:
+    store = studies.write(tmp_path / "s", studies.full())
+    stored = store.grids()["pattern.0"].values
+    packed = patterns(Stored.read(store))["0"]
+    size = stored.shape[-1]
+    cells = np.frombuffer(base64.b64decode(packed["bytes"]), np.uint8).reshape(3, 4, -1) / 255
+    rows, cols = np.tril_indices(size)
+    assert np.abs(cells - stored[..., rows, cols]).max() <= 0.5 / 255 + 1e-9
+    assert packed["tokens"][0] == "<|endoftext|>"
+
+
+def test_means_count_the_main_groups_only_where_they_are_named(tmp_path: Path) -> None:
+    grids = studies.ledger(4)
+    for grid in grids[:2]:
+        grid.values[..., 3] = -50.0  # outside the main group, and it would show
+    main = [0, 1, 2]
+    means = [mean_over_prompts(_prompts(grid, main)) for grid in grids[:2]]
+    tables = studies.tables(studies.TEXTS)
+    columns = dict(tables[0].columns)
+    columns["groups"] = [["ordinary"], ["ordinary"], ["ordinary"], ["odd"]]
+    tables[0] = Table("prompts", columns)
+    store = studies.write(tmp_path / "s", [*grids[:2], *means, grids[4], *tables])
+    store.manifest["behaviour"]["main"] = ["ordinary"]
+    page = page_of(store)
+    assert "Over 3 prompts" in page.text
+    assert "in 3 of 3 prompts" in page.text
+    assert "Means are over the 3 prompts of the behaviour’s main groups; all 4" in page.text
+    assert "The same difference by group of prompts" in page.text
+
+
+def _prompts(grid: Grid, index: list[int]) -> Grid:
+    axes = (*grid.axes[:-1], Axis("prompt", tuple(grid.axes[-1].labels[i] for i in index)))
+    return Grid(grid.name, grid.values[..., index], axes, grid.unit)
 
 
 def test_nothing_is_loaded_from_anywhere(page: Page) -> None:

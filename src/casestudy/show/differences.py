@@ -115,9 +115,7 @@ def _groups(study: Stored) -> dict[str, list[str]]:
     rows = study.table("prompts", "prompt").rows()
     found: dict[str, list[str]] = {}
     for row in rows:
-        groups = row.get("groups")
-        groups = [row["group"]] if groups is None and row.get("group") else groups
-        for name in groups or ():
+        for name in row.get("groups") or ():
             found.setdefault(clean(name), []).append(str(row["prompt"]))
     return found
 

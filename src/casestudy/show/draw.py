@@ -404,7 +404,8 @@ def heatmap(
             )
     shown = [visible(c) if tokens else c for c in cols]
     longest = min(20, max(map(columns, shown), default=1))
-    narrow = not (tokens or slanted) and (longest <= 3 or longest * len(cols) <= 60)
+    fits = longest * len(cols) <= (45 if slanted else 60)
+    narrow = not tokens and (fits or (longest <= 3 and not slanted))
     every = 1 if tokens or len(cols) <= 16 else math.ceil(len(cols) / 16)
     for j, label in enumerate(shown):
         if j % every:

@@ -35,7 +35,7 @@ def attention(study: Stored) -> list[Block]:
     for (layer, head), row in list(zip(top, values, strict=True))[:5]:
         best = int(np.nanargmax(row))
         said.append(
-            Markup("{} looks most at the {} ({})").format(
+            Markup("{} looks most at “{}” ({})").format(
                 head_button(study, layer, head), names[best], percent(float(row[best]))
             )
         )

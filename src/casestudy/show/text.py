@@ -95,7 +95,7 @@ def percent(share: float | int | None) -> str:
     if share is None or math.isnan(share):
         return "not measured"
     value = 100 * share
-    digits = 0 if value >= 10 else 1 if value >= 1 else 2
+    digits = 0 if value >= 10 or value == 0 else 1 if value >= 1 else 2
     return f"{number(value, digits)}\u00a0%"
 
 
@@ -103,7 +103,14 @@ def interval(lower: float | int | None, upper: float | int | None, digits: int =
     """A 95 % interval: "3.21 to 4.90"."""
     if lower is None or upper is None or math.isnan(lower) or math.isnan(upper):
         return "no interval"
-    return f"{number(lower, digits)} to {number(upper, digits)}"
+    return f"{_end(lower, digits)} to {_end(upper, digits)}"
+
+
+def _end(value: float | int, digits: int) -> str:
+    # one digit is enough to say on which side of zero an end lies
+    text = number(value, digits)
+    small = float(f"{value:.{digits}f}") == 0 and abs(value) >= 1e-4
+    return f"{value:.1g}".replace("-", MINUS) if small else text
 
 
 def ordinal(rank: int) -> str:

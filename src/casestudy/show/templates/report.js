@@ -295,11 +295,14 @@
       `${Math.round(share * 100)} % on ${token} (${i})`).join(", ") + ".";
     const map = node("div", { className: "map", role: "img",
       ariaLabel: `Attention pattern of head ${layer}.${at}, queries down, keys across. ${words}` });
-    map.style.gridTemplateColumns = `repeat(${n}, 1fr)`;
-    for (let row = 0; row < n; row++)
+    const named = n <= 40;
+    map.style.gridTemplateColumns = `${named ? "minmax(3rem, max-content) " : ""}repeat(${n}, minmax(0, 26px))`;
+    for (let row = 0; row < n; row++) {
+      if (named) map.append(node("b", { textContent: of.tokens[row], className: row === query ? "row" : "" }));
       for (let column = 0; column < n; column++)
         map.append(node("i", { style: entry(of, layer, at, row, column), className: row === query ? "row" : "",
           title: column > row ? "" : `${of.tokens[row]} \u2192 ${of.tokens[column]}: ${Math.round(entry(of, layer, at, row, column) * 100)} %` }));
+    }
     dialog.replaceChildren(
       node("h2", { id: "head-view-h", textContent: `Where head ${layer}.${at} looks` }),
       node("div", { className: "bar" }, choose, close), chips,

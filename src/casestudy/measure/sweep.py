@@ -62,7 +62,8 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 """From last-position logits (rows, d_vocab) and each row's prompt (rows) to a value per row."""
 
 Values = Callable[[Site, int | None, Tensor, Tensor], Tensor]
-"""From a site, a layer, prompts (rows) and positions (rows) to activations (rows, …)."""
+"""From a site, a layer, prompts (rows) and positions (rows) to activations that broadcast to
+(rows, …), where … are the site's axes after batch and position."""
 
 Progress = Callable[[int, int], None]
 """Told how many of how many (cell, prompt) pairs are done."""
@@ -70,9 +71,9 @@ Progress = Callable[[int, int], None]
 DEFAULT_MEMORY = 2 << 30
 # Climbs of this many rows keep a CPU's matrix products at full rate while their buffers stay in
 # cache and in memory the allocator already holds; a GPU needs more rows to be busy.
-_ROWS = {"cpu": 4096}
+_ROWS = {"cpu": 2048}
 _ROWS_ELSEWHERE = 65536
-_MLP_BLOCK_BYTES = 16 << 20
+_MLP_BLOCK_BYTES = 8 << 20
 
 _PRE = frozenset({Site.RESID_PRE, Site.EMBED, Site.POS_EMBED})
 _KEYS = frozenset({Site.K, Site.V})
@@ -662,7 +663,9 @@ class _Engine:
         assert callable(self.source)
         index = torch.tensor(block.prompts, device=self.device)[entry.prompts]
         rows = self.source(entry.site, entry.layer, index, entry.positions)
-        return rows.to(self.device, self.model.dtype)
+        shape = block.base.values[entry.site, entry.layer].shape
+        rest = (shape[1], shape[3]) if entry.site is Site.PATTERN else shape[2:]
+        return rows.to(self.device, self.model.dtype).expand(len(index), *rest)
 
     def entry(self, block: _Block, variants: Sequence[_Variant], ids: Sequence[int]) -> _Entry:
         """The rows of variants that share a site, a layer, a subspace and values."""

@@ -585,7 +585,7 @@ class _Tap:
     def check_all_met(self) -> None:
         """An edit or a keep of something this model never computes must not pass in silence."""
         hint = (
-            "Sites of norms, gates, rotations or positions exist only where the architecture has "
+            "Sites of norms, gates and learned positions exist only where the architecture has "
             "them; a parallel block has no resid_mid"
         )
         for error, asked in ((EditError, self._edits), (SiteError, self._keep)):

@@ -212,7 +212,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        qkv: Float[Tensor, "batch pos three*d_model"],
+        qkv: Float[Tensor, "batch pos d_qkv"],
         mask: Float[Tensor, "query_pos key_pos"],
         n_heads: int,
         kernels: Kernels,

@@ -3,16 +3,22 @@
     python -m training.train --corpus DIR --run DIR
 
 Assumes the frozen tokenizer beside the bundled model and a CPU with bfloat16 products. The run
-folder receives log.jsonl, the last two checkpoints (77 MB each), float16 snapshots at token counts
-that double, and, when the schedule is through, final/ with the model in Hugging Face layout.
+folder receives log.jsonl, the last two checkpoints (64 MB each), float16 snapshots at token counts
+that double, plateau/ with the checkpoint from which the decay began, and, when the schedule is
+through, final/ with the model in Hugging Face layout.
 
 Schedule: linear warm-up, a plateau, and a linear decay to zero over the last part of `--tokens`.
 Until the decay begins `--tokens` may be changed from one resumption to the next; everything else
-that shapes the weights must stay. Windows grow from 64 to 128 to 256 tokens; every eighth step
-stays at 64, so that short prompts remain common.
+that shapes the weights must stay. To train a finished model for longer, copy the plateau's
+checkpoint into a new run folder and start there with more tokens. Windows grow from 64 to 128 to
+256 tokens; every eighth step stays at 64, so that short prompts remain common.
 
-Deterministic by seed up to the order in which threads add. Costs about 0.7 s a step of 8,192
-tokens on two cores.
+A step's windows are shared out in parts of 2,048 tokens, each computed by one thread from start to
+finish and added up in a fixed order: cores that other work slows down then cost only themselves,
+where threads inside every product would wait for the slowest each time.
+
+Deterministic by seed (a product may still round differently on another machine). Costs about 0.7 s
+a step of 8,192 tokens on two free cores.
 """
 
 import argparse
@@ -20,7 +26,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +59,8 @@ from .model import (
 from .optimizer import OptimizerConfig
 from .windows import Position, Windows, encode_books
 
+#: Tokens that one thread takes through the model at a time.
+PART_TOKENS = 2048
 BUNDLED = Path(__file__).parents[1] / "src/casestudy/model/bundled/tiny"
 
 
@@ -101,9 +110,15 @@ def window_length(step: int, tokens: int, n_ctx: int) -> int:
     return min(n_ctx, 64 if step % 8 == 7 else grown)
 
 
+def decay_begins(progress: Progress, total: int, settings: Settings) -> bool:
+    """Whether the plateau ends with the step at hand."""
+    due = progress.tokens >= total * (1 - settings.decay_fraction)
+    return progress.decay_from is None and due
+
+
 def schedule(progress: Progress, total: int, settings: Settings) -> float:
     """The factor on both learning rates; sets the decay's beginning when it is reached."""
-    if progress.decay_from is None and progress.tokens >= total * (1 - settings.decay_fraction):
+    if decay_begins(progress, total, settings):
         progress.decay_from = progress.tokens
     warm = min(1.0, (progress.step + 1) / settings.warmup_steps)
     if progress.decay_from is None:
@@ -132,10 +147,14 @@ def write_model(folder: Path, parameters: Parameters, config: ModelConfig) -> No
 class Run:
     """One training run in its folder."""
 
-    def __init__(self, folder: Path, settings: Settings, windows: Windows, total: int) -> None:
+    def __init__(
+        self, folder: Path, settings: Settings, windows: Windows, total: int, threads: int
+    ) -> None:
         """Starts afresh, or from the folder's last checkpoint."""
+        self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         self.folder, self.settings, self.windows, self.total = folder, settings, windows, total
-        (folder / "snapshots").mkdir(parents=True, exist_ok=True)
+        for name in ("snapshots", "plateau"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
         if found := checkpoints(folder):
             kept = load_checkpoint(found[-1], settings.stored(), settings.model)
             self.parameters, self.state = kept.parameters, kept.optimizer
@@ -167,33 +186,62 @@ class Run:
         batch, self.progress.positions[length] = self.windows.batch(position, size, length)
         return batch
 
+    def gradient(
+        self, batch: Int[Tensor, "batch pos_plus_1"], kernels: Kernels
+    ) -> tuple[float, Parameters]:
+        """Loss and its gradient, parts of the batch on as many threads as the pool has."""
+        half = {name: value.bfloat16() for name, value in self.parameters.items()}
+
+        def part_of(rows: Tensor) -> tuple[float, Parameters]:
+            weights = {name: value.detach().requires_grad_() for name, value in half.items()}
+            value = loss(weights, rows, self.settings.model, kernels)
+            torch.autograd.backward(value)
+            share = len(rows) / len(batch)
+            return value.item() * share, {
+                name: weight.grad.float().mul_(share)
+                for name, weight in weights.items()
+                if weight.grad is not None
+            }
+
+        rows = max(1, PART_TOKENS // (batch.shape[1] - 1))
+        (total, gradients), *others = self.pool.map(part_of, batch.split(rows))
+        for value, more in others:
+            total += value
+            for name, gradient in gradients.items():
+                gradient.add_(more[name])
+        return total, gradients
+
     def step(self, kernels: Kernels) -> tuple[float, float]:
         """One update; (loss in nats per token, schedule factor)."""
         batch = self.next_batch()
         scale = schedule(self.progress, self.total, self.settings)
-        weights = {
-            name: value.bfloat16().requires_grad_() for name, value in self.parameters.items()
-        }
-        value = loss(weights, batch, self.settings.model, kernels)
-        torch.autograd.backward(value)
-        gradients = {name: w.grad for name, w in weights.items() if w.grad is not None}
+        value, gradients = self.gradient(batch, kernels)
         number = self.progress.step + 1
         optimizer.step(
             self.parameters, self.state, gradients, number, scale, self.settings.optimizer
         )
         self.progress.step = number
         self.progress.tokens += batch.shape[0] * (batch.shape[1] - 1)
-        return value.item(), scale
+        return value, scale
 
     def snapshot(self) -> None:
         """The weights of this moment in float16, for the figure of what emerges when."""
         path = self.folder / "snapshots" / f"tokens-{self.progress.tokens:010d}.safetensors"
         write_atomically(path, float16_file(self.parameters))
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, folder: Path) -> None:
         """Everything needed to go on from here."""
         kept = Checkpoint(self.parameters, self.state, self.progress.counters())
-        save_checkpoint(self.folder, kept, self.settings.stored())
+        save_checkpoint(folder, kept, self.settings.stored())
+
+    def keep(self, write: Callable[[], None], required: bool = False) -> None:
+        """Writes a file; where the disk is full, says so and goes on unless it is required."""
+        try:
+            write()
+        except CheckpointError as error:
+            if required:
+                raise
+            self.say(f"{error} Training goes on without it.")
 
     def train(self, kernels: Kernels, log_every: int, checkpoint_every: int) -> None:
         """Steps until `total` tokens are seen; a checkpoint that finds no room is only a warning.
@@ -204,6 +252,8 @@ class Run:
         since, tokens_then = time.monotonic(), self.progress.tokens
         while self.progress.tokens < self.total:
             before = self.progress.tokens
+            if decay_begins(self.progress, self.total, self.settings):
+                self.keep(lambda: self.checkpoint(self.folder / "plateau"))
             value, scale = self.step(kernels)
             losses.append(value)
             if self.progress.step % log_every == 0 or self.progress.tokens >= self.total:
@@ -221,15 +271,10 @@ class Run:
                 self.say("  ".join(f"{name} {value:,}" for name, value in record.items()))
                 losses, tokens_then = [], self.progress.tokens
             last = self.progress.tokens >= self.total
-            try:
-                if snapshot_due(before, self.progress.tokens) or last:
-                    self.snapshot()
-                if self.progress.step % checkpoint_every == 0 or last:
-                    self.checkpoint()
-            except CheckpointError as error:
-                if last:
-                    raise
-                self.say(f"{error} Training goes on without it.")
+            if snapshot_due(before, self.progress.tokens) or last:
+                self.keep(self.snapshot)
+            if self.progress.step % checkpoint_every == 0 or last:
+                self.keep(lambda: self.checkpoint(self.folder), required=last)
         write_model(self.folder / "final", self.parameters, self.settings.model)
 
 
@@ -305,7 +350,7 @@ def prepare(options: argparse.Namespace) -> Run:
         corpus=digest(book.text.encode() for book in training_books),
     )
     windows = Windows(encode_books(training_books, tokenizer), tokenizer, options.seed)
-    return Run(options.run, settings, windows, options.tokens)
+    return Run(options.run, settings, windows, options.tokens, options.threads)
 
 
 def main(arguments: list[str] | None = None) -> int:

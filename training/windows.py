@@ -185,6 +185,6 @@ class Windows:
         part = slice(position.offset, position.offset + size)
         rows = [
             self.window(self.books[book], start, length, draw)
-            for (book, start), draw in zip(pairs[part], draws[part], strict=True)
+            for (book, start), draw in zip(pairs[part].tolist(), draws[part].tolist(), strict=True)
         ]
         return from_numpy(np.stack(rows)), Position(position.epoch, position.offset + size)

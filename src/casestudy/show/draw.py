@@ -420,7 +420,8 @@ def heatmap(
                 'transform="rotate(-45)">{}</text></svg>',
                 *(x, height + 10, " tk" if tokens else "", shorten(label, 20)),
             )
-    below = 18 if narrow else 16 + 0.72 * CHARACTER * longest
+    # slanted at 45 degrees, a label reaches down by 0.71 of its length
+    below = 18 if narrow else 12 + 0.71 * (CHARACTER if tokens else 5.8) * longest
     if col_name:
         parts.text("50%", height + below + 10, col_name, "t m u")
         below += 16

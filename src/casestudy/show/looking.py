@@ -9,7 +9,7 @@ from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, paragraph
 from casestudy.show.means import spoken
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import clean, listing, number, percent
+from casestudy.show.text import clean, listing, number, percent, prose
 from casestudy.show.writers import head_button, top_heads
 
 HEADS = 12
@@ -92,7 +92,9 @@ def profiles(study: Stored) -> list[Block]:
             continue
         i, j = np.unravel_index(int(np.nanargmax(values)), values.shape)
         best = f"{layers[i]}.{heads[j]}"
-        said.append(f"{spoken(score)} {best} ({number(float(values[i, j]))})")
+        said.append(f"{spoken(score)} {number(float(values[i, j]))} ({best})")
+        # A score of 1 is a head that does exactly this; a pale map says that none does.
+        share = float(np.nanmax(np.abs(values))) <= 1
         blocks.append(
             Figure(
                 _capital(spoken(score)),
@@ -101,6 +103,7 @@ def profiles(study: Stored) -> list[Block]:
                     list(layers),
                     list(heads),
                     unit="",
+                    limit=1.0 if share else None,
                     row_name="layer",
                     col_name="head",
                     heads=any(name.startswith("pattern.") for name in study.grids),
@@ -114,7 +117,9 @@ def profiles(study: Stored) -> list[Block]:
     if not blocks:
         raise Missing("no head has a profile")
     words = paragraph(
-        "The head with the highest score of each kind: {}. {}", listing(said), clean(grid.about)
+        "The highest score of each kind, and the head that has it: {}. {}",
+        listing(said),
+        prose(grid.about),
     )
     return [words, *blocks]
 

@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from casestudy.show.blocks import Figure, Listing
+from casestudy.show.text import prose
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -44,6 +45,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.filters["as_json"] = as_json
+    found.filters["prose"] = lambda text: text if isinstance(text, Markup) else prose(text)
     found.tests["figure"] = lambda block: isinstance(block, Figure)
     found.tests["listing"] = lambda block: isinstance(block, Listing)
     return found

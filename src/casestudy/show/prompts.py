@@ -27,6 +27,7 @@ from casestudy.show.text import (
     number,
     ordinal,
     percent,
+    prose,
     shorten,
     signed,
     visible,
@@ -196,7 +197,7 @@ def lens_table(study: Stored, prompt: str) -> Markup:
         '<table class="lens"><thead><tr><th scope=col>depth</th>{}</tr></thead><tbody>{}</tbody>'
         '</table></div><p class="caption">{} The darker, the more probable; the last column is '
         "where the answer is decided.</p></div>"
-    ).format(prompt, head, Markup("").join(lines), clean(table.about))
+    ).format(prompt, head, Markup("").join(lines), prose(table.about))
 
 
 def _lens_cell(row: Mapping[str, Any] | None) -> Markup:

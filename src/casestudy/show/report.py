@@ -53,7 +53,7 @@ def report_html(study: Stored) -> str:
     ]
     found += [section for section, _ in extra if section is not None]
     absent += [a for _, missing in extra for a in missing if a.what]
-    absent += provenance.declared_absent(study)
+    absent = [*provenance.declared_absent(study), *absent]
     return (
         environment()
         .get_template("report.html")

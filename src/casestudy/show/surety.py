@@ -14,7 +14,8 @@ def checks(study: Stored) -> list[Block]:
     """What each measurement's own check found."""
     rows: list[list[str | Markup]] = []
     for name, grid in sorted(study.grids.items()):
-        if "gap" in grid.error:
+        inherited = name.removesuffix(".mean") in study.grids and name.endswith(".mean")
+        if "gap" in grid.error and not inherited:
             bound = grid.error.get("bound")
             held = bound is None or grid.error["gap"] <= bound
             rows.append(

@@ -64,6 +64,17 @@ def shorten(text: str, width: int) -> str:
     return "".join(head).rstrip() + "…" + "".join(tail).lstrip()
 
 
+def prose(text: object) -> Markup:
+    """A sentence from the study itself: what stands between backticks is code."""
+    pieces = clean(text).split("`")
+    if len(pieces) % 2 == 0:
+        return Markup("{}").format(clean(text))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if i % 2 else Markup("{}").format(piece)
+        for i, piece in enumerate(pieces)
+    )
+
+
 def number(value: float | int | None, digits: int = 2) -> str:
     """A number as people write it: `digits` decimals, more where they would all be zero."""
     if value is None or math.isnan(value):

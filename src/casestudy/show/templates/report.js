@@ -337,6 +337,11 @@
   addEventListener("hashchange", unfold);
   unfold();
 
+  // In a logit lens the last position decides the answer, so a wide one opens there.
+  document.addEventListener("toggle", (event) => {
+    $$(".scroll:has(> .lens)", event.target).forEach((box) => { box.scrollLeft = box.scrollWidth; });
+  }, true);
+
   // The rail says where the reader is.
   const links = new Map($$(".rail a").map((a) => [a.hash.slice(1), a]));
   const inView = new IntersectionObserver((entries) => {

@@ -219,7 +219,7 @@ def matching(tokenizer: Tokenizer, pattern: str, d_vocab: int) -> tuple[int, ...
     Raises: BehaviourError naming a pattern that does not compile or matches no token.
     """
     compiled = compile_pattern(pattern, "a token class")
-    found = [id for id, text in _texts(tokenizer, d_vocab) if _match(compiled, text)]
+    found = _matched(compiled, _texts(tokenizer, d_vocab))
     if not found:
         raise BehaviourError(
             f"the pattern {pattern!r} matches no token of this vocabulary",
@@ -237,14 +237,14 @@ def _classes_of(classes: ClassSet, tokenizer: Tokenizer, d_vocab: int) -> Int[Te
     free = _texts(tokenizer, d_vocab)
     for number, one in enumerate(classes.classes):
         compiled = compile_pattern(one.pattern, f"class {one.name!r}")
-        taken = {id for id, text in free if _match(compiled, text)}
+        taken = set(_matched(compiled, free))
         if one.required and not taken:
             raise BehaviourError(
                 f"the pattern {one.pattern!r} of class {one.name!r} takes no token of this "
                 f"vocabulary{_taken_by(compiled, classes.classes[:number], tokenizer, d_vocab)}",
                 allowed="a pattern that takes at least one token",
             )
-        of[sorted(taken)] = number
+        of[list(taken)] = number
         free = [(id, text) for id, text in free if id not in taken]
     return of
 
@@ -256,11 +256,12 @@ def _taken_by(
     d_vocab: int,
 ) -> str:
     """Where a pattern's tokens went, when an earlier class has them all."""
-    texts = [text for _, text in _texts(tokenizer, d_vocab) if _match(compiled, text)]
-    if not texts:
+    ids = _matched(compiled, _texts(tokenizer, d_vocab))
+    if not ids:
         return ""
-    first = next(c.name for c in earlier if regex.match(c.pattern, texts[0]))
-    return f"; {len(texts)} match, but earlier classes take them ({texts[0]!r} is {first!r})"
+    text = tokenizer.string(ids[0])
+    first = next(c.name for c in earlier if regex.match(c.pattern, text))
+    return f"; {len(ids)} match, but earlier classes take them ({text!r} is {first!r})"
 
 
 @lru_cache(maxsize=8)
@@ -273,12 +274,13 @@ def _texts(tokenizer: Tokenizer, d_vocab: int) -> list[tuple[int, str]]:
     ]
 
 
-def _match(compiled: regex.Pattern[str], text: str) -> bool:
+def _matched(compiled: regex.Pattern[str], texts: Sequence[tuple[int, str]]) -> list[int]:
+    """The ids whose text a pattern matches from its start."""
+    match, seconds = compiled.match, MATCH_SECONDS
     try:
-        return compiled.match(text, timeout=MATCH_SECONDS) is not None
+        return [id for id, text in texts if match(text, timeout=seconds)]
     except TimeoutError as error:
         raise BehaviourError(
-            f"the pattern {compiled.pattern!r} takes more than {MATCH_SECONDS:g} s on the token "
-            f"{text!r}",
+            f"the pattern {compiled.pattern!r} takes more than {seconds:g} s on one token",
             hint="Avoid nested repetition such as (a+)+",
         ) from error

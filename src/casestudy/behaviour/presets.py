@@ -2,14 +2,20 @@
 
 `full-stop-capitals`, the flagship, has every prompt of the exploratory notebook this project starts
 from ("How does GPT-2 Small predict capital letters after full stops?"): the plain sentence and its
-cases, the numeric one, the ragged five, the eleven-token four and eight.
+cases, the numeric one, the ragged five, the eleven-token four and eight, with what the notebook
+meant to try next: all of them in lower and in upper case. `decimal-point` asks its numeric prompt's
+own question. `ioi` (Wang et al. 2022) and `greater-than` (Hanna et al. 2023) are the field's
+reference behaviours. All four are written so that GPT-2's tokenizer and the bundled one read them.
 """
 
 from __future__ import annotations
 
 import difflib
 
-from casestudy.behaviour.prompts import Behaviour, Prompt
+import regex
+
+from casestudy.behaviour.classes import CAPITAL_MASS, ClassContrast
+from casestudy.behaviour.prompts import Behaviour, Prompt, Role
 from casestudy.errors import BehaviourError
 
 _PROFESSOR = (
@@ -48,8 +54,6 @@ FULL_STOP_CAPITALS: dict[str, tuple[str, ...]] = {
         "Koalas are cute, but grumpy.",
         _REPEATED,
     ),
-    "all lower": ("this is a sentence.",),
-    "all upper": ("THIS IS A SENTENCE.",),
     "uncapitalised": ("this is an uncapitalised sentence.",),
     "numeric": ("The probability of me getting to the bottom of this circuit is not 0.",),
 }
@@ -58,23 +62,162 @@ FULL_STOP_CAPITALS: dict[str, tuple[str, ...]] = {
 _ORDINARY = ("plain sentence", "ragged five", "eleven-token four", "eleven-token eight")
 
 
+def lower_sentence_starts(text: str) -> str:
+    """The notebook's corruption of the eleven-token eight: each sentence's first letter lowered."""
+    start = regex.compile(r"(?:\A|\.\s)\p{Lu}")
+    return start.sub(lambda match: match.group().lower(), text)
+
+
 def _full_stop_capitals() -> Behaviour:
+    sets = dict(FULL_STOP_CAPITALS)
+    ordinary = [text for name in _ORDINARY for text in sets[name]]
+    sets["all lower"] = tuple(text.lower() for text in ordinary)
+    # Upper case takes many more tokens: the longest would not fit the bundled model's context.
+    sets["all upper"] = tuple(text.upper() for text in ordinary if text != _PROFESSOR)
     groups: dict[str, tuple[str, ...]] = {}
-    for group, texts in FULL_STOP_CAPITALS.items():
-        for text in texts:
+    for group, texts in sets.items():
+        for text in dict.fromkeys(texts):
             groups[text] = (*groups.get(text, ()), group)
+    corrupted = {text: lower_sentence_starts(text) for text in sets["eleven-token eight"]}
     return Behaviour(
         name="full-stop-capitals",
         question="How does the model come to write a capital letter after a full stop?",
-        prompts=tuple(Prompt(text, groups=sets) for text, sets in groups.items()),
+        prompts=tuple(
+            Prompt(text, groups=names, corrupted=corrupted.get(text))
+            for text, names in groups.items()
+        ),
         about="Sentences that end in a full stop: plain, in lower and upper case, numeric, of "
         "unequal length, repeated. The answer is the model's first capitalised continuation. "
         "Headline means are over the ordinary sentences; the other cases are shown by group.",
+        class_contrast=CAPITAL_MASS,
         main=_ORDINARY,
     )
 
 
-_PRESETS = {"full-stop-capitals": _full_stop_capitals}
+_NUMBERS = (
+    ("The probability of it is not", "0", "known"),
+    ("The value of the number is close to", "3", "this"),
+    ("The distance is about", "2", "right"),
+    ("The price rose by", "1", "half"),
+    ("The mean of the numbers was", "6", "small"),
+    ("He found a length of", "5", "rope"),
+    ("The rate was less than", "8", "that"),
+    ("The temperature fell to", "9", "nothing"),
+)
+"""Contexts that a number or a word can end: before the stop, the one and the other."""
+
+
+_WHOLE = (
+    "He was born in the year 1809.",
+    "The war lasted until 1865.",
+    "There were 100 men, and they lost 24.",
+    "She lived at number 7.",
+)
+
+
+def _decimal_point() -> Behaviour:
+    prompts = []
+    for start, number, word in _NUMBERS:
+        numeric, verbal = f"{start} {number}.", f"{start} {word}."
+        prompts.append(Prompt(numeric, corrupted=verbal, groups=("number",)))
+        prompts.append(Prompt(verbal, corrupted=numeric, groups=("word",)))
+    numeric = FULL_STOP_CAPITALS["numeric"][0]
+    prompts.append(Prompt(numeric, groups=("number",)))
+    prompts += [Prompt(text, groups=("whole number",)) for text in _WHOLE]
+    return Behaviour(
+        name="decimal-point",
+        question="How does the model tell a decimal point from a full stop?",
+        prompts=tuple(prompts),
+        answers="classes",
+        about="The same contexts before a number and before a word, and whole numbers at the end "
+        "of a sentence. The answer is the likeliest digit, its counterpart the likeliest "
+        "capitalised word; positive means that the stop is read as a decimal point. Headline means "
+        "are over the numbers.",
+        class_contrast=ClassContrast("digit mass", "digit", "space+Capital"),
+        main=("number",),
+    )
+
+
+_IOI = (
+    ("When {} and {} went to the shop, {} gave the bag to", "John", "Mary"),
+    ("When {} and {} went to the house, {} gave the money to", "Tom", "James"),
+    ("When {} and {} went to the church, {} gave the book to", "Henry", "Arthur"),
+    ("After {} and {} had a drink, {} gave the money to", "Martin", "Amy"),
+    ("Then, {} and {} had a long talk, and {} gave a letter to", "Frank", "Alice"),
+    ("After {} and {} came to the house, {} handed the key to", "Jane", "Peter"),
+    ("While {} and {} were at the school, {} read a book to", "Paul", "Anna"),
+    ("When {} and {} sat in the garden, {} told a story to", "Jack", "Lucy"),
+)
+_NAME = r"\p{Lu}\p{L}+"
+
+
+def _ioi() -> Behaviour:
+    prompts = []
+    for template, a, b in _IOI:
+        abba, baba = template.format(a, b, b), template.format(a, b, a)
+        prompts.append(Prompt(abba, f" {a}", f" {b}", corrupted=baba, groups=("ABBA",)))
+        prompts.append(Prompt(baba, f" {b}", f" {a}", corrupted=abba, groups=("BABA",)))
+    again = r"\b(?P=role)\b"
+    return Behaviour(
+        name="ioi",
+        question="How does the model name the indirect object and not the subject?",
+        prompts=tuple(prompts),
+        answers="given",
+        about="Indirect object identification (Wang et al. 2022): of two names, one is repeated, "
+        "and the other is the answer. Each prompt's corrupted partner repeats the other name, so "
+        "that answer and counterpart change places and what every token gets alike (b_U) cancels "
+        "in the mean.",
+        roles=(
+            Role("indirect object",
+                 rf"(?<=\s)(?P<role>{_NAME})\b(?!.*{again})(?<!{again}.*\s(?P=role))"),
+            Role("subject 1", rf"\b(?P<role>{_NAME})\b(?=.*{again})"),
+            Role("subject 2", rf"\b(?P<name>{_NAME})\b.*\b(?P<role>(?P=name))\b"),
+        ),
+    )  # fmt: skip
+
+
+_YEARS = (
+    ("war", 17, 32), ("journey", 16, 54), ("work", 15, 43), ("search", 17, 68),
+    ("strike", 18, 41), ("trial", 16, 27), ("peace", 15, 76), ("voyage", 17, 45),
+)  # fmt: skip
+
+
+def _greater_than() -> Behaviour:
+    prompts = []
+    for noun, century, year in _YEARS:
+        template = f"The {noun} lasted from the year {century}{{}} to the year {century}"
+        tens, ones = divmod(year, 10)
+        prompts.append(
+            Prompt(
+                template.format(year),
+                corrupted=template.format("01"),
+                answer_class=rf"(?:{tens}[{ones + 1}-9]|[{tens + 1}-9]\d?)\Z",
+                counterpart_class=rf"(?:{tens}[0-{ones}]|[0-{tens - 1}]\d?)\Z",
+            )
+        )
+    return Behaviour(
+        name="greater-than",
+        question="How does the model end a span of years with a later year?",
+        prompts=tuple(prompts),
+        answers="classes",
+        about='Greater-than (Hanna et al. 2023): after "from the year 1732 to the year 17", later '
+        "years (33 to 99) against the others (00 to 32). GPT-2 writes a year's last two digits as "
+        "one token. A tokenizer that writes digits singly, as the bundled model's, can only be "
+        "asked for the tens: larger ones against smaller ones, since an equal one decides nothing. "
+        "The corrupted partner starts in the year 01, so that almost any end is later.",
+        roles=(
+            Role("start year", r"(?P<role>\d\d) to the year"),
+            Role("century", r"to the year (?P<role>\d+)"),
+        ),
+    )
+
+
+_PRESETS = {
+    "full-stop-capitals": _full_stop_capitals,
+    "decimal-point": _decimal_point,
+    "ioi": _ioi,
+    "greater-than": _greater_than,
+}
 
 
 def preset_names() -> tuple[str, ...]:
@@ -91,7 +234,7 @@ def preset(name: str) -> Behaviour:
         close = difflib.get_close_matches(name, _PRESETS, n=1)
         raise BehaviourError(
             f"no preset is called {name!r}",
-            allowed=", ".join(_PRESETS),
+            allowed=", ".join(_PRESETS) + ", or the path of a behaviour file",
             hint=f"Did you mean {close[0]}?" if close else None,
         )
     return _PRESETS[name]()

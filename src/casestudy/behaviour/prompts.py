@@ -101,6 +101,12 @@ class Prompt:
             raise BehaviourError(
                 f"prompt {self.text[:60]!r} has one class pattern", allowed="both, or neither"
             )
+        for name, places in self.roles.items():
+            if not places:
+                raise BehaviourError(
+                    f"role {name!r} of prompt {self.text[:60]!r} has no position",
+                    allowed="at least one, or no such role",
+                )
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,6 @@ class Behaviour:
         repeated = [name for name in names if names.count(name) > 1]
         if repeated:
             raise BehaviourError(f"{self.name!r} has two roles called {repeated[0]!r}")
-
         strangers = [name for name in self.main if name not in self.groups]
         if strangers:
             raise BehaviourError(

@@ -1,0 +1,258 @@
+"""A behaviour written down and read again is the same; what is wrong in a file is named."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from casestudy.behaviour.classes import CAPITAL_MASS, STANDARD, ClassContrast, ClassSet, TokenClass
+from casestudy.behaviour.files import QUESTION, find_behaviour, load_behaviour, write_behaviour
+from casestudy.behaviour.presets import preset, preset_names
+from casestudy.behaviour.prompts import Behaviour, Prompt, Role
+from casestudy.errors import BehaviourError
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+# Entries, not prompts: a strategy may not construct what beartype checks, which draws at random.
+ENTRIES = st.fixed_dictionaries(
+    {"text": TEXT},
+    optional={
+        "answer": TEXT.map("a".__add__),
+        "counterpart": TEXT.map("b".__add__),
+        "corrupted": TEXT,
+        "groups": st.lists(TEXT, max_size=2).map(tuple),
+        "document": st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+        "roles": st.dictionaries(
+            TEXT, st.lists(st.integers(-9, 9), min_size=1, max_size=3).map(tuple), max_size=2
+        ),
+        "category": st.sampled_from(["", "initial"]),
+        "next_token": st.sampled_from([None, " The", "\n", ""]),
+    },
+)
+ROWS = st.lists(ENTRIES, min_size=1, max_size=4)
+
+
+def prompts_of(rows: list[dict]) -> tuple[Prompt, ...]:
+    prompts: list[Prompt] = []
+    for prompt in (Prompt(**row) for row in rows):
+        if prompt not in prompts:
+            prompts.append(prompt)
+    return tuple(prompts)
+
+
+PLAIN = Behaviour("b", QUESTION, (Prompt("Go."),), class_contrast=CAPITAL_MASS)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ROWS,
+    TEXT,
+    st.sampled_from([
+        {}, {"about": "é\x7f\"\\"}, {"class_contrast": None},
+        {"classes": STANDARD.extend(TokenClass("he", " he", required=False))},
+        {"classes": ClassSet("s", (TokenClass("a", "a"), TokenClass("b", "b")), None, "rest"),
+         "class_contrast": ClassContrast("ab", "a", "b"), "answers": "classes"},
+        {"roles": (Role("o", r"(?P<role>o)\b", which="not last", take="first"),)},
+    ]),
+)  # fmt: skip
+def test_round_trip(tmp_path: Path, rows: list[dict], name: str, more: dict) -> None:
+    behaviour = replace(PLAIN, name=name, prompts=prompts_of(rows), **more)
+    for suffix in (".toml", ".jsonl"):
+        path = tmp_path / f"b{suffix}"
+        write_behaviour(behaviour, path)
+        again = load_behaviour(path)
+        assert again == behaviour
+        assert again.notes == ()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ROWS)
+def test_a_csv_file_holds_the_prompts_or_says_what_it_cannot(
+    tmp_path: Path, rows: list[dict]
+) -> None:
+    path = tmp_path / "b.csv"
+    path.unlink(missing_ok=True)
+    prompts = prompts_of(rows)
+    both = all(p.answer is not None and p.counterpart is not None for p in prompts)
+    rule = {"answers": "given", "class_contrast": None} if both else {}
+    behaviour = replace(PLAIN, prompts=prompts, **rule)
+    if any(
+        not p.text.strip()
+        or p.next_token == ""
+        or any(g != g.strip() or ";" in g for g in p.groups)
+        for p in prompts
+    ):
+        with pytest.raises(BehaviourError, match="cannot hold"):
+            write_behaviour(behaviour, path)
+        assert not path.exists()
+    else:
+        write_behaviour(behaviour, path)
+        assert load_behaviour(path) == behaviour
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_can_be_written_down(tmp_path: Path, name: str) -> None:
+    for suffix in (".toml", ".jsonl"):
+        path = tmp_path / f"b{suffix}"
+        write_behaviour(preset(name), path)
+        assert load_behaviour(path) == preset(name)
+
+
+def read(tmp_path: Path, name: str, text: str | bytes) -> Behaviour:
+    path = tmp_path / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return load_behaviour(path)
+
+
+def test_the_three_forms_say_the_same(tmp_path: Path) -> None:
+    toml = read(tmp_path, "b.toml", """
+        [[prompts]]
+        text = "Go."
+        groups = "short"
+        roles = {verb = 1}
+        [[prompts]]
+        text = 'He said "a, b".'
+        """)  # fmt: skip
+    jsonl = read(tmp_path, "b.jsonl",
+        '{"text": "Go.", "groups": ["short"], "roles": {"verb": [1]}}\n'
+        '{"text": "He said \\"a, b\\".", "answer": null}\n')  # fmt: skip
+    csv = read(tmp_path, "b.csv",
+        'text,groups,role:verb\r\nGo.,short,1\r\n"He said ""a, b"".",,\r\n')  # fmt: skip
+    assert toml == jsonl == csv
+    assert csv.name == "b"
+    assert csv.prompts[0] == Prompt("Go.", groups=("short",), roles={"verb": (1,)})
+    assert csv.class_contrast == CAPITAL_MASS
+
+
+def test_what_a_file_need_not_say_follows_from_its_prompts(tmp_path: Path) -> None:
+    given_ = read(tmp_path, "b.csv", "text,answer,counterpart\nGo., He, he\n")
+    assert (given_.answers, given_.class_contrast) == ("given", None)
+    classes = read(tmp_path, "b.csv", "text,answer_class,counterpart_class\n17,[5-9],[0-4]\n")
+    assert (classes.answers, classes.has_classes) == ("classes", True)
+    own = read(tmp_path, "b.toml", """
+        class_contrast = {name = "runes", answer = "rune", counterpart = "Capital"}
+        prompts = [{text = "Go."}]
+        [classes]
+        extends = "standard"
+        patterns = [{name = "rune", pattern = '\\p{Runic}', required = false}]
+        """)  # fmt: skip
+    assert own.classes.names[:2] == ("rune", "space+Capital")
+    assert own.class_contrast == ClassContrast("runes", "rune", "Capital")
+
+
+def test_blank_and_repeated_rows_are_counted(tmp_path: Path) -> None:
+    rows = [
+        '{"text": "Go."}',
+        "",
+        '{"text": "Stay."}',
+        '{"text": "Go."}',
+        "  ",
+        "{}",
+        '{"text": "Go.", "category": "x"}',
+    ]
+    jsonl = read(tmp_path, "b.jsonl", "\n".join(rows) + "\n")
+    csv = read(tmp_path, "b.csv", "text,category\nGo.,\n\nStay.,\nGo.,\n , \n,\nGo.,x\n")
+    toml = read(tmp_path, "b.toml", "".join(
+        f"[[prompts]]\n{row}\n" for row in
+        ('text="Go."', "", 'text="Stay."', 'text="Go."', "", 'text=""', 'text="Go."\ncategory="x"')
+    ))  # fmt: skip
+    for behaviour in (jsonl, csv, toml):
+        assert [p.text for p in behaviour.prompts] == ["Go.", "Stay.", "Go."]
+        assert behaviour.notes[0].startswith("3 blank rows skipped")
+        assert behaviour.notes[1].startswith("1 rows repeat an earlier one exactly")
+    assert jsonl.notes[0].endswith("(line 2, line 5, line 6)")
+    assert csv.notes[1].endswith("(line 5)")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("b.jsonl", '{"text": "Go.", "anser": " He"}', "line 1 has the key 'anser'.*mean 'answer'"),
+        ("b.jsonl", '{"text": "Go."}\n{"text": ', "line 2 is not JSON"),
+        ("b.jsonl", '{"text": "Go."}\n\n["Go."]', "line 3 is not a JSON object"),
+        ("b.jsonl", '{"behaviour": {"nme": "x"}}\n{"text": "Go."}', "setting 'nme'.*mean 'name'"),
+        ("b.jsonl", '{"answer": " He"}', "line 1 has no text"),
+        ("b.jsonl", '{"text": 3}', "text is 3. Allowed: text"),
+        ("b.jsonl", '{"text": "a\\ud800"}', "line 1: text holds a lone surrogate at character 1"),
+        ("b.jsonl", '{"text": "a", "roles": {"x": ["1"]}}', "role 'x' is at"),
+        ("b.jsonl", '{"text": "a", "roles": {"x": true}}', "role 'x' is at"),
+        ("b.jsonl", '{"text": "a", "roles": {"x": []}}', "has no position"),
+        ("b.jsonl", '{"text": "a", "answer_class": "x"}', "line 1: .*one class pattern"),
+        ("b.jsonl", '{"text": "a", "answer": " He", "counterpart": " He"}', "line 1: .*both ' He'"),
+        ("b.jsonl", "", "b.jsonl: .*has no prompts"),
+        ("b.csv", "txt\nGo.\n", "column 'txt'.*mean 'text'"),
+        ("b.csv", "text,text\nGo.,Go.\n", "'text' occurs twice"),
+        ("b.csv", "text,roles\nGo.,1\n", "column 'roles'. Allowed: a column role:NAME"),
+        ("b.csv", "text,role:x\nGo.,one\n", "line 2 has 'one' in column 'role:x'"),
+        ("b.csv", "text,answer\nGo., He\nStay.\n", "line 3 has 1 cells. Allowed: 2"),
+        ("b.csv", 'text\nGo.\n"Stay.\n', "the row that starts on line 3 is not CSV"),
+        ("b.toml", "x = ", "it is not TOML"),
+        ("b.toml", "prompts = 3", "`prompts` is not a list"),
+        ("b.toml", 'answer = "given"', "setting 'answer'"),
+        ("b.toml", 'answers = "best"\nprompts = [{text = "a"}]', "answers is 'best'. Allowed"),
+        ("b.toml", 'answers = "given"\nprompts = [{text = "a"}]', "lacks its answer"),
+        ("b.toml", 'main = ["x"]\nprompts = [{text = "a"}]', "main group 'x'"),
+        ("b.toml", 'classes = "ascii"\nprompts = [{text = "a"}]', "no class set is called 'ascii'"),
+        ("b.toml",
+         'classes = {patterns = [{name = "x", pattern = "(("}]}\nprompts = [{text = "a"}]',
+         "of class 'x' does not compile"),
+        ("b.toml", 'classes = {pattern = []}\nprompts = [{text = "a"}]', "classes has the key"),
+        ("b.toml", 'roles = [{name = "x"}]\nprompts = [{text = "a"}]', "roles lacks 'pattern'"),
+        ("b.toml", 'roles = [{name = "x", pattern = "a", take = "some"}]\nprompts = [{text = "a"}]',
+         "take of role 'x' is 'some'"),
+        ("b.toml", 'roles = [{name = "x", pattern = "(("}]\nprompts = [{text = "a"}]',
+         "role 'x' does not compile"),
+        ("b.toml", 'class_contrast = "x"\nprompts = [{text = "a"}]', "'x' is not a table"),
+        ("b.toml", 'class_contrast = {name = "x", answer = "a", counterpart = "b"}\n'
+         'prompts = [{text = "a"}]', "has no class 'a'"),
+        ("b.csv", b"text\nGo.\nCaf\xe9.\n", "line 3 is not UTF-8: byte 0xe9"),
+        ("b.csv", "text\nGo.\n".encode("utf-16"), "it is UTF-16"),
+        ("b.csv", b"\xef\xbb\xbftext\nGo.\n\xff\n", "line 3 is not UTF-8: byte 0xff at byte 12"),
+        ("b.txt", "Go.", "not a behaviour file. Allowed: .toml, .jsonl, .csv"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
+    with pytest.raises(BehaviourError, match=message):
+        read(tmp_path, name, text)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    for name, text in (("b.csv", "text\nGo.\n"), ("b.jsonl", '{"text": "Go."}')):
+        assert read(tmp_path, name, text.encode("utf-8-sig")).prompts == (Prompt("Go."),)
+
+
+def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BehaviourError, match=r"none\.toml: it cannot be read: No such file"):
+        load_behaviour(tmp_path / "none.toml")
+    with pytest.raises(BehaviourError, match="cannot be written: No such file"):
+        write_behaviour(PLAIN, tmp_path / "none" / "b.toml")
+    with pytest.raises(BehaviourError, match="not a behaviour file"):
+        write_behaviour(PLAIN, tmp_path / "b.txt")
+    with pytest.raises(BehaviourError, match="lone surrogate"):
+        write_behaviour(replace(PLAIN, prompts=(Prompt("\ud800"),)), tmp_path / "b.toml")
+    with pytest.raises(BehaviourError, match="cannot hold name, about"):
+        write_behaviour(replace(PLAIN, name="other", about="x"), tmp_path / "b.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hundred_thousand_rows_are_read_in_seconds(tmp_path: Path) -> None:
+    n = 100_000
+    lines = (json.dumps({"text": f"Sentence {i}.", "category": "x"}) for i in range(n))
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    start = time.process_time()
+    assert len(load_behaviour(tmp_path / "b.jsonl")) == n
+    # About 5 s with every type checked, as the tests do; 1 s without.
+    assert time.process_time() - start < 60
+
+
+def test_a_name_is_a_preset_and_a_path_is_a_file(tmp_path: Path) -> None:
+    assert find_behaviour("ioi").name == "ioi"
+    write_behaviour(PLAIN, tmp_path / "b.csv")
+    assert find_behaviour(str(tmp_path / "b.csv")) == PLAIN
+    with pytest.raises(BehaviourError, match="cannot be read"):
+        find_behaviour("mine.jsonl")
+    with pytest.raises(BehaviourError, match="no preset is called 'mine'"):
+        find_behaviour("mine")

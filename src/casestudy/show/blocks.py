@@ -50,12 +50,14 @@ class Listing:
         head: column titles; one that ends in "#" is a column of numbers.
         rows: cells, text or markup.
         caption: what to note.
+        stack: whether a row's cells stand below one another on a narrow screen.
     """
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str | Markup]]
     caption: str | Markup = ""
+    stack: bool = False
 
 
 Block = Markup | Figure | Listing

@@ -436,7 +436,7 @@ def heatmap(
 
 def _shade(value: Real, limit: Real) -> tuple[str, float]:
     if not math.isfinite(value):
-        return "nan", 0
+        return "nan", 0.0
     return ("p" if value >= 0 else "n"), round(min(1.0, abs(value) / limit), 3)
 
 

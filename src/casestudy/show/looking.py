@@ -16,6 +16,10 @@ HEADS = 12
 """How many heads are listed, the largest direct shares first."""
 
 
+KINDS = {"bos": "share on BOS"}
+"""Scores whose names need more words than they have."""
+
+
 def attention(study: Stored) -> list[Block]:
     """What the heads with the largest shares attend to, from the last token, by role."""
     means = study.grid("attention.last.mean", "layer", "head", "role")
@@ -87,17 +91,18 @@ def profiles(study: Stored) -> list[Block]:
     blocks: list[Block] = []
     said = []
     for k, score in enumerate(grid.axis("score").labels):
+        kind = KINDS.get(score, spoken(score))
         values = np.asarray(grid.values[k], dtype=float)
         if not np.isfinite(values).any():
             continue
         i, j = np.unravel_index(int(np.nanargmax(values)), values.shape)
         best = f"{layers[i]}.{heads[j]}"
-        said.append(f"{spoken(score)} {number(float(values[i, j]))} ({best})")
+        said.append(f"{kind} {number(float(values[i, j]))} ({best})")
         # A score of 1 is a head that does exactly this; a pale map says that none does.
         share = float(np.nanmax(np.abs(values))) <= 1
         blocks.append(
             Figure(
-                _capital(spoken(score)),
+                _capital(kind),
                 draw.heatmap(
                     values,
                     list(layers),
@@ -108,7 +113,7 @@ def profiles(study: Stored) -> list[Block]:
                     col_name="head",
                     heads=any(name.startswith("pattern.") for name in study.grids),
                 ),
-                f"Heatmap of the {spoken(score)} score by layer and head; the highest is head "
+                f"Heatmap of {kind} (a score) by layer and head; the highest is head "
                 f"{best} with {number(float(values[i, j]))}.",
                 draw.Data.of(grid.select(score=score)),
                 half=True,

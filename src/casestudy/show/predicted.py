@@ -75,7 +75,7 @@ def prompts_table(study: Stored) -> list[Block]:
             + caption
         )
     head = ["", "Prompt", "Most probable next", "Answer", "Counterpart"]
-    blocks.append(Listing("What the model expects next", head, rows, caption))
+    blocks.append(Listing("What the model expects next", head, rows, caption, stack=True))
     return blocks
 
 

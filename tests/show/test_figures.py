@@ -1,0 +1,148 @@
+"""Figures from Python: centred at zero, labelled, and true to the numbers they were given."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import casestudy.show.figures as figures
+from casestudy.errors import MeasureError
+from casestudy.measure.result import Axis, Grid, Table
+from tests.show import studies
+from tests.show.pages import Page
+
+HOSTILE = "<script>alert(1)</script><b>%{x}{{ 7 }}"
+
+
+def grid(*axes: str, size: int = 3, **more: Any) -> Grid:
+    shape = (size,) * len(axes)
+    values = np.linspace(-1.0, 2.0, size ** len(axes)).reshape(shape)
+    return Grid("made", values, tuple(Axis.count(name, size) for name in axes), "logits", **more)
+
+
+def test_a_heatmap_is_diverging_and_centred_at_zero() -> None:
+    (trace,) = figures.heatmap(grid("layer", "head")).data
+    assert trace.zmin == -trace.zmax == -2.0
+    assert trace.colorscale[1] == (0.5, figures.PAPER)
+    assert "layer" in trace.hovertemplate
+    assert "head" in trace.hovertemplate
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+def test_tensors_of_any_type_are_taken_as_they_are(dtype: torch.dtype) -> None:
+    tensor = torch.tensor([[1, -2], [3, 0]], dtype=dtype).requires_grad_(dtype.is_floating_point)
+    (trace,) = figures.heatmap(tensor).data
+    assert np.array_equal(trace.z, [[1, -2], [3, 0]])
+
+
+def test_a_line_brings_its_interval_as_a_band() -> None:
+    curve = grid("depth")
+    sure = grid("depth", lower=curve.values - 1, upper=curve.values + 1)
+    band, line = figures.line(sure).data
+    assert max(band.y) == pytest.approx(curve.values.max() + 1)
+    assert np.array_equal(line.y, curve.values)
+    assert len(figures.line(curve).data) == 1
+
+
+def test_a_scatter_says_which_point_is_which() -> None:
+    x, y = grid("layer", "head"), grid("layer", "head")
+    (trace,) = figures.scatter(x, y).data
+    assert trace.text[5] == "layer 1, head 2"
+    with pytest.raises(MeasureError, match="equally many"):
+        figures.scatter([1, 2], [1])
+
+
+def test_a_waterfall_ends_at_its_total() -> None:
+    ledger = studies.ledger(3)[3].select(contrast="lowercase")
+    (trace,) = figures.waterfall(ledger).data
+    assert trace.measure[-1] == "absolute"
+    assert sum(trace.y[:-1]) == pytest.approx(trace.y[-1])
+    with pytest.raises(MeasureError, match=r"grid\.select"):
+        figures.waterfall(studies.ledger(3)[3])
+
+
+def test_plotting_a_grid_says_where_it_was_cut() -> None:
+    ledger = studies.ledger(3)[1]
+    figure = ledger.plot(contrast="no_space")
+    assert figure.data[0].type == "waterfall"
+    assert "contrast no_space" in figure.layout.title.text
+    assert "prompt 0" in figure.layout.title.text
+    with pytest.raises(MeasureError, match="no contrast 'upside down'"):
+        ledger.plot(contrast="upside down")
+    with pytest.raises(MeasureError, match="no axis 'layer'"):
+        ledger.plot(layer="0")
+
+
+@pytest.mark.parametrize(
+    ("axes", "kind"),
+    [
+        (("depth",), "scatter"),
+        (("class",), "bar"),
+        (("layer", "head"), "heatmap"),
+        (("score", "layer", "head"), "heatmap"),
+        ((), "scatter"),
+    ],
+)
+def test_every_shape_of_grid_has_a_figure(axes: tuple[str, ...], kind: str) -> None:
+    assert grid(*axes).plot().data[0].type == kind
+
+
+def test_wrong_dimensions_are_refused_with_advice() -> None:
+    with pytest.raises(MeasureError, match="a heatmap of 3 dimensions"):
+        figures.heatmap(np.zeros((2, 2, 2)))
+    with pytest.raises(MeasureError, match="2 rows for 3 values"):
+        figures.heatmap(np.zeros((3, 2)), rows=["a", "b"])
+
+
+def test_labels_are_text_in_plotly_too() -> None:
+    (trace,) = figures.heatmap(np.zeros((1, 1)), rows=[HOSTILE], cols=[" it"]).data
+    assert "<" not in trace.customdata[0, 0, 0]
+    assert trace.customdata[0, 0, 1] == "·it"
+
+
+@pytest.mark.parametrize("axes", [(), ("term",), ("class",), ("layer", "head"), ("a", "b", "c")])
+def test_a_notebook_shows_a_grid_without_script_or_network(axes: tuple[str, ...]) -> None:
+    page = Page(grid(*axes, about=HOSTILE)._repr_html_())
+    assert page.loads == []
+    assert not page.all("script")
+    assert "made" in page.text
+    assert HOSTILE in page.text
+    assert page.all("svg") or not axes
+
+
+def test_a_notebook_shows_the_first_rows_of_a_table_as_text() -> None:
+    page = Page(Table("rows", {"token": [HOSTILE, " it"] * 20, "x": [0.5] * 40})._repr_html_())
+    assert "40 rows, 20 shown" in page.text
+    assert not page.all("script")
+    assert "·it" in page.text
+
+
+def test_unmeasured_is_not_drawn_as_zero() -> None:
+    one = grid("layer", "head")
+    one.values[1, 1] = np.nan
+    assert 'class="c nan"' in one._repr_html_()
+    assert np.isnan(figures.heatmap(one).data[0].z[1, 1])
+    assert "nothing was measured" in Grid("none", np.array(np.nan), (), "logits")._repr_html_()
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=6), st.sampled_from(["term", "class"]))
+def test_any_finite_numbers_can_be_shown(values: list[float], axis: str) -> None:
+    shown = Grid("any", np.array(values), (Axis.count(axis, len(values)),), "logits")
+    assert not re.search(r"\bnan\b", shown._repr_html_().split("</style>")[1])
+
+
+def test_figures_load_no_torch() -> None:
+    code = (
+        "import sys, numpy as np; from casestudy.measure.result import Axis, Grid; "
+        "g = Grid('g', np.zeros(2), (Axis.count('depth', 2),), 'logits'); g._repr_html_(); "
+        "g.plot(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

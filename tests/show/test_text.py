@@ -1,0 +1,90 @@
+"""Numbers and tokens read the way people write them, and nothing in a text can do harm."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casestudy.show.text import (
+    clean,
+    columns,
+    interval,
+    number,
+    ordinal,
+    percent,
+    shorten,
+    signed,
+    visible,
+)
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_cleaned_text_can_be_written_and_hides_nothing(text: str) -> None:
+    shown = clean(text)
+    shown.encode("utf-8")
+    harmful = [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]
+    assert set(harmful) <= {"\n", "\t"}
+    assert not set(shown) & set(
+        "\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u200e\u200f\ufeff\u00ad"
+    )
+    assert clean(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        (" He", "·He"),
+        ("\n\n", "↵↵"),
+        ("\t", "⇥"),
+        ("", "‹empty›"),
+        ("\x00", "␀"),
+        ("é", "é"),
+        ("👨\u200d👩", "👨\u200d👩"),
+    ],
+)
+def test_white_space_in_tokens_shows(token: str, shown: str) -> None:
+    assert visible(token) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1.234, "1.23"),
+        (-1.234, "−1.23"),
+        (0.0, "0.00"),
+        (-0.0, "0.00"),
+        (0.0026, "0.0026"),
+        (3.14e-7, "3.1e−7"),
+        (1234567.0, "1.2e6"),
+        (None, "not measured"),
+        (float("nan"), "not measured"),
+        (float("-inf"), "−∞"),
+    ],
+)
+def test_numbers(value: float | None, shown: str) -> None:
+    assert number(value) == shown
+
+
+def test_signs_shares_and_intervals() -> None:
+    assert signed(0.5) == "+0.50"
+    assert signed(-0.5) == "−0.50"
+    assert [percent(s) for s in (1.0, 0.123, 0.0123, 0.00012, 0.0)] == [
+        "100\u00a0%",
+        "12\u00a0%",
+        "1.2\u00a0%",
+        "0.01\u00a0%",
+        "0\u00a0%",
+    ]
+    assert interval(-1.5, 0.00049) == "−1.50 to 0.0005"
+    assert interval(float("nan"), 1.0) == "no interval"
+    assert [ordinal(i) for i in (1, 2, 3, 4, 11, 12, 21, 102, 111)] == [
+        *("1st", "2nd", "3rd", "4th", "11th", "12th", "21st", "102nd", "111th")
+    ]
+
+
+@given(st.text(), st.integers(4, 40))
+def test_shortened_text_fits(text: str, width: int) -> None:
+    assert columns(shorten(text, width)) <= width

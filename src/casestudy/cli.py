@@ -18,7 +18,7 @@ from casestudy.errors import CasestudyError
 
 if TYPE_CHECKING:
     from casestudy.model.model import Model
-    from casestudy.study.study import Study
+    from casestudy.study.study import State, Study
 
 app = typer.Typer(
     name="casestudy",
@@ -69,6 +69,66 @@ def run(
         _print_json(_headline(finished) | {"folder": str(folder), "report": str(path)})
     else:
         _print_headline(finished, path)
+
+
+@app.command()
+def mine(
+    texts: Annotated[
+        list[Path],
+        typer.Argument(metavar="TEXT…", help="Files or folders: text, .jsonl or .parquet."),
+    ],
+    out: Annotated[Path, typer.Option(help="The behaviour file to write.")] = Path("prompts.jsonl"),
+    preset: Annotated[
+        str, typer.Option(help="full-stop-capitals, or decimal-point for those alone.")
+    ] = "full-stop-capitals",
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="How many contexts.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Another sample for another seed.")] = 0,
+    sampling: Annotated[
+        str, typer.Option(help="balanced over the kinds of stop, or natural.")
+    ] = "balanced",
+    min_tokens: Annotated[int, typer.Option(help="Shortest context, BOS included.")] = 4,
+    max_tokens: Annotated[int, typer.Option(help="Longest context, BOS included.")] = 128,
+    shard: Annotated[str, typer.Option(metavar="I/K", help="Read the I-th of K parts.")] = "1/1",
+    text_field: Annotated[
+        str, typer.Option(help="Where .jsonl and .parquet rows keep their text.")
+    ] = "text",
+    model: ModelOption = "tiny",
+    as_json: JsonOption = False,
+) -> None:
+    """Sample contexts that end in a full stop from texts, as a behaviour file for `run`."""
+    from casestudy.behaviour.files import write_behaviour
+    from casestudy.behaviour.mining import mine, read_sampling, read_shard
+
+    if out.suffix != ".jsonl":
+        raise CasestudyError(f"--out {out}", allowed="a name that ends in .jsonl")
+    tokenizer = _load(model, "cpu", "float32").tokenizer
+    with _progress("reading") as progress:
+        mined = mine(
+            texts,
+            tokenizer,
+            preset=preset,
+            n=n,
+            seed=seed,
+            sampling=read_sampling(sampling),
+            min_tokens=min_tokens,
+            max_tokens=max_tokens,
+            shard=read_shard(shard),
+            text_field=text_field,
+            progress=progress.read,
+        )
+    write_behaviour(mined.behaviour, out)
+    if as_json:
+        counts = {"found": mined.found, "taken": mined.taken, "skipped": mined.skipped}
+        _print_json({"file": str(out), "documents": mined.documents, **counts})
+        return
+    _table(
+        f"full stops in {mined.documents:,} texts",
+        ("kind", "found", "taken"),
+        [(kind, f"{n:,}", f"{mined.taken.get(kind, 0):,}") for kind, n in mined.found.items()],
+    )
+    for reason, count in mined.skipped.items():
+        _say(f"left out: {count:,} {_escape(reason)}")
+    print(out)
 
 
 @app.command()
@@ -190,49 +250,98 @@ def _load(model: str, device: str, dtype: str) -> Model:
 
 
 def _behaviour(name: str) -> Any:
-    from casestudy.behaviour.presets import preset
+    """A preset, or a file's behaviour; what the file's reader left out goes to stderr."""
+    from casestudy.behaviour.files import find_behaviour
 
-    return preset(name)
+    found = find_behaviour(name)
+    for note in found.notes:
+        _say(_escape(f"{name}: {note}"))
+    return found
 
 
 def _headline(study: Study) -> dict[str, Any]:
     """The figures a reader wants first."""
-    mean = study.grids["logit_difference.mean"]
-    check = study.grids["ledger.check"]
+    mean, account = study.grids["logit_difference.mean"], study.grids["ledger.mean"]
     assert mean.n is not None
     main = mean.axes[0].labels[0]
-    account = check.select(contrast=main)
-    quantity = {name: account.select(quantity=name).values for name in account.axes[0].labels}
-    import numpy as np
-
+    value = float(mean.values[0])
+    terms = dict(
+        zip(account.axis("term").labels, account.select(contrast=main).values, strict=True)
+    )
     return {
         "model": study.manifest["model"]["name"],
         "behaviour": study.manifest["behaviour"]["name"],
         "contrast": main,
         "n": int(mean.n[0]),
-        "logit_difference": _number(mean.values[0]),
+        "logit_difference": _number(value),
         "interval": [_number(end[0]) for end in (mean.lower, mean.upper) if end is not None],
-        "without_b_U": _number(np.nanmean(quantity["without b_U"])),
-        "largest_gap": _number(np.nanmax(quantity["gap"])),
-        "bound": _number(np.nanmin(quantity["bound"])),
+        "groups": _by_group(study, main),
+        "without_b_U": _number(value - terms.get("final norm bias (b_U)", 0.0)),
+        "largest_gap": account.error.get("gap"),
+        "bound": account.error.get("bound"),
     }
+
+
+def _by_group(study: Study, contrast: str) -> list[dict[str, Any]]:
+    """Each group's mean logit difference."""
+    if "logit_difference.by_group" not in study.grids:
+        return []
+    grid = study.grids["logit_difference.by_group"].select(contrast=contrast)
+    assert grid.n is not None
+    assert grid.lower is not None
+    assert grid.upper is not None
+    return [
+        {
+            "group": name,
+            "n": int(grid.n[i]),
+            "logit_difference": _number(grid.values[i]),
+            "interval": [_number(grid.lower[i]), _number(grid.upper[i])],
+        }
+        for i, name in enumerate(grid.axis("group").labels)
+    ]
 
 
 def _print_headline(study: Study, path: Path) -> None:
     h = _headline(study)
-    low, high = h["interval"]
     _table(
         f"{h['behaviour']} on {h['model']}",
         ("figure", "value"),
         [
             ("prompts with an answer", str(h["n"])),
-            (f"mean logit difference, answer − {h['contrast']}", f"{h['logit_difference']:.3f}"),
-            ("95 % interval", f"{low:.3f} to {high:.3f}"),
-            ("the same without b_U", f"{h['without_b_U']:.3f}"),
-            ("largest gap of the ledger", f"{h['largest_gap']:.1e} (bound {h['bound']:.0e})"),
+            (f"mean logit difference, answer − {h['contrast']}", _figure(h["logit_difference"])),
+            ("95 % interval", _interval(h["interval"])),
+            ("the same without b_U", _figure(h["without_b_U"])),
+            ("largest gap of the ledger", _gap(h["largest_gap"], h["bound"])),
         ],
     )
+    if h["groups"]:
+        _table(
+            f"mean logit difference by group, answer − {h['contrast']}",
+            ("group", "prompts", "mean", "95 % interval"),
+            [
+                (
+                    group["group"],
+                    str(group["n"]),
+                    _figure(group["logit_difference"]),
+                    _interval(group["interval"]),
+                )
+                for group in h["groups"]
+            ],
+        )
     print(f"report: {path}")
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"
+
+
+def _gap(gap: float | None, bound: float | None) -> str:
+    return "" if gap is None or bound is None else f"{gap:.1e} (bound {bound:.0e})"
+
+
+def _interval(ends: Sequence[float | None]) -> str:
+    low, high = ends
+    return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
 def _number(value: Any) -> float | None:
@@ -270,23 +379,16 @@ def _say(text: str) -> None:
 
 
 class _progress:
-    """A progress bar on stderr while a study runs; callable with (done, total)."""
+    """A progress bar on stderr, for a study's states or for bytes read."""
 
     def __init__(self, what: str) -> None:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn
 
         self._bar = Progress(
             TextColumn(what),
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
             console=Console(stderr=True),
             transient=not sys.stderr.isatty(),
         )
@@ -299,5 +401,26 @@ class _progress:
     def __exit__(self, *error: Any) -> None:
         self._bar.__exit__(*error)
 
-    def __call__(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
+    def __call__(self, state: State) -> None:
+        said = [f"{state.done:,} of {state.total:,}"]
+        if state.found:
+            said.append(f"{state.found:,} stored before")
+        if state.left is not None:
+            said.append(f"{state.rate:.1f}/s")
+            said.append(f"{_duration(state.left)} left")
+        if state.memory:
+            said.append(f"{state.memory / 1e9:.1f} GB")
+        self._show(state.done, state.total, said)
+
+    def read(self, done: int, total: int) -> None:
+        """Bytes read of all there are."""
+        self._show(done, total, [f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"])
+
+    def _show(self, done: int, total: int, said: Sequence[str]) -> None:
+        self._bar.update(self._task, completed=done, total=total, description=", ".join(said))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes}:{rest:02d}"

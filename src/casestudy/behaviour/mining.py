@@ -199,6 +199,29 @@ def mine(
     )
 
 
+def read_shard(text: str) -> tuple[int, int]:
+    """(i, k) of "i/k".
+
+    Raises: BehaviourError for anything else.
+    """
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise BehaviourError(f"shard {text!r}", allowed="1/k to k/k, such as 2/8")
+    return int(parts[0]), int(parts[1])
+
+
+def read_sampling(text: str) -> Sampling:
+    """One of the two ways of sampling.
+
+    Raises: BehaviourError listing them.
+    """
+    if text == "balanced":
+        return "balanced"
+    if text == "natural":
+        return "natural"
+    raise BehaviourError(f"sampling {text!r}", allowed="balanced, natural")
+
+
 def _header(preset: str) -> tuple[Behaviour, tuple[str, ...]]:
     from casestudy.behaviour.presets import preset as named
 

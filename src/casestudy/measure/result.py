@@ -181,11 +181,20 @@ def concatenate(grids: Sequence[Grid], axis: str = "prompt") -> Grid:
         return np.pad(array, pad, constant_values=np.nan) if any(p[1] for p in pad) else array
 
     values = np.concatenate([widen(grid.values) for grid in grids], dim)
-    error = {
-        key: max(grid.error[key] for grid in grids if key in grid.error)
-        for key in sorted({key for grid in grids for key in grid.error})
-    }
+    error = worst_error([grid.error for grid in grids])
     return replace(first, values=values, axes=tuple(axes), error=error)
+
+
+def worst_error(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of several checks' outcomes, the worst: the gap that is largest against its own bound.
+
+    What has no gap and bound keeps the largest of each entry.
+    """
+    checked = [error for error in errors if {"gap", "bound"} <= error.keys()]
+    worst = max(checked, key=lambda error: error["gap"] / error["bound"], default={})
+    keys = sorted({key for error in errors for key in error})
+    largest = {key: max(error[key] for error in errors if key in error) for key in keys}
+    return largest | dict(worst)
 
 
 @dataclass(frozen=True)

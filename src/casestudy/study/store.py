@@ -1,9 +1,11 @@
 """Where does a study live, so that nothing is lost?
 
 A folder: `manifest.json` says what was run on what; `chunks/` holds each finished chunk of prompts,
-written whole or not at all; `arrays/` and `tables/` hold the joined results, `report.html` the
-report. A killed study continues from its chunks. Grids are safetensors files that describe
-themselves (axes, unit, error in the header); tables are Parquet. No torch here, and no pickle.
+written whole or not at all, until `SHARD` of them are merged into one of `shards/` (grids in a
+safetensors file, tables in Parquet files beside it); `arrays/` and `tables/` hold the joined
+results, `report.html` the report. A killed study continues from its chunks and shards. Grids are
+safetensors files that describe themselves (axes, unit, error in the header). Reading is by name and
+on demand, so a large study's folder opens at once. No torch here, and no pickle.
 """
 
 from __future__ import annotations
@@ -11,22 +13,50 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from casestudy.errors import StudyError
-from casestudy.measure.result import Axis, Grid, Result, Table
+from casestudy.measure.result import Axis, Grid, Result, Table, concatenate
 
 if TYPE_CHECKING:
     import polars as pl
 
 FORMAT = 1
 """Version of the folder's layout; a reader of another version says so rather than guess."""
+
+SHARD = 16
+"""So many chunks are merged into one shard: few files, and little memory to merge them."""
+
+TABLE_ROWS = 1_000_000
+"""A longer table is joined in the order of the plan instead of the prompts', without reading it."""
+
+R = TypeVar("R")
+
+
+class Stored(Mapping[str, R], Generic[R]):
+    """Results in files, by name; each is read when it is asked for."""
+
+    def __init__(self, paths: Mapping[str, Path], read: Callable[[Path], R]) -> None:
+        self._paths = dict(paths)
+        self._read = read
+        self._known: dict[str, R] = {}
+
+    def __getitem__(self, name: str) -> R:
+        if name not in self._known:
+            self._known[name] = self._read(self._paths[name])
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
 
 class Store:
@@ -88,11 +118,8 @@ class Store:
             ) from error
         if (folder / "manifest.json").exists():
             store = cls.open(folder)
-            different = [
-                f"{key}: stored {_short(store.manifest.get(key))}, now {_short(manifest[key])}"
-                for key in identity
-                if store.manifest.get(key) != json.loads(json.dumps(manifest[key]))
-            ]
+            now = json.loads(json.dumps({key: manifest[key] for key in identity}))
+            different = list(_differences({key: store.manifest.get(key) for key in identity}, now))
             if different:
                 raise StudyError(
                     f"{folder} holds another study; " + "; ".join(different),
@@ -134,14 +161,14 @@ class Store:
 
     def has_chunk(self, chunk: int) -> bool:
         """Whether this chunk was finished."""
-        return self._chunk(chunk).is_file()
+        return self._shard(chunk // SHARD).is_file() or self._chunk(chunk).is_file()
 
     def write_chunk(self, chunk: int, results: Sequence[Result]) -> None:
         """Keep one chunk's results, whole or not at all."""
         write_results(self._chunk(chunk), results)
 
     def read_chunk(self, chunk: int) -> list[Result]:
-        """What `write_chunk` kept.
+        """What `write_chunk` kept, until `seal` merged it.
 
         Raises: StudyError naming a file that is truncated or damaged.
         """
@@ -150,37 +177,190 @@ class Store:
     def _chunk(self, chunk: int) -> Path:
         return self.folder / "chunks" / f"{chunk:05d}.safetensors"
 
+    def _shard(self, shard: int) -> Path:
+        return self.folder / "shards" / f"{shard:05d}.safetensors"
+
+    def seal(self, shard: int, plan: Sequence[Sequence[int]], summed: Collection[str]) -> None:
+        """Merge a shard's chunks once they are all there, and drop them.
+
+        Args:
+            shard: chunks `SHARD * shard` to `SHARD * (shard + 1)`.
+            plan: which prompts each chunk of the study holds.
+            summed: names of grids that add up over chunks.
+
+        Raises: StudyError naming a chunk that is damaged, or holds other prompts than the plan.
+        """
+        chunks = range(SHARD * shard, min(SHARD * (shard + 1), len(plan)))
+        if not self._shard(shard).is_file():
+            if not all(self._chunk(chunk).is_file() for chunk in chunks):
+                return
+            read = []
+            for chunk in chunks:
+                results = self.read_chunk(chunk)
+                self._check_chunk(chunk, results, plan[chunk])
+                read.append(results)
+            merged = merge(read, summed)
+            grids = [result for result in merged if isinstance(result, Grid)]
+            for table in merged:
+                if isinstance(table, Table):
+                    path = self._shard(shard).with_suffix(f".{table.name}.parquet")
+                    _write_parquet(path, table.to_polars(), table.about)
+            # last, since its presence says that the shard is whole
+            write_results(self._shard(shard), grids)
+        for chunk in chunks:
+            self._chunk(chunk).unlink(missing_ok=True)
+
+    def _check_chunk(self, chunk: int, results: Sequence[Result], prompts: Sequence[int]) -> None:
+        for result in results:
+            if isinstance(result, Table) and result.name == "prompts":
+                if list(result.columns["prompt"]) == list(prompts):
+                    return
+                break
+        raise StudyError(
+            f"{self._chunk(chunk)} holds other prompts than the manifest's plan",
+            hint="Was either changed by hand? Delete the chunk, and the same command makes it anew",
+        )
+
+    def shards(self) -> list[Path]:
+        """The merged shards' array files, in the order of the plan."""
+        return sorted((self.folder / "shards").glob("*.safetensors"))
+
+    def stream(self, name: str) -> Iterator[Grid]:
+        """One grid shard by shard, in the order of the plan.
+
+        For per-prompt values that were too many to join; `int(label)` of the prompt axis is the
+        prompt's place in the behaviour.
+
+        Raises: StudyError naming a shard that is truncated or damaged.
+        """
+        for shard in self.shards():
+            for result in read_results(shard, only=name):
+                if isinstance(result, Grid):
+                    yield result
+
+    def axes(self, name: str) -> Iterator[tuple[Axis, ...]]:
+        """A grid's axes in each shard that has it, without reading its values."""
+        for shard in self.shards():
+            for entry in _described(shard):
+                if entry["name"] == name:
+                    yield _axes(entry)
+
+    def names(self, shard: Path) -> list[str]:
+        """The grids in one shard."""
+        return [str(entry["name"]) for entry in _described(shard)]
+
+    def scan(self, name: str) -> pl.LazyFrame:
+        """One table over all shards, as a lazy frame, in the order of the plan.
+
+        Raises: StudyError where no shard has it.
+        """
+        import polars as pl
+
+        paths = sorted((self.folder / "shards").glob(f"*.{name}.parquet"))
+        if not paths:
+            raise StudyError(f"no shard of {self.folder} has a table {name!r}")
+        return pl.concat([pl.scan_parquet(path) for path in paths], how="vertical_relaxed")
+
+    def shard_tables(self) -> dict[str, str]:
+        """Names of the tables in shards, with what each says about itself."""
+        found: dict[str, str] = {}
+        for path in sorted((self.folder / "shards").glob("*.parquet")):
+            name = path.name.split(".", 1)[1].removesuffix(".parquet")
+            if name not in found:
+                found[name] = _about(path)
+        return found
+
     def write_final(self, results: Sequence[Result]) -> None:
-        """Keep the joined results: arrays/NAME.safetensors and tables/NAME.parquet."""
+        """Keep joined results: arrays/NAME.safetensors and tables/NAME.parquet."""
         for result in results:
             if isinstance(result, Grid):
                 write_results(self.folder / "arrays" / f"{result.name}.safetensors", [result])
             else:
-                self._write_parquet(result.name, result.to_polars(), result.about)
+                self.write_table(result.name, result.to_polars(), result.about)
 
-    def _write_parquet(self, name: str, frame: pl.DataFrame, about: str) -> None:
-        import io
+    def write_table(self, name: str, frame: pl.DataFrame | pl.LazyFrame, about: str) -> None:
+        """Keep a joined table; a lazy one is streamed to the disk."""
+        _write_parquet(self.folder / "tables" / f"{name}.parquet", frame, about)
 
-        buffer = io.BytesIO()
-        frame.write_parquet(buffer, metadata={"about": about})
-        write_atomically(self.folder / "tables" / f"{name}.parquet", buffer.getvalue())
+    def grids(self) -> Stored[Grid]:
+        """Every joined grid by name, read when it is asked for.
 
-    def grids(self) -> dict[str, Grid]:
-        """Every joined grid, by name."""
-        grids: dict[str, Grid] = {}
-        for path in sorted((self.folder / "arrays").glob("*.safetensors")):
-            for result in read_results(path):
-                if isinstance(result, Grid):
-                    grids[result.name] = result
-        return grids
+        Raises: StudyError, then, naming a file that is damaged.
+        """
+        paths = sorted((self.folder / "arrays").glob("*.safetensors"))
+        return Stored({path.stem: path for path in paths}, _read_grid)
 
-    def tables(self) -> dict[str, Table]:
-        """Every joined table, by name.
+    def tables(self) -> Stored[Table]:
+        """Every joined table by name, read when it is asked for.
 
-        Raises: StudyError naming a file that is damaged.
+        Raises: StudyError, then, naming a file that is damaged.
         """
         paths = sorted((self.folder / "tables").glob("*.parquet"))
-        return {path.stem: read_table(path) for path in paths}
+        return Stored({path.stem: path for path in paths}, read_table)
+
+
+def merge(chunks: Sequence[Sequence[Result]], summed: Collection[str]) -> list[Result]:
+    """Several chunks' results as one chunk's: joined, added up, or the first of the same."""
+    grids: dict[str, list[Grid]] = {}
+    tables: dict[str, list[Table]] = {}
+    for results in chunks:
+        for result in results:
+            if isinstance(result, Grid):
+                grids.setdefault(result.name, []).append(result)
+            else:
+                tables.setdefault(result.name, []).append(result)
+    merged: list[Result] = [merge_grids(parts, name in summed) for name, parts in grids.items()]
+    for parts in tables.values():
+        columns = {name: [v for t in parts for v in t.columns[name]] for name in parts[0].columns}
+        merged.append(Table(parts[0].name, columns, parts[0].about))
+    return merged
+
+
+def merge_grids(parts: Iterable[Grid], summed: bool) -> Grid:
+    """One grid of several chunks: added up, joined along its prompts, or the first of the same."""
+    rest = iter(parts)
+    first = next(rest)
+    if summed:
+        values = first.values
+        for part in rest:
+            values = values + part.values
+        return Grid(first.name, values, first.axes, first.unit, about=first.about)
+    if any(axis.name == "prompt" for axis in first.axes):
+        return concatenate([first, *rest])
+    # of the model or of one prompt: every chunk that has it has the same
+    return first
+
+
+def _read_grid(path: Path) -> Grid:
+    for result in read_results(path):
+        if isinstance(result, Grid):
+            return result
+    raise StudyError(f"{path} holds no grid")
+
+
+def _parquet(read: Callable[[], R], path: Path) -> R:
+    import polars as pl
+
+    try:
+        return read()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise StudyError(f"{path} cannot be read: {error}") from error
+
+
+def _about(path: Path) -> str:
+    import polars as pl
+
+    return _parquet(lambda: pl.read_parquet_metadata(path), path).get("about", "")
+
+
+def _write_parquet(path: Path, frame: pl.DataFrame | pl.LazyFrame, about: str) -> None:
+    import polars as pl
+
+    with _replacing(path) as part:
+        if isinstance(frame, pl.LazyFrame):
+            frame.sink_parquet(part, metadata={"about": about})
+        else:
+            frame.write_parquet(part, metadata={"about": about})
 
 
 def read_table(path: Path) -> Table:
@@ -190,12 +370,8 @@ def read_table(path: Path) -> Table:
     """
     import polars as pl
 
-    try:
-        about = pl.read_parquet_metadata(path).get("about", "")
-        columns = pl.read_parquet(path).to_dict(as_series=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise StudyError(f"{path} cannot be read: {error}") from error
-    return Table(path.stem, columns, about)
+    columns = _parquet(lambda: pl.read_parquet(path).to_dict(as_series=False), path)
+    return Table(path.stem, columns, _about(path))
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
@@ -218,23 +394,21 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
             }
         described.append({"name": result.name, "about": result.about, **entry})
     header = {"results": json.dumps(described, ensure_ascii=False)}
-    write_atomically(path, save(arrays, metadata=header))
+    with _replacing(path) as neighbour:
+        save_file(arrays, neighbour, metadata=header)
 
 
-def read_results(path: Path) -> list[Result]:
-    """Read what `write_results` wrote.
+def read_results(path: Path, *, only: str | None = None) -> list[Result]:
+    """Read what `write_results` wrote, or one result of it by name.
 
     Raises: StudyError naming a file that is truncated or damaged.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            described = json.loads((file.metadata() or {})["results"])
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise StudyError(
-            f"{path} cannot be read: {error}",
-            hint="If it is a chunk, delete that file and run the same command again",
-        ) from error
+    with _reading(path), safe_open(path, framework="numpy") as file:
+        described = json.loads((file.metadata() or {})["results"])
+        described = [entry for entry in described if only in (None, entry["name"])]
+        wanted = {entry["name"] for entry in described}
+        keys = [key for key in file.keys() if key.rsplit("/", 1)[0] in wanted]  # noqa: SIM118
+        arrays = {key: file.get_tensor(key) for key in keys}
     results: list[Result] = []
     for entry in described:
         if entry["kind"] == "table":
@@ -248,7 +422,7 @@ def read_results(path: Path) -> list[Result]:
                 lower=arrays.get(f"{name}/lower"),
                 upper=arrays.get(f"{name}/upper"),
                 n=arrays.get(f"{name}/n"),
-                axes=tuple(Axis(a["name"], tuple(a["labels"])) for a in entry["axes"]),
+                axes=_axes(entry),
                 unit=entry["unit"],
                 error=entry["error"],
                 about=entry["about"],
@@ -257,25 +431,79 @@ def read_results(path: Path) -> list[Result]:
     return results
 
 
+def _axes(entry: Mapping[str, Any]) -> tuple[Axis, ...]:
+    return tuple(Axis(a["name"], tuple(a["labels"])) for a in entry["axes"])
+
+
+def _described(path: Path) -> list[dict[str, Any]]:
+    """What a file of results says is in it."""
+    with _reading(path), safe_open(path, framework="numpy") as file:
+        described: list[dict[str, Any]] = json.loads((file.metadata() or {})["results"])
+    return described
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise StudyError(
+            f"{path} cannot be read: {error}",
+            hint="If it is a chunk or a shard, delete that file, and the same command measures "
+            "those prompts again; all others are kept",
+        ) from error
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: to a neighbour, flushed to disk, then renamed.
+    """Write a file whole or not at all.
 
     Raises: StudyError when the disk is full or the folder cannot be written; what was there stays.
     """
+    with _replacing(path) as part:
+        part.write_bytes(data)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A neighbour to write to, which is flushed to the disk and then takes the file's name."""
+    import polars as pl
+
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield part
+        with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise StudyError(
-            f"{path} could not be written: {error.strerror}",
+            f"{path} could not be written: {reason}",
             hint="Nothing already written was lost; make room and run the same command again",
         ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming last through a power cut, where folders can be flushed."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _differences(stored: Any, now: Any, where: str = "") -> Iterator[str]:
+    """What two manifests disagree about, down to the entry."""
+    if isinstance(stored, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*stored, *now}):
+            inner = f"{where}.{key}" if where else str(key)
+            yield from _differences(stored.get(key), now.get(key), inner)
+    elif stored != now:
+        yield f"{where}: stored {_short(stored)}, now {_short(now)}"
 
 
 def _short(value: object) -> str:

@@ -4,7 +4,8 @@ A `Study` is a behaviour, a model and measurements. Its prompts are packed into 
 one run per chunk serves every measurement, and each chunk is stored whole before the next begins.
 Joined results, means and the report follow from the chunks alone. Killed at any moment, the same
 call continues; the plan of chunks and the number of threads are stored, so the numbers are the
-same.
+same. Memory: a chunk's run, a few shards' results, and about 1 kB per prompt for the prompts
+themselves; per-prompt results stay on the disk.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,16 +31,17 @@ from casestudy.behaviour.prompts import Behaviour
 from casestudy.errors import CasestudyError, StudyError
 from casestudy.measure.attention import ATTENTION
 from casestudy.measure.attribution import ATTRIBUTION
-from casestudy.measure.batch import Measurement, run_batch
+from casestudy.measure.batch import Measurement
 from casestudy.measure.ledger import LEDGER
 from casestudy.measure.lens import LENS
 from casestudy.measure.predictions import PREDICTIONS
 from casestudy.measure.profile import PROFILE
-from casestudy.measure.result import Grid, Result, Table, concatenate, concatenate_tables
-from casestudy.measure.stats import mean_over_prompts
+from casestudy.measure.result import Grid, Result, Table
 from casestudy.model.loading import load
 from casestudy.model.model import Model
-from casestudy.study.store import FORMAT, Store
+from casestudy.study.executors import Done, Work, left_out, local_chunks
+from casestudy.study.join import join
+from casestudy.study.store import FORMAT, SHARD, Store
 
 MEASUREMENTS: dict[str, Measurement] = {
     m.name: m for m in (PREDICTIONS, LEDGER, LENS, ATTRIBUTION, ATTENTION, PROFILE)
@@ -54,8 +56,33 @@ _NOT_MEASURED = (
     ("circuits", "no subgraph was tested for faithfulness"),
 )
 
-Progress = Callable[[int, int], None]
-"""Called with (prompts done, prompts in all) after each chunk."""
+USEFUL = 0.9
+"""Of the tokens a chunk computes, at least so many are its prompts' own; the rest is padding."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a study is.
+
+    Attributes:
+        done, total: prompts.
+        found: how many of the done were stored by an earlier run of the same study.
+        rate: prompts per second of this run; 0 before its first chunk.
+        left: seconds that the rest will take by this run's tokens per second; later chunks have
+            longer prompts, so prompts per second would promise too much. None before the first.
+        memory: bytes this process holds now; 0 where the system does not say.
+    """
+
+    done: int
+    total: int
+    found: int
+    rate: float
+    left: float | None
+    memory: int
+
+
+Progress = Callable[[State], None]
+"""Told the state at the start and after each chunk."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +91,13 @@ class Study:
 
     Attributes:
         store: its folder.
-        grids: joined results and their means, by name.
-        tables: joined tables, by name.
+        grids: joined results, their means and means by group, by name; read when asked for.
+        tables: joined tables, by name; read when asked for.
     """
 
     store: Store
-    grids: dict[str, Grid]
-    tables: dict[str, Table]
+    grids: Mapping[str, Grid]
+    tables: Mapping[str, Table]
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -82,10 +109,12 @@ class Study:
 
         Raises: StudyError listing what there is.
         """
-        results: dict[str, Result] = {**self.grids, **self.tables}
-        if name not in results:
-            raise StudyError(f"the study has no {name!r}", allowed=", ".join(sorted(results)))
-        return results[name]
+        if name in self.grids:
+            return self.grids[name]
+        if name in self.tables:
+            return self.tables[name]
+        known = sorted({*self.grids, *self.tables})
+        raise StudyError(f"the study has no {name!r}", allowed=", ".join(known))
 
     def report(self) -> Path:
         """Write report.html into the study's folder, and say where it is."""
@@ -115,7 +144,7 @@ def study(
         prepend_bos: the family's convention by default.
         top_k: how many predictions to look through for an answer.
         chunk_tokens: how many tokens to run at once; a continued study keeps its stored plan.
-        progress: told how many prompts are done.
+        progress: told how far it is.
 
     Raises: StudyError where the folder holds another study or cannot be written; BehaviourError,
         PromptError, TokenError, ModelError for inputs that are not well formed.
@@ -128,7 +157,7 @@ def study(
         "prepend_bos": model.tokenizer.prepend_bos if prepend_bos is None else prepend_bos,
         "top_k": top_k,
     }
-    prompts, lengths = _prompts_table(model, behaviour, prepend_bos)
+    lengths, errors = _lengths(model, behaviour, prepend_bos)
     manifest = {
         "format": FORMAT,
         "versions": _versions(),
@@ -147,10 +176,12 @@ def study(
     }
     store = Store.create_or_resume(folder, manifest, _IDENTITY)
     with store.locked():
-        _run_chunks(store, model, behaviour, measurements, prepend_bos, top_k, progress)
-        joined = _join(store, behaviour, measurements, prompts)
-        store.write_final(joined)
-        store.manifest |= {"state": "complete", "finished": _now()}
+        plan, threads = _stored_plan(store, lengths)
+        work = Work(model, behaviour, tuple(measurements), prepend_bos, top_k)
+        _run_chunks(store, work, plan, threads, lengths, progress)
+        join(store, behaviour, measurements, left_out(behaviour, errors))
+        seconds = float(store.scan("chunks").select("seconds").sum().collect().item())
+        store.manifest |= {"state": "complete", "finished": _now(), "seconds": seconds}
         store.save_manifest()
     return open_study(folder)
 
@@ -176,130 +207,135 @@ def plan_chunks(
         lengths: tokens per prompt; None for a prompt that cannot be run, which gets no chunk.
         chunk_tokens: at most so many tokens in a chunk, padding included (one prompt always fits).
         chunk_prompts: at most so many prompts.
+
+    At least `USEFUL` of every chunk's tokens are no padding.
     """
     order = sorted((n, i) for i, n in enumerate(lengths) if n is not None)
     chunks: list[list[int]] = []
+    own = 0
     for n, i in order:
         # sorted by length, so the newcomer is the longest and sets the padded width
-        full = not chunks or n * (len(chunks[-1]) + 1) > chunk_tokens
-        if full or len(chunks[-1]) == chunk_prompts:
+        computed = n * (len(chunks[-1]) + 1) if chunks else 0
+        full = computed > chunk_tokens or own + n < USEFUL * computed
+        if not chunks or full or len(chunks[-1]) == chunk_prompts:
             chunks.append([])
+            own = 0
         chunks[-1].append(i)
+        own += n
     return chunks
+
+
+def _stored_plan(store: Store, lengths: Sequence[int | None]) -> tuple[list[list[int]], int]:
+    """The chunks and threads this study was begun with.
+
+    Raises: StudyError where they are not a plan of these prompts.
+    """
+    plan: Any = store.manifest.get("plan")
+    runnable = [i for i, n in enumerate(lengths) if n is not None]
+    try:
+        chunks = [[int(i) for i in chunk] for chunk in plan["chunks"]]
+        threads = int(plan["threads"])
+        whole = sorted(i for chunk in chunks for i in chunk) == runnable and all(chunks)
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole or threads < 1:
+        raise StudyError(
+            f"the plan in {store.folder / 'manifest.json'} does not hold each prompt once",
+            hint="Was it changed by hand? Put it back, or give another --out",
+        )
+    return chunks, threads
 
 
 def _run_chunks(
     store: Store,
-    model: Model,
-    behaviour: Behaviour,
-    measurements: Sequence[Measurement],
-    prepend_bos: bool | None,
-    top_k: int,
+    work: Work,
+    plan: Sequence[Sequence[int]],
+    threads: int,
+    lengths: Sequence[int | None],
     progress: Progress | None,
 ) -> None:
-    plan = store.manifest["plan"]
-    done = 0
-    threads = torch.get_num_threads()
-    torch.set_num_threads(plan["threads"])
+    """Measure and store the chunks that are not there yet, and merge them into shards."""
+    summed = {name for m in work.measurements for name in m.partial}
+    for shard in range(-(-len(plan) // SHARD)):
+        store.seal(shard, plan, summed)  # what a killed run left half done
+    todo = [number for number in range(len(plan)) if not store.has_chunk(number)]
+    watch = _Watch(plan, todo, lengths, progress)
+    results: Iterator[Done] = local_chunks(work, plan, todo, threads=threads)
+    for number, found in results:
+        store.write_chunk(number, found)
+        store.seal(number // SHARD, plan, summed)
+        watch.chunk(number)
+
+
+class _Watch:
+    """Tells a caller how far a study is."""
+
+    def __init__(
+        self,
+        plan: Sequence[Sequence[int]],
+        todo: Sequence[int],
+        lengths: Sequence[int | None],
+        progress: Progress | None,
+    ) -> None:
+        self.plan, self.lengths, self.progress = plan, lengths, progress
+        self.total = sum(map(len, plan))
+        self.found = self.total - sum(len(plan[number]) for number in todo)
+        self.tokens_left = sum(self.tokens(number) for number in todo)
+        self.prompts = self.tokens_done = 0
+        self.start = time.perf_counter()
+        self.tell()
+
+    def tokens(self, number: int) -> int:
+        return sum(self.lengths[i] or 0 for i in self.plan[number])
+
+    def chunk(self, number: int) -> None:
+        self.prompts += len(self.plan[number])
+        self.tokens_done += self.tokens(number)
+        self.tokens_left -= self.tokens(number)
+        self.tell()
+
+    def tell(self) -> None:
+        if self.progress is None:
+            return
+        seconds = time.perf_counter() - self.start
+        begun = self.prompts > 0
+        self.progress(
+            State(
+                self.found + self.prompts,
+                self.total,
+                self.found,
+                self.prompts / seconds if begun else 0.0,
+                self.tokens_left * seconds / self.tokens_done if begun else None,
+                memory_now(),
+            )
+        )
+
+
+def memory_now() -> int:
+    """Bytes of memory this process holds; 0 where the system does not say."""
     try:
-        for number, index in enumerate(plan["chunks"]):
-            if not store.has_chunk(number):
-                start = time.perf_counter()
-                batch = run_batch(
-                    model, behaviour, index, measurements, prepend_bos=prepend_bos, top_k=top_k
-                )
-                results = [result for m in measurements for result in m.measure(batch)]
-                results.append(_errors_table(index, batch.answers.errors))
-                store.write_chunk(number, results)
-                store.manifest["seconds"] += time.perf_counter() - start
-            done += len(index)
-            if progress is not None:
-                progress(done, sum(map(len, plan["chunks"])))
-    finally:
-        torch.set_num_threads(threads)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _errors_table(index: Sequence[int], errors: Any) -> Table:
-    return Table(
-        "errors",
-        {"prompt": [index[row] for row in errors], "why": list(errors.values())},
-        "Prompts that got no answer, and why.",
-    )
-
-
-def _join(
-    store: Store, behaviour: Behaviour, measurements: Sequence[Measurement], prompts: Table
-) -> list[Result]:
-    """Results over all chunks, in the behaviour's order, with means where there is something."""
-    chunks = [store.read_chunk(i) for i in range(len(store.manifest["plan"]["chunks"]))]
-    named: dict[str, list[Result]] = {}
-    for chunk in chunks:
-        for result in chunk:
-            named.setdefault(result.name, []).append(result)
-    joined: list[Result] = []
-    for measurement in measurements:
-        if measurement.partial:
-            parts = {name: named.pop(name, []) for name in measurement.partial}
-            joined += measurement.combine(parts)
-    documents = [p.document for p in behaviour.prompts]
-    for results in named.values():
-        grids = [r for r in results if isinstance(r, Grid)]
-        if not grids:
-            tables = [r for r in results if isinstance(r, Table)]
-            joined.append(_in_order(concatenate_tables(tables)))
-            continue
-        if not any(axis.name == "prompt" for axis in grids[0].axes):
-            # of the model or of one prompt: every chunk that has it has the same
-            joined.append(grids[0])
-            continue
-        grid = _grid_in_order(concatenate(grids))
-        joined.append(grid)
-        if grid.name != "ledger.check":
-            own = [documents[int(label)] for label in grid.axis("prompt").labels]
-            joined.append(mean_over_prompts(grid, documents=own if any(own) else None))
-    errors = next((t for t in joined if t.name == "errors"), None)
-    if isinstance(errors, Table):
-        joined.remove(errors)
-        for prompt, why in zip(errors.columns["prompt"], errors.columns["why"], strict=True):
-            prompts.columns["error"][prompt] = why
-    joined.append(prompts)
-    return joined
-
-
-def _in_order(table: Table) -> Table:
-    order = sorted(range(len(table.columns["prompt"])), key=lambda i: table.columns["prompt"][i])
-    columns = {name: [column[i] for i in order] for name, column in table.columns.items()}
-    return Table(table.name, columns, table.about)
-
-
-def _grid_in_order(grid: Grid) -> Grid:
-    order = sorted(grid.axis("prompt").labels, key=int)
-    return grid.take("prompt", order)
-
-
-def _prompts_table(
+def _lengths(
     model: Model, behaviour: Behaviour, prepend_bos: bool | None
-) -> tuple[Table, list[int | None]]:
-    """Each prompt's tokens, or why it cannot be run; the latter costs only that prompt."""
-    names = ("prompt", "text", "groups", "n_tokens", "tokens", "token_ids", "error")
-    columns: dict[str, list[Any]] = {name: [] for name in names}
+) -> tuple[list[int | None], dict[int, str]]:
+    """How many tokens each prompt has, and why those without a number cannot be run."""
+    lengths: list[int | None] = []
+    errors: dict[int, str] = {}
     for i, prompt in enumerate(behaviour.prompts):
-        ids: list[int] = []
-        error = None
         try:
-            ids = model.tokenizer.tokenize(prompt.text, prepend_bos=prepend_bos).rows()[0]
+            tokens = model.tokenizer.tokenize(prompt.text, prepend_bos=prepend_bos)
+            lengths.append(int(tokens.lengths[0]))
         except CasestudyError as problem:
-            error = str(problem)
-        columns["prompt"].append(i)
-        columns["text"].append(prompt.text)
-        columns["groups"].append(list(prompt.groups))
-        columns["n_tokens"].append(len(ids) if ids else None)
-        columns["tokens"].append(model.tokenizer.strings(ids))
-        columns["token_ids"].append(ids)
-        columns["error"].append(error)
-    if all(error is not None for error in columns["error"]):
-        raise StudyError(f"no prompt can be run; the first: {columns['error'][0]}")
-    return Table("prompts", columns, "The prompts as the model reads them."), columns["n_tokens"]
+            lengths.append(None)
+            errors[i] = str(problem)
+    if len(errors) == len(behaviour):
+        raise StudyError(f"no prompt can be run; the first: {errors[0]}")
+    return lengths, errors
 
 
 def _choose(only: Sequence[str] | None) -> list[Measurement]:
@@ -337,6 +373,12 @@ def _describe_behaviour(behaviour: Behaviour) -> dict[str, Any]:
         "about": behaviour.about,
         "answers": behaviour.answers,
         "n_prompts": len(behaviour),
+        "main": list(behaviour.main),
+        "n_main": sum(map(behaviour.is_main, behaviour.prompts)),
+        "groups": {
+            name: sum(name in prompt.groups for prompt in behaviour.prompts)
+            for name in behaviour.groups
+        },
         "hash": hashlib.sha256(prompts.encode()).hexdigest(),
     }
 

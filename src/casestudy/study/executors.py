@@ -1,0 +1,120 @@
+"""Who runs the chunks?
+
+`Work` is what a chunk needs: the model, the behaviour and what is asked. This process runs it chunk
+after chunk; `ray_chunks` hands the same chunks to workers of a Ray cluster. Either way the results
+of a chunk come back whole, and the study's own process stores them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.measure.batch import Batch, Measurement, run_batch
+from casestudy.measure.result import Result, Table
+from casestudy.model.model import Model
+
+Done = tuple[int, list[Result]]
+"""A chunk's number and its results."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a chunk of prompts needs to be measured."""
+
+    model: Model
+    behaviour: Behaviour
+    measurements: tuple[Measurement, ...]
+    prepend_bos: bool | None
+    top_k: int
+
+    def chunk(self, index: Sequence[int]) -> list[Result]:
+        """Measure some prompts of the behaviour.
+
+        Beside the measurements' own results, the tables "prompts" (what was read, or why there is
+        no answer) and "chunks" (what it cost).
+        """
+        start = time.perf_counter()
+        batch = run_batch(
+            self.model,
+            self.behaviour,
+            index,
+            self.measurements,
+            prepend_bos=self.prepend_bos,
+            top_k=self.top_k,
+        )
+        results = [result for m in self.measurements for result in m.measure(batch)]
+        results.append(_prompts(batch))
+        results.append(_cost(batch, time.perf_counter() - start))
+        return results
+
+
+def local_chunks(
+    work: Work, plan: Sequence[Sequence[int]], todo: Sequence[int], *, threads: int
+) -> Iterator[Done]:
+    """Run chunks in this process, in order, with the plan's number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for number in todo:
+            yield number, work.chunk(plan[number])
+    finally:
+        torch.set_num_threads(before)
+
+
+PROMPT_COLUMNS = (
+    *("prompt", "text", "groups", "category", "document", "next_token"),
+    *("n_tokens", "tokens", "token_ids", "error"),
+)
+
+
+def _add_prompt(
+    columns: dict[str, list[Any]],
+    index: int,
+    prompt: Prompt,
+    tokens: list[str],
+    ids: list[int],
+    error: str | None,
+) -> None:
+    cells: tuple[Any, ...] = (index, prompt.text, list(prompt.groups), prompt.category)
+    cells += (prompt.document, prompt.next_token, len(ids) or None, tokens, ids, error)
+    for column, cell in zip(columns.values(), cells, strict=True):
+        column.append(cell)
+
+
+def left_out(behaviour: Behaviour, errors: Mapping[int, str]) -> Table:
+    """The rows of the table "prompts" for those that cannot be run; each costs only itself."""
+    columns: dict[str, list[Any]] = {name: [] for name in PROMPT_COLUMNS}
+    for index, why in errors.items():
+        _add_prompt(columns, index, behaviour.prompts[index], [], [], why)
+    return Table("prompts", columns)
+
+
+def _prompts(batch: Batch) -> Table:
+    columns: dict[str, list[Any]] = {name: [] for name in PROMPT_COLUMNS}
+    strings = batch.model.tokenizer.strings
+    for row, (index, prompt, ids) in enumerate(
+        zip(batch.index, batch.prompts, batch.tokens.rows(), strict=True)
+    ):
+        why = batch.answers.errors.get(row)
+        _add_prompt(columns, index, prompt, strings(ids), ids, why)
+    return Table("prompts", columns, "The prompts as the model reads them.")
+
+
+def _cost(batch: Batch, seconds: float) -> Table:
+    return Table(
+        "chunks",
+        {
+            "first_prompt": [batch.index[0]],
+            "prompts": [len(batch.index)],
+            "tokens": [int(batch.tokens.lengths.sum())],
+            "computed_tokens": [batch.tokens.ids.numel()],
+            "seconds": [seconds],
+        },
+        "What each chunk cost: its prompts' own tokens, those computed with the padding, time.",
+    )

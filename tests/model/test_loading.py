@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -466,6 +468,40 @@ class TestHub:
         names = ("gpt2", "gpt2-small", "openai-community/gpt2", "distilgpt2")
         said = loaded(*names, home=tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
         assert said == [f"hub cache: {name} (abc123)" for name in names]
+
+    def test_what_the_hub_answers_is_said_plainly(self, tmp_path: Path) -> None:
+        answers = {"missing": "RepoNotFound", "gated": "GatedRepo", "old": "RevisionNotFound"}
+
+        class Hub(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                (code,) = (c for word, c in answers.items() if f"/{word}/" in self.path)
+                self.send_response(404 if code == "RevisionNotFound" else 401)
+                self.send_header("X-Error-Code", code)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            missing, gated, old = loaded(
+                "some/missing",
+                "some/gated",
+                "some/old@step7",
+                home=tmp_path,
+                HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
+            )
+        finally:
+            server.shutdown()
+            server.server_close()
+        assert missing.startswith("the hub shows no model some/missing. Check the spelling")
+        assert gated.startswith("some/gated is gated")
+        assert "Accept its terms at https://huggingface.co/some/gated" in gated
+        assert old == "some/old has no revision step7 on the hub."
 
     def test_cached_in_part_is_not_taken_for_whole(self, tmp_path: Path) -> None:
         (self.cache(tmp_path, "openai-community/gpt2") / WEIGHTS).unlink()

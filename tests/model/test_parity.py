@@ -107,8 +107,9 @@ def test_nothing_compared_is_trivial(small: tuple[GPT2LMHeadModel, Model]) -> No
         {"scale_attn_weights": False},
         {"tie_word_embeddings": False},
         {"activation_function": "relu", "n_inner": 40},
+        {"activation_function": "gelu", "layer_norm_epsilon": 0.1},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: " ".join(options),
 )
 def test_variants_of_the_architecture(tmp_path: Path, options: dict[str, object]) -> None:
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 8192}

@@ -311,3 +311,27 @@ def test_identity_edits_and_slopes(pair: tuple[nn.Module, Model], site: Site) ->
     ends = [total(Edit.add(site, layer, sign * step * direction)) for sign in (1, -1)]
     expected = float((slope * direction).sum())
     assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_a_hand_made_linear_model() -> None:
+    """Without norms, with identity for a nonlinearity: sums that can be done by hand."""
+    rng = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+    changes = {"n_layers": 1, "norm": "none", "activation": "identity", "rotary": ()}
+    config = ModelConfig(**COMMON | changes | {"gated_mlp": False, "attn_scale": (0.0,)})
+    attn = Attention(normal(4, 24, 6), normal(2, 24, 6), normal(2, 24, 6), normal(4, 6, 24))
+    block = Block(attn, MLP(W_in=normal(24, 40), W_out=normal(40, 24)))
+    weights = Weights(W_E=normal(100, 24), blocks=(block,), W_U=normal(24, 100))
+    tokenizer = Tokenizer.from_directory(BUNDLED / "tiny", prepend_bos=True, n_ctx=32)
+    model = Model(config, weights, tokenizer, name="linear")
+
+    x = weights.W_E[[5, 9, 61]]
+    mean = x.mean(0)  # a scale of 0 makes every pattern uniform
+    V = attn.W_V.repeat_interleave(2, 0)
+    mid = x[-1] + torch.einsum("d,hde,hef->f", mean, V, attn.W_O)
+    post = mid + mid @ block.mlp.W_in @ block.mlp.W_out
+    logits = run(model, Tokens.of([[5, 9, 61]]), logits="last").logits
+    torch.testing.assert_close(logits[0], post @ weights.W_U)

@@ -20,6 +20,7 @@ from transformers import (
     Olmo2Config,
     PretrainedConfig,
     Qwen3Config,
+    StableLmConfig,
 )
 
 from casestudy.errors import EditError, SiteError
@@ -92,7 +93,11 @@ def heads(linear: nn.Linear, n: int) -> Tensor:
 
 def norm(module: nn.Module, name: str) -> Norm | None:
     part = getattr(module, name, None)
-    return None if part is None else Norm(part.weight, getattr(part, "bias", None))
+    if part is None:
+        return None
+    if hasattr(part, "norms"):  # one per head
+        return Norm(torch.stack([n.weight for n in part.norms]))
+    return Norm(part.weight, getattr(part, "bias", None))
 
 
 def llama_like(model: nn.Module, config: ModelConfig, names: dict[str, str]) -> Weights:
@@ -106,8 +111,8 @@ def llama_like(model: nn.Module, config: ModelConfig, names: dict[str, str]) -> 
                 W_K=heads(a.k_proj, config.n_kv_heads),
                 W_V=heads(a.v_proj, config.n_kv_heads),
                 W_O=a.o_proj.weight.T.unflatten(0, (config.n_heads, -1)),
-                q_norm=norm(a, "q_norm"),
-                k_norm=norm(a, "k_norm"),
+                q_norm=norm(a, "q_norm") or norm(a, "q_layernorm"),
+                k_norm=norm(a, "k_norm") or norm(a, "k_layernorm"),
             ),
             mlp=MLP(
                 W_in=m.up_proj.weight.T, W_gate=m.gate_proj.weight.T, W_out=m.down_proj.weight.T
@@ -175,6 +180,22 @@ def gemma2() -> tuple[nn.Module, ModelConfig, Weights]:
     return model, config, llama_like(model, config, SANDWICH)
 
 
+def stablelm() -> tuple[nn.Module, ModelConfig, Weights]:
+    shape = {k: v for k, v in SHAPE.items() if k != "head_dim"}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.7}
+    model = theirs(StableLmConfig(**shape, qk_layernorm=True, rope_parameters=rope))
+    frequencies = (1.0, 10000.0**-0.5)
+    changes = {
+        "norm": "layer",
+        "norm_eps": 1e-5,
+        "qk_norm": "head",
+        "qk_norm_kind": "layer",
+        "rotary": (Rotary(frequencies),) * 3,
+    }
+    config = ModelConfig(**COMMON | changes)
+    return model, config, llama_like(model, config, PRE)
+
+
 def gptj() -> tuple[nn.Module, ModelConfig, Weights]:
     model = theirs(
         GPTJConfig(
@@ -230,7 +251,7 @@ def gptj() -> tuple[nn.Module, ModelConfig, Weights]:
     return model, ModelConfig(**COMMON | changes), weights
 
 
-FAMILIES = (llama, qwen3, olmo2, gemma2, gptj)
+FAMILIES = (llama, qwen3, olmo2, gemma2, stablelm, gptj)
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.__name__)

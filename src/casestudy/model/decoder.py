@@ -299,7 +299,7 @@ def _at_least_float32(x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def norm_weight(config: ModelConfig, norm: Norm) -> Float[Tensor, " d"] | None:
+def norm_weight(config: ModelConfig, norm: Norm) -> Float[Tensor, "*head d"] | None:
     """The factor a norm multiplies by, as the forward pass uses it."""
     if norm.weight is None or config.norm_weight_offset == 0.0:
         return norm.weight

@@ -19,10 +19,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Norm:
-    """Scale and shift of a normalisation; None where the architecture has none."""
+    """Scale and shift of a normalisation; None where the architecture has none.
 
-    weight: Float[Tensor, " d"] | None = None
-    bias: Float[Tensor, " d"] | None = None
+    One vector each, but for norms of queries and keys that have one per head (StableLM).
+    """
+
+    weight: Float[Tensor, "*head d"] | None = None
+    bias: Float[Tensor, "*head d"] | None = None
 
 
 @dataclass(frozen=True)

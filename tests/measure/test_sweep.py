@@ -417,6 +417,14 @@ class TestBadInput:
         with pytest.raises(MeasureError, match="a contrast of 3 prompts for 2"):
             sweep(decoder(), corrupted, clean, [cell], contrast(3))
 
+    def test_a_contrast_that_some_prompts_lack(self) -> None:
+        clean, corrupted = pairs([5, 7])
+        weighing = contrast(2)
+        weighing.weights[1] = float("nan")
+        cell = Cell(Site.RESID_PRE, 0, Place.everywhere(corrupted))
+        with pytest.raises(MeasureError, match=r"not defined for prompts \[1\]"):
+            sweep(decoder(), corrupted, clean, [cell], weighing)
+
     def test_nothing_to_put_in(self) -> None:
         _, corrupted = pairs([5])
         cell = Cell(Site.RESID_PRE, 0, Place.everywhere(corrupted))

@@ -18,9 +18,9 @@ to use and interpret activation patching", whose denoising and noising these are
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,8 +28,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.counterfactual import Counterfactual, Score
+from casestudy.behaviour.prompts import Role
+from casestudy.behaviour.roles import roles_of
 from casestudy.errors import MeasureError, SiteError
-from casestudy.measure.result import Array, Axis, Grid
+from casestudy.measure.result import Array, Axis, Grid, Table
 from casestudy.measure.stats import mean_interval
 from casestudy.measure.sweep import (
     DEFAULT_MEMORY,
@@ -210,6 +213,96 @@ def _averaged(grid: Grid, values: Array) -> Grid:
         upper=upper.reshape(shape),
         n=n.reshape(shape),
         axes=grid.axes[:-1],
+    )
+
+
+def pairs_of(
+    model: Model,
+    counterfactuals: Sequence[Counterfactual],
+    *,
+    roles: Iterable[Role] = (),
+    labels: Sequence[str] | None = None,
+    prepend_bos: bool | None = None,
+) -> Pairs:
+    """Counterfactuals as pairs of tokens, with the roles of both sides.
+
+    A partner of as many tokens has its prompt's roles; another's are found in its own text.
+
+    Args:
+        counterfactuals: of one family, as `Score.pairs` has them.
+        roles: to find besides the standard ones.
+        labels: of the prompts; their indices in the behaviour by default.
+        prepend_bos: as for `propose`.
+    """
+    roles = tuple(roles)
+    tokenizer = model.tokenizer
+    rows, found = [], []
+    for pair in counterfactuals:
+        clean, corrupted = (
+            tokenizer.tokenize(prompt.text, prepend_bos=prepend_bos).rows()[0]
+            for prompt in (pair.clean, pair.corrupted)
+        )
+        rows.append((clean, corrupted))
+        here = roles_of(tokenizer, pair.clean, clean, roles)
+        there = here
+        if pair.aligned == "role":
+            there = roles_of(tokenizer, pair.corrupted, corrupted, roles)
+        found.append((here, there))
+    names = [str(pair.index) for pair in counterfactuals] if labels is None else labels
+    return Pairs(
+        Tokens.of([clean for clean, _ in rows]),
+        Tokens.of([corrupted for _, corrupted in rows]),
+        [here for here, _ in found],
+        [there for _, there in found],
+        tuple(names),
+    )
+
+
+def counterfactual_table(scores: Sequence[Score]) -> Table:
+    """The families' scores, a row each, with 95 % intervals of the means."""
+    columns: dict[str, list[Any]] = {
+        name: []
+        for name in (
+            "family",
+            "n",
+            "mean_clean",
+            "mean_clean_lower",
+            "mean_clean_upper",
+            "mean_corrupted",
+            "mean_corrupted_lower",
+            "mean_corrupted_upper",
+            "flip_share",
+            "half_share",
+            "differ_before_last",
+            "excluded",
+            "why",
+        )
+    }
+    for score in scores:
+        row: dict[str, Any] = {
+            "family": score.family,
+            "n": score.n,
+            "flip_share": score.flip_share if score.n else None,
+            "half_share": score.half_share if score.n else None,
+            "differ_before_last": score.before_last.n,
+            "excluded": len(score.excluded),
+            "why": score.why,
+        }
+        for side, values in (("mean_clean", score.clean), ("mean_corrupted", score.corrupted)):
+            ends: list[float | None] = [None, None, None]
+            if score.n:
+                ends = [
+                    None if np.isnan(end[0]) else float(end[0])
+                    for end in mean_interval(values[:, None])[:3]
+                ]
+            row |= dict(zip((side, f"{side}_lower", f"{side}_upper"), ends, strict=True))
+        for name, column in columns.items():
+            column.append(row[name])
+    return Table(
+        "counterfactuals",
+        columns,
+        about="A row per family of edits: the contrast of the clean prompts and of the edited "
+        "ones, for the clean prompts' tokens.",
     )
 
 

@@ -1129,6 +1129,12 @@ class Readout:
                 raise MeasureError(
                     f"a contrast of {len(metric)} prompts for {n_prompts}", allowed="one each"
                 )
+            undefined = metric.weights.isnan().any(1).nonzero()[:, 0].tolist()
+            if undefined:
+                raise MeasureError(
+                    f"the contrast {metric.name!r} is not defined for prompts {undefined}",
+                    hint="Leave them out: they have no answer or no counterpart",
+                )
             device = model.device
             self.ids, self.weights = metric.ids.to(device), metric.weights.to(device)
             self.constant = metric.constant.to(device)

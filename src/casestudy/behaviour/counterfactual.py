@@ -1,0 +1,453 @@
+"""Which smallest change of a prompt takes the behaviour away?
+
+A family is one kind of edit ("final stop to comma", "first letter lowered"), made on the text. Each
+prompt's edited partner is aligned with it token by token where both have as many tokens, by role
+where they have not but share roles after the edit, and excluded with the reason otherwise. Families
+are scored on what they do to the contrast: a corruption that does not undo the behaviour is no
+ground to patch on. Cost: two tokenisations per prompt and family, one forward pass per prompt and
+one per pair.
+
+A pair whose last token differs, and only that, puts everything into the last position by
+construction: the strongest family for grids by position has to differ before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import regex
+from numpy.typing import NDArray
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.prompts import Prompt, Role
+from casestudy.behaviour.roles import STANDARD_ROLES, roles_of
+from casestudy.errors import BehaviourError, CasestudyError
+from casestudy.model.decoder import run
+from casestudy.model.model import Model
+from casestudy.model.tokens import Tokens
+
+GIVEN = "given"
+"""The family of the corrupted partners that prompts bring themselves."""
+
+_RUN_AT_ONCE = 32
+
+_ROLES = {role.name: role for role in STANDARD_ROLES}
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_STOP = r"(?=\.(?:\s|\Z))"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of edit.
+
+    Attributes:
+        name: what it is called in tables.
+        edit: from a prompt's text to its corrupted partner; None where it does not apply.
+        lacks: what a prompt has not where it does not apply, said when it is excluded.
+    """
+
+    name: str
+    edit: Callable[[str], str | None]
+    lacks: str
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """A prompt and its corrupted partner.
+
+    Attributes:
+        family: the kind of edit.
+        index: the prompt's place among those proposed for.
+        clean, corrupted: the two prompts.
+        first_difference: the first token at which they differ, BOS counted.
+        last: the index of the clean prompt's last token.
+        aligned: by "position" where both have as many tokens, otherwise by "role".
+    """
+
+    family: str
+    index: int
+    clean: Prompt
+    corrupted: Prompt
+    first_difference: int
+    last: int
+    aligned: Literal["position", "role"]
+
+    @property
+    def before_last(self) -> bool:
+        """Whether the two differ before the last token, so that positions can tell something."""
+        return self.first_difference < self.last
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A prompt that a family could not corrupt, and why."""
+
+    family: str
+    index: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What the families made of some prompts.
+
+    Attributes:
+        families: the names tried, in order; those that prompts bring themselves last.
+        pairs: every usable pair.
+        excluded: every other (family, prompt), with the reason.
+    """
+
+    families: tuple[str, ...]
+    pairs: tuple[Counterfactual, ...]
+    excluded: tuple[Excluded, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one family does to the contrast.
+
+    Attributes:
+        family: its name.
+        pairs: the pairs scored.
+        clean, corrupted: their contrasts, pair by pair, both for the clean prompt's tokens.
+        excluded: the prompts without a pair or without a contrast.
+    """
+
+    family: str
+    pairs: tuple[Counterfactual, ...]
+    clean: NDArray[np.float64]
+    corrupted: NDArray[np.float64]
+    excluded: tuple[Excluded, ...]
+
+    @property
+    def n(self) -> int:
+        """How many pairs were scored."""
+        return len(self.pairs)
+
+    @cached_property
+    def flips(self) -> int:
+        """How many pairs' contrasts change sign."""
+        return int((self.clean * self.corrupted < 0).sum())
+
+    @cached_property
+    def halves(self) -> int:
+        """How many pairs lose at least half of the contrast, those that flip included."""
+        return int((self.corrupted * np.sign(self.clean) <= np.abs(self.clean) / 2).sum())
+
+    @property
+    def flip_share(self) -> float:
+        """Share of pairs that flip; NaN of none."""
+        return self.flips / self.n if self.n else float("nan")
+
+    @property
+    def half_share(self) -> float:
+        """Share of pairs that lose half; NaN of none."""
+        return self.halves / self.n if self.n else float("nan")
+
+    @property
+    def why(self) -> str:
+        """The reasons for exclusion with how often each, the most frequent first."""
+        reasons = Counter(excluded.why for excluded in self.excluded).most_common()
+        return "; ".join(f"{why} ({count})" for why, count in reasons)
+
+    @property
+    def before_last(self) -> Score:
+        """The same score over the pairs that differ before their last token."""
+        chosen = [i for i, pair in enumerate(self.pairs) if pair.before_last]
+        left = tuple(
+            Excluded(self.family, pair.index, "differs in the last token only")
+            for pair in self.pairs
+            if not pair.before_last
+        )
+        return Score(
+            self.family,
+            tuple(self.pairs[i] for i in chosen),
+            self.clean[chosen],
+            self.corrupted[chosen],
+            (*self.excluded, *left),
+        )
+
+
+def _final_stop(becomes: str) -> Callable[[str], str | None]:
+    def edit(text: str) -> str | None:
+        spans = _ROLES["final full stop"].spans(text)
+        if not spans:
+            return None
+        start, end = spans[-1]
+        return text[:start] + becomes + text[end:]
+
+    return edit
+
+
+def _lowered(role: str) -> Callable[[str], str | None]:
+    """Lower the first letter of each of a role's words."""
+
+    def edit(text: str) -> str | None:
+        for start, _ in _ROLES[role].spans(text):
+            text = text[:start] + text[start].lower() + text[start + 1 :]
+        return text
+
+    return edit
+
+
+def _repeated_lowered(text: str) -> str | None:
+    words = regex.findall(r"\p{L}+", text)
+    counts = Counter(word.lower() for word in words)
+    if not any(counts[word.lower()] > 1 and word != word.lower() for word in words):
+        return None
+
+    def lower(match: regex.Match[str]) -> str:
+        word = match.group()
+        return word.lower() if counts[word.lower()] > 1 else word
+
+    return regex.sub(r"\p{L}+", lower, text)
+
+
+def _names_swapped(text: str) -> str | None:
+    """After "A and B", every later A becomes B and the reverse."""
+    pair = regex.search(r"\b(\p{Lu}\p{Ll}+) and (\p{Lu}\p{Ll}+)\b", text)
+    if pair is None:
+        return None
+    a, b = pair.groups()
+    other = {a: b, b: a}
+    head, tail = text[: pair.end()], text[pair.end() :]
+    swapped = regex.sub(rf"\b(?:{a}|{b})\b", lambda match: other[match.group()], tail)
+    return None if swapped == tail else head + swapped
+
+
+def _year_changed(text: str) -> str | None:
+    """The first full year becomes year 01 of its century, as in Hanna et al. 2023."""
+    year = regex.search(r"(?<!\d)((?:1\d|20)\d\d)(?!\d)", text)
+    if year is None:
+        return None
+    return text[: year.start() + 2] + "01" + text[year.end() :]
+
+
+def _digit_to_word(text: str) -> str | None:
+    found = list(regex.finditer(rf"(?<![\d.,])\d{_STOP}", text))
+    if not found:
+        return None
+    start, end = found[-1].span()
+    return text[:start] + _DIGITS[int(text[start:end])] + text[end:]
+
+
+def _word_to_digit(text: str) -> str | None:
+    words = "|".join(_DIGITS)
+    found = list(regex.finditer(rf"\b(?:{words}){_STOP}", text))
+    if not found:
+        return None
+    start, end = found[-1].span()
+    return text[:start] + str(_DIGITS.index(text[start:end])) + text[end:]
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("final stop to comma", _final_stop(","), "no final full stop"),
+    Family("final stop to semicolon", _final_stop(";"), "no final full stop"),
+    Family("final stop to colon", _final_stop(":"), "no final full stop"),
+    Family("final stop to “ and”", _final_stop(" and"), "no final full stop"),
+    Family("first letter lowered", _lowered("first word"), "no word"),
+    Family("sentence starts lowered", _lowered("sentence starts"), "no word"),
+    Family("all lowered", str.lower, "no letter"),
+    Family("all upper-cased", str.upper, "no letter"),
+    Family("repeated words lowered", _repeated_lowered, "no repeated word with a capital"),
+    Family("names swapped", _names_swapped, "no two names of which one returns"),
+    Family("year changed", _year_changed, "no year"),
+    Family("digit to word before a stop", _digit_to_word, "no digit before a stop"),
+    Family("word to digit before a stop", _word_to_digit, "no number word before a stop"),
+)
+"""Tried on every prompt, besides the partners that prompts bring."""
+
+
+def propose(
+    model: Model,
+    prompts: Sequence[Prompt | str],
+    families: Sequence[Family] = FAMILIES,
+    *,
+    roles: Iterable[Role] = (),
+    prepend_bos: bool | None = None,
+) -> Proposals:
+    """Every family's edit of every prompt, aligned or excluded with the reason.
+
+    Args:
+        model: whose tokens are counted.
+        prompts: a prompt's own `corrupted` partner is the family "given".
+        families: kinds of edit.
+        roles: to align by, besides the standard ones.
+        prepend_bos: as in `Tokenizer.tokenize`.
+    """
+    whole = [Prompt(p) if isinstance(p, str) else p for p in prompts]
+    roles = tuple(roles)
+    pairs: list[Counterfactual] = []
+    excluded: list[Excluded] = []
+    given = any(prompt.corrupted is not None for prompt in whole)
+    names = (*(family.name for family in families), *((GIVEN,) if given else ()))
+    for name in names:
+        family = next((f for f in families if f.name == name), None)
+        for i, prompt in enumerate(whole):
+            text = prompt.corrupted if family is None else family.edit(prompt.text)
+            lacks = "no corrupted partner" if family is None else family.lacks
+            try:
+                if text is None:
+                    raise BehaviourError(lacks)
+                pairs.append(_aligned(model, name, i, prompt, text, roles, prepend_bos))
+            except CasestudyError as problem:
+                # the tokenizer counts prompts within its call, which were of one
+                why = problem.came.removeprefix("prompt 0 ")
+                excluded.append(Excluded(name, i, why))
+    return Proposals(names, tuple(pairs), tuple(excluded))
+
+
+def _aligned(
+    model: Model,
+    family: str,
+    index: int,
+    prompt: Prompt,
+    text: str,
+    roles: tuple[Role, ...],
+    prepend_bos: bool | None,
+) -> Counterfactual:
+    """The pair, if its tokens correspond.
+
+    Raises: CasestudyError saying why they do not, or why the edited text cannot be read.
+    """
+    if text == prompt.text:
+        raise BehaviourError("the edit changes nothing")
+    clean, edited = (
+        model.tokenizer.tokenize(t, prepend_bos=prepend_bos).rows()[0] for t in (prompt.text, text)
+    )
+    if clean == edited:
+        raise BehaviourError("the edit changes no token")
+    corrupted = Prompt(text)
+    same = [a == b for a, b in zip(clean, edited, strict=False)]
+    first = same.index(False) if False in same else len(same)
+    if len(clean) != len(edited):
+        here = roles_of(model.tokenizer, prompt, clean, roles)
+        there = roles_of(model.tokenizer, corrupted, edited, roles)
+        shared = [
+            name
+            for name, places in here.items()
+            if len(there.get(name, ())) == len(places) and places[-1] >= first
+        ]
+        if not shared:
+            raise BehaviourError(
+                "the edit changes the number of tokens and leaves no role to align by"
+            )
+    return Counterfactual(
+        family,
+        index,
+        prompt,
+        corrupted,
+        first,
+        len(clean) - 1,
+        "position" if len(clean) == len(edited) else "role",
+    )
+
+
+def score(
+    model: Model,
+    proposals: Proposals,
+    contrast: Contrast,
+    *,
+    prepend_bos: bool | None = None,
+) -> tuple[Score, ...]:
+    """What every family does to the contrast, families in order.
+
+    Args:
+        model: the decoder.
+        proposals: of `propose`.
+        contrast: of the prompts proposed for, row by row; prompts whose weights are NaN have none
+            and are excluded.
+        prepend_bos: as for `propose`.
+
+    Unit: logits, at each prompt's last token.
+    """
+    defined = ~contrast.weights.isnan().any(1)
+    clean = _values(model, {p.index: p.clean.text for p in proposals.pairs}, contrast, prepend_bos)
+    edited = _values(
+        model,
+        {i: pair.corrupted.text for i, pair in enumerate(proposals.pairs)},
+        contrast[[pair.index for pair in proposals.pairs]],
+        prepend_bos,
+    )
+    scores = []
+    for family in proposals.families:
+        mine = [i for i, pair in enumerate(proposals.pairs) if pair.family == family]
+        usable = [i for i in mine if defined[proposals.pairs[i].index]]
+        excluded = [e for e in proposals.excluded if e.family == family]
+        excluded += [
+            Excluded(family, proposals.pairs[i].index, "the prompt has no contrast")
+            for i in mine
+            if i not in usable
+        ]
+        scores.append(
+            Score(
+                family,
+                tuple(proposals.pairs[i] for i in usable),
+                np.array([clean[proposals.pairs[i].index] for i in usable]),
+                np.array([edited[i] for i in usable]),
+                tuple(sorted(excluded, key=lambda e: e.index)),
+            )
+        )
+    return tuple(scores)
+
+
+def _values(
+    model: Model, texts: dict[int, str], contrast: Contrast, prepend_bos: bool | None
+) -> dict[int, float]:
+    """The contrast's row of each key at its text's last token."""
+    rows = {
+        key: model.tokenizer.tokenize(text, prepend_bos=prepend_bos).rows()[0]
+        for key, text in texts.items()
+    }
+    order = sorted(rows, key=lambda key: len(rows[key]))  # alike lengths together: less padding
+    found: dict[int, float] = {}
+    for start in range(0, len(order), _RUN_AT_ONCE):
+        some = order[start : start + _RUN_AT_ONCE]
+        tokens = Tokens.of([rows[key] for key in some]).to(model.device)
+        logits = run(model, tokens, logits="last").logits
+        assert logits is not None
+        values = contrast[some].value(logits).tolist()
+        found |= dict(zip(some, values, strict=True))
+    return found
+
+
+def strongest(scores: Sequence[Score], *, before_last: bool = True) -> Score | None:
+    """The family that undoes the behaviour most surely, or None where no family has a pair.
+
+    Families are ranked by the lower end of a 95 % interval (Wilson 1927) of the share that flips,
+    so that one lucky prompt does not beat many; then by that of the share that loses half; then by
+    the mean loss.
+
+    Args:
+        scores: of `score`.
+        before_last: count only pairs that differ before their last token, as grids by position
+            need.
+    """
+    candidates = [score.before_last if before_last else score for score in scores]
+    candidates = [score for score in candidates if score.n]
+    if not candidates:
+        return None
+
+    def strength(score: Score) -> tuple[float, float, float]:
+        loss = (score.clean - score.corrupted) * np.sign(score.clean)
+        return (
+            round(_wilson(score.flips, score.n), 9),
+            round(_wilson(score.halves, score.n), 9),
+            float(loss.mean()),
+        )
+
+    return max(candidates, key=strength)
+
+
+def _wilson(hits: int, n: int, z: float = 1.959964) -> float:
+    """Lower end of the 95 % score interval of a share."""
+    share = hits / n
+    middle = share + z * z / (2 * n)
+    spread = z * math.sqrt((share * (1 - share) + z * z / (4 * n)) / n)
+    return (middle - spread) / (1 + z * z / n)

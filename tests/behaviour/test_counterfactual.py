@@ -1,0 +1,204 @@
+"""Minimal edits are aligned with their prompts, scored on what they undo, or excluded aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.counterfactual import (
+    FAMILIES,
+    GIVEN,
+    Counterfactual,
+    Score,
+    propose,
+    score,
+    strongest,
+)
+from casestudy.behaviour.prompts import Prompt
+from casestudy.measure.patching import counterfactual_table, pairs_of
+from casestudy.model.decoder import run
+from casestudy.model.model import Model
+
+EDITS = {family.name: family.edit for family in FAMILIES}
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "edited"),
+    [
+        ("final stop to comma", "It rains. Go.", "It rains. Go,"),
+        ("final stop to semicolon", 'He said "Go."', 'He said "Go;"'),
+        ("final stop to colon", "Go.", "Go:"),
+        ("final stop to “ and”", "Go.", "Go and"),
+        ("final stop to comma", "Is it 0.5 of them", None),
+        ("first letter lowered", "It rains. Go.", "it rains. Go."),
+        ("first letter lowered", "“It” rains.", "“it” rains."),
+        ("sentence starts lowered", "It rains. Go on.", "it rains. go on."),
+        ("all lowered", "It Rains.", "it rains."),
+        ("all upper-cased", "It rains.", "IT RAINS."),
+        ("repeated words lowered", "Go. Go. Go.", "go. go. go."),
+        ("repeated words lowered", "Go to it. It is here.", "Go to it. it is here."),
+        ("repeated words lowered", "Go on.", None),
+        (
+            "names swapped",
+            "When Mary and John left, John gave milk to",
+            "When Mary and John left, Mary gave milk to",
+        ),
+        ("names swapped", "When Mary and John left, they gave milk to", None),
+        ("names swapped", "Mary gave milk to", None),
+        ("year changed", "from 1732 to the year 17", "from 1701 to the year 17"),
+        ("year changed", "about 17 or 17320 of them", None),
+        ("digit to word before a stop", "is not 0.", "is not zero."),
+        ("digit to word before a stop", "is 10.", None),
+        ("digit to word before a stop", "is 1.5 or so", None),
+        ("word to digit before a stop", "is not zero.", "is not 0."),
+        ("word to digit before a stop", "is not here.", None),
+    ],
+)
+def test_each_family_makes_its_edit(family: str, text: str, edited: str | None) -> None:
+    assert EDITS[family](text) == edited
+
+
+def test_aligned_pairs_have_as_many_tokens_and_say_where_they_differ(toy_model: Model) -> None:
+    proposals = propose(toy_model, ["It is here. It is there.", "It was here."])
+    assert proposals.families == tuple(family.name for family in FAMILIES)
+    seen = {(pair.family, pair.index) for pair in proposals.pairs}
+    assert seen.isdisjoint((e.family, e.index) for e in proposals.excluded)
+    assert len(seen) + len(proposals.excluded) == 2 * len(FAMILIES)
+    for pair in proposals.pairs:
+        clean, corrupted = (
+            toy_model.tokenize(p.text).rows()[0] for p in (pair.clean, pair.corrupted)
+        )
+        first = pair.first_difference
+        assert clean[:first] == corrupted[:first]
+        assert clean[first] != corrupted[first]
+        assert (pair.aligned == "position") == (len(clean) == len(corrupted))
+        assert pair.last == len(clean) - 1
+    stop = next(p for p in proposals.pairs if p.family == "final stop to comma")
+    assert not stop.before_last
+    start = next(p for p in proposals.pairs if p.family == "first letter lowered")
+    assert start.before_last
+    assert start.first_difference == 1  # after BOS
+
+
+def test_exclusions_say_why(toy_model: Model) -> None:
+    long = "x " * 100 + "."
+    prompts = ["it is here.", "go,", Prompt("It is.", corrupted="? ! ? ! ? !")]
+    proposals = propose(toy_model, [*prompts, "A" * 63 + "."])
+    why = {(e.family, e.index): e.why for e in proposals.excluded}
+    assert why["first letter lowered", 0] == "the edit changes nothing"
+    assert why["final stop to comma", 1] == "no final full stop"
+    assert why["names swapped", 0] == "no two names of which one returns"
+    assert "leaves no role to align by" in why[GIVEN, 2]
+    assert why[GIVEN, 0] == "no corrupted partner"
+    with pytest.raises(ValueError, match="tokens long"):
+        toy_model.tokenize(long)
+    (given,) = (
+        e
+        for e in propose(toy_model, [Prompt("It is.", corrupted=long)]).excluded
+        if e.family == GIVEN
+    )
+    assert given.why == "is 103 tokens long"
+
+
+def test_partners_of_another_length_are_aligned_by_role(toy_model: Model) -> None:
+    prompt = Prompt("It is here.", corrupted="It was not ever here.")
+    (pair,) = (p for p in propose(toy_model, [prompt]).pairs if p.family == GIVEN)
+    assert pair.aligned == "role"
+    both = pairs_of(toy_model, [pair])
+    assert both.roles is not None
+    assert both.corrupted_roles is not None
+    here, there = both.roles[0]["final full stop"], both.corrupted_roles[0]["final full stop"]
+    assert here == (int(both.clean.lengths[0]) - 1,)
+    assert there == (int(both.corrupted.lengths[0]) - 1,)
+    assert here != there
+    assert both.labels == ("0",)
+
+
+def test_partners_of_equal_length_share_the_prompts_own_roles(toy_model: Model) -> None:
+    prompt = Prompt("It is here.", roles={"mine": (1, -1)})
+    pair = next(p for p in propose(toy_model, [prompt]).pairs if p.family == "final stop to comma")
+    both = pairs_of(toy_model, [pair])
+    assert both.roles is not None
+    assert both.corrupted_roles is not None
+    assert both.roles[0]["mine"] == both.corrupted_roles[0]["mine"]
+
+
+def a_contrast(model: Model, n: int) -> Contrast:
+    return Contrast.between(model, [" He"] * n, [" he"] * n)
+
+
+def test_scores_are_the_contrasts_of_both_sides(toy: Callable[..., Model]) -> None:
+    model = toy(dtype="float64")
+    prompts = ["It is here. It is there.", "It was here.", "go"]
+    contrast = a_contrast(model, 3)
+    proposals = propose(model, prompts)
+    scores = score(model, proposals, contrast)
+    assert [s.family for s in scores] == list(proposals.families)
+    for s in scores:
+        assert s.n + len(s.excluded) == len(prompts)
+        for pair, clean, corrupted in zip(s.pairs, s.clean, s.corrupted, strict=True):
+            for text, value in ((pair.clean.text, clean), (pair.corrupted.text, corrupted)):
+                logits = run(model, text, logits="last").logits
+                assert logits is not None
+                expected = contrast[[pair.index]].value(logits)
+                assert value == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_prompts_without_a_contrast_are_excluded(toy_model: Model) -> None:
+    contrast = a_contrast(toy_model, 2)
+    contrast = replace(contrast, weights=contrast.weights * torch.tensor([[1.0], [np.nan]]))
+    scores = score(toy_model, propose(toy_model, ["It is.", "It was."]), contrast)
+    first = next(s for s in scores if s.family == "all lowered")
+    assert first.n == 1
+    assert first.excluded[0].index == 1
+    assert first.why == "the prompt has no contrast (1)"
+
+
+def made(family: str, values: list[tuple[float, float]], first: int = 1) -> Score:
+    """A score with these (clean, corrupted) values."""
+    pair = Counterfactual(family, 0, Prompt("A b."), Prompt("a b."), first, 3, "position")
+    clean, corrupted = np.array(values).T
+    return Score(family, (pair,) * len(values), clean, corrupted, ())
+
+
+def test_flips_and_halves_are_counted_from_either_side() -> None:
+    s = made("x", [(4.0, -1.0), (4.0, 2.0), (4.0, 3.0), (-4.0, 1.0), (-4.0, -3.0)])
+    assert (s.flips, s.halves, s.n) == (2, 3, 5)
+    assert s.flip_share == pytest.approx(0.4)
+    assert s.half_share == pytest.approx(0.6)
+
+
+def test_the_strongest_family_is_surest_and_differs_before_the_last_token() -> None:
+    lucky = made("lucky", [(1.0, -1.0)])
+    sure = made("sure", [(1.0, -1.0)] * 9 + [(1.0, 0.9)])
+    last = made("last", [(1.0, -1.0)] * 50, first=3)
+    assert strongest([lucky, sure, last]).family == "sure"  # type: ignore[union-attr]
+    assert strongest([lucky, sure, last], before_last=False).family == "last"  # type: ignore[union-attr]
+    assert strongest([last]) is None
+    assert last.before_last.why == "differs in the last token only (50)"
+    # where nothing flips, losing half decides, then the mean loss
+    weak, weaker = made("weak", [(1.0, 0.4)] * 5), made("weaker", [(1.0, 0.6)] * 5)
+    assert strongest([weaker, weak]).family == "weak"  # type: ignore[union-attr]
+    weakest = made("weakest", [(1.0, 0.7)] * 5)
+    assert strongest([weakest, weaker]).family == "weaker"  # type: ignore[union-attr]
+
+
+def test_the_table_has_every_family_with_its_interval_and_exclusions(toy_model: Model) -> None:
+    proposals = propose(toy_model, ["It is here.", "It was there.", "go"])
+    table = counterfactual_table(score(toy_model, proposals, a_contrast(toy_model, 3)))
+    rows = {row["family"]: row for row in table.rows()}
+    assert list(rows) == list(proposals.families)
+    stop = rows["final stop to comma"]
+    assert (stop["n"], stop["excluded"], stop["why"]) == (2, 1, "no final full stop (1)")
+    assert stop["mean_clean_lower"] <= stop["mean_clean"] <= stop["mean_clean_upper"]
+    assert stop["differ_before_last"] == 0
+    empty = rows["year changed"]
+    assert empty["n"] == 0
+    assert empty["mean_clean"] is None
+    assert empty["flip_share"] is None
+    assert torch.isfinite(torch.tensor([stop["mean_corrupted"]])).all()

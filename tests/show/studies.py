@@ -158,6 +158,29 @@ def write(
     return store
 
 
+def by_group(grid: Grid, groups: list[list[str]]) -> Grid:
+    """A (contrast, prompt) grid's means by group of prompts."""
+    names = tuple(dict.fromkeys(name for found in groups for name in found))
+    means = []
+    for name in names:
+        index = [i for i, found in enumerate(groups) if name in found]
+        axes = (grid.axes[0], Axis("prompt", tuple(grid.axes[1].labels[i] for i in index)))
+        means.append(mean_over_prompts(Grid(grid.name, grid.values[:, index], axes, grid.unit)))
+
+    def stacked(part: str) -> Any:
+        return np.stack([getattr(mean, part) for mean in means])
+
+    return Grid(
+        f"{grid.name}.by_group",
+        stacked("values"),
+        (Axis("group", names), grid.axes[0]),
+        grid.unit,
+        lower=stacked("lower"),
+        upper=stacked("upper"),
+        n=stacked("n"),
+    )
+
+
 def full(texts: tuple[str, ...] = TEXTS, *, layers: int = 3, heads: int = 4) -> list[Result]:
     """What a study holds once every measurement has run: names and axes as the rooms below give."""
     n = len(texts)
@@ -195,7 +218,12 @@ def full(texts: tuple[str, ...] = TEXTS, *, layers: int = 3, heads: int = 4) -> 
         grid("head_profile", "score", Axis("score", ("previous_token", "induction")), layer, head),
         grid("patching.resid_pre", "share", layer, role, **check),
         grid("patching.resid_pre.raw", "logits", layer, role),
-        grid("patching.z", "share", layer, head),
+        grid("patching.z", "share", layer, head, role),
+        grid("patching.ablation.zero.effect", "logits", layer, head),
+        grid("patching.z.effect", "logits", layer, head, role),
+        by_group(ledger(n, layers=layers)[0], [[f"group {i % 5}"] for i in range(n)]),
+        Table("attribution.head.ranking", _ranking(), "How often each is among the first 10."),
+        Table("group_tests", _group_tests(), "Do two groups differ?"),
         grid("circuit.faithfulness", "share", Axis("method", ("eap", "exact")), _proportions()),
         Table("attribution.neuron", _neurons(rng), "The neurons with the largest mean share."),
         Table("controls", {"control": ["b_U alone", "unigram"], "value": [0.6, 1.2]}),
@@ -233,12 +261,40 @@ def _neurons(rng: np.random.Generator) -> dict[str, list[Any]]:
     }
 
 
+def _ranking() -> dict[str, list[Any]]:
+    return {
+        "layer": ["1", "0"],
+        "head": ["0", "3"],
+        "mean": [0.9, -0.6],
+        "rank": [0, 1],
+        "in_top_10": [1.0, 0.9],
+        "rank_lower": [0, 1],
+        "rank_upper": [2, 11],
+        "n": [14, 14],
+    }
+
+
+def _group_tests() -> dict[str, list[Any]]:
+    return {
+        "contrast": ["lowercase", "lowercase"],
+        "group": ["group 0", "group 1"],
+        "other": ["group 1", "group 2"],
+        "difference": [2.0, 0.1],
+        "p": [0.001, 0.6],
+        "p_holm": [0.002, 0.6],
+        "units": [8, 8],
+        "within_documents": [False, False],
+    }
+
+
 def _counterfactuals() -> dict[str, list[Any]]:
     return {
         "family": ["final full stop to comma", "first letter lowered"],
         "n": [4, 3],
         "mean_clean": [3.1, 3.0],
         "mean_corrupted": [-0.5, 2.0],
+        "mean_clean_lower": [2.0, None],
+        "mean_clean_upper": [4.0, None],
         "flip_share": [0.75, 0.0],
         "half_share": [1.0, 1 / 3],
         "excluded": [0, 1],

@@ -69,6 +69,20 @@ def test_every_alt_text_of_a_full_study_has_a_measured_value(full: Page) -> None
     assert all(re.search(r"\d", alt) and len(alt) > 30 for alt in full.alts)
 
 
+def test_groups_that_differ_are_named_after_correction(full: Page) -> None:
+    assert "Of 2 pairs of groups, 1 differ" in full.text
+    assert "“group 0” against “group 1” +2.00 (p = 0.002)" in full.text
+
+
+def test_a_share_is_drawn_and_its_effect_only_for_ablations(full: Page) -> None:
+    titles = [alt for alt in full.alts if alt.startswith("Effect of patching")]
+    assert [t.split(":")[0].removeprefix("Effect of patching ") for t in titles] == [
+        "resid_pre",
+        "z",
+        "ablation.zero.effect",
+    ]
+
+
 def test_heads_lead_to_their_patterns_only_where_there_are_any(full: Page, page: Page) -> None:
     assert len([a for _, a in full.tags if "data-head" in a]) > 12
     assert not [a for _, a in page.tags if "data-head" in a]
@@ -100,7 +114,8 @@ def test_means_count_the_main_groups_only_where_they_are_named(tmp_path: Path) -
     columns = dict(tables[0].columns)
     columns["groups"] = [["ordinary"], ["ordinary"], ["ordinary"], ["odd"]]
     tables[0] = Table("prompts", columns)
-    store = studies.write(tmp_path / "s", [*grids[:2], *means, grids[4], *tables])
+    groups = studies.by_group(grids[0], columns["groups"])
+    store = studies.write(tmp_path / "s", [*grids[:2], *means, groups, grids[4], *tables])
     store.manifest["behaviour"]["main"] = ["ordinary"]
     page = page_of(store)
     assert "Over 3 prompts" in page.text
@@ -343,8 +358,8 @@ def test_a_thousand_prompts_stay_under_eight_megabytes(tmp_path: Path) -> None:
     results = [*studies.ledger(len(texts), layers=12), *studies.tables(texts)]
     page = page_of(studies.write(tmp_path / "s", results, texts=texts))
     assert len(page.html.encode()) < 8_000_000
-    assert "24 of 1,000 prompts" in page.text
-    assert 0 < len([a for a in page.all("details") if a.get("class") == "one"]) <= 24
+    assert "48 of 1,000 prompts" in page.text
+    assert 0 < len([a for a in page.all("details") if a.get("class") == "one"]) <= 48
 
 
 def test_ids_are_unique_and_links_lead_somewhere(page: Page) -> None:

@@ -51,6 +51,7 @@ class Listing:
         rows: cells, text or markup.
         caption: what to note.
         stack: whether a row's cells stand below one another on a narrow screen.
+        fold: how many rows to show before the rest has to be asked for; 0 for all.
     """
 
     title: str
@@ -58,6 +59,14 @@ class Listing:
     rows: Sequence[Sequence[str | Markup]]
     caption: str | Markup = ""
     stack: bool = False
+    fold: int = 0
+
+    @property
+    def parts(self) -> tuple[Sequence[Sequence[str | Markup]], Sequence[Sequence[str | Markup]]]:
+        """The rows shown, and those folded away; a fold that would save three rows is none."""
+        if not self.fold or len(self.rows) <= self.fold + 3:
+            return self.rows, ()
+        return self.rows[: self.fold], self.rows[self.fold :]
 
 
 Block = Markup | Figure | Listing

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from casestudy.measure.result import Grid
+from casestudy.measure.result import Axis, Grid
 from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, Listing, paragraph
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import clean, interval, number, percent, shorten, signed
+
+MOST_HEADS = 24
+"""Rows of a figure by head and place."""
 
 
 def counterfactuals(study: Stored) -> list[Block]:
@@ -21,10 +26,10 @@ def counterfactuals(study: Stored) -> list[Block]:
         [
             clean(row["family"]),
             str(row.get("n", "")),
-            number(row.get("mean_clean")),
-            number(row.get("mean_corrupted")),
-            percent(row.get("flip_share")),
-            percent(row.get("half_share")),
+            _mean(row, "mean_clean"),
+            _mean(row, "mean_corrupted"),
+            percent(row.get("flip_share")) if row.get("flip_share") is not None else "",
+            percent(row.get("half_share")) if row.get("half_share") is not None else "",
             str(row.get("excluded") or ""),
             shorten(clean(row.get("why") or ""), 60),
         ]
@@ -61,6 +66,14 @@ def counterfactuals(study: Stored) -> list[Block]:
     return blocks
 
 
+def _mean(row: Mapping[str, Any], name: str) -> str:
+    if row.get(name) is None:
+        return ""
+    ends = row.get(f"{name}_lower"), row.get(f"{name}_upper")
+    shown = f" [{interval(*ends)}]" if _known(ends[0]) else ""
+    return f"{number(row[name])}{shown}"
+
+
 def _known(value: Any) -> bool:
     return isinstance(value, (int, float)) and bool(np.isfinite(value))
 
@@ -83,13 +96,14 @@ def patching(study: Stored) -> list[Block]:
 
 
 def _names(study: Stored) -> list[str]:
-    names = [
-        name
-        for name in sorted(study.grids)
-        if name.startswith("patching.") and not name.endswith(".raw")
+    """The patch grids worth a figure: shares of the difference; effects only for ablations."""
+    names = [name for name in sorted(study.grids) if name.startswith("patching.")]
+    shares = [n for n in names if not n.endswith((".raw", ".effect"))]
+    effects = [
+        n for n in names if n.endswith(".effect") and n.removesuffix(".effect") not in shares
     ]
     # Where per-prompt results have a mean beside them, the mean is what is drawn.
-    return [n for n in names if f"{n}.mean" not in study.grids]
+    return [n for n in [*shares, *effects] if f"{n}.mean" not in study.grids]
 
 
 def strongest(study: Stored) -> Markup:
@@ -121,12 +135,37 @@ def _cut(study: Stored, name: str) -> tuple[Grid, tuple[Any, ...]]:
             grid = grid.select(contrast=study.contrast)
         elif len(axis) == 1:
             grid = grid.select(**{axis.name: axis.labels[0]})
+    names = [axis.name for axis in grid.axes]
+    if names[:2] == ["layer", "head"] and len(names) == 3:
+        grid = _by_head(grid)
     if not 1 <= len(grid.axes) <= 2 or grid.axes[-1].name == "prompt":
         raise Missing(f"“{name}” has axes that no figure was made for")
     if not np.isfinite(grid.values).any():
         raise Missing(f"nothing of “{name}” could be measured")
     where = np.unravel_index(int(np.nanargmax(np.abs(grid.values))), grid.values.shape)
     return grid, tuple(where)
+
+
+def _by_head(grid: Grid) -> Grid:
+    """(layer, head, place) as (head, place): the heads with the largest effects, in layer order."""
+    layers, heads, place = grid.axes
+    flat = grid.values.reshape(-1, len(place))
+    size = np.nan_to_num(np.abs(flat)).max(1)
+    rows = np.sort(np.argsort(-size, kind="stable")[:MOST_HEADS])
+    labels = [f"{a}.{b}" for a in layers.labels for b in heads.labels]
+
+    def cut(array: Any) -> Any:
+        return None if array is None else array.reshape(-1, len(place))[rows]
+
+    return replace(
+        grid,
+        values=cut(grid.values),
+        lower=cut(grid.lower),
+        upper=cut(grid.upper),
+        n=cut(grid.n),
+        axes=(Axis("head", tuple(labels[i] for i in rows)), place),
+        about=f"{grid.about} The {len(rows)} heads with the largest effects of {len(labels)}.",
+    )
 
 
 def _at(grid: Grid, where: tuple[Any, ...]) -> str:

@@ -72,12 +72,14 @@ def by_group(study: Stored) -> list[Block]:
     if len(groups) < 2:
         raise Missing("the prompts are not in groups")
     place = {label: i for i, label in enumerate(grid.axis("prompt").labels)}
-    lines, means = [], []
-    for members in groups.values():
-        values = [grid.values[place[p]] for p in members if p in place]
-        lines.append(draw.numbers(np.array(values)))
-        mean = Mean.over(values) if values else Mean(float("nan"), float("nan"), float("nan"), 0)
-        means.append(mean if mean.n > 1 else None)
+    stored = study.grid("logit_difference.by_group", "group", "contrast")
+    stored = stored.select(contrast=study.contrast)
+    lines: list[list[draw.Number]] = []
+    means: list[Mean | None] = []
+    for name, members in groups.items():
+        lines.append(draw.numbers(np.array([grid.values[place[p]] for p in members if p in place])))
+        mean = Mean.of(stored, group=name) if name in stored.axis("group").labels else None
+        means.append(mean if mean is not None and mean.n > 1 else None)
     names = list(groups)
     width = max(map(len, lines))
     cells = [value for line in lines for value in [*line, *[None] * (width - len(line))]]
@@ -100,6 +102,7 @@ def by_group(study: Stored) -> list[Block]:
         row=42,
     )
     return [
+        *_group_tests(study),
         Figure(
             "The same difference by group of prompts",
             drawing,
@@ -107,6 +110,30 @@ def by_group(study: Stored) -> list[Block]:
             data,
             f"Contrast against {against(study.contrast)}. A prompt may stand in several groups; a "
             "group of one prompt has no mean.",
+        ),
+    ]
+
+
+def _group_tests(study: Stored) -> list[Block]:
+    """Which groups' means differ, after correction for looking at every pair."""
+    try:
+        table = study.table("group_tests", "contrast", "group", "other", "difference", "p_holm")
+    except Missing:
+        return []
+    rows = [r for r in table.rows() if r["contrast"] == study.contrast and r["p_holm"] is not None]
+    if not rows:
+        return []
+    clear = sorted((r for r in rows if r["p_holm"] < 0.05), key=lambda r: r["p_holm"])
+    said = [
+        f"“{clean(r['group'])}” against “{clean(r['other'])}” {signed(r['difference'])} "
+        f"(p\u00a0=\u00a0{number(r['p_holm'], 3)})"
+        for r in clear[:6]
+    ]
+    return [
+        paragraph(
+            "Of {} pairs of groups, {} differ in their mean difference at the 5\u00a0% level after "
+            "Holm’s correction{}{}.",
+            *(len(rows), len(clear) or "none", ": " if said else "", "; ".join(said)),
         )
     ]
 

@@ -14,7 +14,7 @@ from casestudy.show.means import Mean, spoken
 from casestudy.show.stored import Stored
 from casestudy.show.text import chip, clean, count, listing, ordinal, percent, shorten
 
-EXAMPLES = 24
+EXAMPLES = 48
 """How many prompts a report goes through one by one; all of them where a study has no more."""
 
 
@@ -75,7 +75,7 @@ def prompts_table(study: Stored) -> list[Block]:
             + caption
         )
     head = ["", "Prompt", "Most probable next", "Answer", "Counterpart"]
-    blocks.append(Listing("What the model expects next", head, rows, caption, stack=True))
+    blocks.append(Listing("What the model expects next", head, rows, caption, stack=True, fold=14))
     return blocks
 
 

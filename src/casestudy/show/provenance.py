@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from casestudy.measure.result import Grid
 from casestudy.show import draw
@@ -13,7 +14,7 @@ from casestudy.show.blocks import Absent, Block, Figure, Listing
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import clean, number, shorten, signed
 
-_BOOKKEEPING = frozenset({"ledger.check", "answers", "passed_over", "predictions", "prompts"})
+_BOOKKEEPING = frozenset({"ledger.check", "chunks"})
 MOST_CELLS = 4000
 """A figure of the appendix shows at most so many cells; larger grids are named with their shape."""
 
@@ -100,9 +101,9 @@ def short_manifest(study: Stored) -> dict[str, Any]:
 
 
 def leftovers(study: Stored) -> list[Block]:
-    """Whatever was stored that no section knows: a figure or a table each."""
-    unknown = sorted(set(study.grids) - study.shown - _BOOKKEEPING)
-    blocks: list[Block] = [_plain(study.grids[name]) for name in unknown]
+    """Whatever was stored that no section drew: a figure each while it can be drawn, else a row."""
+    unknown = [study.grids[n] for n in sorted(set(study.grids) - study.shown - _BOOKKEEPING)]
+    blocks: list[Block] = [_plain(grid) for grid in unknown if _drawable(grid)]
     for name in sorted(set(study.tables) - study.shown - _BOOKKEEPING):
         table = study.tables[name]
         rows = table.rows()
@@ -111,9 +112,33 @@ def leftovers(study: Stored) -> list[Block]:
         blocks.append(
             Listing(clean(name), list(map(clean, table.columns)), shown, clean(table.about) + more)
         )
+    rest = [_summary(grid) for grid in unknown if not _drawable(grid)]
+    if rest:
+        head = ["Name", "Axes", "Smallest#", "Largest#", "Unit"]
+        about = "Each is a file of its own under `arrays/` in the study’s folder."
+        blocks.append(Listing("Arrays that were stored and are not drawn here", head, rest, about))
     if not blocks:
         raise Missing("")
     return blocks
+
+
+def _drawable(grid: Grid) -> bool:
+    known = np.isfinite(np.asarray(grid.values, dtype=float)).any()
+    several = grid.name.endswith((".by_group", ".raw"))
+    return (
+        bool(known)
+        and 1 <= grid.values.ndim <= 2
+        and grid.values.size <= MOST_CELLS
+        and not several
+    )
+
+
+def _summary(grid: Grid) -> list[str | Markup]:
+    values = np.asarray(grid.values, dtype=float)
+    known = values[np.isfinite(values)]
+    ends = [number(float(known.min())), number(float(known.max()))] if known.size else ["", ""]
+    shape = " × ".join(f"{len(axis)} {axis.name}" for axis in grid.axes) or "one number"
+    return [clean(grid.name), clean(shape), *ends, clean(grid.unit)]
 
 
 def _cell(value: object) -> str:
@@ -122,33 +147,20 @@ def _cell(value: object) -> str:
     return "" if value is None else shorten(clean(value), 60)
 
 
-def _plain(grid: Grid) -> Figure | Listing:
+def _plain(grid: Grid) -> Figure:
     """A grid nobody taught the report about, drawn by its number of axes."""
     values = np.asarray(grid.values, dtype=float)
-    known = values[np.isfinite(values)]
     about = f"{clean(grid.about)} Axes: {', '.join(a.name for a in grid.axes)}."
-    if not known.size:
-        return Listing(clean(grid.name), ["Value"], [["nothing was measured"]], about)
     where = np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)
     at = ", ".join(f"{a.name} {clean(a.labels[i])}" for a, i in zip(grid.axes, where, strict=True))
     alt = (
         f"{clean(grid.name)}: largest magnitude {signed(float(values[where]))} {grid.unit} at {at}."
     )
-    if grid.values.ndim == 0 or grid.values.ndim > 2 or values.size > MOST_CELLS:
-        shape = " × ".join(f"{len(a)} {a.name}" for a in grid.axes)
-        return Listing(
-            clean(grid.name),
-            ["Shape", "Smallest#", "Largest#", "Largest magnitude"],
-            [[shape, signed(float(known.min())), signed(float(known.max())), at]],
-            f"{about} All of it is in arrays/{clean(grid.name)}.safetensors.",
-        )
-    data = draw.Data.of(grid)
     labels = [list(map(clean, axis.labels)) for axis in grid.axes]
     if grid.values.ndim == 1:
-        low, high = (None if a is None else draw.numbers(a) for a in (grid.lower, grid.upper))
-        drawing = draw.bars(labels[0], draw.numbers(values), unit=grid.unit, lower=low, upper=high)
+        drawing = draw.mean_bars(grid, labels[0])
     else:
         drawing = draw.heatmap(
             values, *labels, unit=grid.unit, row_name=grid.axes[0].name, col_name=grid.axes[1].name
         )
-    return Figure(clean(grid.name), drawing, alt, data, about)
+    return Figure(clean(grid.name), drawing, alt, draw.Data.of(grid), about)

@@ -37,6 +37,7 @@ ARGUMENT: Sequence[Topic] = (
             ("the ledger", writers.ledger_mean),
             ("the difference by depth (logit lens)", writers.lens),
             ("the share of each head", writers.heads),
+            ("the order of the heads under resampling", writers.ranking),
             ("the share of each neuron", writers.neurons),
         ],
     ),

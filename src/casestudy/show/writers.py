@@ -12,7 +12,7 @@ from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, Listing, paragraph
 from casestudy.show.means import Mean, against
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import clean, interval, listing, number, signed
+from casestudy.show.text import clean, interval, listing, number, ordinal, percent, signed
 
 B_U = "final norm bias (b_U)"
 
@@ -268,6 +268,31 @@ def heads(study: Stored) -> list[Block]:
             "the answer, orange away from it."
             + (" A click on a cell opens the head’s attention pattern." if clickable else ""),
         ),
+    ]
+
+
+def ranking(study: Stored) -> list[Block]:
+    """How stable the order of the heads is over prompts."""
+    table = study.table("attribution.head.ranking", "layer", "head", "mean", "rank", "in_top_10")
+    rows = sorted(table.rows(), key=lambda row: row["rank"])[:10]
+    if not rows:
+        raise Missing("too few prompts to resample the order of the heads")
+    cells: list[list[str | Markup]] = [
+        [
+            head_button(study, str(r["layer"]), str(r["head"])),
+            signed(r["mean"], 3),
+            percent(r["in_top_10"]),
+            f"{ordinal(r['rank'] + 1)}",
+            f"{ordinal(int(r['rank_lower']) + 1)} to {ordinal(int(r['rank_upper']) + 1)}"
+            if r.get("rank_lower") is not None
+            else "",
+            str(r.get("n", "")),
+        ]
+        for r in rows
+    ]
+    head = ["Head", "Mean share#", "Among the first ten#", "Place#", "95\u00a0% interval#", "n#"]
+    return [
+        Listing("The heads in order, and how sure the order is", head, cells, clean(table.about))
     ]
 
 

@@ -135,7 +135,9 @@ def run(
     with torch.set_grad_enabled(grad):
         x = _embed(model.config, model.weights, tokens.ids, tap, grad)
         for layer, block in enumerate(model.weights.blocks):
-            x = _block(model.config, block, layer, x, tap)
+            final = layer == model.config.n_layers - 1
+            only_last = final and logits != "all" and tap.asks_only_last_from_z(layer)
+            x = _block(model.config, block, layer, x, tap, only_last)
         x = tap(Site.FINAL_RESID, None, x)
         x = apply_norm(model.config, model.weights.final_norm, x, tap, (Site.FINAL_SCALE, None))
         x = tap(Site.FINAL_NORMED, None, x)
@@ -143,7 +145,7 @@ def run(
         out = None
         if logits != "none":
             if logits == "last":
-                x = take_last(Site.FINAL_NORMED, x, tokens.last)
+                x = take_last(Site.FINAL_NORMED, x, tap.last)
             out = unembed(model.config, model.weights, x)
     return Trace(tokens, tap.values, tap.lasts, out, model.config.n_layers)
 
@@ -181,11 +183,22 @@ def _embed(
 
 
 def _block(
-    config: ModelConfig, block: Block, layer: int, x: Float[Tensor, "batch pos d_model"], tap: _Tap
-) -> Float[Tensor, "batch pos d_model"]:
+    config: ModelConfig,
+    block: Block,
+    layer: int,
+    x: Float[Tensor, "batch pos d_model"],
+    tap: _Tap,
+    only_last: bool = False,
+) -> Float[Tensor, "batch row d_model"]:
+    """One layer; with `only_last`, what follows the looking is done at the last positions alone.
+
+    In the last layer, where nobody asks for the others, that spares nearly all of its MLP.
+    """
     resid_pre = tap(Site.RESID_PRE, layer, x)
-    attn_out = _attention(config, block, layer, tap(Site.ATTN_IN, layer, resid_pre), tap)
-    attn_out = tap(Site.ATTN_OUT, layer, attn_out)
+    attn_in = tap(Site.ATTN_IN, layer, resid_pre)
+    if only_last:
+        resid_pre = take_last(Site.RESID_PRE, resid_pre, tap.last).unsqueeze(1)
+    attn_out = tap(Site.ATTN_OUT, layer, _attention(config, block, layer, attn_in, tap, only_last))
     if config.parallel:
         mlp_out = _mlp(config, block, layer, tap(Site.MLP_IN, layer, resid_pre), tap)
         x = resid_pre + attn_out + tap(Site.MLP_OUT, layer, mlp_out)
@@ -197,8 +210,13 @@ def _block(
 
 
 def _attention(
-    config: ModelConfig, block: Block, layer: int, x: Float[Tensor, "batch pos d_model"], tap: _Tap
-) -> Float[Tensor, "batch pos d_model"]:
+    config: ModelConfig,
+    block: Block,
+    layer: int,
+    x: Float[Tensor, "batch pos d_model"],
+    tap: _Tap,
+    only_last: bool,
+) -> Float[Tensor, "batch row d_model"]:
     attn = block.attn
     normed = apply_norm(config, block.attn_norm, x, tap, (Site.ATTN_SCALE, layer))
     normed = tap(Site.ATTN_NORMED, layer, normed)
@@ -226,12 +244,17 @@ def _attention(
     q, k = tap(Site.ROT_Q, layer, q), tap(Site.ROT_K, layer, k)
 
     visible = visible_keys(config, layer, positions, positions)
-    if tap.wants(Site.ATTN_SCORES, layer) or tap.wants(Site.PATTERN, layer):
+    if tap.wants_all(Site.ATTN_SCORES, layer) or tap.wants_all(Site.PATTERN, layer):
         scores = tap(Site.ATTN_SCORES, layer, attention_scores(config, layer, q, k, visible))
         pattern = tap(Site.PATTERN, layer, softmax(scores))
         z = mix_values(pattern, v)
     else:
+        if tap.wants(Site.ATTN_SCORES, layer) or tap.wants(Site.PATTERN, layer):
+            _keep_last_rows(config, layer, q, k, visible, tap)
         z = attend(config, layer, q, k, v, visible)
+    if only_last:
+        z = take_last(Site.Z, z, tap.last).unsqueeze(1)
+        tap.narrow()
     z = tap(Site.Z, layer, z)
 
     if tap.wants(Site.RESULT, layer):
@@ -242,6 +265,23 @@ def _attention(
     if block.attn_post_norm is not None:
         out = apply_norm(config, block.attn_post_norm, out, tap, (Site.ATTN_POST_SCALE, layer))
     return out
+
+
+def _keep_last_rows(
+    config: ModelConfig,
+    layer: int,
+    q: Float[Tensor, "batch pos head d_head"],
+    k: Float[Tensor, "batch pos kv_head d_head"],
+    visible: Bool[Tensor, "pos pos"],
+    tap: _Tap,
+) -> None:
+    """Scores and pattern of each prompt's last query alone, where the whole grid is not wanted."""
+    query = take_last(Site.ROT_Q, q, tap.last).unsqueeze(1)
+    every_key = visible.new_ones(1, visible.shape[1])
+    scores = attention_scores(config, layer, query, k, every_key)
+    scores = scores.masked_fill(~visible[tap.last][:, None, None], float("-inf"))
+    tap.keep_last(Site.ATTN_SCORES, layer, scores.squeeze(2))
+    tap.keep_last(Site.PATTERN, layer, softmax(scores).squeeze(2))
 
 
 def _mlp(
@@ -533,6 +573,16 @@ def take_last(site: Site, x: Tensor, last: Int[Tensor, " batch"]) -> Tensor:
     return x.gather(dim, index).squeeze(dim)
 
 
+_UP_TO_PATTERN = frozenset(
+    {
+        *(Site.RESID_PRE, Site.ATTN_IN, Site.ATTN_SCALE, Site.ATTN_NORMED),
+        *(Site.Q_IN, Site.K_IN, Site.V_IN, Site.Q, Site.K, Site.V, Site.ROT_Q, Site.ROT_K),
+        *(Site.ATTN_SCORES, Site.PATTERN),
+    }
+)
+_FINAL = frozenset({Site.FINAL_RESID, Site.FINAL_SCALE, Site.FINAL_NORMED})
+
+
 class _Tap:
     """Where a run meets its requests: applies a site's edits, then keeps what is asked."""
 
@@ -562,8 +612,38 @@ class _Tap:
     def wants(self, site: Site, layer: int | None) -> bool:
         return (site, layer) in self._keep or (site, layer) in self._edits
 
+    def wants_all(self, site: Site, layer: int) -> bool:
+        """Whether a site is wanted at more than the last positions."""
+        address = (site, layer)
+        return address in self._edits or False in self._keep.get(address, ())
+
     def edits(self, site: Site, layer: int | None) -> bool:
         return (site, layer) in self._edits
+
+    def asks_only_last_from_z(self, layer: int) -> bool:
+        """Whether nobody wants more than the last positions of the last layer from z on."""
+        later = [
+            (site, at)
+            for site, at in self._keep.keys() | self._edits.keys()
+            if (at == layer and site not in _UP_TO_PATTERN) or site in _FINAL
+        ]
+        return all(a not in self._edits and False not in self._keep[a] for a in later)
+
+    @property
+    def last(self) -> Int[Tensor, " batch"]:
+        """Where each prompt's last token is along the pos axis, as it is now."""
+        assert self._last is not None
+        return self._last
+
+    def narrow(self) -> None:
+        """From here on the pos axis holds the last positions alone."""
+        self._last = torch.zeros_like(self.last)
+
+    def keep_last(self, site: Site, layer: int, x: Tensor) -> None:
+        """Keep what was computed for the last positions only, if it was asked for."""
+        if (site, layer) in self._keep:
+            self._met.add((site, layer))
+            self.lasts[site, layer] = x
 
     def __call__(self, site: Site, layer: int | None, x: Tensor) -> Tensor:
         address = (site, layer)
@@ -576,8 +656,7 @@ class _Tap:
             x = x.view_as(x)
         for last in self._keep.get(address, ()):
             if last:
-                assert self._last is not None
-                self.lasts[address] = take_last(site, x, self._last)
+                self.lasts[address] = take_last(site, x, self.last)
             else:
                 self.values[address] = x
         return x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +19,9 @@ from safetensors import safe_open
 from training.checkpoint import checkpoints
 from training.model import ModelConfig
 from training.optimizer import OptimizerConfig
-from training.train import Progress, Settings, main, schedule, snapshot_due, window_length
+from training.train import BUNDLED, Progress, Settings, main, schedule, snapshot_due, window_length
+
+from training import bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -181,3 +184,19 @@ def test_snapshots_are_due_at_powers_of_two() -> None:
     counts = range(8192, 1_100_000, 8192)
     due = [after for after in counts if snapshot_due(after - 8192, after)]
     assert due == [1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20]
+
+
+def test_a_finished_run_is_bundled_with_curve_and_checksums(
+    make_corpus: MakeCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, run, out = make_corpus(), tmp_path / "run", tmp_path / "out"
+    shutil.copytree(BUNDLED, out)
+    assert bundle.main(["--run", str(run), "--out", str(out)]) == 2
+    assert "the run is not finished" in capsys.readouterr().err
+    assert main(arguments(corpus, run)) == 0
+    assert bundle.main(["--run", str(run), "--out", str(out)]) == 0
+    weights = (out / "model.safetensors").read_bytes()
+    assert weights == (run / "final" / "model.safetensors").read_bytes()
+    recorded = (out / "SHA256SUMS").read_text(encoding="utf-8")
+    assert f"{hashlib.sha256(weights).hexdigest()}  model.safetensors\n" in recorded
+    assert "Training loss" in (out / "loss.svg").read_text(encoding="utf-8")

@@ -119,7 +119,8 @@ def run(
         keep: sites to keep, in all layers or as `Site("z").at(layers=3, last=True)`.
         edit: changes to activations, applied in order.
         logits: "none", at each prompt's "last" token, or at "all" positions.
-        grad: build an autograd graph, from the embeddings on; kept tensors are part of it.
+        grad: build an autograd graph, from the embeddings on. What is kept at every position is
+            part of it; what is kept at the last tokens alone is read off it.
 
     Shape:  logits (batch, d_vocab) or (batch, pos, d_vocab); kept tensors as their site's axes.
     Raises: SiteError for a layer or site the model lacks; EditError for an edit of a wrong shape or

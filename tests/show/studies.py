@@ -230,7 +230,7 @@ def full(texts: tuple[str, ...] = TEXTS, *, layers: int = 3, heads: int = 4) -> 
         Table("counterfactuals", _counterfactuals(), "Edits."),
         Table(
             "circuit.edges",
-            {"source": ["a0.h1", "m1"], "target": ["logits"] * 2, "score": [0.4, -0.2]},
+            _edges(rng),
         ),
         Table("lens.top", _lens_top(texts, depth.labels)),
     ]
@@ -284,6 +284,16 @@ def _group_tests() -> dict[str, list[Any]]:
         "p_holm": [0.002, 0.6],
         "units": [8, 8],
         "within_documents": [False, False],
+    }
+
+
+def _edges(rng: np.random.Generator) -> dict[str, list[Any]]:
+    parts = ["embed", "a0.h1", "a0.h3", "m0", "a1.h0", "a1.h2", "m1", "a2.h1", "m2", "logits"]
+    pairs = [(a, b) for i, a in enumerate(parts) for b in parts[i + 1 :]][::2]
+    return {
+        "source": [a for a, _ in pairs],
+        "target": [f"{b}.q" if b.startswith("a") else b for _, b in pairs],
+        "score": rng.normal(0, 1, len(pairs)).tolist(),
     }
 
 

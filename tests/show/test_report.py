@@ -83,6 +83,19 @@ def test_a_share_is_drawn_and_its_effect_only_for_ablations(full: Page) -> None:
     ]
 
 
+def test_a_circuit_is_a_graph_of_its_nodes_layer_by_layer(full: Page) -> None:
+    (alt,) = (alt for alt in full.alts if alt.startswith("Layered graph"))
+    assert "Layered graph of 10 parts and 23 edges" in alt
+
+
+def test_edges_whose_names_cannot_be_read_are_listed_all_the_same(tmp_path: Path) -> None:
+    odd = Table("circuit.edges", {"source": ["left"], "target": ["right"], "score": [0.5]})
+    results = [*studies.ledger(4), *studies.tables(studies.TEXTS), odd]
+    page = page_of(studies.write(tmp_path / "s", results))
+    assert "The strongest edges" in page.text
+    assert not [alt for alt in page.alts if alt.startswith("Layered graph")]
+
+
 def test_heads_lead_to_their_patterns_only_where_there_are_any(full: Page, page: Page) -> None:
     assert len([a for _, a in full.tags if "data-head" in a]) > 12
     assert not [a for _, a in page.tags if "data-head" in a]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from markupsafe import Markup
 
@@ -9,7 +13,7 @@ from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, Listing, paragraph
 from casestudy.show.means import spoken
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import clean, number, percent, shorten
+from casestudy.show.text import clean, number, percent, shorten, signed
 
 EDGES = 30
 
@@ -62,17 +66,68 @@ def _share(label: str | None) -> str:
 
 
 def edges(study: Stored) -> list[Block]:
-    """The strongest edges."""
+    """The strongest edges, as a layered graph where their names say where they belong."""
     table = study.table("circuit.edges")
     rows = table.rows()
     if not rows:
         raise Missing("no edge was scored")
     if "score" in table.columns:
         rows = sorted(rows, key=lambda row: -abs(row["score"] or 0))
+    rows = rows[:EDGES]
     cells: list[list[str | Markup]] = [
         [number(v, 3) if isinstance(v, float) else shorten(clean(v), 40) for v in row.values()]
-        for row in rows[:EDGES]
+        for row in rows
     ]
-    more = f" The first {EDGES} of {len(rows):,}." if len(rows) > EDGES else ""
+    total = len(table.rows())
+    more = f" The first {EDGES} of {total:,}." if total > EDGES else ""
     head = [spoken(name) for name in table.columns]
-    return [Listing("The strongest edges", head, cells, clean(table.about) + more)]
+    listing = Listing("The strongest edges", head, cells, clean(table.about) + more, fold=10)
+    return [*_graph(rows), listing]
+
+
+def _graph(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
+    found: list[tuple[str, str, float]] = []
+    places: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        ends = [_node(str(row.get(side, ""))) for side in ("source", "target")]
+        if ends[0] is None or ends[1] is None or not isinstance(row.get("score"), float):
+            return []
+        for name, depth, order in (ends[0], ends[1]):
+            places[name] = (depth, order)
+        found.append((ends[0][0], ends[1][0], row["score"]))
+    source, target, score = found[0]
+    return [
+        Figure(
+            f"The {len(found)} strongest edges",
+            draw.layered(places, found),
+            f"Layered graph of {len(places)} parts and {len(found)} edges; the strongest runs from "
+            f"{source} to {target}, {signed(score, 3)}.",
+            draw.Data(
+                [("edge", [f"{row['source']} to {row['target']}" for row in rows])],
+                {"value": [score for _, _, score in found]},
+                "",
+                "tables/circuit.edges.parquet",
+            ),
+            "The input is below, the logits above; a wider edge has a larger score, blue for "
+            "positive and orange for negative.",
+        )
+    ]
+
+
+LAST = 10**6
+"""The depth of the logits: above every layer."""
+
+
+def _node(label: str) -> tuple[str, int, int] | None:
+    """A node's name without its input (q, k, v), its depth and its order; None if unreadable."""
+    text = label.strip().lower()
+    if text.startswith(("embed", "input", "pos_embed")):
+        return text, 0, 0
+    if text.startswith(("logits", "output")):
+        return "logits", LAST, 0
+    head = re.match(r"(?:a|attn|head|h)?[ ._]?(\d+)[._]h?(\d+)", text)
+    if head:
+        layer, number_ = int(head[1]), int(head[2])
+        return f"{layer}.{number_}", 2 * layer + 1, number_
+    mlp = re.match(r"(?:mlp|m)[ ._]?(\d+)", text)
+    return (f"mlp {mlp[1]}", 2 * int(mlp[1]) + 2, 0) if mlp else None

@@ -17,7 +17,7 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.measure.result import Array, Grid
-from casestudy.show.text import columns, number, shorten, signed, visible
+from casestudy.show.text import MINUS, columns, number, shorten, signed, visible
 
 CHARACTER = 6.6
 """Width in pixels reserved for one column of a label; a little more than most fonts take."""
@@ -144,13 +144,13 @@ class Scale:
         """Percent from the left."""
         return round(100 * (value - self.low) / (self.high - self.low), 3)
 
-    def ticks(self, most: int = 6) -> list[Real]:
+    def ticks(self, most: int = 8) -> list[Real]:
         """Round values within the scale."""
         span = self.high - self.low
         step = 10 ** math.floor(math.log10(span / most))
         step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= most)
         first = math.ceil(self.low / step)
-        return [float(round(i * step, 12)) for i in range(first, math.floor(self.high / step) + 1)]
+        return [float(f"{i * step:.12g}") for i in range(first, math.floor(self.high / step) + 1)]
 
 
 def label_width(labels: Sequence[str], most: int = 22) -> float:
@@ -159,13 +159,15 @@ def label_width(labels: Sequence[str], most: int = 22) -> float:
 
 
 def _x_axis(parts: _Parts, scale: Scale, height: Real, unit: str) -> None:
-    for tick in scale.ticks():
+    ticks = scale.ticks()
+    for tick in ticks:
         x = f"{scale.at(tick)}%"
         kind = "zero" if tick == 0 else "grid"
         parts.add('<line x1="{}" x2="{}" y1="0" y2="{}" class="{}"/>', x, x, height, kind)
-        digits = max(0, -math.floor(math.log10(abs(tick)) + 1e-9)) if 0 < abs(tick) < 1 else 0
-        digits = digits if float(f"{tick:.{digits}f}") == tick else digits + 1
-        parts.text(x, height + 15, number(tick, digits) if tick else "0", "t m")
+        # every other number yields on a narrow screen, never zero
+        step = round(tick / (ticks[1] - ticks[0])) if len(ticks) > 1 else 0
+        kind = "t m alt" if step % 2 else "t m"
+        parts.text(x, height + 15, f"{tick:g}".replace("-", MINUS), kind)
     parts.text("50%", height + 31, unit, "t m u")
 
 
@@ -493,7 +495,7 @@ def lines(
     for tick in scale.ticks():
         kind = "zero" if tick == 0 else "grid"
         parts.add('<line x1="0" x2="100%" y1="{}" y2="{}" class="{}"/>', y(tick), y(tick), kind)
-        parts.text("-8", y(tick), f"{tick:g}".replace("-", "−"), "t e k")
+        parts.text("-8", y(tick), f"{tick:g}".replace("-", MINUS), "t e k")
     if final is not None:
         parts.add('<line x1="0" x2="100%" y1="{}" y2="{}" class="final"/>', y(final), y(final))
     for k, (name, line) in enumerate(series.items()):
@@ -545,3 +547,42 @@ def _runs(line: Sequence[Number]) -> list[list[int]]:
         else:
             runs[-1].append(i)
     return [run for run in runs if len(run) > 1]
+
+
+def layered(
+    nodes: Mapping[str, tuple[int, int]], edges: Sequence[tuple[str, str, float]]
+) -> Drawing:
+    """A circuit: its nodes in rows by depth, the input below, edges as wide as they are strong.
+
+    Args:
+        nodes: by name, (depth, order within the row).
+        edges: (source, target, score); the sign is the colour.
+    """
+    depths = sorted({depth for depth, _ in nodes.values()})
+    row = 52
+    height = row * len(depths)
+    place: dict[str, tuple[float, float]] = {}
+    for i, depth in enumerate(depths):
+        level = sorted((order, name) for name, (d, order) in nodes.items() if d == depth)
+        for j, (_, name) in enumerate(level):
+            x = 100 * (j + 0.5) / len(level)
+            # Rows of few nodes step aside in turn, so that edges do not hide behind one another.
+            x += (7 if i % 2 else -7) if len(level) < 3 and 0 < i < len(depths) - 1 else 0
+            place[name] = (round(x, 2), height - (i + 0.5) * row)
+    largest = max((abs(score) for _, _, score in edges), default=0.0) or 1.0
+    parts = _Parts()
+    for i, (source, target, score) in enumerate(edges):
+        (x1, y1), (x2, y2) = place[source], place[target]
+        kind, width = "pos" if score >= 0 else "neg", round(0.8 + 4.2 * abs(score) / largest, 2)
+        ends = (f"{x1}%", f"{x2}%", y1, y2)
+        for name, size, data in (
+            (f"edge {kind}", width, Markup("")),
+            ("edge reach", 12, Markup(' data-i="{}"').format(i)),
+        ):
+            parts.add(
+                '<line x1="{}" x2="{}" y1="{}" y2="{}" class="{}" stroke-width="{}"{}/>',
+                *(*ends, name, size, data),
+            )
+    for name, (x, y) in place.items():
+        parts.text(f"{x}%", y, name, "v m node")
+    return Drawing(parts.join(), height, (8, 30, 8, 30), 300)

@@ -35,6 +35,8 @@ from casestudy.show.text import (
 from casestudy.show.writers import B_U, ledger_data
 
 TOP = 10
+FOLD = 14
+"""Prompts listed before the rest has to be asked for."""
 
 
 def one_by_one(study: Stored) -> list[Block]:
@@ -56,7 +58,15 @@ def one_by_one(study: Stored) -> list[Block]:
             for row in study.table(name, "prompt").rows():
                 if row["prompt"] in by_prompt:
                     by_prompt[row["prompt"]].setdefault(name, []).append(row)
-    blocks += [_prompt(study, rows[i], by_prompt[i]) for i in examples]
+    found = [_prompt(study, rows[i], by_prompt[i]) for i in examples]
+    shown = len(found) if len(found) <= FOLD + 3 else FOLD
+    blocks += found[:shown]
+    if found[shown:]:
+        blocks.append(
+            Markup('<details class="more"><summary>{} more</summary>{}</details>').format(
+                len(found) - shown, Markup("").join(found[shown:])
+            )
+        )
     return blocks
 
 

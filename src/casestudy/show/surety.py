@@ -14,7 +14,7 @@ def checks(study: Stored) -> list[Block]:
     """What each measurement's own check found."""
     rows: list[list[str | Markup]] = []
     for name, grid in sorted(study.grids.items()):
-        inherited = name.removesuffix(".mean") in study.grids and name.endswith(".mean")
+        inherited = name.endswith((".mean", ".by_group"))
         if "gap" in grid.error and not inherited:
             bound = grid.error.get("bound")
             held = bound is None or grid.error["gap"] <= bound

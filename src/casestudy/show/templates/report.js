@@ -332,7 +332,8 @@
   // A link to a folded prompt opens it; printing opens nothing that was closed.
   function unfold() {
     const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    if (target && target.matches("details")) target.open = true;
+    for (let at = target; at; at = at.parentElement) if (at.matches("details")) at.open = true;
+    if (target && target.matches("details")) target.scrollIntoView();
   }
   addEventListener("hashchange", unfold);
   unfold();

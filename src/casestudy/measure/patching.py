@@ -41,6 +41,7 @@ from casestudy.measure.sweep import (
     Place,
     Plan,
     Progress,
+    Sweep,
     Values,
     ratio_of_means,
     sweep,
@@ -116,7 +117,7 @@ class Pairs:
         """Denoising runs the corrupted prompts, noising the clean ones."""
         theirs = self.corrupted_roles
         if theirs is None and self.roles is not None:
-            _equal_lengths(self.clean, self.corrupted, "sharing one side's roles")
+            equal_lengths(self.clean, self.corrupted, "sharing one side's roles")
             theirs = self.roles
         if direction == "denoising":
             return Sides(self.corrupted, self.clean, theirs, self.roles, ("corrupted", "clean"))
@@ -481,7 +482,7 @@ def top_neurons(model: Model, pairs: Pairs, contrast: Contrast, k: int) -> list[
     Source: Nanda 2023, "Attribution patching".
     """
     clean, corrupted = pairs.clean, pairs.corrupted
-    _equal_lengths(clean, corrupted, "attribution by position")
+    equal_lengths(clean, corrupted, "attribution by position")
     if k < 1:
         raise MeasureError(f"the top {k} neurons", allowed="at least 1")
     theirs = run(model, clean, keep=[Site.MLP_POST])
@@ -610,7 +611,7 @@ def _places(by: By, sides: Sides) -> tuple[Axis | None, list[Place]]:
         names = tuple(dict.fromkeys(name for row in sides.base_roles for name in row))
         places = [_role(name, sides.base_roles, sides.source_roles) for name in names]
         return Axis("role", names), places
-    _equal_lengths(base, source, f"patching by {by}")
+    equal_lengths(base, source, f"patching by {by}")
     if by == "all":
         return None, [Place.everywhere(base)]
     longest = int(base.lengths.max())
@@ -628,7 +629,8 @@ def _role(name: str, base_roles: Roles, source_roles: Roles) -> Place:
     )
 
 
-def _equal_lengths(a: Tokens, b: Tokens, what: str) -> None:
+def equal_lengths(a: Tokens, b: Tokens, what: str) -> None:
+    """Raise MeasureError, naming the pairs, where two sides differ in length and `what` cares."""
     unequal = [
         i
         for i, (m, n) in enumerate(zip(a.lengths.tolist(), b.lengths.tolist(), strict=True))
@@ -716,37 +718,44 @@ class _Job:
             seed=effort.seed,
             progress=effort.progress,
         )
-        n = len(base)
-        prompts = Axis.count("prompt", n) if self.labels is None else Axis("prompt", self.labels)
-        unit = "logits" if isinstance(contrast, Contrast) else "metric"
-        axes = (*self.axes, prompts)
-        shape = tuple(map(len, axes))
-        runs, rows = ["unpatched"], [found.base]
-        if found.other is not None and of_pairs:
-            runs.append("other")
-            rows.append(found.other)
-        return Patched(
-            Grid(
-                f"{self.name}.raw",
-                found.values.reshape(shape),
-                axes,
-                unit,
-                error=found.error,
-                about=self.about,
-            ),
-            Grid(
-                f"{self.name}.baselines.raw",
-                np.stack(rows),
-                (Axis("run", tuple(runs)), prompts),
-                unit,
-                about="Each prompt's contrast in the unpatched run, and in the one patched from.",
-            ),
-            Grid(
-                f"{self.name}.known.raw",
-                found.known.reshape(shape).astype(np.float64),
-                axes,
-                "yes or no",
-                about="1 where a patch changes nothing by construction and was not computed.",
-            ),
-            found.plan,
-        )
+        found = found if of_pairs else replace(found, other=None)
+        return patched(found, self.name, self.about, self.axes, self.labels, contrast)
+
+
+def patched(
+    found: Sweep,
+    name: str,
+    about: str,
+    axes: tuple[Axis, ...],
+    labels: tuple[str, ...] | None,
+    contrast: Contrast | Metric,
+) -> Patched:
+    """A sweep's values laid out along named axes, with its baselines."""
+    n = len(found.base)
+    prompts = Axis.count("prompt", n) if labels is None else Axis("prompt", labels)
+    unit = "logits" if isinstance(contrast, Contrast) else "metric"
+    axes = (*axes, prompts)
+    shape = tuple(map(len, axes))
+    runs, rows = ["unpatched"], [found.base]
+    if found.other is not None:
+        runs.append("other")
+        rows.append(found.other)
+    values, known = found.values.reshape(shape), found.known.reshape(shape)
+    return Patched(
+        Grid(f"{name}.raw", values, axes, unit, error=found.error, about=about),
+        Grid(
+            f"{name}.baselines.raw",
+            np.stack(rows),
+            (Axis("run", tuple(runs)), prompts),
+            unit,
+            about="Each prompt's contrast in the unpatched run, and in the one patched from.",
+        ),
+        Grid(
+            f"{name}.known.raw",
+            known.astype(np.float64),
+            axes,
+            "yes or no",
+            about="1 where a patch changes nothing by construction and was not computed.",
+        ),
+        found.plan,
+    )

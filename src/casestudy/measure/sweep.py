@@ -567,8 +567,9 @@ class _Engine:
             if left < least * self.row_bytes():
                 need = trace(taken) + scratch + least * self.row_bytes()
                 raise MeasureError(
-                    f"a memory budget of {memory / 1e6:.0f} MB",
-                    allowed=f"at least {need / 1e6:.0f} MB, for one cell of the longest prompt",
+                    f"a memory budget of {memory / 1e6:.2f} MB",
+                    allowed=f"at least {need / 1e6 + 0.01:.2f} MB, for one cell of the longest "
+                    "prompt",
                 )
             rows = min(cap, left // self.row_bytes())
             blocks.append((taken, _cut(mine, max(rows, least))))
@@ -1148,7 +1149,14 @@ class Readout:
         self, x: Float[Tensor, "row d_model"], prompts: Int[Tensor, " row"]
     ) -> Float[Tensor, " row"]:
         """The metric of rows of the final stream, each of its prompt."""
-        normed = apply_norm(self.model.config, self.model.weights.final_norm, x)
+        return self.of_normed(
+            apply_norm(self.model.config, self.model.weights.final_norm, x), prompts
+        )
+
+    def of_normed(
+        self, normed: Float[Tensor, "row d_model"], prompts: Int[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        """The metric of rows that the final norm has been applied to."""
         if self.linear:
             found = (normed.double() * self.directions[prompts]).sum(-1)
             return found + self.constant[prompts]

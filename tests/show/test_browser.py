@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import casestudy.show.figures as figures
 from casestudy.show.report import write_report
 from tests.show import studies
 
@@ -244,6 +245,23 @@ def test_a_link_to_a_prompt_opens_it(visit: Callable[..., Any]) -> None:
     page = visit()
     page.locator("a[href='#prompt-2']").first.click()
     assert page.locator("#prompt-2").evaluate("(d) => d.open")
+
+
+def test_attention_in_notebooks_works_offline(browser: Any, tmp_path: Path) -> None:
+    pytest.importorskip("circuitsvis", reason="circuitsvis is not installed")
+    grid = next(r for r in studies.full(HOSTILE) if r.name == "pattern.0")
+    view = figures.attention_heads(grid, layer="1")._repr_html_()
+    (tmp_path / "view.html").write_text(f"<meta charset=utf-8>{view}", encoding="utf-8")
+    page = browser.new_page()
+    said, asked = [], []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "view.html").as_uri())
+    page.get_by_text("head 3").first.wait_for()
+    assert page.evaluate("window.ran") is None
+    assert said == []
+    assert asked == [(tmp_path / "view.html").as_uri()]
+    page.close()
 
 
 def test_it_reads_without_script(visit: Callable[..., Any]) -> None:

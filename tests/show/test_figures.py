@@ -139,6 +139,11 @@ def test_any_finite_numbers_can_be_shown(values: list[float], axis: str) -> None
     assert not re.search(r"\bnan\b", shown._repr_html_().split("</style>")[1])
 
 
+def test_attention_views_say_which_axes_they_need() -> None:
+    with pytest.raises(MeasureError, match="layer='0'"):
+        figures.attention_heads(grid("layer", "head", "query_pos", "key_pos"))
+
+
 def test_figures_load_no_torch() -> None:
     code = (
         "import sys, numpy as np; from casestudy.measure.result import Axis, Grid; "

@@ -7,7 +7,11 @@ colours centred at zero, labels on hover. `plot_grid` is what `Grid.plot()` call
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,7 @@ from markupsafe import Markup
 from casestudy.errors import MeasureError
 from casestudy.measure.result import Array, Axis, Grid, Table
 from casestudy.show import draw
-from casestudy.show.page import template_text
+from casestudy.show.page import as_json, template_text
 from casestudy.show.text import clean, interval, number, shorten, signed, visible
 
 BLUE, PAPER, ORANGE = "#1f5fa8", "#f7f6f2", "#c4501b"
@@ -365,6 +369,65 @@ def _pairs(ys: Sequence[str], xs: Sequence[str], shape: tuple[int, ...]) -> Arra
 
 def _some(n: int, most: int = 40) -> list[int]:
     return list(range(0, n, max(1, -(-n // most))))
+
+
+@dataclass(frozen=True)
+class Html:
+    """A piece of HTML that a notebook shows."""
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __str__(self) -> str:
+        return self.html
+
+
+def attention_heads(pattern: Grid, **where: str) -> Html:
+    """CircuitsVis' view of one layer's attention patterns, working without a network.
+
+    CircuitsVis itself asks a host on the internet each time it is shown, and loads its script from
+    there if it can. Its package brings the script along (1.3 MB): here it is written into the
+    view.
+
+    Args:
+        pattern: a grid with the axes head, query_pos and key_pos, as a study stores
+            (`pattern.0`) or `attention_pattern` gives, and perhaps layer.
+        where: a label for every other axis: `layer="3"`.
+
+    Raises: MeasureError where the axes are others, or CircuitsVis is not installed.
+    """
+    cut = pattern.select(**where)
+    names = [axis.name for axis in cut.axes]
+    if names != ["head", "query_pos", "key_pos"]:
+        raise MeasureError(
+            f"attention patterns with the axes {', '.join(names)}",
+            allowed="head, query_pos, key_pos",
+            hint="Fix the others: attention_heads(pattern, layer='0')",
+        )
+    found = importlib.util.find_spec("circuitsvis")
+    if found is None or found.origin is None:
+        raise MeasureError(
+            "circuitsvis is not installed", hint="Install it: pip install 'casestudy[notebook]'"
+        )
+    script = Path(found.origin).parent.joinpath("dist", "cdn", "iife.js").read_text("utf-8")
+    # Without its source map, which a browser's tools would look for; and nothing in it may close
+    # the element it stands in.
+    script = script.partition("//# sourceMappingURL")[0].replace("</script", "<\\/script")
+    props = as_json(
+        {
+            "attention": np.round(cut.values.astype(float), 4).tolist(),
+            "tokens": [visible(label.partition(":")[2]) for label in cut.axes[-1].labels],
+            "attentionHeadNames": [f"head {label}" for label in cut.axes[0].labels],
+            "maskUpperTri": True,
+        }
+    )
+    name = "attention-" + hashlib.sha256(props.encode("utf-8")).hexdigest()[:12]
+    return Html(
+        f'<div id="{name}" style="margin: 15px 0"></div><script type="module">{script}\n'
+        f'CircuitsVis.render("{name}", CircuitsVis.AttentionHeads, {props});</script>'
+    )
 
 
 def grid_html(grid: Grid) -> str:

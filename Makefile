@@ -1,11 +1,12 @@
 # Everything a person does here, by name. `make study` and `make test` need Python 3.11+ and the package index.
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT ?= studies/full-stop-capitals
 
-.PHONY: study test lint format clean
+.PHONY: study test lint format bench bench-attribution clean
 
 study: $(VENV)/.installed
 	$(BIN)/casestudy run full-stop-capitals --model tiny --out $(OUT)
@@ -21,6 +22,18 @@ lint: $(VENV)/.installed-lint
 format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Side by side with the tools people use today, each in an environment of its own.
+bench: bench-attribution
+
+bench-attribution: $(VENV)/.installed-test $(PEERS)/.installed
+	$(BIN)/python benchmarks/attribution.py
+
+$(PEERS)/.installed: benchmarks/requirements-peers.txt constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(shell grep ^torch== constraints.txt)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -40,4 +53,4 @@ $(VENV)/.installed-lint: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) studies
+	rm -rf $(VENV) $(PEERS) studies

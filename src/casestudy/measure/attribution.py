@@ -7,9 +7,11 @@ biases, so that the account still closes at the finer grain:
     MLP layer       = Σ neurons + bias, neuron = post-activation · W_out · u
 
 where u is the contrast's direction before the final norm, whose scale is frozen. Since a pattern's
-rows sum to 1, a value bias b_V gives a head the same whatever it looks at; Σ b_V W_O · u stands in
-the bias row beside b_O, as after `fold_value_biases`. A norm after the attention or the MLP (Gemma
-2, OLMo 2) is folded into u with its own frozen scale, and its bias joins the bias row.
+rows sum to 1, what is the same in every value gives a head the same whatever it looks at: b_V, and
+the attention norm's bias through W_V. Both stand, through W_O, in the bias row beside b_O, so that
+heads come out alike however the checkpoint writes its biases, and as in TransformerLens after its
+default rewrites (fold_ln and fold_value_biases). A norm after the attention or the MLP (Gemma 2,
+OLMo 2) is folded into u with its own frozen scale, and its bias joins the bias row.
 
 This sees only what is written for the unembedding to read: a head that writes for a later layer has
 little of its own here. Source: Elhage et al. 2021, "A Mathematical Framework for Transformer
@@ -37,7 +39,7 @@ from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import Trace, merge_heads, norm_scale, norm_weight
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
-from casestudy.model.weights import Norm
+from casestudy.model.weights import Block, Norm
 
 BIAS = "bias"
 """The last place of a head or neuron axis: what the layer adds whatever its heads or neurons do."""
@@ -85,19 +87,28 @@ def before_norm(
     return v / norm_scale(config, x).to(u), constant
 
 
+def value_bias(config: ModelConfig, block: Block) -> Float[Tensor, "head d_head"]:
+    """What every value of each head has in common, in float64: b_V, and the norm's bias by W_V."""
+    attn, norm = block.attn, block.attn_norm
+    common = attn.W_V.new_zeros(attn.W_V.shape[::2], dtype=torch.float64)
+    if attn.b_V is not None:
+        common = common + attn.b_V.double()
+    if config.norm != "none" and norm is not None and norm.bias is not None:
+        common = common + torch.einsum("d,hde->he", norm.bias, attn.W_V).double()
+    return common.repeat_interleave(config.n_heads // config.n_kv_heads, 0)
+
+
 def head_shares(
     model: Model, trace: Trace, layer: int, u: Float[Tensor, "contrast batch d_model"]
 ) -> Float[Tensor, "contrast head batch"]:
     """What each head of a layer, and last its biases, give along u; they sum to attn_out · u."""
-    attn, norm = model.weights.blocks[layer].attn, model.weights.blocks[layer].attn_post_norm
-    z = trace.last((Site.Z, layer))
-    v, bias = before_norm(model.config, norm, merge_heads(z, attn), u)
+    block = model.weights.blocks[layer]
+    attn, z = block.attn, trace.last((Site.Z, layer))
+    v, bias = before_norm(model.config, block.attn_post_norm, merge_heads(z, attn), u)
     per_z = torch.einsum("cbd,hed->cbhe", v, attn.W_O.to(v))
-    z = z.to(v)
-    if attn.b_V is not None:
-        b_V = attn.b_V.to(v).repeat_interleave(z.shape[1] // attn.b_V.shape[0], 0)
-        z = z - b_V
-        bias = bias + torch.einsum("cbhe,he->cb", per_z, b_V)
+    constant = value_bias(model.config, block)
+    bias = bias + torch.einsum("cbhe,he->cb", per_z, constant)
+    z = z.to(v) - constant
     if attn.b_O is not None:
         bias = bias + v @ attn.b_O.to(v)
     return torch.cat(((per_z * z).sum(-1), bias[..., None]), -1).transpose(1, 2)
@@ -172,7 +183,7 @@ def measure_heads(batch: Batch) -> list[Result]:
             "logits",
             error=_worst(checks),
             about="Each head's share of the logit difference, and each attention layer's biases "
-            "(b_O and Σ b_V W_O); together they are the layer's term of the ledger.",
+            "(b_O, and what its values have in common); together they are the ledger's term.",
         )
     ]
 

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.errors import SiteError
+from casestudy.measure.attribution import value_bias
 from casestudy.measure.ledger import gap_bound
 from casestudy.measure.result import Axis, Grid
 from casestudy.model.config import ModelConfig
@@ -184,11 +185,9 @@ def _heads(model: Model, trace: Trace, layer: int, pos: int) -> dict[str, Tensor
     attn, norm = block.attn, block.attn_post_norm
     out = merge_heads(z, attn)
     bias = torch.zeros_like(out, dtype=torch.float64)
-    z = z.double()
-    if attn.b_V is not None:
-        b_V = attn.b_V.double().repeat_interleave(z.shape[0] // attn.b_V.shape[0], 0)
-        z = z - b_V
-        bias = bias + torch.einsum("he,hed->d", b_V, attn.W_O.double())
+    constant = value_bias(model.config, block)
+    bias = bias + torch.einsum("he,hed->d", constant, attn.W_O.double())
+    z = z.double() - constant
     if attn.b_O is not None:
         bias = bias + attn.b_O.double()
     rows = torch.cat((torch.einsum("he,hed->hd", z, attn.W_O.double()), bias[None]))

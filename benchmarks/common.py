@@ -1,0 +1,171 @@
+"""How is a race against another tool run fairly?
+
+Both sides load the same random GPT-2 of 124 M parameters (arithmetic does not care what the weights
+are), each in a process and an environment of its own, with the same number of threads. They take
+turns within one run, so that a busy minute slows both; a side's time is its fastest turn. The
+outputs are compared, and each side's memory is the largest its process ever was, loading included.
+
+A benchmark is a script with two functions, `ours(folder, case)` and `theirs(folder, case)`: each
+loads its model and returns a function without arguments that does the work and returns arrays. It
+ends with `main(__file__, ours, theirs, cases, out)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+THREADS = 2
+ROUNDS = 7
+FULL_SIZE = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}
+
+Work = Callable[[], Mapping[str, np.ndarray]]
+Side = Callable[[Path, str], Work]
+
+
+def main(script: str, ours: Side, theirs: Side, cases: Sequence[str], out: Path) -> None:
+    """Race in every case and write the results; in a worker process, be one side."""
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument("--case", choices=cases, action="append", help="only this case")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns per side")
+    parser.add_argument("--model", type=Path, help="a GPT-2 checkpoint instead of a random one")
+    parser.add_argument("--out", type=Path, default=out, help="where results go, as JSON")
+    parser.add_argument("--worker", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        side = {"ours": ours, "theirs": theirs}[arguments.worker]
+        work(side(arguments.model, arguments.case[0]))
+        return
+    folder = arguments.model or random_gpt2()
+    rows = [race(script, folder, case, arguments.rounds) for case in arguments.case or cases]
+    print(table(rows))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def random_gpt2() -> Path:
+    """A random checkpoint of GPT-2 small's shape, made once and kept in the temporary directory."""
+    folder = Path(tempfile.gettempdir()) / "casestudy-benchmarks" / "gpt2-124m"
+    if not (folder / "config.json").is_file():
+        sys.path.insert(0, str(ROOT))
+        from tests.helpers import write_gpt2
+
+        with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as scratch:
+            write_gpt2(Path(scratch) / "gpt2", **FULL_SIZE)
+            os.replace(Path(scratch) / "gpt2", folder)
+    return folder
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def race(script: str, folder: Path, case: str, rounds: int) -> dict[str, Any]:
+    """Let both sides take turns at one case, and compare what they found."""
+    peers = Path(os.environ.get("CASESTUDY_PEERS", ROOT / ".venv-peers" / "bin" / "python"))
+    if not peers.exists():
+        raise SystemExit(f"no {peers}: run `make .venv-peers/.installed`, or set CASESTUDY_PEERS")
+    pythons = {"theirs": str(peers), "ours": sys.executable}
+    with tempfile.TemporaryDirectory(prefix="race-") as scratch:
+        workers = {
+            side: subprocess.Popen(
+                [python, script, "--worker", side, "--case", case, "--model", str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "benchmarks")},
+            )
+            for side, python in pythons.items()
+        }
+        for worker in workers.values():
+            ask(worker, "")  # until it has loaded
+        seconds: dict[str, list[float]] = {side: [] for side in workers}
+        for number in range(rounds + 1):
+            for side, worker in workers.items():
+                took = ask(worker, "turn")["seconds"]
+                if number:  # the first turn warms up
+                    seconds[side].append(took)
+            print(f"{case}: {number}/{rounds}", {s: t[-1:] for s, t in seconds.items()}, file=TALK)
+        found, peak = {}, {}
+        for side, worker in workers.items():
+            path = Path(scratch) / f"{side}.npz"
+            peak[side] = ask(worker, str(path))["peak_mb"]
+            worker.communicate()
+            with np.load(path) as arrays:
+                found[side] = dict(arrays)
+    return {
+        "case": case,
+        "ours_s": round(min(seconds["ours"]), 4),
+        "theirs_s": round(min(seconds["theirs"]), 4),
+        "ratio": round(min(seconds["theirs"]) / min(seconds["ours"]), 2),
+        "max_gap": gap(found["ours"], found["theirs"]),
+        "ours_peak_mb": round(peak["ours"]),
+        "theirs_peak_mb": round(peak["theirs"]),
+    }
+
+
+TALK = sys.stderr
+
+
+def ask(worker: subprocess.Popen[str], line: str) -> dict[str, Any]:
+    """Send a line to a worker (nothing at first) and wait for its answer."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    if line:
+        worker.stdin.write(line + "\n")
+        worker.stdin.flush()
+    for answer in worker.stdout:
+        if answer.startswith("{"):  # whatever else a library prints is talk
+            reply: dict[str, Any] = json.loads(answer)
+            return reply
+    raise SystemExit(f"a worker ended with {worker.wait()}; its messages are above")
+
+
+def work(do: Work) -> None:
+    """Be a worker: take a turn for every line "turn", then write the arrays to the path given."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    print(json.dumps({"loaded": True}), flush=True)
+    arrays: Mapping[str, np.ndarray] = {}
+    for line in sys.stdin:
+        if line.strip() == "turn":
+            start = time.perf_counter()
+            with torch.no_grad():
+                arrays = do()
+            print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+        else:
+            np.savez(line.strip(), **arrays)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+            print(json.dumps({"peak_mb": peak / unit}), flush=True)
+
+
+def gap(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> float:
+    """The largest difference between the sides' arrays of the same names."""
+    if ours.keys() != theirs.keys():
+        raise SystemExit(f"ours gave {sorted(ours)}, theirs {sorted(theirs)}")
+    return float(max(np.abs(ours[name] - theirs[name]).max() for name in ours))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The results for a person to read."""
+    columns = list(rows[0])
+    cells = [columns, *([str(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells
+    )

@@ -59,7 +59,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: Any) -> 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StudyError, match="No space left on device.*Nothing already written"):
+    with pytest.raises(StudyError, match=r"No space left on device.*Nothing already written"):
         write_atomically(path, b"after")
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["f"], "no part is left behind"
@@ -90,7 +90,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StudyError, match="cannot be written.*--out"):
+    with pytest.raises(StudyError, match=r"cannot be written.*--out"):
         made(tmp_path / "file" / "study")
 
 
@@ -117,5 +117,5 @@ def test_a_damaged_manifest_says_so(tmp_path: Path, text: str, says: str) -> Non
 
 
 def test_no_study_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="holds no study.*casestudy run"):
+    with pytest.raises(StudyError, match=r"holds no study.*casestudy run"):
         Store.open(tmp_path)

@@ -129,5 +129,5 @@ def test_chunks_hold_every_prompt_once_within_the_budget() -> None:
 
 def test_a_result_is_found_by_name(toy_model: Model, tmp_path: Path) -> None:
     done = study(behaviour("Go."), toy_model, out=tmp_path / "s", only=["predictions"])
-    with pytest.raises(StudyError, match="has no 'ledger'.*Allowed: .*answers"):
+    with pytest.raises(StudyError, match=r"has no 'ledger'.*Allowed: .*answers"):
         done["ledger"]

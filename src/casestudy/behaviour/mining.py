@@ -10,9 +10,9 @@ The kinds are tried in this order, since a stop can be several things at once:
     ellipsis                  another stop beside it, or a space away
     end of paragraph          nothing but white space up to the paragraph's end
     before a closing mark     a closing quote or bracket on its right
+    URL or file name          inside www.example.org, main.py
     initial                   J. K.
     abbreviation              Mr., e.g., U.S.; a list of English ones below
-    URL or file name          inside www.example.org, main.py
     sentence end              white space on its right, then no lower-case letter
     other                     the rest, such as abbreviations this module does not know
 
@@ -150,7 +150,7 @@ def mine(
     sample = _Sample(n, kinds if sampling == "balanced" else None)
     found: Counter[str] = Counter()
     bos = tokenizer.prepend_bos and tokenizer.bos_id is not None
-    cutter = _Cutter(tokenizer, min_tokens - bos, max_tokens - bos, seed, skipped)
+    cutter = _Cutter(tokenizer, min_tokens - bos, max_tokens - bos, bos, seed, skipped)
     for batch in _batches(_of_shard(reader.paragraphs(), shard), _BATCH):
         for kind, candidate in cutter.stops(batch):
             found[kind] += 1
@@ -263,6 +263,8 @@ def classify(text: str, at: int) -> str:
         return "end of paragraph"
     if after and after in _CLOSING:
         return "before a closing mark"
+    if _in_url(text, at):
+        return "URL or file name"
     found = _WORD.search(text[max(0, at - 40) : at])
     stem = found.group() if found else ""
     more = _MORE.match(text[at : at + 12])
@@ -275,8 +277,6 @@ def classify(text: str, at: int) -> str:
             return "initial"
         if "." in whole or (whole.islower() and (rest[:1].islower() or rest[:1].isdigit())):
             return "abbreviation"
-    if _in_url(text, at):
-        return "URL or file name"
     if after.isspace() and not rest[:1].islower() and not _is_list_number(text, at, stem):
         return "sentence end"
     return "other"
@@ -353,11 +353,12 @@ class _Cutter:
         tokenizer: Tokenizer,
         shortest: int,
         longest: int,
+        bos: bool,
         seed: int,
         skipped: Counter[str],
     ) -> None:
         self.tokenizer = tokenizer
-        self.shortest, self.longest = shortest, longest
+        self.shortest, self.longest, self.bos = shortest, longest, bos
         self.key = f"casestudy {seed}".encode()
         self.skipped = skipped
 
@@ -424,10 +425,10 @@ class _Cutter:
         self, paragraph: _Paragraph, start: int, at: int, ids: Sequence[int], token: int
     ) -> _Candidate | None:
         if token + 1 > self.longest:
-            self.skipped[f"contexts longer than {self.longest} tokens"] += 1
+            self.skipped[f"contexts longer than {self.longest + self.bos} tokens"] += 1
             return None
         if token + 1 < self.shortest:
-            self.skipped[f"contexts shorter than {self.shortest} tokens"] += 1
+            self.skipped[f"contexts shorter than {self.shortest + self.bos} tokens"] += 1
             return None
         text = paragraph.text[start : at + 1]
         digest = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8, key=self.key)

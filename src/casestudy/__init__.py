@@ -17,11 +17,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from casestudy.behaviour.answers import choose_answers
+    from casestudy.behaviour.classes import ClassContrast, ClassSet, TokenClass
     from casestudy.behaviour.contrast import Contrast
+    from casestudy.behaviour.files import load_behaviour, write_behaviour
     from casestudy.behaviour.presets import preset
-    from casestudy.behaviour.prompts import Behaviour, Prompt
+    from casestudy.behaviour.prompts import Behaviour, Prompt, Role
+    from casestudy.behaviour.roles import roles_of
     from casestudy.measure.attention import attention_by_role, attention_pattern
     from casestudy.measure.attribution import head_attribution, neuron_attribution, top_neurons
+    from casestudy.measure.by_role import by_role
+    from casestudy.measure.case_by_space import case_by_space
+    from casestudy.measure.class_mass import class_mass
+    from casestudy.measure.controls import controls
     from casestudy.measure.explain import explain_attention_score
     from casestudy.measure.ledger import ledger
     from casestudy.measure.lens import lens, logit_lens
@@ -41,11 +48,18 @@ _ROOMS = {
     "casestudy.model.decoder": ("Trace", "run"),
     "casestudy.model.edits": ("Edit",),
     "casestudy.model.sites": ("Keep", "Site"),
-    "casestudy.behaviour.prompts": ("Behaviour", "Prompt"),
+    "casestudy.behaviour.classes": ("ClassContrast", "ClassSet", "TokenClass"),
+    "casestudy.behaviour.files": ("load_behaviour", "write_behaviour"),
+    "casestudy.behaviour.prompts": ("Behaviour", "Prompt", "Role"),
+    "casestudy.behaviour.roles": ("roles_of",),
     "casestudy.behaviour.presets": ("preset",),
     "casestudy.behaviour.answers": ("choose_answers",),
     "casestudy.behaviour.contrast": ("Contrast",),
     "casestudy.measure.predictions": ("logit_difference", "predictions", "score_answer"),
+    "casestudy.measure.by_role": ("by_role",),
+    "casestudy.measure.case_by_space": ("case_by_space",),
+    "casestudy.measure.class_mass": ("class_mass",),
+    "casestudy.measure.controls": ("controls",),
     "casestudy.measure.ledger": ("ledger",),
     "casestudy.measure.lens": ("lens", "logit_lens"),
     "casestudy.measure.attribution": ("head_attribution", "neuron_attribution", "top_neurons"),
@@ -59,35 +73,46 @@ _PLACES = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "Behaviour",
+    "ClassContrast",
+    "ClassSet",
     "Contrast",
     "Edit",
     "Grid",
     "Keep",
     "Model",
     "Prompt",
+    "Role",
     "Site",
     "Study",
     "Table",
+    "TokenClass",
     "Trace",
     "attention_by_role",
     "attention_pattern",
+    "by_role",
+    "case_by_space",
     "choose_answers",
+    "class_mass",
+    "controls",
     "explain_attention_score",
     "head_attribution",
     "head_profile",
     "ledger",
     "lens",
     "load",
+    "load_behaviour",
     "logit_difference",
     "logit_lens",
     "neuron_attribution",
     "open_study",
     "predictions",
     "preset",
+    "roles_of",
     "run",
     "score_answer",
     "study",
     "top_neurons",
+    "write_behaviour",
 ]
 
 

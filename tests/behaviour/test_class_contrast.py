@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casestudy.behaviour.classes import CAPITAL_MASS, STANDARD, ClassContrast, TokenClass
-from casestudy.behaviour.contrast import CLASS_MASS, FEW, Contrast, class_contrast
+from casestudy.behaviour.contrast import (
+    CLASS_MASS,
+    FEW,
+    Contrast,
+    check_classes,
+    class_contrast,
+)
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import BehaviourError
 from casestudy.measure.batch import run_batch
@@ -195,3 +201,11 @@ def test_what_is_not_well_formed_is_refused(toy_model: Model) -> None:
         class_contrast(
             toy_model, replace(CAPITALS, classes=runes, class_contrast=absent), PROMPTS, full
         )
+    with pytest.raises(BehaviourError, match="no token of this vocabulary is of class 'runes'"):
+        check_classes(toy_model, replace(CAPITALS, classes=runes, class_contrast=absent))
+    brought = Prompt("Go.", answer_class=r"\p{Runic}", counterpart_class="a")
+    with pytest.raises(BehaviourError, match="matches no token of this vocabulary"):
+        check_classes(toy_model, replace(CAPITALS, prompts=(brought,)))
+    with pytest.raises(BehaviourError, match=r"of prompt 'Go\.' does not compile"):
+        Prompt("Go.", answer_class="((", counterpart_class="a")
+    check_classes(toy_model, CAPITALS)

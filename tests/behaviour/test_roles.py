@@ -105,6 +105,10 @@ def test_a_role_found_in_no_prompt_is_named(toy_model: Model) -> None:
     missing = replace(behaviour, roles=(*behaviour.roles, Role("question", r"\?")))
     with pytest.raises(BehaviourError, match="role 'question' is found in no prompt of 'x'"):
         check_roles(tokenizer, missing)
+    check_roles(tokenizer, replace(behaviour, prompts=(Prompt(""), *behaviour.prompts)))
+    beyond = replace(behaviour, prompts=(*behaviour.prompts, Prompt("No.", roles={"x": (9,)})))
+    with pytest.raises(BehaviourError, match=r"role 'x' of 'No\.' is at token 9"):
+        check_roles(tokenizer, beyond)
 
 
 def test_what_is_not_well_formed_is_refused(toy_model: Model) -> None:

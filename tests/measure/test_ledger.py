@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.presets import preset
 from casestudy.errors import BehaviourError
-from casestudy.measure.ledger import B_U, gap_bound, keep_for_ledger, ledger, ledger_terms
+from casestudy.measure.ledger import B_U, ENTROPY, gap_bound, keep_for_ledger, ledger, ledger_terms
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model
@@ -52,7 +52,7 @@ def test_it_closes_for_every_prompt_of_the_flagship(toy: Callable[..., Model]) -
     assert grid.error["gap"] <= grid.error["bound"]
     terms = grid.axis("term").labels
     assert terms[:4] == ("embed", "pos_embed", "attn 0", "mlp 0")
-    assert terms[-1] == B_U
+    assert terms[-2:] == (B_U, ENTROPY)
 
 
 def test_b_U_is_the_norms_bias_through_the_unembedding(toy_model64: Model) -> None:

@@ -253,6 +253,24 @@ def class_contrast(
 
 
 _Sides = tuple[tuple[int, ...], tuple[int, ...], str, str]
+
+
+def check_classes(model: Model, behaviour: Behaviour) -> None:
+    """See that every class a behaviour and its prompts name has a token in the model's vocabulary.
+
+    Raises: BehaviourError naming the class or the pattern.
+    """
+    tokenizer, d_vocab = model.tokenizer, model.config.d_vocab
+    behaviour.classes.of_vocabulary(tokenizer, d_vocab)
+    asked = behaviour.class_contrast
+    if asked is not None:
+        for name in (asked.answer, asked.counterpart):
+            behaviour.classes.ids(name, tokenizer, d_vocab)
+    patterns = {p for x in behaviour.prompts for p in (x.answer_class, x.counterpart_class)}
+    for pattern in patterns - {None}:
+        matching(tokenizer, str(pattern), d_vocab)
+
+
 CLASS_MASS = "class mass"
 """What a class contrast is called where only the prompts define it."""
 

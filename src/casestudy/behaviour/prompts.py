@@ -101,6 +101,9 @@ class Prompt:
             raise BehaviourError(
                 f"prompt {self.text[:60]!r} has one class pattern", allowed="both, or neither"
             )
+        for pattern in (self.answer_class, self.counterpart_class):
+            if pattern is not None:
+                compile_pattern(pattern, f"prompt {self.text[:60]!r}")
         for name, places in self.roles.items():
             if not places:
                 raise BehaviourError(

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from casestudy.behaviour.prompts import Behaviour, Prompt, Role
-from casestudy.errors import BehaviourError
+from casestudy.errors import BehaviourError, PromptError
 from casestudy.model.tokens import Tokenizer
 
 BOS = "BOS"
@@ -106,17 +106,21 @@ def _given(prompt: Prompt, n: int) -> dict[str, tuple[int, ...]]:
 def check_roles(
     tokenizer: Tokenizer, behaviour: Behaviour, *, prepend_bos: bool | None = None
 ) -> None:
-    """See that every role the behaviour defines occurs in at least one of its prompts.
+    """See that every role the behaviour defines occurs in at least one of its prompts, and that
+    the positions its prompts bring are theirs. Prompts that cannot be run are left alone.
 
     Standard roles may be absent: they are not asked for, only found.
 
-    Raises: BehaviourError naming a role that no prompt has.
+    Raises: BehaviourError naming a role that no prompt has, or a position out of range.
     """
     missing = {role.name: role for role in behaviour.roles}
     for prompt in behaviour.prompts:
-        if not missing:
-            return
-        ids = tokenizer.tokenize(prompt.text, prepend_bos=prepend_bos).rows()[0]
+        if not missing and not prompt.roles:
+            continue
+        try:
+            ids = tokenizer.tokenize(prompt.text, prepend_bos=prepend_bos).rows()[0]
+        except PromptError:
+            continue
         for name in roles_of(tokenizer, prompt, ids, missing.values()):
             missing.pop(name, None)
     for name, role in missing.items():

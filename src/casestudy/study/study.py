@@ -26,12 +26,17 @@ from typing import Any
 import torch
 
 import casestudy
-from casestudy.behaviour.presets import preset
+from casestudy.behaviour.contrast import check_classes
+from casestudy.behaviour.files import find_behaviour
 from casestudy.behaviour.prompts import Behaviour
+from casestudy.behaviour.roles import check_roles
 from casestudy.errors import CasestudyError, StudyError
 from casestudy.measure.attention import ATTENTION
 from casestudy.measure.attribution import ATTRIBUTION
 from casestudy.measure.batch import Measurement
+from casestudy.measure.case_by_space import CASE_BY_SPACE
+from casestudy.measure.class_mass import CLASS_MASS
+from casestudy.measure.controls import CONTROL
 from casestudy.measure.ledger import LEDGER
 from casestudy.measure.lens import LENS
 from casestudy.measure.predictions import PREDICTIONS
@@ -44,7 +49,11 @@ from casestudy.study.join import join
 from casestudy.study.store import FORMAT, SHARD, Store
 
 MEASUREMENTS: dict[str, Measurement] = {
-    m.name: m for m in (PREDICTIONS, LEDGER, LENS, ATTRIBUTION, ATTENTION, PROFILE)
+    m.name: m
+    for m in (
+        *(PREDICTIONS, CLASS_MASS, LEDGER, CASE_BY_SPACE, CONTROL),
+        *(LENS, ATTRIBUTION, ATTENTION, PROFILE),
+    )
 }
 """What a study runs, by name, in the order of the argument."""
 
@@ -137,7 +146,7 @@ def study(
     """Run a behaviour's measurements on a model, or continue where a run of the same was killed.
 
     Args:
-        behaviour: a `Behaviour` or a preset's name.
+        behaviour: a `Behaviour`, a preset's name or the path of a behaviour file.
         model: a `Model`, or what `load` takes.
         out: the study's folder; a temporary one by default.
         only: names of measurements; all by default.
@@ -149,9 +158,11 @@ def study(
     Raises: StudyError where the folder holds another study or cannot be written; BehaviourError,
         PromptError, TokenError, ModelError for inputs that are not well formed.
     """
-    behaviour = preset(behaviour) if isinstance(behaviour, str) else behaviour
+    behaviour = find_behaviour(behaviour) if isinstance(behaviour, str) else behaviour
     model = load(model) if isinstance(model, str) else model
     measurements = _choose(only)
+    check_classes(model, behaviour)
+    check_roles(model.tokenizer, behaviour, prepend_bos=prepend_bos)
     folder = Path(tempfile.mkdtemp(prefix="casestudy-")) if out is None else Path(out)
     settings = {
         "prepend_bos": model.tokenizer.prepend_bos if prepend_bos is None else prepend_bos,
@@ -170,6 +181,7 @@ def study(
             "threads": torch.get_num_threads(),
         },
         "not_measured": [{"what": what, "why": why} for what, why in _NOT_MEASURED],
+        "notes": list(behaviour.notes),
         "created": _now(),
         "state": "running",
         "seconds": 0.0,
@@ -373,6 +385,9 @@ def _describe_behaviour(behaviour: Behaviour) -> dict[str, Any]:
         "about": behaviour.about,
         "answers": behaviour.answers,
         "n_prompts": len(behaviour),
+        "classes": asdict(behaviour.classes),
+        "class_contrast": behaviour.class_contrast and asdict(behaviour.class_contrast),
+        "roles": [asdict(role) for role in behaviour.roles],
         "main": list(behaviour.main),
         "n_main": sum(map(behaviour.is_main, behaviour.prompts)),
         "groups": {

@@ -1,0 +1,101 @@
+"""Is it the capital, the space, or both at once that the model prefers?
+
+An answer and its three counterparts are a 2 × 2 of case and space:
+
+                  capital        lower case
+    space         a " He"        b " he"
+    no space      c "He"         d "he"
+
+With their logits, per prompt:
+
+    case        = ((a - b) + (c - d)) / 2    a capital rather than none, averaged over the space
+    space       = ((a - c) + (b - d)) / 2    a space rather than none, averaged over case
+    interaction = (a - b) - (c - d)          how much more a capital is preferred after a space
+
+so that the three logit differences are sums of them: a - b = case + interaction / 2,
+a - c = space + interaction / 2, a - d = case + space. If something forces capitals wherever a word
+starts, case is large; if a capitalised word is chosen as a whole, the interaction is.
+
+All are linear in the logits, so every ledger and lens of the three differences gives theirs, by the
+same sums. Cost: four logits per prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from casestudy.behaviour.answers import FORMS
+from casestudy.behaviour.prompts import Behaviour
+from casestudy.errors import MeasureError
+from casestudy.measure.batch import Batch, Measurement, run_batch
+from casestudy.measure.result import Axis, Grid, Result
+from casestudy.model.model import Model
+
+EFFECTS = ("case", "space", "interaction")
+
+
+def effects_of(differences: Float[Tensor, "three ..."]) -> Float[Tensor, "three ..."]:
+    """Case, space and interaction from anything linear in the three logit differences.
+
+    Args:
+        differences: a - b, a - c and a - d, in the order of `FORMS`: logit differences, or their
+            shares in a ledger, a lens or an attribution.
+    """
+    ab, ac, ad = differences
+    interaction = ab + ac - ad
+    return torch.stack([ab - interaction / 2, ac - interaction / 2, interaction])
+
+
+def measure_case_by_space(batch: Batch) -> list[Result]:
+    """The main effects and the interaction; nothing where answers are not capitals by rule."""
+    named = {contrast.name: contrast for contrast in batch.contrasts}
+    if not all(form in named for form in FORMS):
+        return []
+    differences = torch.stack([named[form].value(batch.logits) for form in FORMS])
+    return [
+        Grid(
+            "case_by_space",
+            effects_of(differences).cpu().numpy(),
+            (Axis("effect", EFFECTS), batch.prompt_axis),
+            "logits",
+            about="Main effects of case and space on the answer's four forms, and their "
+            "interaction: case + interaction / 2 is the difference to the lower-case form.",
+        )
+    ]
+
+
+CASE_BY_SPACE = Measurement("case_by_space", lambda config: (), measure_case_by_space)
+
+
+def case_by_space(
+    model: Model,
+    prompts: Behaviour | str | Sequence[str],
+    *,
+    prepend_bos: bool | None = None,
+) -> Grid:
+    """Main effects of case and space, and their interaction, per prompt.
+
+    Args:
+        model: which predicts.
+        prompts: a behaviour whose answers are capitals by rule, a text or texts.
+        prepend_bos: the family's convention by default.
+
+    Shape:  (effect, prompt); NaN where an answer lacks one of its forms.
+    Unit:   logits; see the module for the definitions.
+    Raises: MeasureError for a behaviour whose answers have no such forms.
+    """
+    behaviour = Behaviour.of(prompts)
+    index = range(len(behaviour))
+    results = measure_case_by_space(run_batch(model, behaviour, index, [], prepend_bos=prepend_bos))
+    if not results:
+        raise MeasureError(
+            f"the answers of {behaviour.name!r} have no case and space to tell apart",
+            allowed='answers = "space-capital"',
+        )
+    (grid,) = results
+    assert isinstance(grid, Grid)
+    return grid

@@ -1,0 +1,74 @@
+"""How much probability goes to each kind of next token?
+
+The probabilities after each prompt, summed over the classes of a `ClassSet`: capitals after a
+space, digits, quotation marks, …. They sum to 1. Cost: one softmax per prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from casestudy.behaviour.classes import STANDARD, ClassSet
+from casestudy.behaviour.prompts import Behaviour
+from casestudy.measure.batch import Batch, Measurement, run_batch
+from casestudy.measure.result import Axis, Grid, Result
+from casestudy.model.model import Model
+
+
+def measure_class_mass(batch: Batch) -> list[Result]:
+    """The mass of each class of the behaviour's set; NaN for a class this vocabulary lacks."""
+    classes = STANDARD if batch.behaviour is None else batch.behaviour.classes
+    logits = batch.logits.double()
+    of = classes.of_vocabulary(batch.model.tokenizer, logits.shape[1]).to(logits.device)
+    n = len(classes.names)
+    # class batch
+    mass = logits.new_zeros(n, len(logits)).index_add_(0, of, logits.softmax(1).T)
+    empty = of.bincount(minlength=n) == 0
+    mass[empty] = float("nan")
+    gap = (mass.nansum(0) - 1).abs().max()
+    return [
+        Grid(
+            "class_mass",
+            mass.cpu().numpy(),
+            (Axis("class", classes.names), batch.prompt_axis),
+            "probability",
+            error={"gap": float(gap), "bound": 1e-9},
+            about=f"Probability of the next token by class (set {classes.name!r}) at each prompt's "
+            "last position; `gap` is how far the classes' sum is from 1.",
+        )
+    ]
+
+
+CLASS_MASS = Measurement("class_mass", lambda config: (), measure_class_mass)
+
+
+def class_mass(
+    model: Model,
+    prompts: Behaviour | str | Sequence[str],
+    classes: ClassSet | None = None,
+    *,
+    prepend_bos: bool | None = None,
+) -> Grid:
+    """The probability of each class of next token.
+
+    Args:
+        model: which predicts.
+        prompts: a behaviour, a text or texts.
+        classes: another set than the behaviour's (the standard one for texts).
+        prepend_bos: the family's convention by default.
+
+    Shape:  (class, prompt); NaN for a class that this vocabulary has no token of.
+    Unit:   probability; a prompt's classes sum to 1 (`error["gap"]` is the largest difference).
+    Raises: PromptError for a prompt that cannot be run; BehaviourError for a class that takes no
+        token of this vocabulary.
+    """
+    behaviour = Behaviour.of(prompts)
+    if classes is not None:
+        behaviour = replace(
+            behaviour, classes=classes, class_contrast=None, answers="space-capital"
+        )
+    index = range(len(behaviour))
+    (grid,) = measure_class_mass(run_batch(model, behaviour, index, [], prepend_bos=prepend_bos))
+    assert isinstance(grid, Grid)
+    return grid

@@ -1,0 +1,191 @@
+"""Would the difference be there anyway?
+
+Four cheap explanations, beside each prompt's own logit difference:
+
+- **b_U**: the final norm's bias through the unembedding gives every token a constant. Its part in
+  the difference does not depend on the prompt, but through the choice of the answer.
+- **unigram**: what the model itself says about the two tokens without a prompt, after BOS alone.
+  The training text's own token counts would be the unigram baseline proper; a model does not come
+  with them. Absent where the tokenizer has no BOS.
+- **copied**: whether the answer's word already stands in the prompt, in any case (" Go" after
+  "Go."), so that repeating it would do.
+- **shuffled**: the same words in another order, every stop, comma and space left where it is. What
+  stays does not need the sentence. The order is drawn from the prompt's text and a seed, not from
+  its neighbours.
+
+For a class contrast, the unigram and shuffled values are log p(A) - log p(B) there, with weights
+frozen anew. Cost: one forward pass of the shuffled prompts, and one of BOS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+
+import regex
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.prompts import Behaviour
+from casestudy.errors import PromptError
+from casestudy.measure.batch import Batch, Measurement, run_batch
+from casestudy.measure.result import Axis, Grid, Result, Table
+from casestudy.model.decoder import run
+from casestudy.model.model import Model
+from casestudy.model.tokens import Tokens
+
+SEED = 0
+CONTROLS = ("difference", "b_U", "unigram", "shuffled")
+_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’.\-][\p{L}\p{M}\p{N}]+)*")
+
+
+def shuffle_words(text: str, *, seed: int = SEED) -> str | None:
+    """A prompt's words in another order, all else kept in place; None where there is no other.
+
+    Args:
+        text: its words are runs of letters and digits, with what joins them (don't, 3.50).
+        seed: of the order, together with the text itself.
+    """
+    words = _WORD.findall(text)
+    if len(set(words)) < 2:
+        return None
+    digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+    rng = random.Random(int.from_bytes(digest[:8], "big"))
+    other = words
+    while other == words:
+        other = rng.sample(words, len(words))
+    left = iter(other)
+    return _WORD.sub(lambda _: next(left), text)
+
+
+def is_copied(answer: str, prompt: str) -> bool:
+    """Whether the answer's text, without its space and in any case, is a word of the prompt."""
+    word = answer.strip().casefold()
+    inside = rf"(?<![\p{{L}}\p{{N}}]){regex.escape(word)}(?![\p{{L}}\p{{N}}])"
+    return bool(word) and regex.search(inside, prompt.casefold()) is not None
+
+
+def measure_controls(batch: Batch) -> list[Result]:
+    """Every contrast beside its controls, and a table of them for the main contrast."""
+    texts, shuffled = _after_shuffling(batch)
+    alone = _after_bos(batch)
+    per_contrast = []
+    for contrast in batch.contrasts:
+        values = contrast.value(batch.logits)
+        constant = torch.full_like(values, float("nan"))
+        norm = batch.model.weights.final_norm
+        if norm is not None and norm.bias is not None:
+            constant = contrast.directions(batch.model.weights) @ norm.bias.double()
+        others = [_there(contrast, logits) for logits in (alone, shuffled)]
+        per_contrast.append(torch.stack([values, constant, *others]))
+    grid = Grid(
+        "controls.logits",
+        torch.stack(per_contrast).cpu().numpy(),
+        (batch.contrast_axis, Axis("control", CONTROLS), batch.prompt_axis),
+        "logits",
+        about="The difference; its part due to b_U alone; the same contrast after BOS alone (the "
+        "model's own unigram baseline) and after the prompt's words in another order.",
+    )
+    return [grid, _table(batch, grid.select(contrast=batch.contrasts[0].name), texts)]
+
+
+def _table(batch: Batch, main: Grid, texts: Sequence[str | None]) -> Table:
+    rows = dict(zip(CONTROLS, main.values.tolist(), strict=True))
+    known = {
+        name: [None if value != value else value for value in row] for name, row in rows.items()
+    }
+    share = [
+        None if b is None or not d else b / d
+        for b, d in zip(known["b_U"], known["difference"], strict=True)
+    ]
+    copied = [
+        None if answer is None else is_copied(answer.text, prompt.text)
+        for answer, prompt in zip(batch.answers.chosen, batch.prompts, strict=True)
+    ]
+    return Table(
+        "controls",
+        {
+            "prompt": list(batch.index),
+            "difference": known["difference"],
+            "b_U": known["b_U"],
+            "b_U_share": share,
+            "unigram": known["unigram"],
+            "copied": copied,
+            "shuffled": known["shuffled"],
+            "shuffled_text": list(texts),
+        },
+        f"What simpler explanations give of the difference ({batch.contrasts[0].name}), in logits: "
+        "b_U alone, and its share; the model after BOS alone, for want of the training text's "
+        "token counts; whether the answer's word is in the prompt; the words in another order.",
+    )
+
+
+def _there(
+    contrast: Contrast, logits: Float[Tensor, "batch d_vocab"] | None
+) -> Float[Tensor, " batch"]:
+    """A contrast at other logits; NaN where there are none."""
+    if logits is None:
+        return torch.full((len(contrast),), float("nan"), dtype=torch.float64)
+    return contrast.at(logits).value(logits)
+
+
+def _after_bos(batch: Batch) -> Float[Tensor, "batch d_vocab"] | None:
+    """What the model expects after BOS alone, for each prompt; None without a BOS token."""
+    model = batch.model
+    if model.tokenizer.bos_id is None:
+        return None
+    bos = Tokens.of([[model.tokenizer.bos_id]], bos=True).to(model.device)
+    logits = run(model, bos, logits="last").logits
+    assert logits is not None
+    return logits.expand(len(batch.prompts), -1)
+
+
+def _after_shuffling(batch: Batch) -> tuple[list[str | None], Float[Tensor, "batch d_vocab"]]:
+    """Each prompt in another order and what follows it; NaN where it has none that can be run."""
+    model = batch.model
+    texts = [shuffle_words(prompt.text) for prompt in batch.prompts]
+    rows: dict[int, list[int]] = {}
+    for i, text in enumerate(texts):
+        if text is None:
+            continue
+        try:
+            (rows[i],) = model.tokenize(text, prepend_bos=batch.tokens.bos).rows()
+        except PromptError:  # another order can take more tokens than the model reads
+            texts[i] = None
+    logits = torch.full_like(batch.logits, float("nan"))
+    if rows:
+        tokens = Tokens.of(list(rows.values()), bos=batch.tokens.bos).to(model.device)
+        found = run(model, tokens, logits="last").logits
+        assert found is not None
+        logits[list(rows)] = found
+    return texts, logits
+
+
+CONTROL = Measurement("controls", lambda config: (), measure_controls)
+
+
+def controls(
+    model: Model,
+    prompts: Behaviour | str | Sequence[str],
+    *,
+    prepend_bos: bool | None = None,
+) -> Table:
+    """The main contrast of each prompt beside what simpler explanations give.
+
+    Args:
+        model: which predicts.
+        prompts: a behaviour, a text or texts.
+        prepend_bos: the family's convention by default.
+
+    Rows:   one per prompt: difference, b_U and its share, unigram, copied, shuffled; None where a
+            control does not exist (see the module).
+    Unit:   logits.
+    """
+    behaviour = Behaviour.of(prompts)
+    index = range(len(behaviour))
+    table = measure_controls(run_batch(model, behaviour, index, [], prepend_bos=prepend_bos))[1]
+    assert isinstance(table, Table)
+    return table

@@ -98,6 +98,14 @@ def test_few_and_many_tokens_give_the_same_directions(toy_model: Model, seed: in
     )
 
 
+def test_another_unembedding_has_its_own_directions(toy_model64: Model) -> None:
+    pair = Contrast.between(toy_model64, [" He"], [" he"])
+    weights = toy_model64.weights
+    once = pair.directions(weights)
+    torch.testing.assert_close(pair.directions(replace(weights, W_U=2 * weights.W_U)), 2 * once)
+    torch.testing.assert_close(pair.directions(weights), once)
+
+
 def test_its_ledger_closes_on_the_direct_log_odds(toy: Callable[..., Model]) -> None:
     for dtype in ("float32", "float64"):
         model = toy(dtype=dtype)

@@ -1,0 +1,55 @@
+"""What is said to a notebook that asks for something of TransformerLens that is not here?"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from casestudy.compat.transformer_lens.names import DOCS
+from casestudy.errors import CasestudyError
+
+
+class NotSupported(CasestudyError, AttributeError, NotImplementedError):
+    """An attribute or an argument of TransformerLens that is refused, by name."""
+
+
+class NotSupportedImport(CasestudyError, ImportError):
+    """The same, of a name that is imported: an AttributeError would be reworded by Python."""
+
+
+def refuse(what: str, instead: str = "", *, allowed: str | None = None) -> NotSupported:
+    """The error to raise for it.
+
+    Args:
+        what: the name, as a notebook writes it.
+        instead: what to do.
+        allowed: what is supported in its place.
+    """
+    hint = f"{instead}. {DOCS}" if instead else DOCS
+    came = f"{what} is not among casestudy's TransformerLens names"
+    return NotSupported(came, allowed=allowed, hint=hint)
+
+
+def refuse_name(
+    owner: str, name: str, known: Iterable[str], reasons: dict[str, str]
+) -> AttributeError:
+    """The error for an attribute that is not there.
+
+    Args:
+        owner: of what.
+        name: the attribute.
+        known: what there is.
+        reasons: TransformerLens's names that are refused, with what to do instead.
+    """
+    public = sorted(n for n in known if not n.startswith("_"))
+    if name in reasons:
+        return refuse(f"{owner}.{name}", reasons[name])
+    close = difflib.get_close_matches(name, public, n=3)
+    instead = f"Did you mean {' or '.join(close)}" if close else ""
+    return refuse(f"{owner}.{name}", instead, allowed=", ".join(public))
+
+
+def refuse_import(module: str, name: str, instead: str) -> NotSupportedImport:
+    """The error for a name that cannot be imported."""
+    came = f"{module}.{name} is not among casestudy's TransformerLens names"
+    return NotSupportedImport(came, hint=f"{instead}. {DOCS}" if instead else DOCS)

@@ -1,0 +1,86 @@
+"""Where do a padded batch's prompts lie, as a notebook sees it and as the engine does?
+
+A notebook that pads on the left finds each prompt's last token in the last column. The engine pads
+on the right, where padding cannot be seen by a causal decoder. A `Layout` carries rows from one to
+the other by rotating each: exact, and a gradient passes through. What stands at a padded position
+is finite and means nothing; a padded query's row of an attention pattern is 0, and of scores -inf.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from casestudy.model.sites import Site
+from casestudy.model.tokens import Tokens
+
+_POSITIONS = ("pos", "query_pos", "key_pos")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A batch whose rows begin with padding.
+
+    Attributes:
+        ids: (batch, pos) as the notebook has them, padding first.
+        shifts: how much padding each row begins with; None where no row has any.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    shifts: Int[Tensor, " batch"] | None
+
+    @property
+    def tokens(self) -> Tokens:
+        """The same prompts as the engine takes them."""
+        batch, width = self.ids.shape
+        if self.shifts is None:
+            return Tokens(self.ids, torch.full((batch,), width, device=self.ids.device))
+        return Tokens(_rotate(self.ids, 1, -self.shifts), width - self.shifts)
+
+    @property
+    def mask(self) -> Bool[Tensor, "batch pos"]:
+        """True at the prompts' own tokens."""
+        if self.shifts is None:
+            return torch.ones_like(self.ids, dtype=torch.bool)
+        return torch.arange(self.ids.shape[1], device=self.ids.device) >= self.shifts[:, None]
+
+    def to_notebook(self, site: Site, x: Tensor) -> Tensor:
+        """An activation of the engine's, padding first."""
+        if self.shifts is None:
+            return x
+        for dim, axis in enumerate(site.axes):
+            if axis in _POSITIONS:
+                x = _rotate(x, dim, self.shifts)
+        if site in (Site.PATTERN, Site.ATTN_SCORES):
+            nothing = 0.0 if site is Site.PATTERN else -torch.inf
+            x = x.masked_fill(~self.mask[:, None, :, None], nothing)
+        return x
+
+    def to_engine(self, site: Site, new: Tensor, old: Tensor) -> Tensor:
+        """The way back, for an activation that is to replace the engine's `old`.
+
+        Only what stands at a prompt's own tokens replaces anything: a number that means nothing
+        must not reach one that does, as 0 x NaN would in an attention pattern.
+        """
+        if self.shifts is None:
+            return new
+        own = self.tokens.mask
+        for dim, axis in enumerate(site.axes):
+            if axis in _POSITIONS:
+                new = _rotate(new, dim, -self.shifts)
+                shape = [1] * new.ndim
+                shape[0], shape[dim] = own.shape
+                new = torch.where(own.view(shape), new, old)
+        return new
+
+
+def _rotate(x: Tensor, dim: int, by: Int[Tensor, " batch"]) -> Tensor:
+    """Each row's `dim` moved up by its own number of places; what falls off the end comes first."""
+    width = x.shape[dim]
+    source = (torch.arange(width, device=x.device) - by[:, None]) % width  # batch pos
+    shape = [1] * x.ndim
+    shape[0], shape[dim] = source.shape
+    return x.take_along_dim(source.view(shape), dim)

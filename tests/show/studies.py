@@ -226,7 +226,10 @@ def full(texts: tuple[str, ...] = TEXTS, *, layers: int = 3, heads: int = 4) -> 
         Table("group_tests", _group_tests(), "Do two groups differ?"),
         grid("circuit.faithfulness", "share", Axis("method", ("eap", "exact")), _proportions()),
         Table("attribution.neuron", _neurons(rng), "The neurons with the largest mean share."),
-        Table("controls", {"control": ["b_U alone", "unigram"], "value": [0.6, 1.2]}),
+        *with_mean(
+            "controls.logits", "logits", contrast, Axis("control", ("difference", "b_U")), prompt
+        ),
+        Table("controls", {"prompt": list(range(n)), "copied": [i == 0 for i in range(n)]}),
         Table("counterfactuals", _counterfactuals(), "Edits."),
         Table(
             "circuit.edges",

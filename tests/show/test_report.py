@@ -96,6 +96,26 @@ def test_edges_whose_names_cannot_be_read_are_listed_all_the_same(tmp_path: Path
     assert not [alt for alt in page.alts if alt.startswith("Layered graph")]
 
 
+def test_terms_a_contrast_does_not_have_are_no_terms_of_its_ledger(tmp_path: Path) -> None:
+    grids = studies.ledger(4)
+    ledger, means = grids[1], grids[3]
+    extra = np.full((3, 1, 4), np.nan)
+    extra[2] = 0.5  # as an entropy term, which only a class contrast has
+    names = Axis("term", (*ledger.axis("term").labels, "entropy term"))
+    longer = Grid(
+        "ledger",
+        np.concatenate([ledger.values, extra], 1),
+        (ledger.axes[0], names, ledger.axes[2]),
+        "logits",
+    )
+    results = [grids[0], longer, grids[2], mean_over_prompts(longer), grids[4]]
+    assert means.name == "ledger.mean"
+    page = page_of(studies.write(tmp_path / "s", [*results, *studies.tables(studies.TEXTS)]))
+    falls = [f["axes"][0][1] for f in page.figures if f["axes"][0][0] == "term"]
+    assert [("entropy term" in terms) for terms in falls] == [False, False, True] + [False] * 4
+    assert "The same account of the other contrasts" in page.text
+
+
 def test_heads_lead_to_their_patterns_only_where_there_are_any(full: Page, page: Page) -> None:
     assert len([a for _, a in full.tags if "data-head" in a]) > 12
     assert not [a for _, a in page.tags if "data-head" in a]
@@ -193,7 +213,7 @@ def test_the_waterfall_ends_at_the_logit_difference(tmp_path: Path) -> None:
     store = studies.write(tmp_path / "s")
     page = page_of(store)
     falls = [f for f in page.figures if f["axes"][0][0] == "term"]
-    assert len(falls) == 1 + len(studies.TEXTS)
+    assert len(falls) == len(studies.CONTRASTS) + len(studies.TEXTS)
     for figure in falls:
         values, ends = figure["columns"]["value"], figure["columns"]["ends at"]
         assert figure["axes"][0][1][-1] == "logit difference"

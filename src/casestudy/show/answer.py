@@ -14,7 +14,7 @@ from casestudy.show.causes import strongest
 from casestudy.show.means import Mean, against
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import clean, count, interval, number, signed
-from casestudy.show.writers import group_means
+from casestudy.show.writers import group_means, present
 
 
 def paragraphs(study: Stored) -> list[Markup]:
@@ -90,8 +90,9 @@ def _writers(study: Stored) -> Markup:
         if abs(m.value) >= 0.02 * abs(total)
     ]
     grid = study.grid("ledger.mean", "contrast", "term").select(contrast=study.contrast)
+    grid = present(grid)
     terms = grid.axis("term").labels
-    top = int(np.nanargmax(np.abs(grid.values)))
+    top = int(np.argmax(np.abs(grid.values)))
     single = Mean.of(grid, term=terms[top])
     closes = study.grids["ledger"].error
     closing = ""

@@ -8,10 +8,10 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.show import draw
-from casestudy.show.blocks import Block, Figure, Listing, paragraph
+from casestudy.show.blocks import Block, Figure, paragraph
 from casestudy.show.means import Mean, against, spoken
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import clean, count, number, shorten, signed
+from casestudy.show.text import clean, count, number, signed
 
 
 def differences(study: Stored) -> list[Block]:
@@ -172,25 +172,66 @@ def case_by_space(study: Stored) -> list[Block]:
     ]
 
 
+CONTROLS = {
+    "difference": "the difference itself",
+    "b_U": "b_U alone",
+    "unigram": "after BOS alone",
+    "shuffled": "words in another order",
+}
+"""The controls in words."""
+
+
 def controls(study: Stored) -> list[Block]:
-    """What simpler explanations would give."""
-    table = study.table("controls")
-    rows = [[_cell(value) for value in row.values()] for row in table.rows()]
-    head = [
-        f"{_capital(spoken(name))}#" if _numeric(column) else _capital(spoken(name))
-        for name, column in table.columns.items()
+    """What simpler explanations would give, as dots and means."""
+    grid = study.grid("controls.logits", "contrast", "control", "prompt")
+    means = study.grid("controls.logits.mean", "contrast", "control")
+    grid, means = grid.select(contrast=study.contrast), means.select(contrast=study.contrast)
+    names = grid.axis("control").labels
+    labels = [CONTROLS.get(name, spoken(name)) for name in names]
+    found = {name: Mean.of(means, control=name) for name in names}
+    said = [
+        f"{label} {signed(found[name].value)} ({found[name].bracket})"
+        for name, label in zip(names, labels, strict=True)
+        if found[name].n and name != "difference"
     ]
-    return [Listing("What simpler explanations would give", head, rows[:40], clean(table.about))]
+    if not said:
+        raise Missing("no control could be measured")
+    figure = Figure(
+        "The difference beside what simpler explanations give",
+        draw.strip(
+            labels,
+            [draw.numbers(row) for row in grid.values],
+            unit=grid.unit,
+            mean=draw.numbers(means.values),
+            lower=None if means.lower is None else draw.numbers(means.lower),
+            upper=None if means.upper is None else draw.numbers(means.upper),
+            row=46,
+        ),
+        f"Dot plot of the logit difference beside controls: {'; '.join(said)}.",
+        draw.Data.of(grid),
+        clean(grid.about),
+    )
+    return [
+        paragraph(
+            "Simpler explanations give, of the same contrast: {}.{}",
+            *("; ".join(said), _copied(study)),
+        ),
+        figure,
+    ]
 
 
-def _numeric(column: list[Any]) -> bool:
-    return all(isinstance(value, (int, float)) or value is None for value in column)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no"}.get(value, "") if value is not None else ""
-    return number(value, 3) if isinstance(value, float) else shorten(clean(value), 80)
+def _copied(study: Stored) -> str:
+    """In how many of the main prompts the answer's word already stands."""
+    try:
+        table = study.table("controls", "prompt", "copied")
+    except Missing:
+        return ""
+    main = set(study.main_prompts([str(p) for p in table.columns["prompt"]]))
+    copied = [c for i, c in enumerate(table.columns["copied"]) if i in main and c is not None]
+    return (
+        f" The answer’s word stands in the prompt itself in {sum(map(bool, copied))} of "
+        f"{count(len(copied), 'prompt')}."
+    )
 
 
 def preference(contrast: str, mean: Mean, known: Any) -> Markup:

@@ -71,3 +71,7 @@ class Mean:
         if np.isnan(self.lower) or np.isnan(self.upper):
             return f"n\u00a0=\u00a0{self.n}, no interval"
         return f"95\u00a0% interval {interval(self.lower, self.upper)}, n\u00a0=\u00a0{self.n:,}"
+
+
+NOTHING = Mean(float("nan"), float("nan"), float("nan"), 0)
+"""What nothing was measured for."""

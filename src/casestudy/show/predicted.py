@@ -11,7 +11,7 @@ from markupsafe import Markup
 from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, Listing, paragraph
 from casestudy.show.means import Mean, spoken
-from casestudy.show.stored import Stored
+from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import chip, clean, count, listing, ordinal, percent, shorten
 
 EXAMPLES = 48
@@ -99,11 +99,42 @@ def class_mass(study: Stored) -> list[Block]:
         ),
         Figure(
             "Probability of the next token by class",
-            draw.mean_bars(means, [spoken(label) for label in labels]),
+            draw.bars(
+                [spoken(label) for label in labels],
+                draw.numbers(means.values),
+                unit="probability",
+                lower=None if means.lower is None else draw.numbers(means.lower),
+                upper=None if means.upper is None else draw.numbers(means.upper),
+                shown=[percent(float(v)) for v in means.values],
+            ),
             f"Bars of mean probability by class of token, n = {n}: {listing(said)}.",
             draw.Data.of(means),
             clean(means.about),
         ),
+        *_mass_by_group(study),
+    ]
+
+
+def _mass_by_group(study: Stored) -> list[Block]:
+    """The same by group of prompts, where there are groups."""
+    try:
+        grid = study.grid("class_mass.by_group", "group", "class")
+    except Missing:
+        return []
+    groups, classes = (list(map(clean, grid.axis(name).labels)) for name in ("group", "class"))
+    values = np.asarray(grid.values, dtype=float)
+    if not np.isfinite(values).any():
+        return []
+    i, j = np.unravel_index(int(np.nanargmax(values)), values.shape)
+    return [
+        Figure(
+            "The same by group of prompts",
+            draw.heatmap(values, groups, classes, unit="probability", limit=1.0, slanted=True),
+            f"Heatmap of mean probability by group and class of token; the largest is "
+            f"{classes[j]} in “{groups[i]}”, {percent(float(values[i, j]))}.",
+            draw.Data.of(grid),
+            "Means over the prompts of a group; n and intervals are in the data.",
+        )
     ]
 
 

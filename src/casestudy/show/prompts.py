@@ -32,7 +32,7 @@ from casestudy.show.text import (
     signed,
     visible,
 )
-from casestudy.show.writers import B_U, ledger_data
+from casestudy.show.writers import B_U, ledger_data, present
 
 TOP = 10
 FOLD = 14
@@ -160,9 +160,10 @@ def _ledger(study: Stored, prompt: str) -> Figure:
         raise Missing("it has no answer with a counterpart")
     total = float(check.select(quantity="logit difference").values)
     gap = float(check.select(quantity="gap").values)
+    ledger = present(ledger)
     terms = list(ledger.axis("term").labels)
     values = ledger.values.tolist()
-    top = max(range(len(terms)), key=lambda i: abs(np.nan_to_num(values[i])))
+    top = max(range(len(terms)), key=lambda i: abs(values[i]))
     return Figure(
         "Its ledger",
         draw.waterfall(terms, values, total, marked=(B_U,), row=16),

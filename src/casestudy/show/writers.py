@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from casestudy.measure.result import Grid
+from casestudy.measure.result import Axis, Grid
 from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, Listing, paragraph
-from casestudy.show.means import Mean, against
+from casestudy.show.means import NOTHING, Mean, against, spoken
+from casestudy.show.page import figure_html
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import clean, interval, listing, number, ordinal, percent, signed
 
@@ -18,45 +19,80 @@ B_U = "final norm bias (b_U)"
 
 
 def ledger_mean(study: Stored) -> list[Block]:
-    """The account of the mean difference, as a waterfall, and b_U as its own line."""
-    means = study.grid("ledger.mean", "contrast", "term").select(contrast=study.contrast)
-    total = Mean.of(study.grid("logit_difference.mean", "contrast"), contrast=study.contrast)
+    """The account of the mean difference, as a waterfall, b_U as its own line; others folded."""
+    figure, total, terms = _waterfall(study, study.contrast)
+    others = []
+    for name in study.contrasts:
+        if name != study.contrast:
+            try:
+                others.append(_waterfall(study, name)[0])
+            except Missing:
+                continue
+    blocks: list[Block] = [_groups(study, terms), figure, _b_u(study, total)]
+    if others:
+        blocks.append(folded("The same account of the other contrasts", others))
+    return blocks
+
+
+def folded(title: str, figures: Sequence[Figure]) -> Markup:
+    """Figures that a reader may ask for."""
+    return Markup('<details class="more"><summary>{}</summary>{}</details>').format(
+        title, Markup("").join(figure_html(figure) for figure in figures)
+    )
+
+
+def present(grid: Grid) -> Grid:
+    """A ledger without the terms that this contrast does not have (a soft cap, an entropy term)."""
+    keep = np.flatnonzero(np.isfinite(grid.values))
+    labels = tuple(grid.axis("term").labels[i] for i in keep)
+    return grid._map(lambda array: array[keep], (Axis("term", labels),))
+
+
+def _waterfall(study: Stored, contrast: str) -> tuple[Figure, Mean, list[str]]:
+    means = study.grid("ledger.mean", "contrast", "term").select(contrast=contrast)
+    total = Mean.of(study.grid("logit_difference.mean", "contrast"), contrast=contrast)
+    means = present(means)
     terms = list(means.axis("term").labels)
-    if np.isnan(total.value) or not np.isfinite(means.values).any():
+    if np.isnan(total.value) or not terms:
         raise Missing("no prompt has a ledger to average")
     lower = None if means.lower is None else draw.numbers(means.lower)
     upper = None if means.upper is None else draw.numbers(means.upper)
     values = means.values.tolist()
-    gap = abs(float(np.nansum(means.values)) - total.value)
-    order = sorted(range(len(terms)), key=lambda i: -abs(np.nan_to_num(values[i])))
+    gap = abs(float(means.values.sum()) - total.value)
+    order = sorted(range(len(terms)), key=lambda i: -abs(values[i]))
     largest = [
         f"{clean(terms[i])} ({signed(values[i])} [{interval(lower[i], upper[i])}])"
         if lower and upper and lower[i] is not None
         else f"{clean(terms[i])} ({signed(values[i])})"
         for i in order[:3]
     ]
-    blocks: list[Block] = [_groups(study, terms), _b_u(study, total)]
+    main = contrast == study.contrast
+    caption = Markup(
+        "Contrast against {}. Each bar starts where the one above ended, so the last bar must "
+        "end where the account ends; lines are 95\u00a0% intervals of a term’s mean (n = {}). The "
+        "terms sum to {}, the logit difference is {}: a gap of {} logits.{}"
+    ).format(
+        against(contrast),
+        total.n,
+        number(float(means.values.sum()), 3),
+        number(total.value, 3),
+        number(gap),
+        " The outlined bar is the final norm’s bias through the unembedding."
+        if B_U in terms
+        else "",
+    )
     figure = Figure(
-        "The ledger: every term of the mean logit difference",
+        "The ledger: every term of the mean logit difference"
+        if main
+        else f"The ledger of the contrast “{spoken(contrast)}”",
         draw.waterfall(terms, values, total.value, lower=lower, upper=upper, marked=(B_U,)),
         f"Waterfall from 0 to the mean logit difference, {signed(total.value)} logits "
         f"({total.bracket}). Largest terms: {listing(largest)}. Gap between the sum of the terms "
         f"and the difference: {number(gap)} logits.",
         ledger_data(means, total),
-        Markup(
-            "Contrast against {}. Each bar starts where the one above ended, so the last bar must "
-            "end where the account ends; lines are 95 % intervals of a term’s mean (n = {}). The "
-            "terms sum to {}, the logit difference is {}: a gap of {} logits. The outlined bar is "
-            "the final norm’s bias through the unembedding."
-        ).format(
-            against(study.contrast),
-            total.n,
-            number(float(np.nansum(means.values)), 3),
-            number(total.value, 3),
-            number(gap),
-        ),
+        caption,
     )
-    return [*blocks[:1], figure, *blocks[1:]]
+    return figure, total, terms
 
 
 def ledger_data(terms: Grid, total: Mean | float) -> draw.Data:
@@ -94,7 +130,9 @@ def group_means(study: Stored) -> dict[str, Mean]:
     for name, belongs in GROUPS.items():
         rows = [i for i, term in enumerate(terms) if belongs(term)]
         if rows:
-            mean = Mean.over(grid.values[rows].sum(0)[main])
+            # A term that this contrast does not have is NaN in every prompt.
+            there = [i for i in rows if np.isfinite(grid.values[i]).any()]
+            mean = Mean.over(grid.values[there].sum(0)[main]) if there else NOTHING
             if mean.n:
                 found[name] = mean
     return found

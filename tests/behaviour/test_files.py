@@ -1,8 +1,9 @@
 """A behaviour written down and read again is the same; what is wrong in a file is named."""
 
 import json
+import re
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from casestudy.behaviour.classes import CAPITAL_MASS, STANDARD, ClassContrast, ClassSet, TokenClass
-from casestudy.behaviour.files import QUESTION, find_behaviour, load_behaviour, write_behaviour
+from casestudy.behaviour.files import (
+    QUESTION,
+    SETTINGS,
+    find_behaviour,
+    load_behaviour,
+    write_behaviour,
+)
 from casestudy.behaviour.presets import preset, preset_names
 from casestudy.behaviour.prompts import Behaviour, Prompt, Role
 from casestudy.errors import BehaviourError
@@ -256,3 +263,24 @@ def test_a_name_is_a_preset_and_a_path_is_a_file(tmp_path: Path) -> None:
         find_behaviour("mine.jsonl")
     with pytest.raises(BehaviourError, match="no preset is called 'mine'"):
         find_behaviour("mine")
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "behaviour-files.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix", "n"), [("toml", ".toml", 2), ("json", ".jsonl", 2), ("csv", ".csv", 2)]
+)
+def test_the_documented_examples_are_well_formed(
+    tmp_path: Path, form: str, suffix: str, n: int
+) -> None:
+    (text,) = re.findall(rf"```{form}\n(.*?)```", DOCS, flags=re.DOTALL)
+    behaviour = read(tmp_path, f"example{suffix}", text)
+    assert len(behaviour) == n
+    assert behaviour.notes == ()
+
+
+def test_every_key_is_documented() -> None:
+    documented = set(re.findall(r"^\| (.*?) \|", DOCS, flags=re.MULTILINE))
+    keys = {key for cell in documented for key in re.findall(r"`(\w+)`", cell)}
+    assert keys == {f.name for f in fields(Prompt)} | set(SETTINGS)

@@ -38,7 +38,8 @@ QUESTION = "Why does the model prefer this next token?"
 SEPARATOR = ";"
 """Between the groups in a cell of a CSV file."""
 _ROLE = "role:"
-_SETTINGS = ("name", "question", "about", "answers", "main", "classes", "class_contrast", "roles")
+SETTINGS = ("name", "question", "about", "answers", "main", "classes", "class_contrast", "roles")
+"""What a file may say besides its prompts."""
 _PROMPT = tuple(f.name for f in fields(Prompt))
 _OPTIONAL = ("answer", "counterpart", "corrupted", "next_token", "answer_class",
              "counterpart_class")  # fmt: skip
@@ -346,7 +347,7 @@ def _behaviour(
     stem: str, settings: Mapping[str, Any], prompts: tuple[Prompt, ...], notes: tuple[str, ...]
 ) -> Behaviour:
     for key in settings:
-        _known(key, (*_SETTINGS, "prompts"), "setting")
+        _known(key, (*SETTINGS, "prompts"), "setting")
     answers = _one_of(settings.get("answers", _rule(prompts)), get_args(AnswerRule), "answers")
     classes = _class_set(settings.get("classes", "standard"))
     contrast = _class_contrast(settings.get("class_contrast"), answers, classes)
@@ -509,7 +510,7 @@ def _toml(value: Any) -> str:
 
 def _write_csv(behaviour: Behaviour, path: Path) -> str:
     plain = _behaviour(path.stem, {}, behaviour.prompts, ())
-    lost = [n for n in _SETTINGS if getattr(plain, n) != getattr(behaviour, n)]
+    lost = [n for n in SETTINGS if getattr(plain, n) != getattr(behaviour, n)]
     if any(SEPARATOR in name or name != name.strip() for name in behaviour.groups):
         lost.append(f"a group's name with {SEPARATOR!r} or spaces around it")
     if any(getattr(prompt, name) == "" for prompt in behaviour.prompts for name in _OPTIONAL):

@@ -8,10 +8,10 @@ Runs tests/compat/notebook_calls.py in it and stores what comes out, for the sui
     .venv-transformerlens-3/bin/python benchmarks/record_transformerlens.py
 
 The model is a random GPT-2 of two layers, made from a seed by tests/helpers.py. With
-`--full FOLDER` (a checkpoint of GPT-2's shape) and `--out FILE` it records every hook of one run of
-that one instead, for tests/compat/test_full_size.py; `--bridge`, in an environment with 4.x, does so
-of a TransformerBridge. TransformerLens downloads nothing: its loader finds the configuration in a
-folder called gpt2.
+`--full FOLDER` (a checkpoint of GPT-2's shape) and `--out FILE` it records every hook of one run
+of that one instead, for tests/compat/test_full_size.py; `--bridge`, in an environment with 4.x,
+does so of a TransformerBridge. TransformerLens downloads nothing: its loader finds the
+configuration in a folder called gpt2.
 """
 
 from __future__ import annotations
@@ -43,10 +43,8 @@ from transformers import AutoTokenizer, GPT2LMHeadModel  # noqa: E402
 DATA = ROOT / "tests" / "compat" / "data"
 
 
-def loader(folder: Path) -> Callable[..., Any]:
-    """A function that loads this checkpoint as a HookedTransformer."""
-    from transformer_lens import HookedTransformer
-
+def tokenizer_folder(folder: Path) -> Path:
+    """A folder called gpt2 with the checkpoint's configuration and tokenizer, made here."""
     config = json.loads((folder / "config.json").read_text())
     # its reader of configurations asks for GPT-2's older name
     config["n_ctx"] = config["n_positions"]
@@ -59,6 +57,14 @@ def loader(folder: Path) -> Callable[..., Any]:
         ends = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
         kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
         (here / "tokenizer_config.json").write_text(json.dumps({**ends, **kind}))
+    return here
+
+
+def loader(folder: Path) -> Callable[..., Any]:
+    """A function that loads this checkpoint as a HookedTransformer."""
+    from transformer_lens import HookedTransformer
+
+    here = tokenizer_folder(folder)
 
     def load(**options: Any) -> Any:
         network = GPT2LMHeadModel.from_pretrained(folder).eval()
@@ -105,8 +111,11 @@ def record_full(folder: Path, out: Path, bridge: bool) -> None:
     if bridge:
         from transformer_lens.model_bridge import TransformerBridge
 
-        load(folder)
-        model = TransformerBridge.boot_transformers("gpt2", device="cpu")
+        network = GPT2LMHeadModel.from_pretrained(folder).eval()
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(folder))
+        model = TransformerBridge.boot_transformers(
+            str(folder), hf_model=network, tokenizer=tokenizer, device="cpu"
+        )
         model.enable_compatibility_mode()
     else:
         model = loader(folder)()

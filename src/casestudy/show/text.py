@@ -127,7 +127,7 @@ def _end(value: float | int, digits: int) -> str:
 def ordinal(rank: int) -> str:
     """1st, 2nd, 3rd, 4th, 11th, 21st."""
     suffix = "th" if 10 <= rank % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
-    return f"{rank}{suffix}"
+    return f"{rank:,}{suffix}"
 
 
 def count(n: int, noun: str, plural: str = "") -> str:

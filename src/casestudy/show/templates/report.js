@@ -291,8 +291,8 @@
     }));
     const ranked = of.tokens.map((token, i) => [entry(of, layer, at, query, i), token, i])
       .sort((a, b) => b[0] - a[0]).filter(([share]) => share >= 0.005).slice(0, 4);
-    const words = `From ${of.tokens[query]} (position ${query}): ` + ranked.map(([share, token, i]) =>
-      `${Math.round(share * 100)} % on ${token} (${i})`).join(", ") + ".";
+    const words = `From “${of.tokens[query]}” (position ${query}): ` + ranked.map(([share, token, i]) =>
+      `${Math.round(share * 100)} % on “${token}” (${i})`).join(", ") + ".";
     const map = node("div", { className: "map", role: "img",
       ariaLabel: `Attention pattern of head ${layer}.${at}, queries down, keys across. ${words}` });
     const named = n <= 40;

@@ -1,0 +1,76 @@
+"""Take the pictures of docs/images from a study's report.
+
+    python docs/screenshots.py STUDY
+
+Needs playwright and Debian's chromium, as the browser tests do. Takes seconds.
+"""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+from casestudy.show.report import write_report
+
+IMAGES = Path(__file__).with_name("images")
+ARGUMENTS = ("--no-sandbox", "--disable-background-networking", "--no-first-run")
+PAIR = """<style>
+body {{ margin: 0; padding: 28px; background: {back}; display: flex; gap: 28px }}
+body {{ width: max-content }}
+img {{ display: block; border: 1px solid {rule}; border-radius: 4px; height: 1040px }}
+</style><img src="{left}"><img src="{right}">"""
+
+
+def main(study: str) -> None:
+    """Write every picture."""
+    report = write_report(study).resolve().as_uri()
+    IMAGES.mkdir(exist_ok=True)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=list(ARGUMENTS))
+        for scheme, back, rule in (
+            ("light", "#efece4", "#dcd9d1"),
+            ("dark", "#0b0c0e", "#36373b"),
+        ):
+            page = browser.new_page(viewport={"width": 860, "height": 1040}, color_scheme=scheme)
+            page.goto(report)
+            left = _shown(page, "main", 0)
+            right = _shown(page, "#who", 16)
+            sheet = browser.new_page(viewport={"width": 1830, "height": 1100})
+            sheet.set_content(PAIR.format(back=back, rule=rule, left=left, right=right))
+            sheet.locator("img").last.wait_for()
+            name = "report.png" if scheme == "light" else "report-dark.png"
+            sheet.locator("body").screenshot(path=IMAGES / name)
+        phone = browser.new_page(
+            viewport={"width": 390, "height": 844}, device_scale_factor=2, reduced_motion="reduce"
+        )
+        phone.goto(report)
+        phone.evaluate("document.querySelector('#who').scrollIntoView()")
+        phone.screenshot(path=IMAGES / "report-phone.png")
+        page = browser.new_page(viewport={"width": 1100, "height": 760})
+        page.goto(report)
+        page.locator("button[data-head]").first.click()
+        page.locator("dialog select").select_option(index=3)
+        page.screenshot(path=IMAGES / "head.png")
+        browser.close()
+
+
+def _shown(page: Any, place: str, above: int) -> str:
+    """The window from the top of an element on, as a data address."""
+    page.evaluate(
+        "([q, above]) => { const y = document.querySelector(q).getBoundingClientRect().top;"
+        " scrollTo({top: q === 'main' ? 0 : scrollY + y - above, behavior: 'instant'}); }",
+        [place, above],
+    )
+    page.evaluate("document.querySelector('nav.rail').hidden = true")
+    page.wait_for_timeout(200)
+    picture = base64.b64encode(page.screenshot()).decode("ascii")
+    return f"data:image/png;base64,{picture}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casestudy.errors import MeasureError
@@ -19,6 +19,7 @@ def grid(values: np.ndarray, *axes: str) -> Grid:
     )
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.permutations(["prompt", "pos", "layer"]))
 def test_it_is_the_mean_over_the_roles_positions(seed: int, axes: list[str]) -> None:
     rng = np.random.default_rng(seed)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from casestudy.model.loading import load
     from casestudy.model.model import Model
     from casestudy.model.sites import Keep, Site
+    from casestudy.show import figures
     from casestudy.study.study import Study, open_study, study
 
 _ROOMS = {
@@ -67,6 +68,7 @@ _ROOMS = {
     "casestudy.measure.explain": ("explain_attention_score",),
     "casestudy.measure.profile": ("head_profile",),
     "casestudy.measure.result": ("Grid", "Table"),
+    "casestudy.show": ("figures",),
     "casestudy.study.study": ("Study", "open_study", "study"),
 }
 _PLACES = {name: room for room, names in _ROOMS.items() for name in names}
@@ -95,6 +97,7 @@ __all__ = [
     "class_mass",
     "controls",
     "explain_attention_score",
+    "figures",
     "head_attribution",
     "head_profile",
     "ledger",

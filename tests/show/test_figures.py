@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import casestudy
 import casestudy.show.figures as figures
 from casestudy.errors import MeasureError
 from casestudy.measure.result import Axis, Grid, Table
@@ -142,6 +143,11 @@ def test_any_finite_numbers_can_be_shown(values: list[float], axis: str) -> None
 def test_attention_views_say_which_axes_they_need() -> None:
     with pytest.raises(MeasureError, match="layer='0'"):
         figures.attention_heads(grid("layer", "head", "query_pos", "key_pos"))
+
+
+def test_figures_are_reached_from_the_package() -> None:
+    assert casestudy.figures.heatmap is figures.heatmap
+    assert {"heatmap", "line", "scatter", "waterfall"} <= set(dir(casestudy.figures))
 
 
 def test_figures_load_no_torch() -> None:

@@ -14,7 +14,7 @@ import difflib
 
 import regex
 
-from casestudy.behaviour.classes import CAPITAL_MASS, ClassContrast
+from casestudy.behaviour.classes import CAPITAL_MASS, STANDARD, ClassContrast, TokenClass
 from casestudy.behaviour.prompts import Behaviour, Prompt, Role
 from casestudy.errors import BehaviourError
 
@@ -205,6 +205,9 @@ def _greater_than() -> Behaviour:
         "one token. A tokenizer that writes digits singly, as the bundled model's, can only be "
         "asked for the tens: larger ones against smaller ones, since an equal one decides nothing. "
         "The corrupted partner starts in the year 01, so that almost any end is later.",
+        classes=STANDARD.extend(
+            *(TokenClass(f"tens {tens}", rf"{tens}\d?\Z") for tens in range(10)), name="tens"
+        ),
         roles=(
             Role("start year", r"(?P<role>\d\d) to the year"),
             Role("century", r"to the year (?P<role>\d+)"),

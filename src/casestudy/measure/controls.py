@@ -28,7 +28,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.errors import PromptError
 from casestudy.measure.batch import Batch, Measurement, run_batch
@@ -75,12 +74,13 @@ def measure_controls(batch: Batch) -> list[Result]:
     per_contrast = []
     for contrast in batch.contrasts:
         values = contrast.value(batch.logits)
-        constant = torch.full_like(values, float("nan"))
+        constant = absent = torch.full_like(values, float("nan"))
         norm = batch.model.weights.final_norm
         if norm is not None and norm.bias is not None:
             constant = contrast.directions(batch.model.weights) @ norm.bias.double()
-        others = [_there(contrast, logits) for logits in (alone, shuffled)]
-        per_contrast.append(torch.stack([values, constant, *others]))
+        unigram = absent if alone is None else contrast.at(alone).value(alone)
+        elsewhere = contrast.at(shuffled).value(shuffled)
+        per_contrast.append(torch.stack([values, constant, unigram, elsewhere]))
     grid = Grid(
         "controls.logits",
         torch.stack(per_contrast).cpu().numpy(),
@@ -121,15 +121,6 @@ def _table(batch: Batch, main: Grid, texts: Sequence[str | None]) -> Table:
         "b_U alone, and its share; the model after BOS alone, for want of the training text's "
         "token counts; whether the answer's word is in the prompt; the words in another order.",
     )
-
-
-def _there(
-    contrast: Contrast, logits: Float[Tensor, "batch d_vocab"] | None
-) -> Float[Tensor, " batch"]:
-    """A contrast at other logits; NaN where there are none."""
-    if logits is None:
-        return torch.full((len(contrast),), float("nan"), dtype=torch.float64)
-    return contrast.at(logits).value(logits)
 
 
 def _after_bos(batch: Batch) -> Float[Tensor, "batch d_vocab"] | None:

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from casestudy.behaviour.answers import Answers, choose_answers, is_space_capital
-from casestudy.behaviour.prompts import Prompt
+from casestudy.behaviour.classes import ClassContrast
+from casestudy.behaviour.contrast import class_contrast
+from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.model.model import Model
 
 
@@ -67,6 +69,26 @@ def test_what_a_prompt_brings_is_kept(toy_model: Model) -> None:
     (answer,) = choose(toy_model, Prompt("Go.", " Mary", " John"), " He", rule="given").chosen
     assert answer is not None
     assert answer.counterparts == {"counterpart": " John"}
+
+
+def test_the_likeliest_of_each_class(toy_model: Model) -> None:
+    behaviour = Behaviour(
+        "b", "?", (Prompt("Go."), Prompt("Go.", " 7"), Prompt("Go.", counterpart=" It")),
+        answers="classes", class_contrast=ClassContrast("m", "digit", "space+Capital"),
+    )  # fmt: skip
+    logits = torch.cat([ranked(toy_model, " he", " He", "3", "4", " It")] * 3)
+    classes = class_contrast(toy_model, behaviour, behaviour.prompts, logits)
+    answers = choose_answers(toy_model, behaviour.prompts, logits, rule="classes", classes=classes)
+    pairs = [a and (a.text, a.counterparts["counterpart"]) for a in answers.chosen]
+    assert pairs == [("3", " He"), (" 7", " He"), ("3", " It")]
+
+
+@pytest.mark.parametrize("rule", ["given", "classes"])
+def test_without_both_there_is_no_answer(toy_model: Model, rule: str) -> None:
+    for prompt, missing in ((Prompt("Go.", " He"), "counterpart"), (Prompt("Go."), "answer")):
+        answers = choose(toy_model, prompt, " He", rule=rule)
+        assert answers.chosen == (None,)
+        assert f"the prompt has no {missing}" in answers.errors[0]
 
 
 @pytest.mark.parametrize(

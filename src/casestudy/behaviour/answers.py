@@ -121,22 +121,23 @@ def choose_answers(
     errors: dict[int, str] = {}
     top_k = min(top_k, logits.shape[1])
     ranked = logits.topk(top_k, dim=1).indices.tolist()
-    tops = _likeliest(classes, logits) if rule == "classes" and classes is not None else None
+    tops = [None] * len(prompts) if classes is None else _likeliest(classes, logits)
     for i, prompt in enumerate(prompts):
-        answer = None
+        text, answer = prompt.answer, None
         try:
-            if prompt.answer is not None:
-                answer = _given(model, prompt.answer, prompt.counterpart, rule)
-            elif tops is not None:
+            if rule == "classes":
                 answer = _of_classes(model, prompt, tops[i])
+            elif rule == "given":
+                answer = _pair(model, text, prompt.counterpart)
             else:
-                text, over = _first_capital(model, ranked[i])
-                passed += [PassedOver(i, *candidate) for candidate in over]
+                if text is None:
+                    text, over = _first_capital(model, ranked[i])
+                    passed += [PassedOver(i, *candidate) for candidate in over]
                 if text is None:
                     raise BehaviourError(
                         f"no usable space+Capital token among the first {top_k} predictions"
                     )
-                answer = _given(model, text, prompt.counterpart, rule)
+                answer = _with_forms(model, text, prompt.counterpart)
         except (BehaviourError, TokenError) as problem:
             errors[i] = str(problem)
         chosen.append(answer)
@@ -163,7 +164,8 @@ def _likeliest(
     classes: Contrast, logits: Float[Tensor, "batch d_vocab"]
 ) -> list[tuple[int, int] | None]:
     """The most probable token of each side of a class contrast; None for prompts without one."""
-    assert classes.sides is not None
+    if classes.sides is None:
+        raise BehaviourError(f"{classes.name!r} is no class contrast")
     chosen = logits.gather(1, classes.ids.to(logits.device))
     sides = classes.sides.to(logits.device)
     best = [chosen.masked_fill(sides != s, float("-inf")).argmax(1).cpu() for s in (1, -1)]
@@ -173,34 +175,44 @@ def _likeliest(
 
 
 def _of_classes(model: Model, prompt: Prompt, pair: tuple[int, int] | None) -> Answer:
-    if pair is None:
-        raise BehaviourError("the prompt has no classes to take its answer from")
-    text, counterpart = model.tokenizer.strings(pair)
-    return _given(model, text, prompt.counterpart or counterpart, "classes")
+    texts = (None, None) if pair is None else model.tokenizer.strings(pair)
+    return _pair(model, prompt.answer or texts[0], prompt.counterpart or texts[1])
 
 
-def _given(model: Model, answer: str, counterpart: str | None, rule: AnswerRule) -> Answer:
-    """An answer with its counterparts.
+def _pair(model: Model, answer: str | None, counterpart: str | None) -> Answer:
+    """An answer and the one token it is weighed against.
 
-    Raises: TokenError where one of them is not one token; BehaviourError where they are the same,
-        or the answer has no counterpart of the rule's.
+    Raises: BehaviourError where one is missing or they are the same; TokenError where one is not
+        one token.
     """
-    single = model.tokenizer.single
-    id = single(answer)
-    if counterpart is None:
-        why = _unfit(model, answer) if is_space_capital(answer) else "is not space+Capital"
-        if why is not None:
-            raise BehaviourError(f"answer {answer!r} {why}", hint="Give its counterpart too")
-        return Answer(answer, other_forms(answer))
-    if single(counterpart) == id:
+    if answer is None or counterpart is None:
+        raise BehaviourError(
+            f"the prompt has no {'answer' if answer is None else 'counterpart'}",
+            allowed="both, given or from classes",
+        )
+    if model.tokenizer.single(answer) == model.tokenizer.single(counterpart):
         raise BehaviourError(
             f"answer and counterpart are both {answer!r}", allowed="two different tokens"
         )
-    if rule != "space-capital":
-        return Answer(answer, {"counterpart": counterpart})
-    others = other_forms(answer) if is_space_capital(answer) else {}
-    kept = {form: text for form, text in others.items() if _is_one_token(model, text)}
-    return Answer(answer, {**kept, FORMS[0]: counterpart})
+    return Answer(answer, {"counterpart": counterpart})
+
+
+def _with_forms(model: Model, answer: str, counterpart: str | None) -> Answer:
+    """An answer with its other forms; a given counterpart takes the lower-case form's place.
+
+    Raises: TokenError where the answer or counterpart is not one token; BehaviourError where they
+        are the same, or the answer has no forms and no counterpart.
+    """
+    if counterpart is not None:
+        _pair(model, answer, counterpart)
+        others = other_forms(answer) if is_space_capital(answer) else {}
+        kept = {form: text for form, text in others.items() if _is_one_token(model, text)}
+        return Answer(answer, {**kept, FORMS[0]: counterpart})
+    model.tokenizer.single(answer)
+    why = _unfit(model, answer) if is_space_capital(answer) else "is not space+Capital"
+    if why is not None:
+        raise BehaviourError(f"answer {answer!r} {why}", hint="Give its counterpart too")
+    return Answer(answer, other_forms(answer))
 
 
 def _unfit(model: Model, text: str) -> str | None:

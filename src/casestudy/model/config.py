@@ -53,7 +53,8 @@ class ModelConfig:
         attn_scale: factor on q·k, usually 1/sqrt(d_head); one per layer.
         attn_softcap, final_softcap: cap·tanh(x/cap) on attention scores and on logits.
         embed_scale: factor on the token embedding (Gemma: sqrt(d_model)).
-        prepend_bos: whether the family's convention starts every text with BOS.
+        prepend_bos: whether the family's convention starts every text with BOS; None leaves it to
+            the checkpoint's own tokenizer.
     """
 
     family: str
@@ -82,4 +83,4 @@ class ModelConfig:
     final_softcap: float | None = None
     embed_scale: float = 1.0
     tied_unembedding: bool = True
-    prepend_bos: bool = True
+    prepend_bos: bool | None = True

@@ -10,20 +10,38 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import filterfalse
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from casestudy.errors import ModelError
-from casestudy.model.families import FAMILIES, read_config
+from casestudy.model.families import FAMILIES, read_config, read_weights
+from casestudy.model.in_memory import from_module
+from casestudy.model.memory import check_room
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokenizer
 
 BUNDLED = Path(__file__).parent / "bundled"
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# safetensors' names for the formats a checkpoint may be stored in
+_STORED = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
 
 # Short names, with the hub ids they have been published under. Any of them may be in a cache.
 _HUB_NAMES: dict[str, tuple[str, ...]] = {
@@ -41,52 +59,82 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def load(
-    name: str | os.PathLike[str] = "tiny",
+    name: str | os.PathLike[str] | nn.Module = "tiny",
+    tokenizer: Any = None,
     *,
     device: str = "auto",
-    dtype: str = "float32",
+    dtype: str | None = None,
     revision: str | None = None,
 ) -> Model:
-    """Load a decoder.
+    """Load a decoder, or take one of transformers that is already in memory.
 
     Args:
         name: "tiny" (the bundled model), a directory in Hugging Face layout, or a hub id such as
-            "gpt2" (alias "gpt2-small"), in this order; "id@revision" names a revision.
+            "gpt2" (alias "gpt2-small"), in this order; "id@revision" names a revision. Or a causal
+            language model of transformers: it stays where it is, and nothing of it is copied.
+        tokenizer: with a model in memory, its tokenizer.
         device: "auto" (cuda where there is one, else cpu), "cpu", "cuda", "cuda:1", "mps".
             mps is never chosen by itself: it has given wrong logits.
-        dtype: "float32", "float64" or "bfloat16".
+        dtype: "float32" (the default), "float64", "bfloat16", "float16", or "auto": the format the
+            checkpoint is stored in.
         revision: branch, tag or commit on the hub.
 
-    Raises: ModelError when there is no such model, it is damaged, or it is of an unsupported kind.
+    Raises: ModelError when there is no such model, it is damaged, it does not fit into memory, or
+        it is of an unsupported kind.
     """
+    if isinstance(name, nn.Module):
+        return _take(name, tokenizer, device, dtype, revision)
+    if tokenizer is not None:
+        raise ModelError(
+            f"a tokenizer for {os.fspath(name)}, which brings its own",
+            allowed="a tokenizer beside a model that is already in memory",
+        )
     name = os.fspath(name)
-    if dtype not in DTYPES:
-        raise ModelError(f"dtype {dtype!r}", allowed=", ".join(DTYPES))
+    kind = "float32" if dtype is None else dtype
+    if kind != "auto" and kind not in DTYPES:
+        raise ModelError(f"dtype {dtype!r}", allowed=", ".join([*DTYPES, "auto"]))
     place = _device(device)
     folder, source = _find(name, revision)
-    return read_directory(folder, name=name, source=source, device=place, dtype=DTYPES[dtype])
+    return read_directory(folder, name=name, source=source, device=place, dtype=DTYPES.get(kind))
+
+
+def _take(
+    module: nn.Module, tokenizer: Any, device: str, dtype: str | None, revision: str | None
+) -> Model:
+    if tokenizer is None:
+        raise ModelError(
+            "a model in memory without its tokenizer", hint="Say load(model, tokenizer)"
+        )
+    if device != "auto" or dtype not in (None, "auto") or revision is not None:
+        raise ModelError(
+            "a device, dtype or revision for a model that is already in memory",
+            hint="Move it first, or say load(model, tokenizer).to(device, dtype)",
+        )
+    return from_module(module, tokenizer)
 
 
 def read_directory(
-    folder: Path, *, name: str, source: str, device: torch.device, dtype: torch.dtype
+    folder: Path, *, name: str, source: str, device: torch.device, dtype: torch.dtype | None
 ) -> Model:
     """Read a checkpoint directory in Hugging Face layout.
 
+    Args:
+        folder: the directory.
+        name, source: as in `Model`.
+        device: where the parameters go, one after the other.
+        dtype: their number format there; None for the one they are stored in.
+
     Raises: ModelError saying what is missing, damaged or does not fit together.
     """
-    family, config = read_config(_read_json(folder / "config.json"))
+    config, layout = read_config(_read_json(folder / "config.json"))
+    files = _weight_files(folder)
+    dtype = _check_fits(files, layout.is_derived, device, dtype, name)
     tensors = {
-        key: tensor.to(device, dtype) if tensor.is_floating_point() else tensor
-        for key, tensor in _read_tensors(folder)
+        key: tensor.to(device, dtype) for key, tensor in _read_tensors(files, layout.is_derived)
     }
-    weights = family.weights(config, tensors)
+    weights = read_weights(config, layout, tensors)
     tokenizer = Tokenizer.from_directory(folder, prepend_bos=config.prepend_bos, n_ctx=config.n_ctx)
-    if tokenizer.d_vocab > config.d_vocab:
-        raise ModelError(
-            f"the tokenizer in {folder} has {tokenizer.d_vocab} tokens, the embedding "
-            f"{config.d_vocab} rows",
-            hint="They are not of the same model",
-        )
+    tokenizer.check_fits(config.d_vocab, f"the tokenizer in {folder}")
     return Model(config, weights, tokenizer, name=name, source=source)
 
 
@@ -210,29 +258,74 @@ def _read_json(path: Path) -> dict[str, object]:
     return entries
 
 
-def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a checkpoint, memory-mapped.
+def _check_fits(
+    files: list[tuple[Path, set[str] | None]],
+    skip: Callable[[str], bool],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    name: str,
+) -> torch.dtype:
+    """The format the parameters will be held in, having seen that they fit; reads headers alone.
+
+    Raises: ModelError where they do not, or are stored in a format that is none of numbers.
+    """
+    sizes: dict[str, int] = {}
+    for path, _ in files:
+        with _opened(path) as file:
+            for key in file.keys():  # noqa: SIM118, not a dict
+                if not skip(key):
+                    part = file.get_slice(key)
+                    stored = part.get_dtype()
+                    sizes[stored] = sizes.get(stored, 0) + prod(part.get_shape())
+    odd = sorted(set(sizes) - set(_STORED))
+    if odd:
+        raise ModelError(
+            f"{name} stores parameters as {', '.join(odd)}",
+            allowed=", ".join(_STORED),
+            hint="Quantised checkpoints are not supported; take the one they were made from",
+        )
+    if dtype is None:
+        dtype = _STORED[max(sizes, key=lambda stored: sizes[stored])] if sizes else torch.float32
+    need = sum(sizes.values()) * dtype.itemsize
+    check_room(need, device, f"the parameters of {name} in {str(dtype).removeprefix('torch.')}")
+    return dtype
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, its header checked.
+
+    Raises: ModelError where it is damaged, also while it is read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path} cannot be read: {error}", hint="It is truncated or damaged; fetch it again"
+        ) from error
+
+
+def _read_tensors(
+    files: list[tuple[Path, set[str] | None]], skip: Callable[[str], bool]
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint that holds something learned, memory-mapped.
 
     Raises: ModelError for a file that is damaged, or holds other tensors than its index says.
     """
-    for path, expected in _weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                keys = list(file.keys())
-                if expected is not None and set(keys) != expected:
-                    odd = ", ".join(sorted(expected ^ set(keys))[:5])
-                    raise ModelError(
-                        f"{path} does not hold what its index says: {odd}",
-                        hint="The shards are of different revisions; fetch them again",
-                    )
-                for key in keys:
-                    tensor = file.get_tensor(key)
-                    _check_finite(path, key, tensor)
-                    yield key, tensor
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{path} cannot be read: {error}", hint="It is truncated or damaged; fetch it again"
-            ) from error
+    for path, expected in files:
+        with _opened(path) as file:
+            keys = list(file.keys())
+            if expected is not None and set(keys) != expected:
+                odd = ", ".join(sorted(expected ^ set(keys))[:5])
+                raise ModelError(
+                    f"{path} does not hold what its index says: {odd}",
+                    hint="The shards are of different revisions; fetch them again",
+                )
+            for key in filterfalse(skip, keys):
+                tensor = file.get_tensor(key)
+                _check_finite(path, key, tensor)
+                yield key, tensor
 
 
 def _check_finite(path: Path, key: str, tensor: Tensor) -> None:

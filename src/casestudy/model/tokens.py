@@ -8,15 +8,18 @@ inside a prompt is ordinary text unless asked otherwise, and nothing is truncate
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders
 from torch import Tensor
 
 from casestudy.errors import ModelError, PromptError, TokenError
@@ -85,11 +88,14 @@ class Tokens:
 class Tokenizer:
     """A tokenizer with its model's conventions.
 
+    A token's text is what it adds to a text before it: " It" for sentencepiece's `▁It`, and for a
+    word of a vocabulary whose decoder puts the spaces between words.
+
     Attributes:
         backend: the Hugging Face `tokenizers` object.
         bos_id: id of the beginning-of-text token, None where the tokenizer defines none.
         eos_id: id of the end-of-text token, None where there is none.
-        prepend_bos: the family's convention, the default of every method.
+        prepend_bos: the model's convention, the default of every method.
         n_ctx: the longest prompt the model can read.
         special: ids of control tokens, which are not text.
     """
@@ -102,8 +108,42 @@ class Tokenizer:
     special: frozenset[int] = frozenset()
 
     @classmethod
-    def from_directory(cls, folder: Path, *, prepend_bos: bool, n_ctx: int) -> Tokenizer:
+    def of(
+        cls,
+        backend: HFTokenizer,
+        *,
+        bos_id: int | None,
+        eos_id: int | None,
+        family_prepends: bool | None,
+        declared: bool | None,
+        n_ctx: int,
+    ) -> Tokenizer:
+        """A tokenizer with its rule for BOS.
+
+        Args:
+            backend: a tokenizer of our own, whose settings may be switched.
+            bos_id, eos_id, n_ctx: see `Tokenizer`.
+            family_prepends: the family's convention; None where it has none of its own.
+            declared: then, what the tokenizer's configuration says (add_bos_token); None where it
+                does not, and what its own post-processing does counts.
+        """
+        special = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
+        prepends = family_prepends
+        if prepends is None:
+            prepends = declared
+        if prepends is None:
+            prepends = backend.encode("a", add_special_tokens=True).ids[:1] == [bos_id]
+        prepends = prepends and bos_id is not None
+        return cls(backend, bos_id, eos_id, prepends, n_ctx, frozenset(special))
+
+    @classmethod
+    def from_directory(cls, folder: Path, *, prepend_bos: bool | None, n_ctx: int) -> Tokenizer:
         """Read tokenizer.json, and the BOS and EOS tokens from the configuration beside it.
+
+        Args:
+            folder: where they are.
+            prepend_bos: the family's convention; None leaves it to the tokenizer, as in `of`.
+            n_ctx: the longest prompt the model can read.
 
         Raises: ModelError when tokenizer.json is missing or is not one.
         """
@@ -134,8 +174,23 @@ class Tokenizer:
                     return entry
             return None
 
-        bos, eos = id_of("bos_token"), id_of("eos_token")
-        return cls(backend, bos, eos, prepend_bos and bos is not None, n_ctx, frozenset(special))
+        declared = _json(folder / "tokenizer_config.json").get("add_bos_token")
+        return cls.of(
+            backend,
+            bos_id=id_of("bos_token"),
+            eos_id=id_of("eos_token"),
+            family_prepends=prepend_bos,
+            declared=declared if isinstance(declared, bool) else None,
+            n_ctx=n_ctx,
+        )
+
+    def check_fits(self, d_vocab: int, what: str) -> None:
+        """Raises: ModelError where there are more tokens than the embedding has rows."""
+        if self.d_vocab > d_vocab:
+            raise ModelError(
+                f"{what} has {self.d_vocab} tokens, the embedding {d_vocab} rows",
+                hint="They are not of the same model",
+            )
 
     @property
     def d_vocab(self) -> int:
@@ -212,8 +267,10 @@ class Tokenizer:
 
         Raises: TokenError saying which tokens it is otherwise.
         """
+        if self._anchor is not None and text in self._id_of_text:
+            return self._id_of_text[text]
         ids = self.ids(text, parse_special=True)
-        if len(ids) != 1:
+        if self._anchor is not None or len(ids) != 1:
             pieces = ", ".join(repr(s) for s in self.strings(ids)) or "nothing"
             raise TokenError(
                 f"{text!r} is {len(ids)} tokens: {pieces}",
@@ -234,12 +291,49 @@ class Tokenizer:
         """
         if self.backend.id_to_token(id) is None:
             raise TokenError(f"token id {id}", allowed=f"0 to {self.d_vocab - 1}")
-        return str(self.backend.decode([id], skip_special_tokens=False))
+        return self._texts([id])[0]
 
     def vocabulary(self) -> list[str]:
         """Every id's text, by id."""
-        ids = [[id] for id in range(self.d_vocab)]
-        return list(self.backend.decode_batch(ids, skip_special_tokens=False))
+        return self._texts(range(self.d_vocab))
+
+    def _texts(self, ids: Sequence[int]) -> list[str]:
+        if self._anchor is None:
+            return self._decode([[id] for id in ids])
+        anchor, before = self._anchor
+        texts = self._decode([[anchor, id] for id in ids])
+        return [
+            (self.backend.id_to_token(id) or "") if id in self.special else text[len(before) :]
+            for id, text in zip(ids, texts, strict=True)
+        ]
+
+    def _decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return list(self.backend.decode_batch(rows, skip_special_tokens=False))
+
+    @cached_property
+    def _anchor(self) -> tuple[int, str] | None:
+        """A token to put before another, and its text; None where a token decodes alone.
+
+        Byte-level tokens do. Other decoders drop a text's first space, or put the spaces between
+        words themselves, so what a token adds is only seen behind another.
+        """
+        if isinstance(self.backend.decoder, decoders.ByteLevel):
+            return None
+        for letter in "aeinost1":
+            for id in self.backend.encode(letter, add_special_tokens=False).ids[-1:]:
+                (text,) = self._decode([[id]])
+                if text.strip() and self._decode([[id, id]])[0].startswith(text):
+                    return id, text
+        return None
+
+    @cached_property
+    def _id_of_text(self) -> dict[str, int]:
+        """The id of each token's text; a byte stands back where a token has the same text."""
+        ids = sorted(range(self.d_vocab), key=self._is_byte, reverse=True)
+        return {text: id for id, text in zip(ids, self._texts(ids), strict=True) if text}
+
+    def _is_byte(self, id: int) -> bool:
+        return re.fullmatch("<0x[0-9A-F]{2}>", self.backend.id_to_token(id) or "") is not None
 
     def is_special(self, id: int) -> bool:
         """Whether an id is a control token rather than text."""

@@ -3,7 +3,8 @@
     python benchmarks/scale.py --text FOLDER --model gpt2 --out benchmarks/results/scale.json
 
 Contexts are mined from the text; each size runs in a process of its own, which reports prompts per
-second, its peak of resident memory, how many of the computed tokens were no padding, and how much
+second (and the processor time behind it, which a busy machine does not stretch), its peak of
+resident memory, how many of the computed tokens were no padding, and how much
 of the time went into storing and joining; then the same call again measures what resuming costs
 when nothing is left to do. `--ray` adds two Ray workers with one thread each beside this machine
 with two threads. `--random TOKENIZER_FOLDER` uses random weights in GPT-2 small's shape instead.
@@ -124,9 +125,9 @@ def worker(arguments: argparse.Namespace) -> dict[str, Any]:
     warm = replace(behaviour, prompts=behaviour.prompts[:8])
     study(warm, model, only=arguments.only)
     options: dict[str, Any] = {} if executor == "local" else {"executor": "ray", "workers": 2}
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     done = study(behaviour, model, out=folder, only=arguments.only, **options)
-    seconds = time.perf_counter() - start
+    seconds, used = time.perf_counter() - start, time.process_time() - used
     highest = peak()
     start = time.perf_counter()
     study(behaviour, model, out=folder, only=arguments.only)
@@ -141,6 +142,7 @@ def worker(arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "prompts_per_second": len(behaviour) / seconds,
         "tokens_per_second": sum(chunks["tokens"]) / seconds,
+        "processor_seconds": used,
         "useful_tokens": sum(chunks["tokens"]) / sum(chunks["computed_tokens"]),
         "peak_bytes": highest,
         "measuring_seconds": measuring,

@@ -1,0 +1,124 @@
+"""Runs a study in processes that are going to be killed.
+
+    python -m tests.study.killed MODEL OUT            one run
+    python -m tests.study.killed MODEL OUT KILLS      again and again, until so many were killed
+    python -m tests.study.killed MODEL OUT 0 BYTES    one run that can write no larger file
+
+The second imports everything once and forks its victims before any library has started a thread, so
+that a start costs nothing and the kills fall into the work: runs, writes, merges, the final join.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.model.loading import load
+from casestudy.study.study import State, Study, study
+
+N = 60
+CHUNK_TOKENS = 24
+
+
+def behaviour(n: int = N) -> Behaviour:
+    """Short prompts of several lengths and documents."""
+    words = ("Go", "She left", "It was late", "The dog ran home", "He said no more of it")
+    return Behaviour(
+        "killed",
+        "Why?",
+        tuple(
+            Prompt(
+                f"{words[i % 5]} {i}.",
+                answer=" He",
+                groups=("odd" if i % 2 else "even",),
+                document=f"d{i % 12}",
+            )
+            for i in range(n)
+        ),
+    )
+
+
+def run(model: str, out: str) -> Study:
+    """The study, the same for whoever asks; says on stdout how far it is."""
+
+    def say(state: State) -> None:
+        print(state.done, flush=True)
+
+    torch.set_num_threads(1)
+    return study(
+        behaviour(),
+        load(model, device="cpu"),
+        out=out,
+        only=["predictions", "ledger", "attribution"],
+        chunk_tokens=CHUNK_TOKENS,
+        progress=say,
+    )
+
+
+def fork(work: Callable[[], object]) -> int:
+    """A child that does some work, silently, and is gone."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def kill_often(model: str, out: str, kills: int) -> dict[str, object]:
+    """Fork runs and kill them at random moments; then let one finish.
+
+    A run that comes through before its time is up begins another folder: OUT-1, OUT-2, …
+    """
+    rng = random.Random(0)
+    folders = [out]
+    killed = 0
+    reached: set[str] = set()
+    while True:
+        child = fork(lambda: run(model, folders[-1]))
+        # chunks take a few milliseconds each: later kills come later
+        deadline = time.monotonic() + rng.uniform(0.05, 0.5) * (1 + killed / 10)
+        while killed < kills and time.monotonic() < deadline:
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                break
+            time.sleep(0.002)
+        if killed < kills:
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            killed += 1
+            here = Path(folders[-1])
+            places = ("chunks", "shards", "arrays")
+            reached |= {name for name in places if any((here / name).glob("[!.]*"))}
+        elif status != 0:
+            raise SystemExit(f"a run failed by itself: {os.waitstatus_to_exitcode(status)}")
+        elif killed >= kills:
+            return {"killed": killed, "reached": sorted(reached), "folders": folders}
+        else:
+            folders.append(f"{out}-{len(folders)}")
+
+
+if __name__ == "__main__":
+    model, out, *numbers = sys.argv[1:]
+    if not numbers:
+        run(model, out)
+    elif len(numbers) == 1:
+        print(json.dumps(kill_often(model, out, int(numbers[0]))))
+    else:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(numbers[1]), resource.RLIM_INFINITY))
+        run(model, out)

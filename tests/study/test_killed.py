@@ -1,0 +1,163 @@
+"""Law 5, the hard way: real processes, killed with signal 9 at any moment, lose nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from casestudy.errors import StudyError
+from casestudy.study.store import SHARD
+from casestudy.study.study import Study, open_study
+from tests.study.killed import N, run
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def model(toy_folder: Callable[..., Path]) -> str:
+    return str(toy_folder(n_layer=1, n_head=2, n_embd=16))
+
+
+@pytest.fixture(scope="module")
+def whole(model: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The study that nobody killed."""
+    return run(model, str(tmp_path_factory.mktemp("whole")))
+
+
+def victim(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """`python -m tests.study.killed ARGUMENTS`."""
+    command = [sys.executable, "-m", "tests.study.killed", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=check, capture_output=True, text=True)
+
+
+def same(a: Study, b: Study) -> None:
+    """Every number of two studies is the same, bit for bit."""
+    assert set(a.grids) == set(b.grids)
+    assert set(a.tables) == set(b.tables)
+    for name, grid in a.grids.items():
+        other = b.grids[name]
+        for part in ("values", "lower", "upper", "n"):
+            x, y = getattr(grid, part), getattr(other, part)
+            assert (x is None) == (y is None)
+            if x is not None:
+                np.testing.assert_array_equal(x, y, err_msg=f"{name} {part}")
+        assert grid.axes == other.axes
+        assert grid.error == other.error
+    for name, table in a.tables.items():
+        for column, values in table.columns.items():
+            if column != "seconds":
+                assert repr(values) == repr(b.tables[name].columns[column]), (name, column)
+
+
+def test_killed_twenty_times_and_still_the_same_bits(
+    model: str, whole: Study, tmp_path: Path
+) -> None:
+    out = tmp_path / "study"
+    said = json.loads(victim(model, str(out), str(KILLS)).stdout)
+    assert said["killed"] == KILLS
+    assert {"chunks", "shards"} <= set(said["reached"]), "some were killed amid the work"
+    for folder in said["folders"]:
+        same(whole, open_study(folder))
+
+
+def test_a_killed_process_of_its_own(model: str, whole: Study, tmp_path: Path) -> None:
+    """The same from outside: a fresh interpreter, killed after its fifth chunk."""
+    out = tmp_path / "study"
+    command = [sys.executable, "-m", "tests.study.killed", model, str(out)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(5):
+            process.stdout.readline()
+        process.kill()
+    assert open_study(out).manifest["state"] == "running"
+    done = [int(line) for line in victim(model, str(out)).stdout.split()]
+    assert done[0] > 0, "it goes on from what is there"
+    assert done[-1] == N
+    same(whole, open_study(out))
+
+
+def test_a_full_disk_stops_it_and_costs_at_most_a_chunk(
+    model: str, whole: Study, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands for the full disk: merging the first shard fails."""
+    out = tmp_path / "study"
+    done = victim(model, str(out), "0", "24000", check=False)
+    assert done.returncode != 0
+    assert "make room and run the same command again" in done.stderr
+    assert not [*out.rglob("*.part")], "nothing half written is left"
+    assert len([*(out / "chunks").glob("*.safetensors")]) == SHARD, "every chunk is kept"
+    same(whole, run(model, str(out)))
+
+
+def test_a_truncated_shard_is_named_and_its_prompts_are_measured_again(
+    model: str, whole: Study, tmp_path: Path
+) -> None:
+    run(model, str(tmp_path / "s"))
+    shard = tmp_path / "s" / "shards" / "00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(StudyError, match=r"shards/00000\.safetensors cannot be read.*delete"):
+        run(model, str(tmp_path / "s"))
+    shard.unlink()
+    same(whole, run(model, str(tmp_path / "s")))
+
+
+def test_a_manifest_changed_by_hand_is_refused(model: str, tmp_path: Path) -> None:
+    run(model, str(tmp_path / "s"))
+    path = tmp_path / "s" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for change, says in (
+        (
+            {"settings": {"prepend_bos": False, "top_k": 100}},
+            r"settings\.prepend_bos: stored false",
+        ),
+        ({"model": manifest["model"] | {"weight_hash": "0"}}, r"model\.weight_hash: stored \"0\""),
+        ({"plan": {"chunks": [[0]], "threads": 1}}, "does not hold each prompt once"),
+        ({"plan": {"chunks": manifest["plan"]["chunks"], "threads": 0}}, "changed by hand"),
+        ({"plan": None}, "changed by hand"),
+        ({"format": 99}, "format: stored 99"),
+    ):
+        path.write_text(json.dumps(manifest | change))
+        with pytest.raises(StudyError, match=says):
+            run(model, str(tmp_path / "s"))
+    chunks = manifest["plan"]["chunks"]
+    chunks[0], chunks[1] = chunks[1], chunks[0]
+    for chunk in (tmp_path / "s" / "shards").glob("*.safetensors"):
+        chunk.unlink()
+    path.write_text(json.dumps(manifest))
+    run(model, str(tmp_path / "s"))  # another whole plan is a plan
+
+
+def test_a_chunk_of_other_prompts_is_refused(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    command = [sys.executable, "-m", "tests.study.killed", model, str(out)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(4):
+            process.stdout.readline()
+        process.kill()
+    a, b = (out / "chunks" / f"{i:05d}.safetensors" for i in (0, 1))
+    a.write_bytes(b.read_bytes())
+    with pytest.raises(StudyError, match=r"00000\.safetensors holds other prompts"):
+        run(model, str(out))
+
+
+def test_two_runs_in_one_folder_are_one_too_many(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    command = [sys.executable, "-m", "tests.study.killed", model, str(out)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(StudyError, match="another process is running a study"):
+            run(model, str(out))
+        os.kill(process.pid, signal.SIGCONT)
+        process.stdout.read()
+    assert process.returncode == 0
+    assert open_study(out).manifest["state"] == "complete"

@@ -1,0 +1,67 @@
+"""How is a model of transformers, already in memory, taken as it is?
+
+Its parameters are not copied: ours are views of them. So a later change to them, by training for
+instance, is seen here too. Only the tokenizer is copied, because its settings are switched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import Tokenizer as HFTokenizer
+from torch import nn
+
+from casestudy.errors import ModelError
+from casestudy.model.families import read_config, read_weights
+from casestudy.model.model import Model
+from casestudy.model.tokens import Tokenizer
+
+
+def from_module(module: nn.Module, tokenizer: Any) -> Model:
+    """A causal language model of transformers as a `Model`, where it is and as it is.
+
+    Args:
+        module: with a `config` and the parameters of one of the supported families.
+        tokenizer: ours, one of the `tokenizers` package, or a fast one of transformers.
+
+    Raises: ModelError where the architecture is not supported, or parts lie on several devices.
+    """
+    if not hasattr(getattr(module, "config", None), "to_dict"):
+        raise ModelError(
+            f"a {type(module).__name__} without a config", allowed="a model of transformers"
+        )
+    entries: dict[str, Any] = module.config.to_dict()  # type: ignore[operator, union-attr]
+    config, layout = read_config(entries)
+    tensors = module.state_dict()
+    devices = {str(tensor.device) for tensor in tensors.values()}
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(devices) > 1 or "meta" in devices or len(dtypes) > 1:
+        found = ", ".join(sorted(devices | {str(dtype) for dtype in dtypes}))
+        raise ModelError(
+            f"the model's parameters are spread over {found}",
+            allowed="one device and one number format",
+        )
+    weights = read_weights(config, layout, tensors)
+    name = str(entries.get("_name_or_path") or type(module).__name__)
+    ours = _tokenizer(tokenizer, config.prepend_bos, config.n_ctx)
+    ours.check_fits(config.d_vocab, "the tokenizer that came")
+    return Model(config, weights, ours, name=name)
+
+
+def _tokenizer(tokenizer: Any, prepend_bos: bool | None, n_ctx: int) -> Tokenizer:
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(backend, HFTokenizer):
+        raise ModelError(
+            f"a tokenizer of type {type(tokenizer).__name__}",
+            allowed="casestudy's, one of the tokenizers package, or a fast one of transformers",
+        )
+    return Tokenizer.of(
+        HFTokenizer.from_str(backend.to_str()),
+        bos_id=getattr(tokenizer, "bos_token_id", None),
+        eos_id=getattr(tokenizer, "eos_token_id", None),
+        family_prepends=prepend_bos,
+        declared=getattr(tokenizer, "add_bos_token", None),
+        n_ctx=n_ctx,
+    )

@@ -79,7 +79,7 @@ def test_a_share_is_drawn_and_its_effect_only_for_ablations(full: Page) -> None:
     assert [t.split(":")[0].removeprefix("Effect of patching ") for t in titles] == [
         "resid_pre",
         "z",
-        "ablation.zero.effect",
+        "ablation.zero",
     ]
 
 
@@ -123,7 +123,7 @@ def test_heads_lead_to_their_patterns_only_where_there_are_any(full: Page, page:
 
 def test_causes_are_worded_from_patches(full: Page) -> None:
     assert "Nothing was intervened on" not in full.text
-    assert "Of the activations exchanged" in full.text
+    assert "Put into the edited prompts, one part of the clean run restores more" in full.text
 
 
 def test_a_pattern_comes_out_of_its_bytes_as_it_was_stored(tmp_path: Path) -> None:

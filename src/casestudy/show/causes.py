@@ -103,11 +103,15 @@ def _names(study: Stored) -> list[str]:
         n for n in names if n.endswith(".effect") and n.removesuffix(".effect") not in shares
     ]
     # Where per-prompt results have a mean beside them, the mean is what is drawn.
-    return [n for n in [*shares, *effects] if f"{n}.mean" not in study.grids]
+    found = [n for n in [*shares, *effects] if f"{n}.mean" not in study.grids]
+    return sorted(found, key=_rank)
 
 
 def strongest(study: Stored) -> Markup:
-    """The strongest patch, as a sentence for the page's first paragraph.
+    """The strongest patch of a single part, as a sentence for the page's first paragraph.
+
+    The residual stream is left out where a part was patched too: late in the last token it carries
+    everything by construction, and says nothing about who needs what.
 
     Raises: Missing where nothing was patched.
     """
@@ -117,14 +121,26 @@ def strongest(study: Stored) -> Markup:
             grid, where = _cut(study, name)
         except Missing:
             continue
-        found.append((abs(float(grid.values[where])), grid, where, name))
+        stream = _parts(name)[0].startswith("resid")
+        share = not name.endswith(".effect")
+        found.append(((share, not stream, abs(float(grid.values[where]))), grid, where, name))
     if not found:
         raise Missing("no activation was patched")
-    _, grid, where, name = max(found, key=lambda item: item[0])
+    (share, _, _), grid, where, name = max(found, key=lambda item: item[0])
+    value, at, ends = float(grid.values[where]), _at(grid, where), _ends(grid, where)
+    if not share:
+        return Markup("Removed, {} at {} changes the difference most: by {} logits{}.").format(
+            _site(name, short=True), at, signed(value), ends
+        )
+    into, out, verb = (
+        ("clean", "edited", "takes away")
+        if ".noising." in name
+        else ("edited", "clean", "restores")
+    )
     return Markup(
-        "Of the activations exchanged between clean and edited prompts, <b>{}</b> at {} has the "
-        "largest effect, {}{}."
-    ).format(_site(name), _at(grid, where), signed(float(grid.values[where])), _ends(grid, where))
+        "Put into the {} prompts, one part of the {} run {} more of the difference than any other "
+        "tried: {} at {}, {} of it{}."
+    ).format(into, out, verb, _site(name, short=True), at, number(value), ends)
 
 
 def _cut(study: Stored, name: str) -> tuple[Grid, tuple[Any, ...]]:
@@ -170,7 +186,8 @@ def _by_head(grid: Grid) -> Grid:
 
 def _at(grid: Grid, where: tuple[Any, ...]) -> str:
     return ", ".join(
-        f"{axis.name} {clean(axis.labels[i])}" for axis, i in zip(grid.axes, where, strict=True)
+        ("" if axis.name == "role" else f"{axis.name} ") + clean(axis.labels[i])
+        for axis, i in zip(grid.axes, where, strict=True)
     )
 
 
@@ -179,12 +196,13 @@ def _patch(study: Stored, name: str) -> list[Block]:
     values = np.asarray(grid.values, dtype=float)
     best, at, ends = float(values[where]), _at(grid, where), _ends(grid, where)
     words = paragraph(
-        "Patching <code>{}</code>: the largest effect is {}{} at {}.",
+        "Patching {}: the largest effect is {}{} at {}.",
         *(_site(name), signed(best), ends, at),
     )
     labels = [[clean(label) for label in axis.labels] for axis in grid.axes]
-    title = f"Patching {_site(name)}"
-    alt = f"Effect of patching {_site(name)}: the largest is {signed(best)}{ends} at {at}."
+    plain = _site(name).striptags()
+    title = f"Patching {plain}"
+    alt = f"Effect of patching {plain}: the largest is {signed(best)}{ends} at {at}."
     gap = grid.error.get("gap")
     caption = clean(grid.about) + (
         f" A random sample of cells recomputed with a full forward pass differs by at most "
@@ -208,8 +226,46 @@ def _patch(study: Stored, name: str) -> list[Block]:
     return [words, Figure(title, drawing, alt, draw.Data.of(grid), caption)]
 
 
-def _site(name: str) -> str:
-    return clean(name.removeprefix("patching.").removesuffix(".mean"))
+PLACES = {
+    "role": "by role",
+    "position": "by position",
+    "all": "at all positions together",
+    "last": "at the last token",
+}
+
+
+def _site(name: str, *, short: bool = False) -> Markup:
+    """A patch grid's name in words: "attn_out by role", or the site alone."""
+    parts = _parts(name)
+    place = PLACES.get(parts[-1]) if len(parts) > 1 else None
+    site = ".".join(parts[:-1] if place else parts)
+    noising = "noising " if ".noising." in name else ""
+    words = f" {place}" if place and not short else ""
+    return Markup("{}<code>{}</code>{}").format(noising, clean(site), words)
+
+
+def _parts(name: str) -> list[str]:
+    name = name.removeprefix("patching.").removeprefix("noising.")
+    return name.removesuffix(".mean").removesuffix(".effect").split(".")
+
+
+ORDER = (
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "attn_out",
+    "mlp_out",
+    "z",
+    "q",
+    "k",
+    "v",
+    "pattern",
+)
+
+
+def _rank(name: str) -> tuple[bool, int, str]:
+    site = _parts(name)[0]
+    return ".noising." in name, ORDER.index(site) if site in ORDER else len(ORDER), name
 
 
 def _ends(grid: Grid, where: tuple[Any, ...]) -> str:

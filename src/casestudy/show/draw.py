@@ -452,11 +452,12 @@ def _legend(parts: _Parts, y: Real, limit: Real, unit: str, both: bool) -> None:
         )
     end = 7 * len(steps)
     if both:
-        parts.text(0, y + 19, number(-limit), "t")
+        parts.text(0, y + 19, number(-limit), "t m")
         parts.text(end / 2, y + 19, "0", "t m")
     else:
-        parts.text(0, y + 19, "0", "t")
-    parts.text(end, y + 19, f"{number(limit)} {unit}", "t m", ' dx="10"')
+        parts.text(0, y + 19, "0", "t m")
+    parts.text(end, y + 19, number(limit), "t m")
+    parts.text(end + 10, y + 8, shorten(unit, 44), "t")
 
 
 def lines(

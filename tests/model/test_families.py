@@ -1,0 +1,264 @@
+"""Is every family's checkpoint read so that the one forward pass computes what its own code does?
+
+Random weights written to disk by transformers, every bias and norm moved off its trivial value, and
+matrices ten times their initial size, since those are so small that a block barely writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.errors import ModelError, RewriteError
+from casestudy.measure.ledger import gap_bound, keep_for_ledger, ledger_terms
+from casestudy.measure.sweep import Cell, Place, sweep
+from casestudy.model.decoder import run
+from casestudy.model.families import FAMILIES, read_config
+from casestudy.model.folding import REWRITES, rewrite
+from casestudy.model.loading import load
+from casestudy.model.model import Model
+from casestudy.model.sites import Site
+from casestudy.model.tokens import Tokens
+from tests.helpers import copy_tokenizer, perturb_
+
+D_VOCAB = 8200
+WINDOW = 4
+# 12 tokens: three times past the window
+ROWS = [list(range(100, 112)), [7], [50, 3, 8000, 9, 61]]
+
+GPT = {"vocab_size": D_VOCAB, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 4}
+NEO = {"vocab_size": D_VOCAB, "max_position_embeddings": 32, "hidden_size": 24}
+SHAPE = NEO | {
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "tie_word_embeddings": False,
+}
+HEADS = SHAPE | {"head_dim": 8}
+NO_GROUPS = {k: v for k, v in SHAPE.items() if k != "num_key_value_heads"}
+SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
+# original context 8 and prompts of 12: the blend of Llama 3.1 has all three of its parts
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 100,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 8,
+}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.5, 2.0],
+    "long_factor": [3.0, 4.0, 5.0],
+    "original_max_position_embeddings": 16,
+}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2Config", GPT),
+    "gpt_neo": (
+        "GPTNeoConfig",
+        NEO
+        | {"num_layers": 4, "num_heads": 4, "window_size": WINDOW}
+        | {"attention_types": [[["global", "local"], 2]]},
+    ),
+    "gptj": ("GPTJConfig", GPT | {"rotary_dim": 4, "n_inner": 40}),
+    "gpt_neox": ("GPTNeoXConfig", NO_GROUPS | {"rotary_pct": 0.4}),
+    "gpt_neox sequential, no biases": (
+        "GPTNeoXConfig",
+        NO_GROUPS | {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0},
+    ),
+    "opt": (
+        "OPTConfig",
+        {k: v for k, v in NO_GROUPS.items() if k != "intermediate_size"}
+        | {"ffn_dim": 40, "word_embed_proj_dim": 24, "tie_word_embeddings": True},
+    ),
+    "llama": ("LlamaConfig", SHAPE | {"rope_theta": 5e4}),
+    "llama tied, with biases": (
+        "LlamaConfig",
+        HEADS | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "llama llama3": ("LlamaConfig", HEADS | {"rope_parameters": LLAMA3}),
+    "llama linear": (
+        "LlamaConfig",
+        SHAPE | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+    ),
+    "llama dynamic": (
+        "LlamaConfig",
+        SHAPE | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+    ),
+    "llama yarn": ("LlamaConfig", HEADS | {"rope_parameters": YARN}),
+    "mistral": ("MistralConfig", HEADS | {"sliding_window": WINDOW}),
+    "qwen2": ("Qwen2Config", SHAPE),
+    "qwen2 sliding": (
+        "Qwen2Config",
+        SHAPE | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3Config", HEADS),
+    "olmo2": ("Olmo2Config", SHAPE),
+    "gemma2": (
+        "Gemma2Config",
+        HEADS
+        | {"sliding_window": WINDOW, "query_pre_attn_scalar": 9, "tie_word_embeddings": True}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3_text": (
+        "Gemma3TextConfig",
+        HEADS
+        | {"sliding_window": WINDOW, "query_pre_attn_scalar": 9, "tie_word_embeddings": True}
+        | {"layer_types": SLIDING},
+    ),
+    "gemma3_text scaled": (
+        "Gemma3TextConfig",
+        HEADS
+        | {"sliding_window": WINDOW, "layer_types": SLIDING, "final_logit_softcapping": 5.0}
+        | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    ),
+    "phi3": ("Phi3Config", SHAPE | {"sliding_window": WINDOW, "pad_token_id": 0}),
+    "phi3 longrope": (
+        "Phi3Config",
+        SHAPE
+        | {"rope_scaling": LONG, "original_max_position_embeddings": 16, "pad_token_id": 0},
+    ),
+    "smollm3": (
+        "SmolLM3Config",
+        SHAPE | {"no_rope_layers": [1, 0, 1], "pad_token_id": 0, "tie_word_embeddings": True},
+    ),
+    "stablelm": ("StableLmConfig", SHAPE | {"partial_rotary_factor": 0.7, "use_qkv_bias": True}),
+    "stablelm parallel, normed": (
+        "StableLmConfig",
+        SHAPE
+        | {"use_parallel_residual": True, "qk_layernorm": True, "partial_rotary_factor": 1.0},
+    ),
+}
+# Where transformers' own graph is float64 throughout; elsewhere its softmax, angles or scales are
+# float32 whatever the weights are.
+EXACT = ("gpt2",)
+
+
+@dataclass
+class Pair:
+    theirs: nn.Module
+    folder: Path
+    exact: bool
+
+    @cache  # noqa: B019, one per case and session
+    def ours(self, dtype: str) -> Model:
+        return load(self.folder, device="cpu", dtype=dtype)
+
+    __hash__ = object.__hash__
+
+
+@cache
+def pair_of(case: str) -> Pair:
+    kind, options = CASES[case]
+    torch.manual_seed(0)
+    ids = {"bos_token_id": 0, "eos_token_id": 0}
+    config = getattr(transformers, kind)(**ids | options)
+    config._attn_implementation = "eager"
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    perturb_(theirs)
+    for parameter in theirs.parameters():
+        parameter.requires_grad_(False)
+        if parameter.ndim > 1:
+            parameter *= 10
+    folder = Path(mkdtemp(prefix="casestudy-tests-"))
+    theirs.save_pretrained(folder)
+    copy_tokenizer(folder)
+    return Pair(theirs, folder, case in EXACT)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    return pair_of(request.param)
+
+
+def expected(pair: Pair, dtype: torch.dtype) -> list[tuple[list[Tensor], Tensor]]:
+    """transformers' hidden states and logits of each row, one by one."""
+    theirs = pair.theirs.to(dtype)
+    with torch.no_grad():
+        out = [theirs(torch.tensor([row]), output_hidden_states=True) for row in ROWS]
+    theirs.to(torch.float32)
+    return [([h[0] for h in o.hidden_states], o.logits[0]) for o in out]
+
+
+def test_logits_and_hidden_states(pair: Pair) -> None:
+    wide = 1e-9 if pair.exact else 1e-5
+    for dtype, tolerance in (("float32", 1e-4), ("float64", wide)):
+        ours = pair.ours(dtype)
+        keep = ["resid_pre", "resid_post", "final_normed"]
+        trace = run(ours, Tokens.of(ROWS), keep=keep, logits="all")
+        assert trace.logits is not None
+        close = {"rtol": 0, "atol": tolerance}
+        for i, (states, logits) in enumerate(expected(pair, getattr(torch, dtype))):
+            torch.testing.assert_close(trace.logits[i, : len(ROWS[i])], logits, **close)
+            for layer in range(ours.config.n_layers):
+                torch.testing.assert_close(trace.of(("resid_pre", layer), i), states[layer], **close)
+            # transformers replaces the last hidden state by the final norm's output
+            torch.testing.assert_close(trace.of("final_normed", i), states[-1], **close)
+
+
+def test_float32_agrees_with_float64(pair: Pair) -> None:
+    """Relative to the size of the logits: nothing in our own graph is stuck in float32."""
+    narrow, wide = (
+        run(pair.ours(dtype), Tokens.of(ROWS), logits="last").logits
+        for dtype in ("float32", "float64")
+    )
+    assert narrow is not None
+    assert wide is not None
+    assert (narrow.double() - wide).abs().max() < 1e-5 * wide.abs().max()
+
+
+def contrast() -> Contrast:
+    ids = torch.tensor([[5, 9], [61, 4], [1000, 7]])
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).expand(3, 2)
+    names = ("a", "b", "c")
+    return Contrast("pair", ids, signs, torch.zeros(3, dtype=torch.float64), names, names)
+
+
+def test_the_ledger_closes(pair: Pair) -> None:
+    for dtype in ("float32", "float64"):
+        ours = pair.ours(dtype)
+        keep = keep_for_ledger(ours.config)
+        trace = run(ours, Tokens.of(ROWS), keep=keep, logits="last")
+        names, terms = ledger_terms(ours, trace, contrast())
+        assert trace.logits is not None
+        gap = (terms.sum(0) - contrast().value(trace.logits)).abs()
+        assert (gap <= gap_bound(ours.dtype, terms)).all(), gap
+        has = {
+            "pos_embed": ours.weights.W_pos is not None,
+            "final norm bias (b_U)": ours.config.norm == "layer",
+            "unembedding bias": ours.weights.b_U is not None,
+            "soft cap": ours.config.final_softcap is not None,
+        }
+        assert {name for name in has if name in names} == {name for name, is_so in has.items() if is_so}
+
+
+def test_a_sweep_equals_full_runs(pair: Pair) -> None:
+    """The sweep recomputes every one of these cells the plain way, and fails where they differ."""
+    ours = pair.ours("float64")
+    clean = Tokens.of(ROWS)
+    corrupted = Tokens.of([[row[0] + 1, *row[1:]] for row in ROWS])
+    places = [Place.at(0, clean), Place.last(clean)]
+    sites = [Site.RESID_PRE, Site.ATTN_OUT, Site.MLP_OUT, Site.Z]
+    cells = [Cell(site, 1, place) for site in sites for place in places]
+    found = sweep(ours, clean, corrupted, cells, contrast(), check=100)
+    assert found.error["checked"] > 0
+    assert found.error["gap"] <= found.error["bound"]

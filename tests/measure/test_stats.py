@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casestudy.measure.result import Axis, Grid
-from casestudy.measure.stats import mean_interval, mean_over_prompts
+from casestudy.measure.stats import (
+    UNITS,
+    Sums,
+    compare_groups,
+    mean_interval,
+    mean_over_prompts,
+    permutation_test,
+    ranking,
+    units_of,
+)
 
 
 def test_three_numbers_by_hand() -> None:
@@ -67,3 +76,116 @@ def test_the_mean_of_a_grid_loses_only_its_prompt_axis() -> None:
     assert mean.n is not None
     assert mean.n.tolist() == [12, 12]
     assert mean.axes == (Axis("layer", ("0", "1")),)
+
+
+def test_many_units_are_piled_and_the_interval_stays() -> None:
+    values = np.random.default_rng(3).normal(size=(4000, 1))
+    mean, low, high, n = mean_interval(values)
+    assert n[0] == 4000
+    assert mean[0] == pytest.approx(values.mean())
+    assert len(set(units_of(4000).tolist())) == UNITS
+    # 1.96 standard errors each way; piles and resampling blur the width by some per cent
+    assert (high - low)[0] == pytest.approx(2 * 1.96 / 4000**0.5, rel=0.15)
+
+
+def test_sums_do_not_care_how_prompts_were_chunked() -> None:
+    values = np.random.default_rng(4).normal(size=(50, 3))
+    values[7] = np.nan
+    unit = units_of(50, [f"d{i % 13}" for i in range(50)])
+    whole, parts = Sums(13, 3), Sums(13, 3)
+    whole.add(values, unit)
+    for start in range(0, 50, 7):
+        parts.add(values[start : start + 7], unit[start : start + 7])
+    for a, b in zip(whole.interval(), parts.interval(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_prompts_without_a_document_are_documents_of_their_own() -> None:
+    assert units_of(5, ["a", "", "a", "", "b"]).tolist() == [0, 1, 0, 2, 3]
+    assert units_of(3, ["a", "a", "a"]).tolist() == [0, 1, 2], "one document tells nothing apart"
+
+
+def test_few_documents_give_a_cluster_t_interval_by_hand() -> None:
+    # two documents of two prompts, means 1 and 3: mean 2, residual sums -2 and 2,
+    # error sqrt(2/1 * 8) / 4 = 1, t(1) = 12.706
+    values = np.array([[1.0], [1.0], [3.0], [3.0]])
+    mean, low, high, n = mean_interval(values, documents=["a", "a", "b", "b"])
+    assert (mean[0], n[0]) == (2.0, 4)
+    assert (low[0], high[0]) == (pytest.approx(2 - 12.706), pytest.approx(2 + 12.706))
+
+
+def groups(
+    effect: float, rng: np.random.Generator, *, documents: int = 30, within: bool = True
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Two groups' (sums, counts) per document, documents differing far more than prompts do."""
+    base = rng.normal(scale=3, size=documents)
+    sides = []
+    for side in (0, 1):
+        n = np.full(documents, 4.0)
+        if not within:
+            n[np.arange(documents) % 2 == side] = 0
+        noise = rng.normal(size=documents) * np.sqrt(n)
+        sides.append((n * (base + side * effect) + noise, n))
+    return sides
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_the_permutation_test_errs_as_often_as_it_says(within: bool) -> None:
+    rng = np.random.default_rng(5)
+    p = []
+    for _ in range(200):
+        a, b = groups(0.0, rng, within=within)
+        test = permutation_test(a, b, permutations=200)
+        assert test is not None
+        assert test.within is within
+        p.append(test.p)
+    # 5 % of 200 is 10; binomial, so 2 to 20 with all but certainty
+    assert 2 <= sum(x <= 0.05 for x in p) <= 20
+
+
+def test_within_documents_a_small_effect_is_seen_that_is_lost_between_them() -> None:
+    rng = np.random.default_rng(6)
+    inside = permutation_test(*groups(0.6, rng))
+    between = permutation_test(*groups(0.6, rng, within=False))
+    assert inside is not None
+    assert between is not None
+    assert inside.p < 0.01
+    assert between.p > 0.05
+    assert inside.difference == pytest.approx(-0.6, abs=0.4)
+
+
+def test_too_few_units_are_not_tested() -> None:
+    one, none = np.array([1.0, 0.0]), np.array([0.0, 0.0])
+    assert permutation_test((one, one), (none, none)) is None
+
+
+def test_groups_that_share_prompts_are_not_compared_and_holm_corrects() -> None:
+    sums = {}
+    for i, name in enumerate("abc"):
+        sums[name] = Sums(20, 1)
+        sums[name].add(np.random.default_rng(i).normal(size=(20, 1)) + 5 * i, np.arange(20))
+    table = compare_groups(sums, {frozenset("ab")}, 0, "lowercase")
+    pairs = list(zip(table.columns["group"], table.columns["other"], strict=True))
+    assert pairs == [("a", "c"), ("b", "c")]
+    assert all(p < 0.01 for p in table.columns["p"])
+    assert table.columns["p_holm"] == [pytest.approx(2 * p) for p in table.columns["p"]]
+
+
+def test_a_ranking_says_how_stable_it_is() -> None:
+    rng = np.random.default_rng(7)
+    # heads 0.0 and 1.1 stand out, the rest are noise; "bias" is no head
+    effect = np.array([[9.0, 0.0, 50.0], [0.0, -6.0, 50.0]])
+    values = effect[None, None] + rng.normal(size=(40, 1, 2, 3))
+    axes = (
+        *(Axis("contrast", ("lowercase",)), Axis.count("layer", 2)),
+        *(Axis("head", ("0", "1", "bias")), Axis.count("prompt", 40)),
+    )
+    grid = Grid("heads", np.moveaxis(values, 0, -1), axes, "logits")
+    sums = Sums(40, 6)
+    sums.add(values.reshape(40, 6), np.arange(40))
+    table = ranking(grid, sums, contrast="lowercase", top=2)
+    rows = table.rows()
+    assert [(r["layer"], r["head"]) for r in rows[:2]] == [("0", "0"), ("1", "1")]
+    assert [r["in_top_2"] for r in rows] == [1.0, 1.0, 0.0, 0.0]
+    assert [(r["rank_lower"], r["rank_upper"]) for r in rows[:2]] == [(0, 0), (1, 1)]
+    assert rows[2]["rank_upper"] == 3

@@ -10,6 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from casestudy.behaviour.answers import Answers
+from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.measure.batch import Batch, Measurement
 from casestudy.model.decoder import run
@@ -27,11 +28,23 @@ def rows(lengths: list[int], *, seed: int = 0) -> list[list[int]]:
 def batch_of(
     model: Model, rows: list[list[int]], measurement: Measurement, *, seed: int = 0
 ) -> Batch:
-    """These prompts' run with two random contrasts each."""
+    """These prompts' run, a random contrast of single tokens and one of two classes."""
     tokens = Tokens.of(rows)
     trace = run(model, tokens, keep=measurement.keep(model.config), logits="last")
     prompts = tuple(Prompt(say(row)) for row in rows)
-    contrasts = tuple(contrast(len(rows), seed=seed + i) for i in range(2))
+    assert trace.logits is not None
+    classes = [(0, 3, 5, 8), (1, 2, 9)]
+    contrasts = (
+        contrast(len(rows), seed=seed),
+        Contrast.of_classes(
+            trace.logits,
+            [classes[0]] * len(rows),
+            [classes[1]] * len(rows),
+            name="classes",
+            answers=("A",) * len(rows),
+            counterparts=("B",) * len(rows),
+        ),
+    )
     answers = Answers((None,) * len(rows))
     behaviour = Behaviour("test", "?", prompts)
     index = tuple(range(len(rows)))

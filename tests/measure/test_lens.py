@@ -14,7 +14,9 @@ from casestudy.measure.ledger import keep_for_ledger, ledger_terms
 from casestudy.measure.lens import LENS, depth_sites, lens, logit_lens, measure_lens
 from casestudy.measure.predictions import predictions
 from casestudy.measure.result import Grid
+from casestudy.model.decoder import apply_norm, unembed
 from casestudy.model.model import Model
+from casestudy.model.sites import Site
 from tests.measure.batches import alone, batch_of, rows
 from tests.measure.worlds import VARIANTS, decoder
 
@@ -62,6 +64,21 @@ def test_with_its_own_norm_it_ends_at_the_logit_difference(
     values = [contrast.value(batch.logits).numpy() for contrast in batch.contrasts]
     np.testing.assert_allclose(own.values[:, -1], values, atol=1e-9)
     np.testing.assert_array_equal(frozen.values[:, -1], values)
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "gemma2"])
+def test_classes_are_weighed_by_the_probabilities_of_each_depth(variant: str) -> None:
+    """With its own norm, a class contrast is log p(A) - log p(B) of what that depth predicts."""
+    batch = batch_of(decoder(variant), rows([5, 2]), LENS)
+    own = measure_lens(batch)[1]
+    assert isinstance(own, Grid)
+    config, weights = batch.model.config, batch.model.weights
+    stream = batch.trace.last((Site.RESID_PRE, 1))
+    logits = unembed(config, weights, apply_norm(config, weights.final_norm, stream))
+    p = logits.softmax(1)
+    expected = (p[:, [0, 3, 5, 8]].sum(1) / p[:, [1, 2, 9]].sum(1)).log()
+    found = own.select(contrast="classes", depth="1_pre").values
+    np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))

@@ -14,6 +14,7 @@ from casestudy.measure.stats import (
     mean_over_prompts,
     permutation_test,
     ranking,
+    t_interval,
     units_of,
 )
 
@@ -189,3 +190,20 @@ def test_a_ranking_says_how_stable_it_is() -> None:
     assert [r["in_top_2"] for r in rows] == [1.0, 1.0, 0.0, 0.0]
     assert [(r["rank_lower"], r["rank_upper"]) for r in rows[:2]] == [(0, 0), (1, 1)]
     assert rows[2]["rank_upper"] == 3
+
+
+@pytest.mark.parametrize(("n", "quantile"), [(9, 2.306), (10, 2.262), (11, 2.228), (31, 2.042)])
+def test_sums_give_the_t_interval_of_their_values(n: int, quantile: float) -> None:
+    values = np.random.default_rng(n).normal(3, 2, size=(n, 4))
+    mean, lower, upper = t_interval(values.sum(0), (values**2).sum(0), n)
+    half = quantile * values.std(0, ddof=1) / n**0.5
+    np.testing.assert_allclose(mean, values.mean(0))
+    np.testing.assert_allclose(upper - mean, half, rtol=1e-3)
+    np.testing.assert_allclose(mean - lower, half, rtol=1e-3)
+
+
+def test_sums_of_one_value_have_no_interval_and_of_equal_ones_no_width() -> None:
+    assert np.isnan(t_interval(np.array([2.0]), np.array([4.0]), 1)[1:]).all()
+    tenth = np.full(30, 0.1)
+    mean, lower, _ = t_interval(tenth.sum(keepdims=True), (tenth**2).sum(keepdims=True), 30)
+    assert lower[0] == pytest.approx(mean[0], abs=1e-8)

@@ -13,57 +13,65 @@ from casestudy.measure.result import Axis, Grid
 from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, Listing, paragraph
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import clean, interval, number, percent, shorten, signed
+from casestudy.show.text import clean, count, interval, number, percent, signed
 
 MOST_HEADS = 24
 """Rows of a figure by head and place."""
 
 
 def counterfactuals(study: Stored) -> list[Block]:
-    """Every family of edits with its score."""
-    table = study.table("counterfactuals", "family")
+    """Every family of edits with its score, and those that no prompt allows."""
+    table = study.table("counterfactuals", "family", "n")
+    found = table.rows()
+    tried = [row for row in found if row["n"]]
+    if not tried:
+        raise Missing("no family of edits applied to these prompts")
     rows: list[list[str | Markup]] = [
         [
             clean(row["family"]),
-            str(row.get("n", "")),
+            str(row["n"]),
             _mean(row, "mean_clean"),
             _mean(row, "mean_corrupted"),
-            percent(row.get("flip_share")) if row.get("flip_share") is not None else "",
-            percent(row.get("half_share")) if row.get("half_share") is not None else "",
-            str(row.get("excluded") or ""),
-            shorten(clean(row.get("why") or ""), 60),
+            _share(row.get("flip_share")),
+            _share(row.get("half_share")),
         ]
-        for row in table.rows()
+        for row in tried
     ]
-    if not rows:
-        raise Missing("no family of edits applied to these prompts")
-    head = [
-        "Edit",
-        "n#",
-        "Clean#",
-        "Corrupted#",
-        "Flip#",
-        "Lose half#",
-        "Excluded#",
-        "Why excluded",
+    left_out = [
+        f"{clean(row['family'])}: {clean(row['why']).rstrip('.')}"
+        for row in found
+        if row.get("excluded") and row.get("why")
     ]
+    head = ["Edit", "n#", "Clean#", "Edited#", "Flip#", "Lose half#"]
     caption = (
-        f"{clean(table.about)} Mean logit difference of the clean and the edited prompts; the "
-        "share of prompts whose difference changes sign, and that lose at least half of it."
+        f"{clean(table.about)} Means with 95\u00a0% intervals, in logits; the share of prompts "
+        "whose difference changes sign, and that lose at least half of it."
     )
     blocks: list[Block] = [Listing("Minimal edits, and what they do", head, rows, caption)]
-    scored = [r for r in table.rows() if _known(r.get("flip_share"))]
+    scored = [row for row in tried if _known(row.get("flip_share"))]
     if scored:
-        best = max(scored, key=lambda r: r["flip_share"])
-        blocks.insert(
-            0,
-            paragraph(
-                "Of {} kinds of edit, “{}” reverses the preference most often: in {} of its {} "
-                "prompts.",
-                *(len(rows), clean(best["family"]), percent(best["flip_share"]), best.get("n", "")),
-            ),
+        best = max(scored, key=lambda row: row["flip_share"])
+        words = paragraph(
+            "Of {} that apply to these prompts, “{}” reverses the preference most often: in {} of "
+            "its {}.",
+            count(len(tried), "kind of edit", "kinds of edit"),
+            clean(best["family"]),
+            percent(best["flip_share"]),
+            count(int(best["n"]), "prompt"),
+        )
+        blocks.insert(0, words)
+    if left_out:
+        blocks.append(
+            Markup('<details class="more"><summary>{}</summary><ul>{}</ul></details>').format(
+                "Prompts and kinds of edit that were left out, and why",
+                Markup("").join(Markup("<li>{}</li>").format(line) for line in left_out),
+            )
         )
     return blocks
+
+
+def _share(value: Any) -> str:
+    return percent(value) if _known(value) else ""
 
 
 def _mean(row: Mapping[str, Any], name: str) -> str:

@@ -432,7 +432,7 @@ def heatmap(
     if row_name:
         parts.text("-8", -9, row_name, "l e u")
     least = left + 20 + (15 if not narrow else 17) * len(cols)
-    pad = (18 if row_name else 6, 14, below + 40, left)
+    pad = (18 if row_name else 6, 14, below + (40 if columns(unit) <= SHORT_UNIT else 54), left)
     return Drawing(parts.join(), height, pad, least if least > 300 else 0)
 
 
@@ -440,6 +440,10 @@ def _shade(value: Real, limit: Real) -> tuple[str, float]:
     if not math.isfinite(value):
         return "nan", 0.0
     return ("p" if value >= 0 else "n"), round(min(1.0, abs(value) / limit), 3)
+
+
+SHORT_UNIT = 14
+"""Units of so many columns stand beside the colour scale, longer ones below it."""
 
 
 def _legend(parts: _Parts, y: Real, limit: Real, unit: str, both: bool) -> None:
@@ -457,7 +461,10 @@ def _legend(parts: _Parts, y: Real, limit: Real, unit: str, both: bool) -> None:
     else:
         parts.text(0, y + 19, "0", "t m")
     parts.text(end, y + 19, number(limit), "t m")
-    parts.text(end + 10, y + 8, shorten(unit, 44), "t")
+    if columns(unit) <= SHORT_UNIT:
+        parts.text(end + 10, y + 8, unit, "t")
+    else:
+        parts.text(0, y + 34, shorten(unit, 48), "t")
 
 
 def lines(

@@ -45,7 +45,7 @@ DRAWN = {
 }
 
 
-def measure(reader: Reader, books: list[Book], per_kind: int = 240) -> dict[str, float]:
+def measure(reader: Reader, books: list[Book], per_kind: int = 120) -> dict[str, float]:
     """The flagship's figures for one set of weights."""
     encoded = encode_books(books, reader.tokenizer)
     classes = Classes(reader.tokenizer)

@@ -94,7 +94,7 @@ def value_bias(config: ModelConfig, block: Block) -> Float[Tensor, "head d_head"
     if attn.b_V is not None:
         common = common + attn.b_V.double()
     if config.norm != "none" and norm is not None and norm.bias is not None:
-        common = common + torch.einsum("d,hde->he", norm.bias, attn.W_V).double()
+        common = common + torch.einsum("d,hde->he", norm.bias.double(), attn.W_V.double())
     return common.repeat_interleave(config.n_heads // config.n_kv_heads, 0)
 
 
@@ -117,15 +117,16 @@ def head_shares(
 def neuron_shares(
     model: Model, trace: Trace, layer: int, u: Float[Tensor, "contrast batch d_model"]
 ) -> tuple[Float[Tensor, "contrast batch d_mlp"], Float[Tensor, "contrast batch"]]:
-    """What each neuron of a layer gives along u, in the model's dtype, and what the biases give."""
+    """What each neuron of a layer gives along u, at least in float32, and what the biases give."""
     mlp, norm = model.weights.blocks[layer].mlp, model.weights.blocks[layer].mlp_post_norm
     post = trace.last((Site.MLP_POST, layer))
     out = post @ mlp.W_out
     v, bias = before_norm(model.config, norm, out if mlp.b_out is None else out + mlp.b_out, u)
     if mlp.b_out is not None:
         bias = bias + v @ mlp.b_out.to(v)
-    # Each neuron is one number times one number: nothing is gained by doing that in float64.
-    shares = (v.to(post) @ mlp.W_out.T).mul_(post)
+    # Each neuron is one number times one number: float32 is enough where the model has that.
+    post = post if post.dtype == torch.float64 else post.float()
+    shares = (v.to(post) @ mlp.W_out.to(post).T).mul_(post)
     return shares, bias
 
 

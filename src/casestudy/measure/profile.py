@@ -30,6 +30,7 @@ weight hash in this process and in the user's cache directory.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -73,7 +74,9 @@ def head_profile(model: Model, *, seed: int = 0) -> Grid:
     Unit:   share of attention; copying from -1 to 1, entropy in nats.
     Raises: MeasureError where context or vocabulary have no room for repeated tokens.
     """
-    key = f"{model.weight_hash}-{seed}-v{_VERSION}-{int(model.tokenizer.prepend_bos)}"
+    bos = model.tokenizer.bos_id if model.tokenizer.prepend_bos else None
+    settings = repr((_VERSION, model.config, bos, seed, HALF, TEXTS))
+    key = f"{model.weight_hash}-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
     if key not in _known:
         path = _cache_folder() / f"{key}.json"
         shape = (len(SCORES), model.config.n_layers, model.config.n_heads)
@@ -84,7 +87,7 @@ def head_profile(model: Model, *, seed: int = 0) -> Grid:
         _known[key] = values
     return Grid(
         "head_profile",
-        _known[key],
+        _known[key].copy(),
         (
             Axis("score", SCORES),
             Axis.count("layer", model.config.n_layers),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from casestudy.behaviour.presets import preset
     from casestudy.behaviour.prompts import Behaviour, Prompt, Role
     from casestudy.behaviour.roles import roles_of
+    from casestudy.compat.transformer_lens.arrays import to_numpy
     from casestudy.measure.attention import attention_by_role, attention_pattern
     from casestudy.measure.attribution import head_attribution, neuron_attribution, top_neurons
     from casestudy.measure.by_role import by_role
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from casestudy.measure.controls import controls
     from casestudy.measure.explain import explain_attention_score
     from casestudy.measure.ledger import ledger
-    from casestudy.measure.lens import lens, logit_lens
+    from casestudy.measure.lens import lens, lens_by_role, logit_lens
     from casestudy.measure.predictions import logit_difference, predictions, score_answer
     from casestudy.measure.profile import head_profile
     from casestudy.measure.result import Grid, Table
@@ -62,13 +63,14 @@ _ROOMS = {
     "casestudy.measure.class_mass": ("class_mass",),
     "casestudy.measure.controls": ("controls",),
     "casestudy.measure.ledger": ("ledger",),
-    "casestudy.measure.lens": ("lens", "logit_lens"),
+    "casestudy.measure.lens": ("lens", "lens_by_role", "logit_lens"),
     "casestudy.measure.attribution": ("head_attribution", "neuron_attribution", "top_neurons"),
     "casestudy.measure.attention": ("attention_by_role", "attention_pattern"),
     "casestudy.measure.explain": ("explain_attention_score",),
     "casestudy.measure.profile": ("head_profile",),
     "casestudy.measure.result": ("Grid", "Table"),
     "casestudy.show": ("figures",),
+    "casestudy.compat.transformer_lens.arrays": ("to_numpy",),
     "casestudy.study.study": ("Study", "open_study", "study"),
 }
 _PLACES = {name: room for room, names in _ROOMS.items() for name in names}
@@ -102,6 +104,7 @@ __all__ = [
     "head_profile",
     "ledger",
     "lens",
+    "lens_by_role",
     "load",
     "load_behaviour",
     "logit_difference",
@@ -114,6 +117,7 @@ __all__ = [
     "run",
     "score_answer",
     "study",
+    "to_numpy",
     "top_neurons",
     "write_behaviour",
 ]

@@ -6,8 +6,6 @@ matrices ten times their initial size, since those are so small that a block bar
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +22,6 @@ from casestudy.errors import ModelError, RewriteError
 from casestudy.measure.ledger import gap_bound, keep_for_ledger, ledger_terms
 from casestudy.measure.sweep import Cell, Place, sweep
 from casestudy.model.decoder import run
-from casestudy.model.families import FAMILIES, read_config
 from casestudy.model.folding import REWRITES, rewrite
 from casestudy.model.loading import load
 from casestudy.model.model import Model
@@ -134,8 +131,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", SHAPE | {"sliding_window": WINDOW, "pad_token_id": 0}),
     "phi3 longrope": (
         "Phi3Config",
-        SHAPE
-        | {"rope_scaling": LONG, "original_max_position_embeddings": 16, "pad_token_id": 0},
+        SHAPE | {"rope_scaling": LONG, "original_max_position_embeddings": 16, "pad_token_id": 0},
     ),
     "smollm3": (
         "SmolLM3Config",
@@ -144,8 +140,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("StableLmConfig", SHAPE | {"partial_rotary_factor": 0.7, "use_qkv_bias": True}),
     "stablelm parallel, normed": (
         "StableLmConfig",
-        SHAPE
-        | {"use_parallel_residual": True, "qk_layernorm": True, "partial_rotary_factor": 1.0},
+        SHAPE | {"use_parallel_residual": True, "qk_layernorm": True, "partial_rotary_factor": 1.0},
     ),
 }
 # Where transformers' own graph is float64 throughout; elsewhere its softmax, angles or scales are
@@ -210,7 +205,9 @@ def test_logits_and_hidden_states(pair: Pair) -> None:
         for i, (states, logits) in enumerate(expected(pair, getattr(torch, dtype))):
             torch.testing.assert_close(trace.logits[i, : len(ROWS[i])], logits, **close)
             for layer in range(ours.config.n_layers):
-                torch.testing.assert_close(trace.of(("resid_pre", layer), i), states[layer], **close)
+                torch.testing.assert_close(
+                    trace.of(("resid_pre", layer), i), states[layer], **close
+                )
             # transformers replaces the last hidden state by the final norm's output
             torch.testing.assert_close(trace.of("final_normed", i), states[-1], **close)
 
@@ -248,7 +245,9 @@ def test_the_ledger_closes(pair: Pair) -> None:
             "unembedding bias": ours.weights.b_U is not None,
             "soft cap": ours.config.final_softcap is not None,
         }
-        assert {name for name in has if name in names} == {name for name, is_so in has.items() if is_so}
+        assert {name for name in has if name in names} == {
+            name for name, is_so in has.items() if is_so
+        }
 
 
 def test_a_sweep_equals_full_runs(pair: Pair) -> None:
@@ -262,3 +261,96 @@ def test_a_sweep_equals_full_runs(pair: Pair) -> None:
     found = sweep(ours, clean, corrupted, cells, contrast(), check=100)
     assert found.error["checked"] > 0
     assert found.error["gap"] <= found.error["bound"]
+
+
+def refused(pair: Pair) -> set[str]:
+    """The rewrites that would not be exact, by what the architecture has."""
+    ours = pair.ours("float64")
+    config, block = ours.config, ours.weights.blocks[0]
+    no_norm_before = block.attn_norm is None or block.mlp_norm is None
+    writes_through_norm = block.attn_post_norm is not None
+    mixed = bool(config.rotary) or config.qk_norm != "none" or config.n_kv_heads != config.n_heads
+    return {
+        *(["fold_ln"] if no_norm_before else []),
+        *(["center_unembed"] if config.final_softcap is not None else []),
+        *(
+            ["center_writing_weights"]
+            if config.norm != "layer" or no_norm_before or writes_through_norm
+            else []
+        ),
+        *(["refactor_factored_attn_matrices"] if mixed else []),
+    }
+
+
+def test_rewrites_keep_what_is_computed_or_are_refused(pair: Pair) -> None:
+    ours = pair.ours("float64")
+    logits = run(ours, Tokens.of(ROWS), logits="last").logits
+    assert logits is not None
+    for name in REWRITES:
+        if name in refused(pair):
+            with pytest.raises(RewriteError, match=f"{name} would change what"):
+                rewrite(ours, name)
+            continue
+        rewritten = run(rewrite(ours, name), Tokens.of(ROWS), logits="last").logits
+        assert rewritten is not None
+        # centring the unembedding shifts all logits alike
+        gap = rewritten.log_softmax(-1) - logits.log_softmax(-1)
+        assert gap.abs().max() < 1e-9, name
+
+
+def test_a_model_in_memory_is_taken_without_a_copy(pair: Pair) -> None:
+    """Only what is stored head by head, and stacked here, is new."""
+    theirs, on_disk = pair.theirs.to(torch.float32), pair.ours("float32")
+    taken = load(theirs, on_disk.tokenizer)
+    assert taken.weight_hash == on_disk.weight_hash
+    assert taken.config == on_disk.config
+    shared = {p.untyped_storage().data_ptr() for p in theirs.parameters()}
+    stacked = taken.config.qk_norm == "head" and taken.config.qk_norm_kind == "layer"
+    for name, tensor in taken.weights.named():
+        if not (stacked and "_norm" in name):
+            assert tensor.untyped_storage().data_ptr() in shared, name
+
+
+class TestInMemory:
+    def test_a_change_to_the_model_is_seen(self) -> None:
+        pair = pair_of("gpt2")
+        taken = load(pair.theirs, pair.ours("float32").tokenizer)
+        before = taken.weights.W_E[5].clone()
+        row = pair.theirs.transformer.wte.weight[5]
+        row += 1
+        assert torch.equal(taken.weights.W_E[5], row)
+        row.copy_(before)
+
+    def test_a_tokenizer_of_transformers(self) -> None:
+        pair = pair_of("llama")
+        path = str(pair.folder / "tokenizer.json")
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_file=path, bos_token="<|endoftext|>")
+        taken = load(pair.theirs, fast)
+        assert taken.tokenizer.bos_id == 8191
+        # Llama leaves BOS to the tokenizer, and this one prepends none
+        assert taken.tokenize("It was late.").rows() == [fast("It was late.")["input_ids"]]
+        assert run(taken, "It was late.", logits="last").logits is not None
+
+    def test_gpt2s_convention_holds_for_it_too(self) -> None:
+        pair = pair_of("gpt2")
+        path = str(pair.folder / "tokenizer.json")
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_file=path, bos_token="<|endoftext|>")
+        assert load(pair.theirs, fast).tokenize("It").rows()[0][0] == 8191
+
+    def test_what_cannot_be_taken(self) -> None:
+        pair = pair_of("llama")
+        tokenizer = pair.ours("float32").tokenizer
+        with pytest.raises(ModelError, match=r"without its tokenizer.*load\(model, tokenizer\)"):
+            load(pair.theirs)
+        with pytest.raises(ModelError, match=r"already in memory.*\.to\(device, dtype\)"):
+            load(pair.theirs, tokenizer, dtype="bfloat16")
+        with pytest.raises(ModelError, match="Linear without a config"):
+            load(nn.Linear(2, 2), tokenizer)
+        with pytest.raises(ModelError, match="a tokenizer of type str"):
+            load(pair.theirs, "gpt2")
+        with pytest.raises(ModelError, match="which brings its own"):
+            load("tiny", tokenizer)
+        with torch.device("meta"):
+            absent = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE))
+        with pytest.raises(ModelError, match="spread over meta"):
+            load(absent, tokenizer)

@@ -135,7 +135,8 @@ def gpt_neo(fields: Fields) -> tuple[ModelConfig, Layout]:
     d_model, n_heads = fields.need("hidden_size"), fields.need("num_heads")
     n_layers = fields.need("num_layers")
     nothing: list[Any] = []
-    types = fields.get("attention_types", default=[[["global", "local"], 12]])
+    usual: list[Any] = [[["global", "local"], 12]]
+    types = fields.get("attention_types", default=usual)
     kinds = [kind for group, times in types for _ in range(times) for kind in group]
     kinds = fields.get("attention_layers", default=nothing) or kinds
     if len(kinds) != n_layers or set(kinds) - {"global", "local"}:

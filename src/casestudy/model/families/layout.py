@@ -8,7 +8,7 @@ are views of the checkpoint's own tensors, fused ones included; only per-head no
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -144,19 +144,19 @@ class _Layer:
         return W if self.layout.transposed else W.T, b
 
     def _attention(self) -> Attention:
-        config, parts = self.config, self.layout.parts
+        config = self.config
         d, d_head, n, n_kv = config.d_model, config.d_head, config.n_heads, config.n_kv_heads
-        if "qkv" in parts:
+        Ws: Sequence[Tensor]
+        bs: list[Tensor | None]
+        if "qkv" in self.layout.parts:
             W, b = self._linear("qkv", d, (n + 2 * n_kv) * d_head)
             Ws = self._split_qkv(W)
-            bs = (None, None, None) if b is None else self._split_qkv(b)
+            bs = [None] * 3 if b is None else [*self._split_qkv(b)]
         else:
-            read = [
-                self._linear(part, d, heads * d_head)
-                for part, heads in (("q", n), ("k", n_kv), ("v", n_kv))
-            ]
-            Ws = tuple(W.unflatten(1, (-1, d_head)) for W, _ in read)
-            bs = tuple(None if b is None else b.view(-1, d_head) for _, b in read)
+            counts = (("q", n), ("k", n_kv), ("v", n_kv))
+            read = [self._linear(part, d, heads * d_head) for part, heads in counts]
+            Ws = [W.unflatten(1, (-1, d_head)) for W, _ in read]
+            bs = [None if b is None else b.view(-1, d_head) for _, b in read]
         # (d_model, head, d_head) to (head, d_model, d_head)
         W_Q, W_K, W_V = (W.transpose(0, 1) for W in Ws)
         W_O, b_O = self._linear("o", n * d_head, d)
@@ -173,13 +173,15 @@ class _Layer:
             k_norm=self._head_norm("k_norm", n_kv),
         )
 
-    def _split_qkv(self, fused: Float[Tensor, "*d_model n"]) -> tuple[Tensor, ...]:
+    def _split_qkv(self, fused: Float[Tensor, "*d_model n"]) -> Sequence[Tensor]:
         """(…, out) as queries, keys and values, each (…, head, d_head)."""
         config = self.config
         if self.layout.qkv_by_head:
-            return fused.unflatten(-1, (config.n_heads, 3, config.d_head)).unbind(-2)
+            by_head = fused.unflatten(-1, (config.n_heads, 3, config.d_head))
+            return [by_head.select(-2, i) for i in range(3)]
         counts = [config.n_heads, config.n_kv_heads, config.n_kv_heads]
-        return fused.unflatten(-1, (sum(counts), config.d_head)).split(counts, -2)
+        heads = fused.unflatten(-1, (sum(counts), config.d_head))
+        return torch.split(heads, counts, -2)
 
     def _head_norm(self, part: str, n_heads: int) -> Norm | None:
         """A norm of queries or keys: one for every head, over all of them, or one for each."""

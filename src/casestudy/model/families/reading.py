@@ -40,6 +40,7 @@ _HARMLESS = {
     # dropout is for training
     *("attention_dropout", "hidden_dropout", "classifier_dropout", "dropout", "layerdrop"),
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "resid_dropout", "embed_dropout"),
+    "activation_dropout",
 }
 
 

@@ -23,7 +23,7 @@ class OptimizerConfig:
     """Learning rates at the plateau of the schedule, and the usual constants."""
 
     muon_lr: float = 0.02
-    adam_lr: float = 0.003
+    adam_lr: float = 0.01
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8

@@ -297,7 +297,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--run", type=Path, required=True, help="folder for checkpoints and the log")
     made.add_argument("--tokenizer", type=Path, default=BUNDLED / "tokenizer.json")
-    made.add_argument("--tokens", type=int, default=64_000_000, help="tokens to see in all")
+    made.add_argument("--tokens", type=int, default=16_500_000, help="tokens to see in all")
     made.add_argument("--decay-fraction", type=float, default=0.25)
     made.add_argument("--batch-tokens", type=int, default=8192, help="tokens in one step")
     made.add_argument("--warmup-steps", type=int, default=100)

@@ -87,8 +87,8 @@ def ledger(n: int, *, layers: int = 3, seed: int = 0, centre: float = 0.3) -> li
     return [*grids, *means, Grid("ledger.check", check, check_axes, "logits")]
 
 
-def tables(texts: tuple[str, ...], *, top: int = 20) -> list[Table]:
-    """Prompts, predictions, answers and what was passed over."""
+def tables(texts: tuple[str, ...], *, top: int = 20, tokens: bool = True) -> list[Table]:
+    """Prompts (with or without their tokens), predictions, answers and what was passed over."""
     n = len(texts)
     rows = [(i, rank) for i in range(n) for rank in range(top)]
     forms = {"answer": " It", "lowercase": " it", "no_space": "It", "lowercase_no_space": "it"}
@@ -100,8 +100,8 @@ def tables(texts: tuple[str, ...], *, top: int = 20) -> list[Table]:
                 "text": list(texts),
                 "groups": [[f"group {i % 5}"] for i in range(n)],
                 "n_tokens": [len(t.split()) + 1 for t in texts],
-                "tokens": [["<|endoftext|>", *_words(t)] for t in texts],
-                "token_ids": [[0, *range(1, len(_words(t)) + 1)] for t in texts],
+                "tokens": [["<|endoftext|>", *_words(t)] if tokens else None for t in texts],
+                "token_ids": [[0, 1] if tokens else None for t in texts],
                 "error": [None] * n,
             },
         ),

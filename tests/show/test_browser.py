@@ -121,7 +121,7 @@ def test_the_page_fits_and_nothing_is_cut_off(
     assert page.evaluate("window.ran") is None
 
 
-@pytest.mark.parametrize(("width", "scheme"), SIZES)
+@pytest.mark.parametrize(("width", "scheme"), [SIZES[0], SIZES[-1]])
 def test_axe_finds_no_serious_violation(visit: Callable[..., Any], width: int, scheme: str) -> None:
     pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
     page = visit(width, scheme, reduced_motion="reduce")

@@ -395,6 +395,16 @@ def test_a_thousand_prompts_stay_under_eight_megabytes(tmp_path: Path) -> None:
     assert 0 < len([a for a in page.all("details") if a.get("class") == "one"]) <= 48
 
 
+def test_a_prompt_of_a_megabyte_is_shown_in_part(tmp_path: Path) -> None:
+    texts = ("\U0001f600 <b>" * 170_000, "Short.")
+    tables = studies.tables(texts, tokens=False)
+    tables[0].columns["error"][0] = "is 300,000 tokens long"
+    page = page_of(studies.write(tmp_path / "s", [*studies.ledger(2), *tables], texts=texts))
+    assert len(page.html) < 500_000
+    assert "is 300,000 tokens long" in page.text
+    assert page.text.count("<b>") > 0
+
+
 def test_ids_are_unique_and_links_lead_somewhere(page: Page) -> None:
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))

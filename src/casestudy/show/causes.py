@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -14,6 +14,7 @@ from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, Listing, paragraph
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import clean, count, interval, number, percent, signed
+from casestudy.show.writers import has_patterns
 
 MOST_HEADS = 24
 """Rows of a figure by head and place."""
@@ -228,8 +229,7 @@ def _patch(study: Stored, name: str) -> list[Block]:
             row_name=grid.axes[0].name,
             col_name=grid.axes[1].name,
             slanted=grid.axes[1].name in ("role", "pos"),
-            heads=[a.name for a in grid.axes] == ["layer", "head"]
-            and any(n.startswith("pattern.") for n in study.grids),
+            heads=_opens(grid) if has_patterns(study) else None,
         )
     return [words, Figure(title, drawing, alt, draw.Data.of(grid), caption)]
 
@@ -274,6 +274,11 @@ ORDER = (
 def _rank(name: str) -> tuple[bool, int, str]:
     site = _parts(name)[0]
     return ".noising." in name, ORDER.index(site) if site in ORDER else len(ORDER), name
+
+
+def _opens(grid: Grid) -> Literal["cell", "row"] | None:
+    names = [axis.name for axis in grid.axes]
+    return "cell" if names == ["layer", "head"] else "row" if names[0] == "head" else None
 
 
 def _ends(grid: Grid, where: tuple[Any, ...]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -371,7 +372,7 @@ def heatmap(
     limit: Real | None = None,
     tokens: bool = False,
     slanted: bool = False,
-    heads: bool = False,
+    heads: Literal["cell", "row"] | None = None,
 ) -> Drawing:
     """Cells coloured by value, zero always the colour of the page, both signs on one scale.
 
@@ -383,7 +384,8 @@ def heatmap(
         limit: the value of full colour; by default the largest magnitude.
         tokens: column labels are tokens (white space visible, slanted).
         slanted: column labels are too long to stand side by side.
-        heads: a cell is a (layer, head): it opens that head's attention pattern.
+        heads: what opens a head's attention pattern: a "cell" of (layer, head), or every cell of
+            a "row" that is called "layer.head".
     """
     known = np.abs(values[np.isfinite(values)])
     limit = limit or (float(known.max()) if known.size else 0.0) or 1.0
@@ -396,7 +398,9 @@ def heatmap(
         for j, value in enumerate(row):
             k = i * len(cols) + j
             kind, depth = _shade(value, limit)
-            extra = Markup(' data-head="{}.{}"').format(rows[i], cols[j]) if heads else ""
+            head = rows[i] if heads == "row" else f"{rows[i]}.{cols[j]}" if heads else ""
+            # an attention layer's biases stand beside its heads, and have no pattern
+            extra = Markup(' data-head="{}"').format(head) if head[-1:].isdigit() else ""
             parts.add(
                 '<rect x="{}%" y="{}" width="{}%" height="{}" class="c {}"{} data-i="{}"{}/>',
                 *(round(j * wide, 3), i * cell, round(wide, 3), cell, kind),

@@ -10,7 +10,7 @@ from casestudy.show.blocks import Block, Figure, paragraph
 from casestudy.show.means import spoken
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import clean, listing, number, percent, prose
-from casestudy.show.writers import head_button, top_heads
+from casestudy.show.writers import has_patterns, head_button, top_heads
 
 HEADS = 12
 """How many heads are listed, the largest direct shares first."""
@@ -69,6 +69,7 @@ def attention(study: Stored) -> list[Block]:
                 row_name="head",
                 limit=1.0,
                 slanted=True,
+                heads="row" if has_patterns(study) else None,
             ),
             f"Heatmap of attention by head and role of the token read; the largest is head "
             f"{labels[i]} on the {names[j]}, {percent(float(values[i, j]))}.",
@@ -111,7 +112,7 @@ def profiles(study: Stored) -> list[Block]:
                     limit=1.0 if share else None,
                     row_name="layer",
                     col_name="head",
-                    heads=any(name.startswith("pattern.") for name in study.grids),
+                    heads="cell" if has_patterns(study) else None,
                 ),
                 f"Heatmap of {kind} (a score) by layer and head; the highest is head "
                 f"{best} with {number(float(values[i, j]))}.",

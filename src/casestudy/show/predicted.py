@@ -12,7 +12,7 @@ from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, Listing, paragraph
 from casestudy.show.means import Mean, spoken
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import chip, clean, count, listing, ordinal, percent, shorten
+from casestudy.show.text import chip, clean, count, excerpt, listing, ordinal, percent
 
 EXAMPLES = 48
 """How many prompts a report goes through one by one; all of them where a study has no more."""
@@ -39,7 +39,7 @@ def prompts_table(study: Stored) -> list[Block]:
         rows.append(
             [
                 Markup('<a href="#prompt-{}">{}</a>').format(prompt, prompt),
-                Markup('<bdi class="prompt">{}</bdi>').format(shorten(clean(row["text"]), 48)),
+                Markup('<bdi class="prompt">{}</bdi>').format(excerpt(row["text"], 48)),
                 _scored(top),
                 _scored(answer, rank=True) if answer else Markup("<i>{}</i>").format("excluded"),
                 _scored(other, rank=True),

@@ -24,6 +24,7 @@ from casestudy.show.text import (
     chip,
     chips,
     clean,
+    excerpt,
     number,
     ordinal,
     percent,
@@ -35,6 +36,8 @@ from casestudy.show.text import (
 from casestudy.show.writers import B_U, ledger_data, present
 
 TOP = 10
+MOST_TEXT = 2000
+"""Columns of a prompt's text: one that was too long for the model can be of any length."""
 FOLD = 14
 """Prompts listed before the rest has to be asked for."""
 
@@ -74,7 +77,7 @@ def _prompt(
     study: Stored, row: Mapping[str, Any], found: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> Markup:
     prompt = str(row["prompt"])
-    tokens = row.get("tokens") or [row["text"]]
+    tokens = row.get("tokens") or [excerpt(row["text"], MOST_TEXT)]
     parts: list[Markup] = [
         Markup('<p class="prompt-tokens">{}</p>').format(chips(tokens)),
     ]
@@ -97,7 +100,7 @@ def _prompt(
     ).format(
         prompt,
         prompt,
-        clean(row["text"]),
+        excerpt(row["text"], MOST_TEXT),
         "" if difference is None else f"{signed(difference)} logits",
         Markup("").join(parts),
     )
@@ -258,4 +261,4 @@ def shared(study: Stored) -> dict[str, Any]:
         whole = patterns(study)
     except Missing:
         whole = {}
-    return {"prompts": {str(i): clean(text)[:160] for i, text in texts}, "patterns": whole}
+    return {"prompts": {str(i): excerpt(text, 160) for i, text in texts}, "patterns": whole}

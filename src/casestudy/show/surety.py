@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from casestudy.show.blocks import Block, Listing, paragraph
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import chip, clean, count, number, ordinal, shorten
+from casestudy.show.text import chip, clean, count, excerpt, number, ordinal
 
 
 def checks(study: Stored) -> list[Block]:
@@ -62,7 +62,7 @@ def exclusions(study: Stored) -> list[Block]:
                 [
                     [
                         str(row["prompt"]),
-                        Markup("<bdi>{}</bdi>").format(shorten(clean(row["text"]), 60)),
+                        Markup("<bdi>{}</bdi>").format(excerpt(row["text"], 60)),
                         clean(row["error"]),
                     ]
                     for row in out[:50]

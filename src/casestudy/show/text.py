@@ -64,6 +64,14 @@ def shorten(text: str, width: int) -> str:
     return "".join(head).rstrip() + "…" + "".join(tail).lstrip()
 
 
+def excerpt(text: object, width: int) -> str:
+    """A text of any length, harmless and at most `width` columns wide, without reading it all."""
+    whole = str(text)
+    if len(whole) > 4 * width:
+        whole = whole[: 2 * width] + whole[-2 * width :]
+    return shorten(clean(whole), width)
+
+
 def prose(text: object) -> Markup:
     """A sentence from the study itself: what stands between backticks is code."""
     pieces = clean(text).split("`")

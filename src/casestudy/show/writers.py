@@ -280,7 +280,7 @@ def heads(study: Stored) -> list[Block]:
         )
         for a, b, m in top
     ]
-    clickable = any(name.startswith("pattern.") for name in study.grids)
+    clickable = has_patterns(study)
     return [
         paragraph(
             "The heads with the largest direct shares: {} (logits, mean over n = {} with 95 % "
@@ -297,7 +297,7 @@ def heads(study: Stored) -> list[Block]:
                 unit=means.unit,
                 row_name="layer",
                 col_name="head",
-                heads=clickable,
+                heads="cell" if clickable else None,
             ),
             f"Heatmap of direct shares by layer and head; the largest is head "
             f"{layer}.{head} with {signed(first.value, digits)} logits ({first.bracket}).",
@@ -350,9 +350,14 @@ def top_heads(study: Stored, most: int) -> list[tuple[str, str, Mean]]:
     return [(a, b, Mean.of(means, layer=a, head=b)) for _, a, b in cells[:most]]
 
 
+def has_patterns(study: Stored) -> bool:
+    """Whether there is a whole attention pattern to open."""
+    return any(name.startswith("pattern.") for name in study.grids)
+
+
 def head_button(study: Stored, layer: str, head: str) -> Markup:
     """A head's name; where patterns are stored, a button that opens its pattern."""
-    if not any(name.startswith("pattern.") for name in study.grids):
+    if not has_patterns(study):
         return Markup("<b>{}.{}</b>").format(layer, head)
     return Markup(
         '<button type="button" class="link" data-head="{}.{}" aria-haspopup="dialog">{}.{}</button>'

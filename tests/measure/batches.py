@@ -29,7 +29,7 @@ def batch_of(
     model: Model, rows: list[list[int]], measurement: Measurement, *, seed: int = 0
 ) -> Batch:
     """These prompts' run, a random contrast of single tokens and one of two classes."""
-    tokens = Tokens.of(rows)
+    model, tokens = spoken(model), Tokens.of(rows)
     trace = run(model, tokens, keep=measurement.keep(model.config), logits="last")
     prompts = tuple(Prompt(say(row)) for row in rows)
     assert trace.logits is not None

@@ -1,6 +1,7 @@
 """The lens adds up: its increments are the ledger's terms, and its end is the logit difference."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +12,21 @@ from hypothesis import strategies as st
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.measure.batch import Measurement
 from casestudy.measure.ledger import keep_for_ledger, ledger_terms
-from casestudy.measure.lens import LENS, depth_sites, lens, logit_lens, measure_lens
+from casestudy.measure.lens import (
+    LENS,
+    depth_sites,
+    lens,
+    lens_by_role,
+    logit_lens,
+    measure_lens,
+)
 from casestudy.measure.predictions import predictions
 from casestudy.measure.result import Grid
 from casestudy.model.decoder import apply_norm, unembed
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
-from tests.measure.batches import alone, batch_of, rows
+from casestudy.study.study import study
+from tests.measure.batches import alone, batch_of, rows, say, spoken
 from tests.measure.worlds import VARIANTS, decoder
 
 BOTH = Measurement(
@@ -107,6 +116,40 @@ def test_final_post_leaves_out_b_U(toy: Callable[..., Model]) -> None:
     for row, (he, it) in enumerate(((" he", " it"), ("He", "It"), ("he", "it"))):
         expected = [b_U[single(" He")] - b_U[single(he)], b_U[single(" It")] - b_U[single(it)]]
         np.testing.assert_allclose(step[row], expected, atol=1e-9)
+
+
+def test_by_role_the_last_token_is_the_lens_and_every_other_its_own_prompts() -> None:
+    """A prompt cut after a role's token has the same stream there: causal models look back only."""
+    model = spoken(decoder("neox"))
+    texts = [say(row) for row in rows([6, 3])]
+    roles = {"early": (1,), "final": (-1,), "both": (1, -1)}
+    prompts = tuple(Prompt(t, "w1", "w2", roles=roles) for t in texts)
+    asked = Behaviour("b", "?", prompts, answers="given")
+    grid, whole = lens_by_role(model, asked), lens(model, asked)
+    assert grid.axis("depth").labels == whole.axis("depth").labels[:-1]
+    final = grid.select(role="final").values
+    np.testing.assert_allclose(final, whole.values[:, :-1], atol=1e-9)
+    cut = tuple(Prompt(" ".join(t.split()[:2]), "w1", "w2") for t in texts)
+    early = lens(model, Behaviour("b", "?", cut, answers="given")).values[:, :-1]
+    np.testing.assert_allclose(grid.select(role="early").values, early, atol=1e-9)
+    both = grid.select(role="both").values
+    np.testing.assert_allclose(both, (early + final) / 2, atol=1e-9)
+    assert np.isnan(grid.select(role="BOS").values).all()
+
+
+def test_a_study_reads_roles_of_its_first_prompts(
+    toy_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("casestudy.measure.lens.ROLE_PROMPTS", 2)
+    texts = ("This is a sentence.", "Go.", "It was late. She went home.")
+    asked = Behaviour("b", "?", tuple(Prompt(t, answer=" He") for t in texts))
+    done = study(asked, toy_model, out=tmp_path / "s", only=["lens"], chunk_tokens=1)
+    found, expected = done.grids["lens.by_role"], lens_by_role(toy_model, asked)
+    np.testing.assert_allclose(found.values[..., :2], expected.values[..., :2], atol=1e-5)
+    assert np.isnan(found.values[..., 2]).all()
+    stop = done.grids["lens.by_role.mean"].select(role="final full stop")
+    assert stop.n is not None
+    assert (stop.n == 2).all()
 
 
 def test_the_last_depth_predicts_what_the_model_predicts(toy_model: Model) -> None:

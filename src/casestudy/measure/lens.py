@@ -14,9 +14,13 @@ norm, with its own scale and with the norm's bias, and the unembedding, as if th
 It is not additive. `lens.top` reads the whole vocabulary in that way, at every position, for a few
 prompts.
 
+`lens.by_role` asks whether the preference is already there before the last position: the stream at
+every role's tokens, projected on the prompt's own contrast with the final scale at each position.
+
 Assumes that a direction means the same early as it does at the end, which Belrose et al. 2023
 ("Eliciting Latent Predictions from Transformers with the Tuned Lens") show to fail in some models.
-Cost: one projection per depth; `lens.top` one unembedding per depth and position.
+Cost: one projection per depth; `lens.top` one unembedding per depth and position; `lens.by_role` a
+second run of up to a hundred prompts, a few at a time, since it reads every position.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from torch import Tensor
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.measure.batch import Batch, Measurement, run_batch
+from casestudy.measure.by_role import by_role
 from casestudy.measure.examples import examples
 from casestudy.measure.ledger import final_direction
 from casestudy.measure.result import Axis, Grid, Result, Table, concatenate_tables
@@ -44,6 +49,9 @@ LOGITS = "logits"
 """The lens's last row: the logit difference itself, with b_U."""
 
 TOP_K = 5
+ROLE_PROMPTS = 100
+"""A study reads the lens by role for so many of the behaviour's first prompts."""
+_TOGETHER = 8
 
 
 def depth_sites(config: ModelConfig) -> dict[str, tuple[Site, int | None]]:
@@ -120,8 +128,9 @@ def _projected(
 def measure_lens(batch: Batch) -> list[Result]:
     """Both readings of every contrast, and the whole vocabulary for the example prompts."""
     curves = _curves(batch)
+    roles = _by_role(batch, [i for i, n in enumerate(batch.index) if n < ROLE_PROMPTS])
     tops = [_top(batch.model, tokens, index, TOP_K) for index, tokens in examples(batch)]
-    return [*curves, concatenate_tables(tops)] if tops else [*curves]
+    return [*curves, roles, *([concatenate_tables(tops)] if tops else [])]
 
 
 def _curves(batch: Batch) -> tuple[Grid, Grid]:
@@ -152,6 +161,49 @@ def _curves(batch: Batch) -> tuple[Grid, Grid]:
     )
 
 
+def _by_role(batch: Batch, rows: Sequence[int]) -> Grid:
+    """The lens at every position of these prompts, averaged by role; NaN for the others."""
+    sites = depth_sites(batch.model.config)
+    width = int(batch.tokens.lengths.max())
+    shape = (len(batch.contrasts), len(sites), width, len(batch.index))
+    values = torch.full(shape, float("nan"), dtype=torch.float64)
+    for start in range(0, len(rows), _TOGETHER):
+        some = list(rows[start : start + _TOGETHER])
+        found = _at_every_position(batch, some).cpu()  # contrast depth row pos
+        values[:, :, : found.shape[3], some] = found.transpose(2, 3)
+    axes = (
+        batch.contrast_axis,
+        Axis("depth", tuple(sites)),
+        Axis.count("pos", width),
+        batch.prompt_axis,
+    )
+    about = "The residual stream at the tokens of each role, projected on the prompt's contrast."
+    grid = Grid("lens", values.numpy(), axes, "logits", about=about)
+    return by_role(grid, batch.roles, batch.role_names)
+
+
+def _at_every_position(
+    batch: Batch, rows: Sequence[int]
+) -> Float[Tensor, "contrast depth row pos"]:
+    """As `lens_values`, at every position of some prompts, the final scale being each one's own."""
+    model, tokens = batch.model, batch.tokens[rows]
+    sites = depth_sites(model.config)
+    keep = {site for site, _ in sites.values()}
+    scale = torch.ones(len(rows), 1, dtype=torch.float64, device=model.device)
+    if model.config.norm != "none":
+        keep.add(Site.FINAL_SCALE)
+    trace = run(model, tokens, keep=keep)
+    u = torch.stack([final_direction(model, c[rows], scale) for c in batch.contrasts])
+    depths = [
+        torch.einsum("bpd,cbd->cbp", trace[site if layer is None else (site, layer)].double(), u)
+        for site, layer in sites.values()
+    ]
+    projected = torch.stack(depths, 1)
+    if model.config.norm == "none":
+        return projected
+    return projected / trace[Site.FINAL_SCALE].double()[..., 0]
+
+
 LENS = Measurement("lens", keep_for_lens, measure_lens)
 
 
@@ -178,6 +230,17 @@ def lens(
     batch = run_batch(model, behaviour, range(len(behaviour)), [LENS], prepend_bos=prepend_bos)
     name = {"final": "lens", "own": "lens.own_norm"}[norm]
     return next(r for r in _curves(batch) if r.name == name)
+
+
+def lens_by_role(model: Model, behaviour: Behaviour, *, prepend_bos: bool | None = None) -> Grid:
+    """Read a behaviour's contrasts off the stream at the tokens of every role, not the last alone.
+
+    Shape:  (contrast, depth, role, prompt); NaN where a prompt does not have the role.
+    Unit:   logits, without b_U; a role's tokens are averaged.
+    """
+    index = range(len(behaviour))
+    batch = run_batch(model, behaviour, index, [], prepend_bos=prepend_bos)
+    return _by_role(batch, index)
 
 
 def logit_lens(

@@ -3,14 +3,16 @@
 By the flagship's rule, the answer is the model's first space+Capital prediction by rank, and its
 counterparts are the same word in lower case (" he"), without the space ("He"), and both ("he"). A
 candidate whose counterpart is not one token, or whose word has no lower-case twin, is passed over,
-and listed with the reason. By the rule of classes, answer and counterpart are the likeliest tokens
-of two classes. A prompt that brings its own answer or counterpart keeps it.
+and listed with the reason. Where a vocabulary has no words without their space, the counterparts
+without it do not exist, and are not asked for. By the rule of classes, answer and counterpart are
+the likeliest tokens of two classes. A prompt that brings its own answer or counterpart keeps it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -20,6 +22,7 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import AnswerRule, Prompt
 from casestudy.errors import BehaviourError, TokenError
 from casestudy.model.model import Model
+from casestudy.model.tokens import Tokenizer
 
 FORMS = ("lowercase", "no_space", "lowercase_no_space")
 """The three counterparts of a space+Capital answer, the main one first."""
@@ -135,7 +138,9 @@ def choose_answers(
                     passed += [PassedOver(i, *candidate) for candidate in over]
                 if text is None:
                     raise BehaviourError(
-                        f"no usable space+Capital token among the first {top_k} predictions"
+                        f"no usable space+Capital token among the first {top_k} predictions",
+                        hint="Where words and their spaces are tokens of their own, choose answers "
+                        "by classes (Capital against lower)",
                     )
                 answer = _with_forms(model, text, prompt.counterpart)
         except (BehaviourError, TokenError) as problem:
@@ -212,7 +217,8 @@ def _with_forms(model: Model, answer: str, counterpart: str | None) -> Answer:
     why = _unfit(model, answer) if is_space_capital(answer) else "is not space+Capital"
     if why is not None:
         raise BehaviourError(f"answer {answer!r} {why}", hint="Give its counterpart too")
-    return Answer(answer, other_forms(answer))
+    forms = other_forms(answer)
+    return Answer(answer, {form: forms[form] for form in _forms_asked_for(model)})
 
 
 def _unfit(model: Model, text: str) -> str | None:
@@ -220,11 +226,25 @@ def _unfit(model: Model, text: str) -> str | None:
     forms = other_forms(text)
     if forms["lowercase"] == text:
         return "has no lower-case twin"
-    for form in forms.values():
+    for form in (forms[name] for name in _forms_asked_for(model)):
         if not _is_one_token(model, form):
             n = len(model.tokenizer.ids(form))
             return f"has the counterpart {form!r}, which is {n} tokens"
     return None
+
+
+def _forms_asked_for(model: Model) -> tuple[str, ...]:
+    return FORMS if _has_bare_words(model.tokenizer) else FORMS[:1]
+
+
+@lru_cache(maxsize=8)
+def _has_bare_words(tokenizer: Tokenizer) -> bool:
+    """Whether any capitalised word of three letters or more stands both with its space and without.
+
+    Shorter ones do not count: single letters often have both forms where words have not.
+    """
+    texts = set(tokenizer.vocabulary())
+    return any(len(t) > 3 and is_space_capital(t) and t[1:] in texts for t in texts)
 
 
 def _is_one_token(model: Model, text: str) -> bool:

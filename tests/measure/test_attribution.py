@@ -1,5 +1,6 @@
 """Law 1 at the grain of heads and neurons, and what each of them really does."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -63,6 +64,22 @@ def test_heads_and_neurons_with_their_biases_are_the_ledgers_terms(
             )
     for grid in (heads, mlps):
         assert grid.error["gap"] <= grid.error["bound"] <= 1e-8
+
+
+@settings(max_examples=8)
+@given(st.integers(1, 3), st.sampled_from([1, 2, 4]), st.sampled_from([8, 24]), st.integers(0, 3))
+def test_it_closes_for_models_of_any_shape(
+    toy: Callable[..., Model], layers: int, heads: int, width: int, seed: int
+) -> None:
+    model = toy("float64", n_layer=layers, n_head=heads, n_embd=width, seed=seed)
+    account = ledger(model, ASKED)
+    grid, neurons = head_attribution(model, ASKED), neuron_attribution(model, ASKED)
+    assert grid.values.shape[1:3] == (layers, heads + 1)
+    assert neurons.values.shape[1:3] == (layers, 4 * width + 1)
+    for layer in range(layers):
+        attn, mlp = (account.select(term=f"{part} {layer}").values for part in ("attn", "mlp"))
+        np.testing.assert_allclose(grid.values[:, layer].sum(1), attn, atol=1e-9)
+        np.testing.assert_allclose(neurons.values[:, layer].sum(1), mlp, atol=1e-9)
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))

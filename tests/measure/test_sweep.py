@@ -205,6 +205,35 @@ def test_cells_before_the_first_difference_are_known_and_right() -> None:
         assert found.values[c, b] == pytest.approx(float(alone), abs=1e-12)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_other_run_may_be_climbed_from_a_shared_prefix(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = decoder(variant)
+    clean, corrupted = pairs([5, 9, 7, 1], seed=6, first=[4, 5, 5, 0])
+    cells = [
+        cell
+        for cell in every_cell(model, corrupted)
+        if cell.site not in (Site.PATTERN, Site.MLP_POST)
+    ]
+    climbs: list[int] = []
+    climbed = engine._Engine.climbed_source
+    monkeypatch.setattr(
+        engine._Engine,
+        "climbed_source",
+        lambda self, *rest: (climbs.append(1), climbed(self, *rest))[1],
+    )
+    found = sweep(model, corrupted, clean, cells, contrast(4), check=0)
+    # a pattern has to be run for plainly, and the other cells with it
+    whole = Cell(Site.PATTERN, 0, Place.everywhere(corrupted))
+    plain = sweep(model, corrupted, clean, [*cells, whole], contrast(4), check=0)
+    assert climbs == [1]
+    np.testing.assert_allclose(found.values, plain.values[:-1], atol=1e-12)
+    assert found.other is not None
+    assert plain.other is not None
+    np.testing.assert_allclose(found.other, plain.other, atol=1e-12)
+
+
 def test_in_the_last_layer_only_the_last_position_reaches_the_logits() -> None:
     model = decoder()
     clean, corrupted = pairs([6], first=[0])

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,12 @@ _PRE = frozenset({Site.RESID_PRE, Site.EMBED, Site.POS_EMBED})
 _KEYS = frozenset({Site.K, Site.V})
 _HEADS = frozenset({Site.Z, Site.Q, Site.PATTERN})
 _MID = frozenset({Site.RESID_MID, Site.ATTN_OUT}) | _HEADS
+_CLIMBED = frozenset(
+    {Site.EMBED, Site.POS_EMBED, Site.RESID_PRE, Site.Q, Site.K, Site.V, Site.Z, Site.ATTN_OUT}
+    | {Site.RESID_MID, Site.MLP_OUT, Site.RESID_POST}
+)
+"""The sites that the other run gives without a full forward pass."""
+_SOURCE = -1
 _POST = frozenset({Site.MLP_OUT, Site.MLP_POST, Site.RESID_POST})
 SITES = _PRE | _KEYS | _MID | _POST
 """The sites a cell may replace."""
@@ -426,14 +432,30 @@ class _Engine:
         if isinstance(source, Tokens):
             self.source = source.to(model.device)
         self.cells = tuple(
-            cell if cell.layer is None else _with_layer(cell, cell.layer % self.config.n_layers)
+            cell if cell.layer is None else replace(cell, layer=cell.layer % self.config.n_layers)
             for cell in cells
         )
         self.device = model.device
         self.top = self.config.n_layers - 1
         self.lengths = [int(n) for n in base.lengths]
+        self.differ = [0] * len(base)
+        if isinstance(self.source, Tokens):
+            self.differ = first_differences(self.base, self.source)
+        # Worth it from half the tokens on: a plain run is a few percent of a sweep.
+        self.shares_prefix = (
+            isinstance(self.source, Tokens)
+            and self.lengths == self.source.lengths.tolist()
+            and all(cell.site in _CLIMBED or cell.values is not None for cell in cells)
+            and sum(self.differ) > sum(self.lengths) / 2
+        )
         self.readout = Readout(model, metric, len(base))
         self.operations = 0
+
+    def cell_of(self, variant: _Variant) -> Cell:
+        """A variant's cell; the other run's is all its positions' embeddings."""
+        if variant.cell == _SOURCE:
+            return Cell(Site.RESID_PRE, 0, Place("all", (), ()))
+        return self.cells[variant.cell]
 
     # What there is to do.
 
@@ -441,11 +463,6 @@ class _Engine:
         """The (cell, prompt) pairs to compute; which are known; which are absent."""
         shape = (len(self.cells), len(self.base))
         known, absent = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-        differ = (
-            first_differences(self.base, self.source)
-            if isinstance(self.source, Tokens)
-            else [0] * len(self.base)
-        )
         live: dict[tuple[int, bool, bool], list[tuple[tuple[int, int], ...]]] = {}
         variants = []
         for c, cell in enumerate(self.cells):
@@ -457,7 +474,7 @@ class _Engine:
                     tuple(
                         (p, s)
                         for p, s in zip(cell.place.base[b], cell.place.source[b], strict=True)
-                        if (own or p != s or p >= differ[b])
+                        if (own or p != s or p >= self.differ[b])
                         and (not ends or p == self.lengths[b] - 1)
                     )
                     for b in range(len(self.base))
@@ -491,7 +508,7 @@ class _Engine:
                 base.add((Site.RESID_MID, layer))
             if site is Site.MLP_POST:
                 base.add((Site.MLP_OUT, layer))
-        for layer in range(lowest, self.config.n_layers):
+        for layer in range(0 if self.shares_prefix else lowest, self.config.n_layers):
             base |= {(Site.RESID_PRE, layer), (Site.ROT_K, layer), (Site.V, layer)}
         final = Site.FINAL_RESID.at(last=True)
         return [*_keeps(base), final], [*_keeps(source), final]
@@ -635,14 +652,45 @@ class _Engine:
 
     def open_block(self, prompts: list[int], keeps: tuple[list[Keep], list[Keep]]) -> _Block:
         base = run(self.model, self.base[prompts], keep=keeps[0])
-        source = None
-        if isinstance(self.source, Tokens):
-            source = run(self.model, self.source[prompts], keep=keeps[1])
-        rows = sum(self.lengths[b] for b in prompts)
-        if isinstance(self.source, Tokens):
-            rows += sum(int(self.source.lengths[b]) for b in prompts)
-        self.count(rows, self.attention_size() + self.mlp_size(), layers=self.config.n_layers)
-        return _Block(tuple(prompts), base, source, {b: i for i, b in enumerate(prompts)})
+        block = _Block(tuple(prompts), base, None, {b: i for i, b in enumerate(prompts)})
+        size = self.attention_size() + self.mlp_size()
+        self.count(sum(self.lengths[b] for b in prompts), size, layers=self.config.n_layers)
+        if isinstance(self.source, Tokens) and self.shares_prefix:
+            block.source = self.climbed_source(block, prompts, keeps[1])
+        elif isinstance(self.source, Tokens):
+            block.source = run(self.model, self.source[prompts], keep=keeps[1])
+            rows = sum(int(self.source.lengths[b]) for b in prompts)
+            self.count(rows, size, layers=self.config.n_layers)
+        return block
+
+    def climbed_source(self, block: _Block, prompts: list[int], keeps: list[Keep]) -> Trace:
+        """The other run from the first differences on; what is before them is the unpatched run's.
+
+        In the last layer only what reaches the last position is right, and only that is used.
+        """
+        assert isinstance(self.source, Tokens)
+        tokens = self.source[prompts]
+        config = replace(self.config, n_layers=0)
+        bare = replace(self.model, config=config, weights=replace(self.weights, blocks=()))
+        sites = [Site.EMBED, *([Site.POS_EMBED] if self.weights.W_pos is not None else [])]
+        embedded = run(bare, tokens, keep=[*sites, Site.FINAL_RESID])
+        kept = {
+            address: embedded.values[address]
+            if address in embedded.values
+            else block.base.values[address].clone()
+            for keep in keeps
+            if not keep.last
+            for address in keep.addresses(self.config.n_layers)
+        }
+        variants = [
+            _Variant(_SOURCE, b, where, where, self.lengths[b])
+            for b in prompts
+            for where in [tuple(range(self.differ[b], self.lengths[b]))]
+        ]
+        climb = _SourceClimb(self, block, variants, embedded[Site.FINAL_RESID], kept)
+        climb.climb()
+        lasts: dict[tuple[Site, int | None], Tensor] = {(Site.FINAL_RESID, None): climb.final}
+        return Trace(tokens, kept, lasts, None, self.config.n_layers)
 
     def read_run(self, trace: Trace, prompts: list[int], what: str) -> NDArray[np.float64]:
         index = torch.tensor(prompts, device=self.device)
@@ -670,10 +718,10 @@ class _Engine:
 
     def entry(self, block: _Block, variants: Sequence[_Variant], ids: Sequence[int]) -> _Entry:
         """The rows of variants that share a site, a layer, a subspace and values."""
-        first = self.cells[variants[0].cell]
+        first = self.cell_of(variants[0])
         columns: list[list[int]] = [[], [], [], [], [], []]
         for variant, number in zip(variants, ids, strict=True):
-            cell, n = self.cells[variant.cell], len(variant.positions)
+            cell, n = self.cell_of(variant), len(variant.positions)
             columns[0] += [number] * n
             columns[1] += [block.local[variant.prompt]] * n
             columns[2] += variant.positions
@@ -768,7 +816,7 @@ class _Climb:
         """Which variants enter where, and at which layer's attention they spread."""
         batches: dict[tuple[Any, ...], list[int]] = {}
         for i, variant in enumerate(self.variants):
-            cell = self.engine.cells[variant.cell]
+            cell = self.engine.cell_of(variant)
             layer = cell.layer or 0
             batches.setdefault((layer, cell.site, id(cell.subspace), id(cell.values)), []).append(i)
             spread = layer if cell.site in _PRE | _KEYS else layer + 1
@@ -787,6 +835,7 @@ class _Climb:
             entries = self.entries.get(layer, [])
             narrow += [self.enter_stream(e) for e in entries if e.site in _PRE]
             x, groups = self.spread(layer, x, groups, narrow)
+            self.note(Site.RESID_PRE, layer, x, groups)
             narrow = []
             middle = []
             for entry in entries:
@@ -806,6 +855,9 @@ class _Climb:
     def read(self, x: Float[Tensor, "row d_model"], ids: Int[Tensor, " row"]) -> None:
         """Last-position rows to values."""
         self.values[ids] = self.engine.readout(x, self.prompt[ids])
+
+    def note(self, site: Site, layer: int, x: Tensor, groups: list[_Group]) -> None:
+        """For the climb of the other run, which keeps what it passes."""
 
     # Entering.
 
@@ -985,12 +1037,20 @@ class _Climb:
             if layer == self.top:
                 x = x[self.last_rows(groups)]
             if self.config.parallel:
-                return x + out + self.mlp(layer, x), []
+                added = self.mlp(layer, x)
+                x = x + out + added
+                self.note(Site.MLP_OUT, layer, added, groups)
+                self.note(Site.RESID_POST, layer, x, groups)
+                return x, []
             x = x + out
+            self.note(Site.RESID_MID, layer, x, groups)
         wide = len(x)
         if narrow_rows:
             x = torch.cat([x, *(rows.x for rows in middle)])
-        x = x + self.mlp(layer, x)
+        added = self.mlp(layer, x)
+        x = x + added
+        self.note(Site.MLP_OUT, layer, added[:wide], groups)
+        self.note(Site.RESID_POST, layer, x[:wide], groups)
         after, start = [], wide
         for rows in middle:
             end = start + len(rows.x)
@@ -1019,6 +1079,8 @@ class _Climb:
         for entry in entries:
             rows = self.row_of(entry.ids, entry.positions)
             (k if entry.site is Site.K else v)[rows] = self.replaced(entry)
+        self.note(Site.K, layer, k, groups)
+        self.note(Site.V, layer, v, groups)
         positions = torch.cat(
             [
                 torch.arange(group.first, group.length, device=self.device).repeat(group.size)
@@ -1030,6 +1092,7 @@ class _Climb:
             rows = self.last_rows(groups)
             normed, query_positions = normed[rows], positions[rows]
         q = project(normed, attn.W_Q, attn.b_Q)
+        self.note(Site.Q, layer, q, groups)
         q, k = position_queries_and_keys(
             config, attn, layer, q[None], k[None], query_positions, positions
         )
@@ -1051,8 +1114,10 @@ class _Climb:
                 v[start:end].unflatten(0, (group.size, -1)),
             ).flatten(0, 1)
             start, query_start = end, query_end
-        out = merge_heads(z, attn)
-        return apply_norm(config, block.attn_post_norm, out)
+        self.note(Site.Z, layer, z, groups)
+        out = apply_norm(config, block.attn_post_norm, merge_heads(z, attn))
+        self.note(Site.ATTN_OUT, layer, out, groups)
+        return out
 
     def attend(
         self,
@@ -1113,6 +1178,46 @@ class _Climb:
             added = mlp(self.config, block.mlp, normed)
             out.append(apply_norm(self.config, block.mlp_post_norm, added))
         return torch.cat(out) if len(out) > 1 else out[0]
+
+
+class _SourceClimb(_Climb):
+    """The other run: its embeddings from the first differences on, climbing over the base's prefix.
+
+    Args:
+        embedded: the other prompts' embeddings, all positions.
+        kept: what to keep, filled in where it differs from the unpatched run.
+    """
+
+    def __init__(
+        self,
+        engine: _Engine,
+        block: _Block,
+        variants: Sequence[_Variant],
+        embedded: Float[Tensor, "batch pos d_model"],
+        kept: dict[tuple[Site, int | None], Tensor],
+    ) -> None:
+        super().__init__(engine, block, variants)
+        self.embedded, self.kept = embedded, kept
+        self.final = embedded.new_empty(len(variants), embedded.shape[-1])
+
+    def enter_stream(self, entry: _Entry) -> _Narrow:
+        rows = self.embedded[entry.prompts, entry.positions]
+        return _Narrow(rows, entry.ids, entry.positions)
+
+    def read(self, x: Float[Tensor, "row d_model"], ids: Int[Tensor, " row"]) -> None:
+        self.final[ids] = x  # a variant per prompt, in the block's order
+
+    def note(self, site: Site, layer: int, x: Tensor, groups: list[_Group]) -> None:
+        if (site, layer) not in self.kept:
+            return
+        start = 0
+        every = len(x) == sum(group.rows for group in groups)
+        for group in groups:
+            first = group.first if every else group.length - 1  # last rows alone at the top
+            end = start + group.size * (group.length - first)
+            rows = x[start:end].unflatten(0, (group.size, -1))
+            self.kept[site, layer][group.prompts, first : group.length] = rows
+            start = end
 
 
 class Readout:
@@ -1189,12 +1294,6 @@ def _rows(
     if site is Site.PATTERN:
         return kept.transpose(1, 2)[prompts, positions]
     return kept[prompts, positions]
-
-
-def _with_layer(cell: Cell, layer: int) -> Cell:
-    if cell.layer == layer:
-        return cell
-    return Cell(cell.site, layer, cell.place, cell.head, cell.neuron, cell.subspace, cell.values)
 
 
 def _keeps(addresses: set[tuple[Site, int | None]]) -> list[Keep]:

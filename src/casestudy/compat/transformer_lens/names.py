@@ -94,7 +94,9 @@ class Row:
     @property
     def native(self) -> str:
         """The same in casestudy's own words."""
-        return f'trace["{self.site.value}", l]' if self.layered else f'trace["{self.site.value}"]'
+        # what all heads read is one activation there, and is edited as the first of three here
+        site = "attn_in" if self.pattern.endswith("hook_attn_in") else self.site.value
+        return f'trace["{site}", l]' if self.layered else f'trace["{site}"]'
 
 
 _NORMS = "with norms"

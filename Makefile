@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT ?= studies/full-stop-capitals
 
-.PHONY: study test lint format bench bench-attribution clean
+.PHONY: study test lint format bench bench-attribution bench-patching clean
 
 study: $(VENV)/.installed
 	$(BIN)/casestudy run full-stop-capitals --model tiny --out $(OUT)
@@ -24,10 +24,13 @@ format: $(VENV)/.installed-lint
 	$(BIN)/ruff format .
 
 # Side by side with the tools people use today, each in an environment of its own.
-bench: bench-attribution
+bench: bench-attribution bench-patching
 
 bench-attribution: $(VENV)/.installed-test $(PEERS)/.installed
 	$(BIN)/python benchmarks/attribution.py
+
+bench-patching: $(VENV)/.installed-test $(PEERS)/.installed
+	$(BIN)/python benchmarks/patching.py --threads 1
 
 $(PEERS)/.installed: benchmarks/requirements-peers.txt constraints.txt
 	$(PYTHON) -m venv $(PEERS)

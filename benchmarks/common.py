@@ -7,7 +7,11 @@ outputs are compared, and each side's memory is the largest its process ever was
 
 A benchmark is a script with two functions, `ours(folder, case)` and `theirs(folder, case)`: each
 loads its model and returns a function without arguments that does the work and returns arrays. It
-ends with `main(__file__, ours, theirs, cases, out)`.
+ends with `main(__file__, ours, theirs, cases, out)`. Arrays whose names start with "_" are notes,
+not outputs. `_operations`, how many floating-point operations the work cannot do without, becomes
+`rate_share`: their number / time / the machine's own rate of float32 matrix multiplication, taken
+after each turn, both in CPU seconds, which other work on the machine distorts less. `_work`, which
+share of the whole a turn was, scales a side's time up where a whole turn would take hours.
 """
 
 from __future__ import annotations
@@ -40,18 +44,26 @@ def main(script: str, ours: Side, theirs: Side, cases: Sequence[str], out: Path)
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--case", choices=cases, action="append", help="only this case")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns per side")
+    parser.add_argument("--threads", type=int, default=THREADS, help="of each side")
     parser.add_argument("--model", type=Path, help="a GPT-2 checkpoint instead of a random one")
     parser.add_argument("--out", type=Path, default=out, help="where results go, as JSON")
     parser.add_argument("--worker", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         side = {"ours": ours, "theirs": theirs}[arguments.worker]
-        work(side(arguments.model, arguments.case[0]))
+        work(side(arguments.model, arguments.case[0]), arguments.threads)
         return
     folder = arguments.model or random_gpt2()
-    rows = [race(script, folder, case, arguments.rounds) for case in arguments.case or cases]
+    rows = [
+        race(script, folder, case, arguments.rounds, arguments.threads)
+        for case in arguments.case or cases
+    ]
     print(table(rows))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.case and arguments.out.is_file():  # the other cases' rows stay
+        kept = {row["case"]: row for row in json.loads(arguments.out.read_text("utf-8"))}
+        kept |= {row["case"]: row for row in rows}
+        rows = [kept[case] for case in cases if case in kept]
     arguments.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
@@ -73,7 +85,9 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def race(script: str, folder: Path, case: str, rounds: int) -> dict[str, Any]:
+def race(
+    script: str, folder: Path, case: str, rounds: int, threads: int = THREADS
+) -> dict[str, Any]:
     """Let both sides take turns at one case, and compare what they found."""
     peers = Path(os.environ.get("CASESTUDY_PEERS", ROOT / ".venv-peers" / "bin" / "python"))
     if not peers.exists():
@@ -82,7 +96,12 @@ def race(script: str, folder: Path, case: str, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="race-") as scratch:
         workers = {
             side: subprocess.Popen(
-                [python, script, "--worker", side, "--case", case, "--model", str(folder)],
+                [
+                    python,
+                    script,
+                    *("--worker", side, "--case", case, "--threads", str(threads)),
+                    *("--model", str(folder)),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -93,11 +112,15 @@ def race(script: str, folder: Path, case: str, rounds: int) -> dict[str, Any]:
         for worker in workers.values():
             ask(worker, "")  # until it has loaded
         seconds: dict[str, list[float]] = {side: [] for side in workers}
+        cpu: dict[str, list[float]] = {side: [] for side in workers}
+        rates: list[float] = []
         for number in range(rounds + 1):
             for side, worker in workers.items():
-                took = ask(worker, "turn")["seconds"]
+                turn = ask(worker, "turn")
+                rates.append(turn["rate"])
                 if number:  # the first turn warms up
-                    seconds[side].append(took)
+                    seconds[side].append(turn["seconds"])
+                    cpu[side].append(turn["cpu"])
             print(f"{case}: {number}/{rounds}", {s: t[-1:] for s, t in seconds.items()}, file=TALK)
         found, peak = {}, {}
         for side, worker in workers.items():
@@ -106,15 +129,27 @@ def race(script: str, folder: Path, case: str, rounds: int) -> dict[str, Any]:
             worker.communicate()
             with np.load(path) as arrays:
                 found[side] = dict(arrays)
-    return {
+    work = {side: float(found[side].get("_work", 1.0)) for side in workers}
+    best = {side: min(seconds[side]) / work[side] for side in workers}
+    busy = {side: min(cpu[side]) / work[side] for side in workers}
+    row = {
         "case": case,
-        "ours_s": round(min(seconds["ours"]), 4),
-        "theirs_s": round(min(seconds["theirs"]), 4),
-        "ratio": round(min(seconds["theirs"]) / min(seconds["ours"]), 2),
+        "ours_s": round(best["ours"], 4),
+        "theirs_s": round(best["theirs"], 4),
+        "ratio": round(best["theirs"] / best["ours"], 2),
+        "ours_cpu_s": round(busy["ours"], 4),
+        "theirs_cpu_s": round(busy["theirs"], 4),
+        "cpu_ratio": round(busy["theirs"] / busy["ours"], 2),
         "max_gap": gap(found["ours"], found["theirs"]),
         "ours_peak_mb": round(peak["ours"]),
         "theirs_peak_mb": round(peak["theirs"]),
+        "threads": threads,
     }
+    operations = found["ours"].get("_operations")
+    if operations is not None:
+        row["rate_share"] = round(float(operations) / min(cpu["ours"]) / max(rates), 3)
+        row["matmul_gflops"] = round(max(rates) / 1e9)
+    return row
 
 
 TALK = sys.stderr
@@ -134,19 +169,24 @@ def ask(worker: subprocess.Popen[str], line: str) -> dict[str, Any]:
     raise SystemExit(f"a worker ended with {worker.wait()}; its messages are above")
 
 
-def work(do: Work) -> None:
+def work(do: Work, threads: int = THREADS) -> None:
     """Be a worker: take a turn for every line "turn", then write the arrays to the path given."""
     import torch
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     print(json.dumps({"loaded": True}), flush=True)
     arrays: Mapping[str, np.ndarray] = {}
     for line in sys.stdin:
         if line.strip() == "turn":
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             with torch.no_grad():
                 arrays = do()
-            print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+            took = {
+                "seconds": time.perf_counter() - start,
+                "cpu": time.process_time() - cpu_start,
+                "rate": matmul_rate(),
+            }
+            print(json.dumps(took), flush=True)
         else:
             np.savez(line.strip(), **arrays)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -154,11 +194,25 @@ def work(do: Work) -> None:
             print(json.dumps({"peak_mb": peak / unit}), flush=True)
 
 
+def matmul_rate(size: int = 2048) -> float:
+    """Operations per CPU second of this machine's float32 matrix multiplication, best of five."""
+    import torch
+
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    fastest = float("inf")
+    for _ in range(5):
+        start = time.process_time()
+        a @ b
+        fastest = min(fastest, time.process_time() - start)
+    return 2 * size**3 / fastest
+
+
 def gap(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> float:
     """The largest difference between the sides' arrays of the same names."""
-    if ours.keys() != theirs.keys():
+    names = {name for name in ours if not name.startswith("_")}
+    if names != {name for name in theirs if not name.startswith("_")}:
         raise SystemExit(f"ours gave {sorted(ours)}, theirs {sorted(theirs)}")
-    return float(max(np.abs(ours[name] - theirs[name]).max() for name in ours))
+    return float(max(np.nanmax(np.abs(ours[name] - theirs[name])) for name in names))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

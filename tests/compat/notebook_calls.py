@@ -272,8 +272,13 @@ def patches(tl: Any, load: Callable[..., Any]) -> Found:
         return diff[0] + 3.0 * diff[1] + 0.1 * diff[0] * diff[1]
 
     for name in sorted(vars(tl.patching)):
-        if name.startswith("get_act_patch_"):
+        if name.startswith("get_act_patch_") and "dest_src" not in name:
             found[name] = getattr(tl.patching, name)(model, corrupted, cache, metric)
+    # a forward pass for each entry of each pattern: the shortest prompts there are
+    short = model.to_tokens(["Go.", "Go,"])
+    found["dest src"] = tl.patching.get_act_patch_attn_head_pattern_dest_src_pos(
+        model, short.flip(0), model.run_with_cache(short)[1], metric
+    )
     found["whole loss"] = tl.patching.get_act_patch_mlp_out(
         model, corrupted, cache, lambda logits: logits.log_softmax(-1)[:, :, 640].mean()
     )

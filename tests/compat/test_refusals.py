@@ -118,7 +118,6 @@ def test_gpt2_and_gpt2_small_mean_the_same(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"hf_model": object()},
         {"tokenizer": object()},
         {"checkpoint_index": 3},
         {"n_devices": 2},

@@ -164,27 +164,27 @@ class HookedTransformer:
             fold_ln, center_writing_weights, center_unembed, refactor_factored_attn_matrices,
                 fold_value_biases: rewrites that leave the log-probabilities as they are; one that
                 this architecture does not allow is left out, with a warning in the log.
+            hf_model, tokenizer: a causal language model of transformers that is in memory, with its
+                tokenizer; model_name is then only what it is called.
             device: cuda where there is one, by default, else the CPU.
             default_prepend_bos: whether texts start with BOS unless said otherwise; by default yes.
             default_padding_side: "right" or "left".
-            dtype: float32, float64 or bfloat16.
+            dtype: float32, float64, bfloat16 or float16.
             first_n_layers: keep only so many layers.
 
         Raises: ModelError for a model there is not, with the nearest known names; NotSupported for
-            the arguments that are refused: checkpoint_index, checkpoint_value, hf_model, tokenizer,
-            n_devices, n_ctx, move_to_device=False and whatever Hugging Face takes.
+            the arguments that are refused: checkpoint_index, checkpoint_value, n_devices, n_ctx,
+            move_to_device=False and whatever Hugging Face takes.
         """
         check_arguments(
             checkpoint_index=checkpoint_index,
             checkpoint_value=checkpoint_value,
-            hf_model=hf_model,
-            tokenizer=tokenizer,
             n_ctx=n_ctx,
             n_devices=None if n_devices == 1 else n_devices,
             move_to_device=None if move_to_device else False,
             **from_pretrained_kwargs,
         )
-        model = load_by_name(model_name, device, dtype)
+        model = load_by_name(model_name, device, dtype, hf_model, tokenizer)
         if first_n_layers is not None:
             model = some_layers(model, 0, first_n_layers)
         wanted = {

@@ -16,7 +16,7 @@ import torch
 from casestudy.compat.transformer_lens.errors import refuse
 from casestudy.errors import ModelError, RewriteError, SiteError
 from casestudy.model.folding import rewrite
-from casestudy.model.loading import available, load
+from casestudy.model.loading import DTYPES, available, load
 from casestudy.model.model import Model
 
 # TransformerLens's own short names for models on the hub.
@@ -37,13 +37,12 @@ _ALIASES = {
 _ARGUMENTS = {
     "checkpoint_index": "Load the checkpoint by its revision: 'EleutherAI/pythia-70m@step1000'",
     "checkpoint_value": "Load the checkpoint by its revision: 'EleutherAI/pythia-70m@step1000'",
-    "hf_model": "Save it with save_pretrained(folder), tokenizer too, and give the folder's path",
-    "tokenizer": "It is read from the model's folder, tokenizer.json",
     "n_ctx": "It is the checkpoint's own",
     "n_devices": "A model is on one device",
     "move_to_device": "Say device='cpu'",
 }
 
+_TOKENIZER = "It is read from the model's folder, tokenizer.json"
 _log = logging.getLogger(__name__)
 
 
@@ -54,12 +53,25 @@ def check_arguments(**given: Any) -> None:
             raise refuse(f"from_pretrained({name}=...)", _ARGUMENTS.get(name, ""))
 
 
-def load_by_name(name: str, device: str | torch.device | None, dtype: str | torch.dtype) -> Model:
-    """A model by any of its names.
+def load_by_name(
+    name: str,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype,
+    hf_model: Any = None,
+    tokenizer: Any = None,
+) -> Model:
+    """A model by any of its names, or one of transformers that is in memory.
 
     Raises: ModelError with the nearest known names.
     """
     kind = str(dtype).removeprefix("torch.")
+    if hf_model is not None:
+        if kind not in DTYPES:
+            raise ModelError(f"dtype {dtype!r}", allowed=", ".join(DTYPES))
+        taken = load(hf_model, tokenizer).to(device, DTYPES[kind])
+        return replace(taken, name=name)
+    if tokenizer is not None:
+        raise refuse("from_pretrained(tokenizer=...) without hf_model=", _TOKENIZER)
     place = "auto" if device is None else str(device)
     try:
         return load(_ALIASES.get(name, name), device=place, dtype=kind)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from casestudy.errors import ModelError
+from casestudy.errors import ModelError, TokenError
 from casestudy.model.decoder import run
 from casestudy.model.loading import available, load
 from casestudy.model.model import Model
@@ -369,8 +369,14 @@ class TestConfig:
         (tmp_path / "config.json").write_text(json.dumps(config))
         save_file(gpt2_tensors(config), tmp_path / WEIGHTS)
         copy_tokenizer(tmp_path)
-        logits = run(load(tmp_path, device="cpu"), "Hello", logits="last").logits
+        model = load(tmp_path, device="cpu")
+        logits = run(model, "Hello", logits="last").logits
         assert logits.shape == (1, 8200)
+        # such an id may be predicted; it is shown, and is no text
+        assert model.tokenizer.string(8199) == "<unused 8199>"
+        assert model.tokenizer.is_special(8199)
+        with pytest.raises(TokenError, match=r"token id 8200\. Allowed: 0 to 8199"):
+            model.tokenizer.string(8200)
 
     def test_no_tokenizer(self, folder: Path) -> None:
         (folder / "tokenizer.json").unlink()
@@ -468,6 +474,17 @@ class TestHub:
         names = ("gpt2", "gpt2-small", "openai-community/gpt2", "distilgpt2")
         said = loaded(*names, home=tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
         assert said == [f"hub cache: {name} (abc123)" for name in names]
+
+    def test_a_cached_revision_is_found_by_its_name(self, tmp_path: Path) -> None:
+        self.cache(tmp_path, "EleutherAI/pythia", snapshot="final")
+        base = tmp_path / "hub" / "models--EleutherAI--pythia"
+        (base / "refs" / "step3000").write_text("early")
+        write_gpt2(base / "snapshots" / "early", n_layer=1, n_embd=8, n_head=2, seed=1)
+        names = ("EleutherAI/pythia", "EleutherAI/pythia@step3000", "EleutherAI/pythia@step9")
+        last, early, none = loaded(*names, home=tmp_path, HF_HUB_OFFLINE="1")
+        assert last == "hub cache: EleutherAI/pythia (final)"
+        assert early == "hub cache: EleutherAI/pythia@step3000 (early)"
+        assert "EleutherAI/pythia@step9 is not in the local cache" in none
 
     def test_what_the_hub_answers_is_said_plainly(self, tmp_path: Path) -> None:
         answers = {"missing": "RepoNotFound", "gated": "GatedRepo", "old": "RevisionNotFound"}

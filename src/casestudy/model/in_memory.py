@@ -44,7 +44,7 @@ def from_module(module: nn.Module, tokenizer: Any) -> Model:
     weights = read_weights(config, layout, tensors)
     name = str(entries.get("_name_or_path") or type(module).__name__)
     ours = _tokenizer(tokenizer, config.prepend_bos, config.n_ctx)
-    ours.check_fits(config.d_vocab, "the tokenizer that came")
+    ours = ours.fitted(config.d_vocab, "the tokenizer that came")
     return Model(config, weights, ours, name=name)
 
 

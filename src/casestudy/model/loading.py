@@ -134,7 +134,7 @@ def read_directory(
     }
     weights = read_weights(config, layout, tensors)
     tokenizer = Tokenizer.from_directory(folder, prepend_bos=config.prepend_bos, n_ctx=config.n_ctx)
-    tokenizer.check_fits(config.d_vocab, f"the tokenizer in {folder}")
+    tokenizer = tokenizer.fitted(config.d_vocab, f"the tokenizer in {folder}")
     return Model(config, weights, tokenizer, name=name, source=source)
 
 

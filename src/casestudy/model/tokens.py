@@ -11,7 +11,7 @@ import json
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,8 @@ class Tokenizer:
         prepend_bos: the model's convention, the default of every method.
         n_ctx: the longest prompt the model can read.
         special: ids of control tokens, which are not text.
+        n_ids: rows of the embedding, where there are more than tokens (padded to a round number):
+            a model gives those spare ids logits too.
     """
 
     backend: HFTokenizer
@@ -106,6 +108,7 @@ class Tokenizer:
     prepend_bos: bool
     n_ctx: int
     special: frozenset[int] = frozenset()
+    n_ids: int = 0
 
     @classmethod
     def of(
@@ -184,13 +187,17 @@ class Tokenizer:
             n_ctx=n_ctx,
         )
 
-    def check_fits(self, d_vocab: int, what: str) -> None:
-        """Raises: ModelError where there are more tokens than the embedding has rows."""
+    def fitted(self, d_vocab: int, what: str) -> Tokenizer:
+        """The tokenizer of an embedding with this many rows.
+
+        Raises: ModelError where there are more tokens than rows.
+        """
         if self.d_vocab > d_vocab:
             raise ModelError(
                 f"{what} has {self.d_vocab} tokens, the embedding {d_vocab} rows",
                 hint="They are not of the same model",
             )
+        return replace(self, n_ids=d_vocab)
 
     @property
     def d_vocab(self) -> int:
@@ -285,13 +292,15 @@ class Tokenizer:
         return [self.string(id) for id in ids]
 
     def string(self, id: int) -> str:
-        """One id's text.
+        """One id's text; "<unused 50300>" for a spare row of the embedding.
 
-        Raises: TokenError for an id the vocabulary does not hold.
+        Raises: TokenError for an id that neither the vocabulary nor the embedding holds.
         """
-        if self.backend.id_to_token(id) is None:
-            raise TokenError(f"token id {id}", allowed=f"0 to {self.d_vocab - 1}")
-        return self._texts([id])[0]
+        if self.backend.id_to_token(id) is not None:
+            return self._texts([id])[0]
+        if 0 <= id < self.n_ids:
+            return f"<unused {id}>"
+        raise TokenError(f"token id {id}", allowed=f"0 to {max(self.d_vocab, self.n_ids) - 1}")
 
     def vocabulary(self) -> list[str]:
         """Every id's text, by id."""
@@ -336,8 +345,8 @@ class Tokenizer:
         return re.fullmatch("<0x[0-9A-F]{2}>", self.backend.id_to_token(id) or "") is not None
 
     def is_special(self, id: int) -> bool:
-        """Whether an id is a control token rather than text."""
-        return id in self.special
+        """Whether an id is a control token, or a spare row, rather than text."""
+        return id in self.special or self.backend.id_to_token(id) is None
 
 
 def _json(path: Path) -> dict[str, Any]:

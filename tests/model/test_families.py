@@ -18,6 +18,7 @@ import transformers
 from torch import Tensor, nn
 
 from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import ModelError, RewriteError
 from casestudy.measure.ledger import gap_bound, keep_for_ledger, ledger_terms
 from casestudy.measure.sweep import Cell, Place, sweep
@@ -27,6 +28,7 @@ from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
+from casestudy.study.study import study
 from tests.helpers import copy_tokenizer, perturb_
 
 D_VOCAB = 8200
@@ -354,3 +356,16 @@ class TestInMemory:
             absent = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE))
         with pytest.raises(ModelError, match="spread over meta"):
             load(absent, tokenizer)
+
+
+@pytest.mark.parametrize("case", ["gpt_neox", "olmo2", "gemma2"])
+def test_a_whole_study_runs(case: str, tmp_path: Path) -> None:
+    """Parallel blocks, norms after each part, and both kinds of norm with soft-caps."""
+    texts = ("It was late .", "He left , and she stayed .")
+    prompts = tuple(Prompt(text, answer=" He", counterpart=" he") for text in texts)
+    behaviour = Behaviour("small", "Does it run?", prompts, answers="given")
+    done = study(behaviour, pair_of(case).ours("float32"), out=tmp_path / "study")
+    ledger = done.grids["ledger"]
+    assert ledger.values.shape[-1] == 2
+    assert ledger.error["gap"] <= ledger.error["bound"]
+    assert done.report().stat().st_size > 10_000

@@ -4,10 +4,10 @@
 
 Contexts are mined from the text; each size runs in a process of its own, which reports prompts per
 second (and the processor time behind it, which a busy machine does not stretch), its peak of
-resident memory, how many of the computed tokens were no padding, and how much
-of the time went into storing and joining; then the same call again measures what resuming costs
-when nothing is left to do. `--ray` adds two Ray workers with one thread each beside this machine
-with two threads. `--random TOKENIZER_FOLDER` uses random weights in GPT-2 small's shape instead.
+resident memory, how many of the computed tokens were no padding, and how much of the time went into
+storing and joining; then the same call again measures what resuming costs when nothing is left to
+do. `--ray N` adds two Ray workers of one thread each at the size N. `--random TOKENIZER_FOLDER`
+uses random weights in GPT-2 small's shape instead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def main() -> None:
         if arguments.random:
             arguments.model = str(random_gpt2(folder / "gpt2-random", Path(arguments.random)))
         prompts = folder / "prompts.jsonl"
-        mining = mined(arguments, prompts)
+        if arguments.prompts:
+            prompts, mining = arguments.prompts, {}
+        else:
+            mining = mined(arguments, prompts)
         print(f"mined: {mining}", file=sys.stderr)
         runs = []
         for n in arguments.sizes:
@@ -56,11 +59,13 @@ def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", nargs="+", help="files or folders to mine")
+    parser.add_argument("--prompts", type=Path, help="a file mined before, instead of --text")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--random", metavar="TOKENIZER_FOLDER")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--only", nargs="+", default=["predictions", "ledger", "attribution"])
+    parser.add_argument("--classes", action="store_true", help="with the class contrast")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ray", type=int, metavar="N", help="this size with two Ray workers too")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scale.json"))
@@ -103,6 +108,7 @@ def run(
     """One size in a process of its own."""
     command = [sys.executable, __file__, "--model", arguments.model]
     command += ["--threads", str(arguments.threads), "--only", *arguments.only]
+    command += ["--classes"] if arguments.classes else []
     command += ["--worker", str(prompts), str(n), str(folder), executor]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -121,6 +127,8 @@ def worker(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(arguments.threads)
     behaviour = load_behaviour(path)
     behaviour = replace(behaviour, prompts=behaviour.prompts[: int(n)])
+    if not arguments.classes:
+        behaviour = replace(behaviour, class_contrast=None)
     model = load(arguments.model)
     warm = replace(behaviour, prompts=behaviour.prompts[:8])
     study(warm, model, only=arguments.only)

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -54,6 +54,9 @@ def run(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
+    executor: Annotated[str, typer.Option(help="local, or ray for several machines.")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="How many Ray workers.")] = 2,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster; by default its own.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a study and write its report. The same command continues a study that was killed."""
@@ -63,7 +66,16 @@ def run(
     asked = _behaviour(behaviour)
     folder = out or Path("studies") / f"{asked.name}-{Path(model).name.replace('@', '-')}"
     with _progress("prompts") as progress:
-        finished = study(asked, loaded, out=folder, prepend_bos=bos, progress=progress)
+        finished = study(
+            asked,
+            loaded,
+            out=folder,
+            prepend_bos=bos,
+            executor=_executor(executor),
+            workers=workers,
+            address=address,
+            progress=progress,
+        )
     path = finished.report()
     if as_json:
         _print_json(_headline(finished) | {"folder": str(folder), "report": str(path)})
@@ -257,6 +269,14 @@ def _behaviour(name: str) -> Any:
     for note in found.notes:
         _say(_escape(f"{name}: {note}"))
     return found
+
+
+def _executor(name: str) -> Literal["local", "ray"]:
+    if name == "local":
+        return "local"
+    if name == "ray":
+        return "ray"
+    raise CasestudyError(f"executor {name!r}", allowed="local, ray")
 
 
 def _headline(study: Study) -> dict[str, Any]:

@@ -8,7 +8,7 @@ of a chunk come back whole, and the study's own process stores them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,11 @@ class Work:
     prepend_bos: bool | None
     top_k: int
 
+    @property
+    def summed(self) -> frozenset[str]:
+        """Names of the results that add up over chunks."""
+        return frozenset(name for m in self.measurements for name in m.partial)
+
     def chunk(self, index: Sequence[int]) -> list[Result]:
         """Measure some prompts of the behaviour.
 
@@ -56,7 +61,7 @@ class Work:
 
 def local_chunks(
     work: Work, plan: Sequence[Sequence[int]], todo: Sequence[int], *, threads: int
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """Run chunks in this process, in order, with the plan's number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -270,6 +270,10 @@ class Store:
                 found[name] = _about(path)
         return found
 
+    def has_grid(self, name: str) -> bool:
+        """Whether this joined grid is there."""
+        return (self.folder / "arrays" / f"{name}.safetensors").is_file()
+
     def write_final(self, results: Sequence[Result]) -> None:
         """Keep joined results: arrays/NAME.safetensors and tables/NAME.parquet."""
         for result in results:

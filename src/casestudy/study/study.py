@@ -10,18 +10,19 @@ themselves; per-prompt results stay on the disk.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -46,6 +47,7 @@ from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.study.executors import Done, Work, left_out, local_chunks
 from casestudy.study.join import join
+from casestudy.study.on_ray import ray_chunks
 from casestudy.study.store import FORMAT, SHARD, Store
 
 MEASUREMENTS: dict[str, Measurement] = {
@@ -89,6 +91,8 @@ class State:
     left: float | None
     memory: int
 
+
+Executor = Literal["local", "ray"]
 
 Progress = Callable[[State], None]
 """Told the state at the start and after each chunk."""
@@ -141,6 +145,10 @@ def study(
     prepend_bos: bool | None = None,
     top_k: int = 100,
     chunk_tokens: int = CHUNK_TOKENS,
+    threads: int | None = None,
+    executor: Executor = "local",
+    workers: int = 2,
+    address: str | None = None,
     progress: Progress | None = None,
 ) -> Study:
     """Run a behaviour's measurements on a model, or continue where a run of the same was killed.
@@ -153,6 +161,11 @@ def study(
         prepend_bos: the family's convention by default.
         top_k: how many predictions to look through for an answer.
         chunk_tokens: how many tokens to run at once; a continued study keeps its stored plan.
+        threads: of each process that measures; by default torch's number here, on Ray shared among
+            the workers. A continued study keeps its stored number.
+        executor: "local" is this process; "ray" runs the same chunks on Ray workers.
+        workers: how many, on Ray.
+        address: of a Ray cluster; by default one is started on this machine for the time.
         progress: told how far it is.
 
     Raises: StudyError where the folder holds another study or cannot be written; BehaviourError,
@@ -178,7 +191,7 @@ def study(
         "measurements": [m.name for m in measurements],
         "plan": {
             "chunks": plan_chunks(lengths, chunk_tokens=chunk_tokens),
-            "threads": torch.get_num_threads(),
+            "threads": threads or _threads(executor, workers),
         },
         "not_measured": [{"what": what, "why": why} for what, why in _NOT_MEASURED],
         "notes": list(behaviour.notes),
@@ -190,7 +203,13 @@ def study(
     with store.locked():
         plan, threads = _stored_plan(store, lengths)
         work = Work(model, behaviour, tuple(measurements), prepend_bos, top_k)
-        _run_chunks(store, work, plan, threads, lengths, progress)
+        todo = _seal(store, work, plan)
+        chunks = (
+            local_chunks(work, plan, todo, threads=threads)
+            if executor == "local"
+            else ray_chunks(work, plan, todo, threads=threads, workers=workers, address=address)
+        )
+        _keep_chunks(store, work, plan, chunks, _Watch(plan, todo, lengths, progress))
         join(store, behaviour, measurements, left_out(behaviour, errors))
         seconds = float(store.scan("chunks").select("seconds").sum().collect().item())
         store.manifest |= {"state": "complete", "finished": _now(), "seconds": seconds}
@@ -258,25 +277,35 @@ def _stored_plan(store: Store, lengths: Sequence[int | None]) -> tuple[list[list
     return chunks, threads
 
 
-def _run_chunks(
+def _threads(executor: Executor, workers: int) -> int:
+    return (
+        torch.get_num_threads()
+        if executor == "local"
+        else max(1, torch.get_num_threads() // workers)
+    )
+
+
+def _seal(store: Store, work: Work, plan: Sequence[Sequence[int]]) -> list[int]:
+    """Finish what a killed run left half merged; the chunks that are still to do."""
+    for shard in range(-(-len(plan) // SHARD)):
+        store.seal(shard, plan, work.summed)
+    return [number for number in range(len(plan)) if not store.has_chunk(number)]
+
+
+def _keep_chunks(
     store: Store,
     work: Work,
     plan: Sequence[Sequence[int]],
-    threads: int,
-    lengths: Sequence[int | None],
-    progress: Progress | None,
+    chunks: Generator[Done, None, None],
+    watch: _Watch,
 ) -> None:
-    """Measure and store the chunks that are not there yet, and merge them into shards."""
-    summed = {name for m in work.measurements for name in m.partial}
-    for shard in range(-(-len(plan) // SHARD)):
-        store.seal(shard, plan, summed)  # what a killed run left half done
-    todo = [number for number in range(len(plan)) if not store.has_chunk(number)]
-    watch = _Watch(plan, todo, lengths, progress)
-    results: Iterator[Done] = local_chunks(work, plan, todo, threads=threads)
-    for number, found in results:
-        store.write_chunk(number, found)
-        store.seal(number // SHARD, plan, summed)
-        watch.chunk(number)
+    """Store chunks as they come, and merge them into shards."""
+    # closed at once when storing fails, so that workers do not go on for nobody
+    with contextlib.closing(chunks):
+        for number, results in chunks:
+            store.write_chunk(number, results)
+            store.seal(number // SHARD, plan, work.summed)
+            watch.chunk(number)
 
 
 class _Watch:

@@ -64,6 +64,10 @@ class HookedTransformerConfig:
                 "It describes weights that are what they are",
                 allowed=", ".join(_REQUESTS),
             )
+        if name == "use_attn_in" and value and self._fields["n_key_value_heads"]:
+            raise refuse(
+                "use_attn_in of heads that share keys and values", "Set use_split_qkv_input"
+            )
         self._fields[name] = bool(value)
 
     def to_dict(self) -> dict[str, Any]:

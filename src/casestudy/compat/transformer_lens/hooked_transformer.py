@@ -51,6 +51,7 @@ from casestudy.compat.transformer_lens.utils import (
 )
 from casestudy.errors import PromptError, SiteError, TokenError
 from casestudy.model.model import Model
+from casestudy.model.sites import Site
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
 RETURN_TYPES = ("logits", "loss", "both", None)
@@ -123,7 +124,12 @@ class HookedTransformer:
         has_bos = self.tokenizer.bos_token_id is not None
         prepend_bos = has_bos if default_prepend_bos is None else default_prepend_bos
         self.cfg = HookedTransformerConfig._of(model, name, prepend_bos)
-        self._names = names_of(model.config)
+        absent = _absent(model)
+        self._names = {
+            text: found
+            for text, found in names_of(model.config).items()
+            if found.site not in absent
+        }
         self.hook_dict = {
             text: HookPoint(name, self._follow_backward_hooks) for text, name in self._names.items()
         }
@@ -911,6 +917,16 @@ class HookedTransformer:
         mask = None if layout.shifts is None else layout.mask
         loss = lm_cross_entropy_loss(out, layout.ids, mask, loss_per_token)
         return (loss if return_type == "loss" else Output(out, loss)), kept
+
+
+def _absent(model: Model) -> set[Site]:
+    """Sites of norms that this model's layers do not have."""
+    block, absent = model.weights.blocks[0], set()
+    if block.attn_norm is None:
+        absent |= {Site.ATTN_SCALE, Site.ATTN_NORMED}
+    if block.mlp_norm is None:
+        absent |= {Site.MLP_SCALE, Site.MLP_NORMED}
+    return absent
 
 
 def _position_axis(axes: str) -> int:

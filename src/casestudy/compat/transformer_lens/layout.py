@@ -67,14 +67,14 @@ class Layout:
         """
         if self.shifts is None:
             return new
-        own = self.tokens.mask
+        own = torch.ones((), dtype=torch.bool, device=new.device)
         for dim, axis in enumerate(site.axes):
             if axis in _POSITIONS:
                 new = _rotate(new, dim, -self.shifts)
                 shape = [1] * new.ndim
-                shape[0], shape[dim] = own.shape
-                new = torch.where(own.view(shape), new, old)
-        return new
+                shape[0], shape[dim] = self.ids.shape
+                own = own & self.tokens.mask.view(shape)
+        return torch.where(own, new, old)
 
 
 def _rotate(x: Tensor, dim: int, by: Int[Tensor, " batch"]) -> Tensor:

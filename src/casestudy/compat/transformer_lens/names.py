@@ -40,6 +40,10 @@ def _positions(config: ModelConfig) -> bool:
     return config.learned_positions
 
 
+def _ungrouped(config: ModelConfig) -> bool:
+    return config.n_kv_heads == config.n_heads
+
+
 def _sequential(config: ModelConfig) -> bool:
     return not config.parallel
 
@@ -107,7 +111,14 @@ TABLE: tuple[Row, ...] = (
     Row("hook_embed", Site.EMBED, _STREAM),
     Row("hook_pos_embed", Site.POS_EMBED, _STREAM, _positions, "learned positions"),
     Row("blocks.{l}.hook_resid_pre", Site.RESID_PRE, _STREAM),
-    Row("blocks.{l}.hook_attn_in", Site.Q_IN, _PER_HEAD, flag="use_attn_in"),
+    Row(
+        "blocks.{l}.hook_attn_in",
+        Site.Q_IN,
+        _PER_HEAD,
+        _ungrouped,
+        "a key head per query head",
+        flag="use_attn_in",
+    ),
     Row("blocks.{l}.hook_q_input", Site.Q_IN, _PER_HEAD, flag="use_split_qkv_input"),
     Row(
         "blocks.{l}.hook_k_input",

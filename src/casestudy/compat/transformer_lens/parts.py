@@ -111,9 +111,9 @@ def _block(model: Model, layer: int) -> Part:
     path = f"blocks.{layer}"
     part = Part(path)
     children = part._children
-    if config.norm != "none":
-        children["ln1"] = _norm(model, f"{path}.ln1", block.attn_norm)
-        children["ln2"] = _norm(model, f"{path}.ln2", block.mlp_norm)
+    for name, norm in (("ln1", block.attn_norm), ("ln2", block.mlp_norm)):
+        if norm is not None:
+            children[name] = _norm(model, f"{path}.{name}", norm)
     children["attn"] = _attention(f"{path}.attn", block.attn)
     weights = block.mlp
     children["mlp"] = feed = Part(f"{path}.mlp", lambda x: mlp(config, weights, x))

@@ -13,11 +13,19 @@ from torch import Tensor
 
 from casestudy.errors import MeasureError
 from casestudy.measure import profile
-from casestudy.measure.profile import SCORES, copying, head_profile, repeated_tokens
+from casestudy.measure.profile import (
+    PROFILE,
+    SCORES,
+    copying,
+    head_profile,
+    measure_profile,
+    repeated_tokens,
+)
 from casestudy.model.config import ModelConfig
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokenizer
 from casestudy.model.weights import MLP, Attention, Block, Weights
+from tests.measure.batches import batch_of, rows
 from tests.measure.worlds import VARIANTS, decoder
 
 V, N = 12, 17  # tokens (the last is BOS), positions
@@ -198,3 +206,5 @@ def test_a_model_without_room_for_repetition_is_refused() -> None:
     small = replace(model, config=replace(model.config, n_ctx=3))
     with pytest.raises(MeasureError, match="a context of 3"):
         head_profile(small)
+    batch = replace(batch_of(model, rows([2]), PROFILE), model=small)
+    assert measure_profile(batch) == [], "a study goes on without it"

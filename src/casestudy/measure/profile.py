@@ -43,8 +43,8 @@ from torch import Tensor
 
 from casestudy.errors import MeasureError
 from casestudy.measure.attention import entropy
-from casestudy.measure.batch import Measurement
-from casestudy.measure.result import Array, Axis, Grid
+from casestudy.measure.batch import Batch, Measurement
+from casestudy.measure.result import Array, Axis, Grid, Result
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import norm_weight, run
 from casestudy.model.model import Model
@@ -110,19 +110,26 @@ def repeated_tokens(model: Model, *, seed: int = 0) -> Tokens:
 
     Raises: MeasureError where context or vocabulary have no room for two of each.
     """
-    tokenizer, config = model.tokenizer, model.config
-    bos = tokenizer.bos_id if tokenizer.prepend_bos else None
-    usable = [i for i in range(min(tokenizer.d_vocab, config.d_vocab)) if not _control(model, i)]
-    half = min(HALF, (config.n_ctx - (bos is not None)) // 2, len(usable))
+    usable, half = _room(model)
     if half < 2:
         raise MeasureError(
-            f"{len(usable)} usable tokens in a context of {config.n_ctx}",
+            f"{len(usable)} usable tokens in a context of {model.config.n_ctx}",
             allowed="room for two different tokens, twice, and BOS where it is prepended",
         )
+    bos = model.tokenizer.bos_id if model.tokenizer.prepend_bos else None
     rng = np.random.default_rng(seed)
     halves = [rng.choice(usable, half, replace=False).tolist() for _ in range(TEXTS)]
     start = [] if bos is None else [bos]
     return Tokens.of([start + h + h for h in halves], bos=bos is not None).to(model.device)
+
+
+def _room(model: Model) -> tuple[list[int], int]:
+    """The ordinary tokens, and how many of them fit twice into the context after BOS."""
+    tokenizer, config = model.tokenizer, model.config
+    known = range(min(tokenizer.d_vocab, config.d_vocab))
+    usable = [id for id in known if not _control(model, id)]
+    starts = tokenizer.prepend_bos and tokenizer.bos_id is not None
+    return usable, min(HALF, (config.n_ctx - starts) // 2, len(usable))
 
 
 def _control(model: Model, id: int) -> bool:
@@ -233,4 +240,9 @@ def _write(path: Path, values: Array) -> None:
         Path(part).unlink(missing_ok=True)
 
 
-PROFILE = Measurement("profile", lambda config: (), lambda batch: [head_profile(batch.model)])
+def measure_profile(batch: Batch) -> list[Result]:
+    """The model's profile; none for a model with no room for it, whose study goes on without."""
+    return [head_profile(batch.model)] if _room(batch.model)[1] >= 2 else []
+
+
+PROFILE = Measurement("profile", lambda config: (), measure_profile)

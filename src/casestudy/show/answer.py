@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from casestudy.show.causes import strongest
 from casestudy.show.means import Mean, against
-from casestudy.show.stored import Missing, Stored
+from casestudy.show.stored import UNEXPECTED, Missing, Stored
 from casestudy.show.text import clean, count, interval, number, signed
 from casestudy.show.writers import group_means, present
 
@@ -23,7 +23,7 @@ def paragraphs(study: Stored) -> list[Markup]:
     for sentence in (_preference, _writers, _causes):
         try:
             sentences.append(sentence(study))
-        except (Missing, LookupError, ValueError, TypeError):
+        except (Missing, *UNEXPECTED):
             if not sentences:
                 return [Markup("The study holds no measured logit difference: no answer yet.")]
     return [Markup(" ").join(sentences)]

@@ -237,10 +237,15 @@ def patterns(study: Stored) -> dict[str, Any]:
     size = 0
     names = [name for name in study.grids if name.startswith("pattern.")]
     for name in sorted(names, key=lambda name: (len(name), name)):
-        grid = study.grid(name, "layer", "head", "query_pos", "key_pos")
+        try:
+            grid = study.grid(name, "layer", "head", "query_pos", "key_pos")
+        except Missing:
+            continue
         labels = grid.axis("key_pos").labels
+        if len(labels) != len(grid.axis("query_pos")):
+            continue
         rows, cols = np.tril_indices(len(labels))
-        packed = np.clip(np.nan_to_num(grid.values[..., rows, cols]) * 255, 0, 255).round()
+        packed = (np.clip(np.nan_to_num(grid.values), 0, 1)[..., rows, cols] * 255).round()
         if size + packed.size > MOST_PATTERN_BYTES:
             break
         size += packed.size
@@ -257,8 +262,7 @@ def shared(study: Stored) -> dict[str, Any]:
     """What the page's script needs of every figure: the prompts' texts, and the patterns."""
     table = study.tables["prompts"].columns if "prompts" in study.tables else {}
     texts = zip(table.get("prompt", []), table.get("text", []), strict=False)
-    try:
-        whole = patterns(study)
-    except Missing:
-        whole = {}
-    return {"prompts": {str(i): excerpt(text, 160) for i, text in texts}, "patterns": whole}
+    return {
+        "prompts": {str(i): excerpt(text, 160) for i, text in texts},
+        "patterns": patterns(study),
+    }

@@ -17,11 +17,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from casestudy.errors import CasestudyError
 from casestudy.show import answer, prompts, provenance, sections
 from casestudy.show.blocks import Absent, Block, Part, Section
 from casestudy.show.page import environment, font, template_text
-from casestudy.show.stored import Missing, Stored
+from casestudy.show.stored import UNEXPECTED, Missing, Stored
 from casestudy.show.text import clean
 from casestudy.study.store import Store, write_atomically
 
@@ -93,7 +92,7 @@ def _section(
             blocks += part(study)
         except Missing as reason:
             absent.append(Absent(what, str(reason)))
-        except (CasestudyError, LookupError, ValueError, TypeError, AttributeError) as error:
+        except UNEXPECTED as error:
             # A stored result of another shape than ours costs its own figure, not the report.
             absent.append(Absent(what, f"stored in a form this version cannot show ({error!r})"))
     return (Section(id, title, blocks) if blocks else None), absent

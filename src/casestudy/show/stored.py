@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from casestudy.errors import StudyError
+from casestudy.errors import CasestudyError, StudyError
 from casestudy.measure.result import Array, Grid, Table
 from casestudy.show.text import clean
 from casestudy.study.store import FORMAT, Store, read_results, read_table
+
+UNEXPECTED = (CasestudyError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
+"""What a result of another shape than ours can raise while it is drawn or put into words."""
 
 
 class Missing(Exception):

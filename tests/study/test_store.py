@@ -13,7 +13,13 @@ from hypothesis.extra import numpy as hnp
 
 from casestudy.errors import StudyError
 from casestudy.measure.result import Axis, Grid, Table
-from casestudy.study.store import Store, read_results, write_atomically, write_results
+from casestudy.study.store import (
+    Store,
+    read_results,
+    read_table,
+    write_atomically,
+    write_results,
+)
 
 MANIFEST = {"format": 1, "model": {"name": "a"}, "settings": {"top_k": 5}}
 
@@ -119,3 +125,13 @@ def test_a_damaged_manifest_says_so(tmp_path: Path, text: str, says: str) -> Non
 def test_no_study_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"holds no study.*casestudy run"):
         Store.open(tmp_path)
+
+
+def test_a_long_table_can_be_read_in_part_and_says_so(tmp_path: Path) -> None:
+    store = made(tmp_path)
+    store.write_final([Table("t", {"a": list(range(10))}, "rows")])
+    path = tmp_path / "tables" / "t.parquet"
+    part = read_table(path, most=3)
+    assert part.columns == {"a": [0, 1, 2]}
+    assert part.about == "rows The first 3 of 10 rows."
+    assert read_table(path, most=10) == read_table(path) == store.tables()["t"]

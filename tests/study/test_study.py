@@ -11,9 +11,17 @@ from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import StudyError
 from casestudy.measure.result import Grid, Table
 from casestudy.model.model import Model
-from casestudy.study.study import open_study, plan_chunks, study
+from casestudy.study.study import Study, open_study, plan_chunks
 
 TEXTS = ("Go.", "This is a sentence.", "It was late. She went home.", "Hello. Hello.", "No. Yes.")
+
+
+# Patches have tests of their own, and cost more than all the rest.
+MEASURED = tuple(study_module.MEASUREMENTS)
+
+
+def study(*arguments: Any, **options: Any) -> Study:
+    return study_module.study(*arguments, **({"only": MEASURED} | options))
 
 
 def behaviour(*texts: str) -> Behaviour:

@@ -22,6 +22,10 @@ UNEXPECTED = (CasestudyError, LookupError, ValueError, TypeError, AttributeError
 """What a result of another shape than ours can raise while it is drawn or put into words."""
 
 
+MOST_ROWS = 500_000
+"""A page reads no more of a table; it could not show them, and they would be held as objects."""
+
+
 class Missing(Exception):
     """Something a section needs is not in the study; the message is the reason."""
 
@@ -69,7 +73,7 @@ class Stored:
             study.tables.update({r.name: r for r in results if isinstance(r, Table)})
         for path in sorted((store.folder / "tables").glob("*.parquet")):
             try:
-                study.tables[path.stem] = read_table(path)
+                study.tables[path.stem] = read_table(path, most=MOST_ROWS)
             except StudyError as error:
                 study.notices.append(f"{path.name} could not be read and is left out: {error}")
         return study

@@ -7,6 +7,7 @@ of a chunk come back whole, and the study's own process stores them.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,11 +64,18 @@ def local_chunks(
     work: Work, plan: Sequence[Sequence[int]], todo: Sequence[int], *, threads: int
 ) -> Generator[Done, None, None]:
     """Run chunks in this process, in order, with the plan's number of threads."""
+    with threads_set(threads):
+        for number in todo:
+            yield number, work.chunk(plan[number])
+
+
+@contextlib.contextmanager
+def threads_set(threads: int) -> Generator[None, None, None]:
+    """A plan's number of threads for a while, since another number may round otherwise."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for number in todo:
-            yield number, work.chunk(plan[number])
+        yield
     finally:
         torch.set_num_threads(before)
 

@@ -278,13 +278,14 @@ class Store:
         """Keep joined results: arrays/NAME.safetensors and tables/NAME.parquet."""
         for result in results:
             if isinstance(result, Grid):
-                write_results(self.folder / "arrays" / f"{result.name}.safetensors", [result])
+                path = self.folder / "arrays" / f"{result.name}.safetensors"
+                write_results(path, [result], lasting=False)
             else:
                 self.write_table(result.name, result.to_polars(), result.about)
 
     def write_table(self, name: str, frame: pl.DataFrame | pl.LazyFrame, about: str) -> None:
         """Keep a joined table; a lazy one is streamed to the disk."""
-        _write_parquet(self.folder / "tables" / f"{name}.parquet", frame, about)
+        _write_parquet(self.folder / "tables" / f"{name}.parquet", frame, about, lasting=False)
 
     def grids(self) -> Stored[Grid]:
         """Every joined grid by name, read when it is asked for.
@@ -357,29 +358,48 @@ def _about(path: Path) -> str:
     return _parquet(lambda: pl.read_parquet_metadata(path), path).get("about", "")
 
 
-def _write_parquet(path: Path, frame: pl.DataFrame | pl.LazyFrame, about: str) -> None:
+def _write_parquet(
+    path: Path, frame: pl.DataFrame | pl.LazyFrame, about: str, *, lasting: bool = True
+) -> None:
     import polars as pl
 
-    with _replacing(path) as part:
+    with _replacing(path, lasting=lasting) as part:
         if isinstance(frame, pl.LazyFrame):
             frame.sink_parquet(part, metadata={"about": about})
         else:
             frame.write_parquet(part, metadata={"about": about})
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, *, most: int | None = None) -> Table:
     """Read one table that `write_final` wrote.
+
+    Args:
+        path: of the Parquet file.
+        most: read at most so many rows; `about` then says that there are more.
 
     Raises: StudyError naming a file that is damaged.
     """
     import polars as pl
 
-    columns = _parquet(lambda: pl.read_parquet(path).to_dict(as_series=False), path)
-    return Table(path.stem, columns, _about(path))
+    columns = _parquet(lambda: pl.read_parquet(path, n_rows=most).to_dict(as_series=False), path)
+    about = _about(path)
+    if most is not None:
+        rows = _parquet(lambda: pl.scan_parquet(path).select(pl.len()).collect().item(), path)
+        if rows > most:
+            about = f"{about} The first {most:,} of {rows:,} rows.".strip()
+    return Table(path.stem, columns, about)
 
 
-def write_results(path: Path, results: Sequence[Result]) -> None:
-    """Write grids and tables to one safetensors file; its header describes them."""
+def write_results(path: Path, results: Sequence[Result], *, lasting: bool = True) -> None:
+    """Write grids and tables to one safetensors file; its header describes them.
+
+    Args:
+        path: written whole or not at all.
+        results: what to write.
+        lasting: flush to the disk, so that a power cut does not undo it.
+
+    Raises: StudyError when the disk is full or the folder cannot be written.
+    """
     arrays: dict[str, Any] = {}
     described: list[dict[str, Any]] = []
     for result in results:
@@ -398,7 +418,7 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
             }
         described.append({"name": result.name, "about": result.about, **entry})
     header = {"results": json.dumps(described, ensure_ascii=False)}
-    with _replacing(path) as neighbour:
+    with _replacing(path, lasting=lasting) as neighbour:
         save_file(arrays, neighbour, metadata=header)
 
 
@@ -468,18 +488,24 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A neighbour to write to, which is flushed to the disk and then takes the file's name."""
+def _replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
+    """A neighbour to write to, which then takes the file's name.
+
+    It is flushed to the disk first where it has to outlast a power cut; what can be made again from
+    the shards has not, and flushing a hundred files takes its time.
+    """
     import polars as pl
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
+        if lasting:
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(part, path)
-        _sync_folder(path.parent)
+        if lasting:
+            _sync_folder(path.parent)
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise StudyError(

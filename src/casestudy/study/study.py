@@ -43,9 +43,11 @@ from casestudy.measure.lens import LENS
 from casestudy.measure.predictions import PREDICTIONS
 from casestudy.measure.profile import PROFILE
 from casestudy.measure.result import Grid, Result, Table
+from casestudy.measure.sweep import DEFAULT_MEMORY
 from casestudy.model.loading import load
 from casestudy.model.model import Model
-from casestudy.study.executors import Done, Work, left_out, local_chunks
+from casestudy.study import causal
+from casestudy.study.executors import Done, Work, left_out, local_chunks, threads_set
 from casestudy.study.join import join
 from casestudy.study.on_ray import ray_chunks
 from casestudy.study.store import FORMAT, SHARD, Store
@@ -62,10 +64,14 @@ MEASUREMENTS: dict[str, Measurement] = {
 CHUNK_TOKENS = 4096
 CHUNK_PROMPTS = 128
 _IDENTITY = ("format", "behaviour", "model", "settings", "measurements")
-_NOT_MEASURED = (
-    ("causal effects", "no activation was patched: the ledger says who wrote, not who was needed"),
-    ("circuits", "no subgraph was tested for faithfulness"),
-)
+_NOT_MEASURED = {
+    causal.NAME: (
+        "causal effects",
+        "no activation was patched: the ledger says who wrote, not who was needed",
+    ),
+    "circuit": ("circuits", "no subgraph was tested for faithfulness"),
+}
+"""What a reader might look for, by the measurement that would have it."""
 
 USEFUL = 0.9
 """Of the tokens a chunk computes, at least so many are its prompts' own; the rest is padding."""
@@ -149,7 +155,9 @@ def study(
     executor: Executor = "local",
     workers: int = 2,
     address: str | None = None,
+    memory: int = DEFAULT_MEMORY,
     progress: Progress | None = None,
+    patch_progress: causal.Progress | None = None,
 ) -> Study:
     """Run a behaviour's measurements on a model, or continue where a run of the same was killed.
 
@@ -166,7 +174,9 @@ def study(
         executor: "local" is this process; "ray" runs the same chunks on Ray workers.
         workers: how many, on Ray.
         address: of a Ray cluster; by default one is started on this machine for the time.
-        progress: told how far it is.
+        memory: bytes that a patch grid may use, beyond the model itself.
+        progress: told how far the prompts are.
+        patch_progress: told how far each patch grid is.
 
     Raises: StudyError where the folder holds another study or cannot be written; BehaviourError,
         PromptError, TokenError, ModelError for inputs that are not well formed.
@@ -174,6 +184,8 @@ def study(
     behaviour = find_behaviour(behaviour) if isinstance(behaviour, str) else behaviour
     model = load(model) if isinstance(model, str) else model
     measurements = _choose(only)
+    asked = [m.name for m in measurements]
+    asked += [causal.NAME] if only is None or causal.NAME in only else []
     check_classes(model, behaviour)
     check_roles(model.tokenizer, behaviour, prepend_bos=prepend_bos)
     folder = Path(tempfile.mkdtemp(prefix="casestudy-")) if out is None else Path(out)
@@ -188,12 +200,16 @@ def study(
         "model": _describe(model),
         "behaviour": _describe_behaviour(behaviour),
         "settings": settings,
-        "measurements": [m.name for m in measurements],
+        "measurements": asked,
         "plan": {
             "chunks": plan_chunks(lengths, chunk_tokens=chunk_tokens),
             "threads": threads or _threads(executor, workers),
         },
-        "not_measured": [{"what": what, "why": why} for what, why in _NOT_MEASURED],
+        "not_measured": [
+            {"what": what, "why": why}
+            for name, (what, why) in _NOT_MEASURED.items()
+            if name not in asked
+        ],
         "notes": list(behaviour.notes),
         "created": _now(),
         "state": "running",
@@ -211,6 +227,19 @@ def study(
         )
         _keep_chunks(store, work, plan, chunks, _Watch(plan, todo, lengths, progress))
         join(store, behaviour, measurements, left_out(behaviour, errors))
+        if causal.NAME in asked:
+            runnable = [i for i, n in enumerate(lengths) if n is not None]
+            with threads_set(threads):
+                causal.keep_causes(
+                    store,
+                    model,
+                    behaviour,
+                    runnable,
+                    prepend_bos=prepend_bos,
+                    top_k=top_k,
+                    memory=memory,
+                    progress=patch_progress,
+                )
         seconds = float(store.scan("chunks").select("seconds").sum().collect().item())
         store.manifest |= {"state": "complete", "finished": _now(), "seconds": seconds}
         store.save_manifest()
@@ -380,11 +409,10 @@ def _lengths(
 
 
 def _choose(only: Sequence[str] | None) -> list[Measurement]:
-    unknown = [name for name in only or () if name not in MEASUREMENTS]
+    known = (*MEASUREMENTS, causal.NAME)
+    unknown = [name for name in only or () if name not in known]
     if unknown:
-        raise StudyError(
-            f"no measurement is called {', '.join(unknown)}", allowed=", ".join(MEASUREMENTS)
-        )
+        raise StudyError(f"no measurement is called {', '.join(unknown)}", allowed=", ".join(known))
     return [m for name, m in MEASUREMENTS.items() if only is None or name in only]
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from casestudy.compat.transformer_lens.errors import refuse_import
@@ -190,8 +190,9 @@ class _Job:
             return []
         wanted = {get_act_name(name, index[0]) for index in indices}
         points = [self.model.look_up(full) for full in sorted(wanted)]
+        names = [*(point.name for point in points), "hook_embed"]
         logits, corrupted = self.model.run_with_cache(
-            self.tokens, names_filter=[point.name for point in points], return_cache_object=False
+            self.tokens, names_filter=names, return_cache_object=False
         )
         base = self.read(logits)
         site = points[0].site
@@ -306,6 +307,10 @@ class _Job:
             axis = 1 if site is Site.PATTERN else 2
             before, clean = before.select(axis, head), clean.select(axis, head)
         differs = (before != clean).flatten(2).any(-1)  # batch pos
+        # Where the prompts are the same so far, and the activations too but for the rounding of
+        # another place in the batch, there is nothing to patch.
+        same = torch.isclose(before, clean, rtol=1e-5, atol=1e-5).flatten(2).all(-1)
+        differs = differs & ~(same & self.same_so_far(corrupted))
         if where.pos is not None:
             only = torch.zeros_like(differs)
             only[:, index[where.pos]] = True
@@ -317,6 +322,14 @@ class _Job:
             for row, shift in zip(differs, shifts, strict=True)
         )
         return Cell(site, index[0], Place(str(index), places, places), head=head)
+
+    def same_so_far(self, corrupted: dict[str, Tensor]) -> Bool[Tensor, "batch pos"]:
+        """Where neither a token nor any before it differs; nowhere if the cache does not tell."""
+        here = corrupted["hook_embed"]
+        if "hook_embed" not in self.clean or self.clean["hook_embed"].shape != here.shape:
+            return torch.zeros(here.shape[:2], dtype=torch.bool, device=here.device)
+        differs = (here != self.clean["hook_embed"]).any(-1) & self.layout.mask
+        return differs.cumsum(1) == 0
 
     def replacement(
         self,

@@ -45,7 +45,7 @@ def _of_machine() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:  # not Linux: what there is in all is the best bound
-        if "SC_PHYS_PAGES" not in os.sysconf_names:
+        if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
             return None
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fields = dict(line.split(":", 1) for line in lines)

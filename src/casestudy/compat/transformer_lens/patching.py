@@ -328,7 +328,8 @@ class _Job:
         here = corrupted["hook_embed"]
         if "hook_embed" not in self.clean or self.clean["hook_embed"].shape != here.shape:
             return torch.zeros(here.shape[:2], dtype=torch.bool, device=here.device)
-        differs = (here != self.clean["hook_embed"]).any(-1) & self.layout.mask
+        there: Tensor = self.clean["hook_embed"]
+        differs = (here != there).any(-1) & self.layout.mask
         return differs.cumsum(1) == 0
 
     def replacement(

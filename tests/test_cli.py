@@ -79,9 +79,32 @@ def test_run_keeps_a_study_and_writes_its_report(
     assert again["largest_gap"] <= again["bound"]
 
 
+def test_patch_json_has_every_cell_with_its_share_and_effect(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    pair = ("It was late. She went home.", "it was late. She went home.")
+    page = tmp_path / "figure.html"
+    options = ("--model", model, "-a", " He", "-c", " he", "--figure", str(page), "--json")
+    status, out, err = call(capsys, "patch", *pair, *options)
+    assert status == 0, err
+    result = json.loads(out)
+    first = [c for c in result["cells"] if c["pos"].startswith("1:")]
+    assert len(first) == 2, "one per layer"
+    for cell in result["cells"]:
+        whole = result["other"] - result["unpatched"]
+        assert cell["effect"] == pytest.approx(cell["value"] * whole, abs=1e-4)
+    # patched before anything is computed, the first word is the whole difference
+    assert first[0]["value"] == pytest.approx(1, abs=1e-4)
+    assert result["error"]["gap"] <= result["error"]["bound"]
+    assert "<script src" not in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("patch", "Go.", "Go."), "the edit changes nothing"),
+        (("patch", "Go.", "go.", "--by", "feel"), "by 'feel'. Allowed: position, role"),
+        (("patch", "Go.", "go.", "--memory", "lots"), "--memory lots. Allowed: a size like"),
         (("predict", ""), "PromptError: prompt 0 is empty"),
         (("predict", "Go.", "--dtype", "int4"), "ModelError: dtype 'int4'. Allowed: float32"),
         (("predict", "Go.", "--device", "abacus"), "ModelError: device 'abacus'"),

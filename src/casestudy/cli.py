@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,11 +35,12 @@ ModelOption = Annotated[
     typer.Option("--model", "-m", help="tiny, a directory, or a hub id like gpt2 (id@revision)."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, or mps (only when asked for).")]
-DtypeOption = Annotated[str, typer.Option(help="float32, float64 or bfloat16.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, float64, bfloat16, float16 or auto.")]
 BosOption = Annotated[
     bool | None,
     typer.Option("--bos/--no-bos", help="Start prompts with BOS; by default as the model does."),
 ]
+MemoryOption = Annotated[str, typer.Option(help="What patching may use, as in 500MB or 2GB.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 
@@ -54,6 +56,7 @@ def run(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
+    memory: MemoryOption = "2GB",
     executor: Annotated[str, typer.Option(help="local, or ray for several machines.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="How many Ray workers.")] = 2,
     address: Annotated[str | None, typer.Option(help="A Ray cluster; by default its own.")] = None,
@@ -74,7 +77,9 @@ def run(
             executor=_executor(executor),
             workers=workers,
             address=address,
+            memory=_bytes(memory),
             progress=progress,
+            patch_progress=progress.cells,
         )
     path = finished.report()
     if as_json:
@@ -209,6 +214,87 @@ def predict(
 
 
 @app.command()
+def patch(
+    clean: Annotated[str, typer.Argument(help="The prompt that shows the behaviour.")],
+    corrupted: Annotated[str, typer.Argument(help="Its partner of as many tokens.")],
+    site: Annotated[
+        str, typer.Option(help="resid_pre, attn_out, mlp_out, z, q, k, v, pattern, …")
+    ] = "resid_pre",
+    by: Annotated[
+        str | None, typer.Option(help="position, role, all or last; all for heads by default.")
+    ] = None,
+    direction: Annotated[
+        str, typer.Option(help="denoising puts clean into corrupted, noising the reverse.")
+    ] = "denoising",
+    answer: Annotated[
+        str | None, typer.Option("--answer", "-a", help="By default the model's own.")
+    ] = None,
+    counterpart: Annotated[
+        str | None, typer.Option("--counterpart", "-c", help="By default its lower case.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of the largest to show.")] = 20,
+    figure: Annotated[
+        Path | None, typer.Option(help="Write the heatmap as a page of its own.")
+    ] = None,
+    model: ModelOption = "tiny",
+    memory: MemoryOption = "2GB",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    bos: BosOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Exchange one site's activations between two prompts, cell by cell, exactly."""
+    from casestudy.behaviour.prompts import Prompt
+    from casestudy.measure.patching import Effort, patch_prompts, read_by, read_direction
+
+    loaded = _load(model, device, dtype)
+    with _progress("cells") as progress:
+        effort = Effort(
+            memory=_bytes(memory), progress=lambda done, total: progress.cells("", done, total)
+        )
+        patched = patch_prompts(
+            loaded,
+            [Prompt(clean, answer=answer, counterpart=counterpart, corrupted=corrupted)],
+            site,
+            by=read_by(by),
+            direction=read_direction(direction),
+            prepend_bos=bos,
+            effort=effort,
+        )
+    shares, effect = patched.normalised, patched.effect
+    if figure is not None:
+        shares.plot().write_html(figure, include_plotlyjs=True)
+        _say(f"figure: {_escape(str(figure))}")
+    rows = shares.to_polars().drop("lower", "upper", "n", "unit").to_dicts()
+    changes = effect.to_polars()["value"].to_list()
+    cells = [row | {"effect": change} for row, change in zip(rows, changes, strict=True)]
+    baselines = dict(
+        zip(
+            patched.baselines.axis("run").labels,
+            patched.baselines.values[:, 0].tolist(),
+            strict=True,
+        )
+    )
+    if as_json:
+        _print_json({"about": shares.about, **baselines, "error": shares.error, "cells": cells})
+        return
+    axes = [axis.name for axis in shares.axes]
+    cells.sort(key=lambda cell: -abs(cell["value"]))
+    _table(
+        f"{shares.name}: unpatched {baselines['unpatched']:.3f}, other run "
+        f"{baselines['other']:.3f} logits",
+        (*axes, "share", "logits"),
+        [
+            (*(visible(c[name]) for name in axes), f"{c['value']:+.3f}", f"{c['effect']:+.3f}")
+            for c in cells[:top]
+        ],
+    )
+    if len(cells) > top:
+        _say(f"{len(cells) - top} smaller ones: --top, --json or --figure has them.")
+    _say(f"self-check: {_gap(shares.error.get('gap'), shares.error.get('bound'))}")
+
+
+@app.command()
 def models(as_json: JsonOption = False) -> None:
     """List the models known by name: bundled, cached here, or on the hub."""
     from casestudy.model.loading import available
@@ -269,6 +355,24 @@ def _behaviour(name: str) -> Any:
     for note in found.notes:
         _say(_escape(f"{name}: {note}"))
     return found
+
+
+def _bytes(text: str) -> int:
+    """2GB, 500MB or a plain number of bytes."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
+    number = text.upper().strip()
+    factor = 1
+    for unit, size in units.items():
+        if number.endswith(unit):
+            number, factor = number.removesuffix(unit), size
+            break
+    try:
+        value = int(float(number) * factor)
+    except ValueError:
+        value = 0
+    if value <= 0:
+        raise CasestudyError(f"--memory {text}", allowed="a size like 500MB or 2GB")
+    return value
 
 
 def _executor(name: str) -> Literal["local", "ray"]:
@@ -378,12 +482,14 @@ def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    console = Console()
+    console.print(Text(title, style="italic"))  # a table's own title is cut to the table's width
+    console.print(table)
 
 
 def _escape(text: str) -> str:
@@ -412,6 +518,8 @@ class _progress:
             console=Console(stderr=True),
             transient=not sys.stderr.isatty(),
         )
+        self._grid = ""
+        self._begun: tuple[float, int] | None = None
 
     def __enter__(self) -> _progress:
         self._bar.__enter__()
@@ -435,6 +543,18 @@ class _progress:
     def read(self, done: int, total: int) -> None:
         """Bytes read of all there are."""
         self._show(done, total, [f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"])
+
+    def cells(self, name: str, done: int, total: int) -> None:
+        """Patched (cell, prompt) pairs of one grid."""
+        now = time.perf_counter()
+        if name != self._grid or self._begun is None:
+            self._grid, self._begun = name, (now, done)
+        start, before = self._begun
+        said = [*([name] if name else []), f"{done:,} of {total:,} cells"]
+        if done > before:
+            rate = (done - before) / (now - start)
+            said += [f"{rate:,.0f}/s", f"{_duration((total - done) / rate)} left"]
+        self._show(done, total, said)
 
     def _show(self, done: int, total: int, said: Sequence[str]) -> None:
         self._bar.update(self._task, completed=done, total=total, description=", ".join(said))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import casestudy.study.executors as executors
+import casestudy.study.study as study_module
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import StudyError
 from casestudy.measure.result import Grid, Table

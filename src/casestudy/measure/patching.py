@@ -20,18 +20,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from casestudy.behaviour.answers import choose_answers
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import Counterfactual, Score
-from casestudy.behaviour.prompts import Role
+from casestudy.behaviour.counterfactual import Counterfactual, Score, propose
+from casestudy.behaviour.prompts import AnswerRule, Prompt, Role
 from casestudy.behaviour.roles import roles_of
-from casestudy.errors import MeasureError, SiteError
+from casestudy.errors import BehaviourError, MeasureError, SiteError
 from casestudy.measure.result import Array, Axis, Grid, Table
 from casestudy.measure.stats import mean_interval
 from casestudy.measure.sweep import (
@@ -350,6 +351,78 @@ def patch(
     return job.run(model, sides.base, sides.source, cells, contrast)
 
 
+def patch_prompts(
+    model: Model,
+    prompts: Sequence[Prompt],
+    site: Site | str,
+    *,
+    by: By | None = None,
+    direction: Direction = "denoising",
+    prepend_bos: bool | None = None,
+    effort: Effort = DEFAULT_EFFORT,
+) -> Patched:
+    """Patch one site between prompts and the corrupted partners they bring.
+
+    Answers are the prompts' own or the model's, against their lower case (see `choose_answers`).
+    For a single pair of one length, positions are labelled with the clean prompt's tokens.
+
+    Shape, unit, error: as `patch`.
+    Raises: as `patch`; BehaviourError for a prompt without a partner, a pair whose tokens do not
+        correspond, and a prompt without an answer.
+    """
+    proposals = propose(model, prompts, (), prepend_bos=prepend_bos)
+    if not proposals.pairs or proposals.excluded:
+        why = "; ".join(f"prompt {e.index}: {e.why}" for e in proposals.excluded)
+        raise BehaviourError(why or "no prompt", allowed="prompts with a corrupted partner")
+    pairs = pairs_of(model, proposals.pairs, prepend_bos=prepend_bos)
+    logits = run(model, pairs.clean, logits="last").logits
+    assert logits is not None
+    rule: AnswerRule = (
+        "given" if all(p.answer and p.counterpart for p in prompts) else ("space-capital")
+    )
+    answers = choose_answers(model, prompts, logits, rule=rule)
+    if answers.errors:
+        raise BehaviourError("; ".join(f"prompt {i}: {w}" for i, w in answers.errors.items()))
+    contrast = answers.contrast(model, "counterpart" if rule == "given" else "lowercase")
+    found = patch(model, pairs, contrast, site, by=by, direction=direction, effort=effort)
+    if len(prompts) > 1:
+        return found
+    tokens = model.tokenizer.strings(pairs.clean.rows()[0])
+    return replace(
+        found, raw=_with_tokens(found.raw, tokens), known=_with_tokens(found.known, tokens)
+    )
+
+
+def _with_tokens(grid: Grid, tokens: Sequence[str]) -> Grid:
+    """A grid's positions labelled "index:token"."""
+    labels = tuple(f"{i}:{token}" for i, token in enumerate(tokens))
+    axes = tuple(
+        Axis("pos", labels) if axis.name == "pos" and len(axis) == len(labels) else axis
+        for axis in grid.axes
+    )
+    return replace(grid, axes=axes)
+
+
+def read_by(text: str | None) -> By | None:
+    """A way to cut a prompt into places, from the command line.
+
+    Raises: MeasureError listing them.
+    """
+    if text is not None and text not in get_args(By):
+        raise MeasureError(f"by {text!r}", allowed=", ".join(get_args(By)))
+    return cast(By | None, text)
+
+
+def read_direction(text: str) -> Direction:
+    """A direction of patching, from the command line.
+
+    Raises: MeasureError listing them.
+    """
+    if text not in get_args(Direction):
+        raise MeasureError(f"direction {text!r}", allowed=", ".join(get_args(Direction)))
+    return cast(Direction, text)
+
+
 def neurons(
     model: Model,
     pairs: Pairs,
@@ -608,7 +681,8 @@ def _places(by: By, sides: Sides) -> tuple[Axis | None, list[Place]]:
     if by == "role":
         if sides.base_roles is None or sides.source_roles is None:
             raise MeasureError("by role, but no roles came", hint="Give each prompt's roles")
-        names = tuple(dict.fromkeys(name for row in sides.base_roles for name in row))
+        # in the order of the prompts' own text, which does not hang on which prompt comes first
+        names = _in_text_order(sides.base_roles)
         places = [_role(name, sides.base_roles, sides.source_roles) for name in names]
         return Axis("role", names), places
     equal_lengths(base, source, f"patching by {by}")
@@ -616,6 +690,17 @@ def _places(by: By, sides: Sides) -> tuple[Axis | None, list[Place]]:
         return None, [Place.everywhere(base)]
     longest = int(base.lengths.max())
     return Axis.count("pos", longest), [Place.at(p, base) for p in range(longest)]
+
+
+def _in_text_order(roles: Roles) -> tuple[str, ...]:
+    """Every role's name, by how far along a prompt it stands on average."""
+    far: dict[str, list[float]] = {}
+    for row in roles:
+        end = 1 + max((max(places) for places in row.values() if places), default=0)
+        for name, places in row.items():
+            if places:
+                far.setdefault(name, []).append(sum(places) / len(places) / end)
+    return tuple(sorted(far, key=lambda name: (sum(far[name]) / len(far[name]), name)))
 
 
 def _role(name: str, base_roles: Roles, source_roles: Roles) -> Place:

@@ -1,0 +1,230 @@
+"""Is it causal? The set of patches that a study runs.
+
+The ledger says who wrote the difference; only an intervention says who was needed. On the prompts
+of the main groups, every family of minimal edits is scored; then activations are exchanged between
+the clean prompts and their partners of the family that undoes the behaviour most surely:
+
+- where the pairs differ before their last token: the residual stream, attention and MLP outputs by
+  role (and by position where all pairs have one length), heads over all positions in both
+  directions, and the neurons that attribution puts first;
+- where they differ in the last token only: attention, MLPs and heads at the last token. The
+  residual stream is left out there: it carries everything by construction.
+
+Assumes prompts with an answer. Cost: see `measure/sweep`; at most `MOST_PAIRS` prompts, evenly
+taken, since a grid over thousands of prompts answers no other question than one over sixty-four.
+Each grid is written whole before the next begins, and a continued study makes only those missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from casestudy.behaviour.counterfactual import Counterfactual, Score, propose, score, strongest
+from casestudy.behaviour.prompts import Behaviour
+from casestudy.measure.batch import Batch, run_batch
+from casestudy.measure.patching import (
+    By,
+    Direction,
+    Effort,
+    Pairs,
+    Patched,
+    counterfactual_table,
+    neurons,
+    pairs_of,
+    patch,
+    top_neurons,
+)
+from casestudy.measure.result import Grid, Result
+from casestudy.model.model import Model
+from casestudy.study.store import Store
+
+NAME = "patching"
+"""As in `casestudy run --only patching`."""
+
+MOST_PAIRS = 64
+MOST_NEURONS = 20
+
+Progress = Callable[[str, int, int], None]
+"""Told a grid's name, and how many of its cells are done and there are in all."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One grid to make: what it is called in the study, and how."""
+
+    name: str
+    make: Callable[[Effort], Patched]
+
+
+def keep_causes(
+    store: Store,
+    model: Model,
+    behaviour: Behaviour,
+    runnable: Sequence[int],
+    *,
+    prepend_bos: bool | None,
+    top_k: int,
+    memory: int,
+    progress: Progress | None = None,
+) -> None:
+    """Make and store the counterfactuals' scores and every patch grid that is not there yet.
+
+    Args:
+        store: the study's, with its prompts measured.
+        model, behaviour: the study's.
+        runnable: the prompts that could be run, by index.
+        prepend_bos, top_k: the study's settings.
+        memory: bytes that a grid may use, beyond the model itself.
+        progress: told how far each grid is.
+
+    Raises: MeasureError where a sweep's own check fails.
+    """
+    index = _chosen(behaviour, runnable)
+    batch = run_batch(model, behaviour, index, [], prepend_bos=prepend_bos, top_k=top_k)
+    contrast = batch.contrasts[0]
+    proposals = propose(model, batch.prompts, roles=behaviour.roles, prepend_bos=prepend_bos)
+    scores = score(model, proposals, contrast, prepend_bos=prepend_bos)
+    store.write_final([counterfactual_table(scores)])
+    tasks = [*_before_last(batch, scores, prepend_bos), *_at_last(batch, scores, prepend_bos)]
+    if not tasks:
+        store.manifest["not_measured"].append(
+            {"what": "causal effects", "why": "no minimal edit fits these prompts"}
+        )
+    for task in tasks:
+        last = f"{task.name}.known.raw"  # the last that is written of a grid
+        if store.has_grid(last):
+            continue
+        tell = None if progress is None else partial(progress, task.name)
+        patched = task.make(Effort(memory=memory, progress=tell))
+        plans = store.manifest.setdefault("patch_plans", {})
+        plans[task.name] = patched.plan.as_dict()
+        store.save_manifest()
+        store.write_final(_named(patched, task.name))
+
+
+def _chosen(behaviour: Behaviour, runnable: Sequence[int]) -> list[int]:
+    """The main prompts, at most `MOST_PAIRS`, evenly taken."""
+    main = [i for i in runnable if behaviour.is_main(behaviour.prompts[i])] or list(runnable)
+    if len(main) <= MOST_PAIRS:
+        return main
+    return [main[i * len(main) // MOST_PAIRS] for i in range(MOST_PAIRS)]
+
+
+def _before_last(
+    batch: Batch, scores: Sequence[Score], prepend_bos: bool | None
+) -> Iterator[_Task]:
+    """Grids of the strongest family whose pairs differ before their last token."""
+    best = strongest(scores)
+    if best is None:
+        return
+    said = _said(best, "before the last token")
+    aligned = _only(best, lambda pair: pair.aligned == "position")
+    by_role = _Side(batch, best, prepend_bos, said)
+    for site in ("resid_pre", "attn_out", "mlp_out"):
+        yield by_role.grid(site, "role")
+    if not aligned.n:
+        yield by_role.grid("z", "role")
+        yield by_role.grid("z", "role", "noising")
+        return
+    whole = _Side(batch, aligned, prepend_bos, _said(aligned, "before the last token"))
+    if len(set(whole.pairs.clean.lengths.tolist())) == 1:
+        for site in ("resid_pre", "attn_out", "mlp_out"):
+            yield whole.grid(site, "position")
+    yield whole.grid("z", "all")
+    yield whole.grid("z", "all", "noising")
+    yield whole.neurons()
+
+
+def _at_last(batch: Batch, scores: Sequence[Score], prepend_bos: bool | None) -> Iterator[_Task]:
+    """Grids of the strongest family whose pairs differ in the last token only."""
+    only = [
+        _only(score, lambda p: p.first_difference == p.last and p.aligned == "position")
+        for score in scores
+    ]
+    best = strongest(only, before_last=False)
+    if best is None:
+        return
+    side = _Side(batch, best, prepend_bos, _said(best, "in the last token only"))
+    for site in ("attn_out", "mlp_out", "z"):
+        yield side.grid(site, "last")
+
+
+def _only(score: Score, fits: Callable[[Counterfactual], bool]) -> Score:
+    """The same score over some of the pairs."""
+    chosen = [i for i, pair in enumerate(score.pairs) if fits(pair)]
+    return Score(
+        score.family,
+        tuple(score.pairs[i] for i in chosen),
+        score.clean[chosen],
+        score.corrupted[chosen],
+        score.excluded,
+    )
+
+
+class _Side:
+    """One family's pairs, ready to be patched."""
+
+    def __init__(self, batch: Batch, score: Score, prepend_bos: bool | None, said: str) -> None:
+        self.model, self.said = batch.model, said
+        self.pairs = _pairs(batch, score, prepend_bos)
+        self.contrast = batch.contrasts[0][[pair.index for pair in score.pairs]]
+
+    def grid(self, site: str, by: By, direction: Direction = "denoising") -> _Task:
+        """One site, patched in every layer and place."""
+
+        def make(effort: Effort) -> Patched:
+            return self._told(
+                patch(
+                    self.model,
+                    self.pairs,
+                    self.contrast,
+                    site,
+                    by=by,
+                    direction=direction,
+                    effort=effort,
+                )
+            )
+
+        side = "" if direction == "denoising" else f"{direction}."
+        return _Task(f"patching.{side}{site}.{by}", make)
+
+    def neurons(self) -> _Task:
+        """The neurons that attribution puts first, one by one."""
+
+        def make(effort: Effort) -> Patched:
+            chosen = top_neurons(self.model, self.pairs, self.contrast, MOST_NEURONS)
+            return self._told(neurons(self.model, self.pairs, self.contrast, chosen, effort=effort))
+
+        return _Task("patching.neurons.all", make)
+
+    def _told(self, patched: Patched) -> Patched:
+        raw = replace(patched.raw, about=f"{patched.raw.about} {self.said}")
+        return replace(patched, raw=raw)
+
+
+def _pairs(batch: Batch, score: Score, prepend_bos: bool | None) -> Pairs:
+    assert batch.behaviour is not None
+    labels = [str(batch.index[pair.index]) for pair in score.pairs]
+    roles = batch.behaviour.roles
+    pairs = pairs_of(batch.model, score.pairs, roles=roles, labels=labels, prepend_bos=prepend_bos)
+    device = batch.model.device
+    return replace(pairs, clean=pairs.clean.to(device), corrupted=pairs.corrupted.to(device))
+
+
+def _said(score: Score, where: str) -> str:
+    return (
+        f"Pairs of the family “{score.family}” that differ {where} (n = {score.n}; the mean "
+        f"difference falls from {score.clean.mean():.2f} to {score.corrupted.mean():.2f} logits)."
+    )
+
+
+def _named(patched: Patched, name: str) -> list[Result]:
+    """What is kept of a grid: normalised, effect in logits, raw values and baselines."""
+    own = patched.raw.name.removesuffix(".raw")
+
+    def renamed(grid: Grid) -> Grid:
+        return replace(grid, name=name + grid.name.removeprefix(own))
+
+    return [renamed(grid) for grid in patched.grids()]

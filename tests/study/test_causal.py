@@ -1,0 +1,95 @@
+"""A study's patches: made where pairs allow, none twice, and the same after a kill."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import casestudy.study.causal as causal
+from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.measure.result import Table
+from casestudy.model.model import Model
+from casestudy.study.study import Study, study
+
+TEXTS = ("This is a sentence.", "It was late.", "She went home. He did not.")
+
+
+def behaviour(*texts: str) -> Behaviour:
+    prompts = tuple(Prompt(text, answer=" He", counterpart=" he") for text in texts)
+    return Behaviour("test", "Why?", prompts, answers="given")
+
+
+def patched(model: Model, folder: Path, *texts: str) -> Study:
+    return study(behaviour(*texts), model, out=folder, only=["predictions", "patching"])
+
+
+def test_every_grid_has_shares_effects_raw_values_and_its_check(
+    toy_model: Model, tmp_path: Path
+) -> None:
+    done = patched(toy_model, tmp_path / "s", *TEXTS)
+    names = {n for n in done.grids if n.startswith("patching.")}
+    roots = {n.removesuffix(".known.raw") for n in names if n.endswith(".known.raw")}
+    assert {"patching.resid_pre.role", "patching.attn_out.last", "patching.z.last"} <= roots
+    for root in roots:
+        shares = done.grids[root]
+        assert shares.error["gap"] <= shares.error["bound"]
+        assert "family" in shares.about
+        assert f"{root}.effect" in names
+        assert shares.n is not None
+        assert set(done.manifest["patch_plans"]) == roots
+    assert not any(entry["what"] == "causal effects" for entry in done.manifest["not_measured"])
+
+
+def test_families_are_scored_with_their_exclusions(toy_model: Model, tmp_path: Path) -> None:
+    table = patched(toy_model, tmp_path / "s", *TEXTS)["counterfactuals"]
+    assert isinstance(table, Table)
+    rows = {row["family"]: row for row in table.rows()}
+    assert rows["final stop to comma"]["n"] == len(TEXTS)
+    assert rows["year changed"]["n"] == 0
+    assert "no year (3)" in rows["year changed"]["why"]
+
+
+def test_a_killed_study_makes_only_the_grids_that_are_missing(
+    toy_model: Model, tmp_path: Path, monkeypatch: Any
+) -> None:
+    whole = patched(toy_model, tmp_path / "whole", *TEXTS)
+    real, made = causal.patch, []
+
+    def patch(*args: Any, **kwargs: Any) -> Any:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(args[3])
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as context:
+        context.setattr(causal, "patch", patch)
+        with pytest.raises(KeyboardInterrupt):
+            patched(toy_model, tmp_path / "killed", *TEXTS)
+    resumed = patched(toy_model, tmp_path / "killed", *TEXTS)
+    assert set(resumed.grids) == set(whole.grids)
+    for name in whole.grids:
+        np.testing.assert_array_equal(resumed.grids[name].values, whole.grids[name].values)
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "killed/arrays").iterdir()}
+    patched(toy_model, tmp_path / "killed", *TEXTS)
+    for path in (tmp_path / "killed/arrays").glob("patching.*"):
+        assert path.stat().st_mtime_ns == times[path.name], "nothing is made twice"
+
+
+def test_prompts_that_no_edit_fits_leave_no_grid_and_say_so(
+    toy_model: Model, tmp_path: Path
+) -> None:
+    done = patched(toy_model, tmp_path / "s", "1 2 3", "4 5 6")
+    assert not [name for name in done.grids if name.startswith("patching.")]
+    table = done["counterfactuals"]
+    assert isinstance(table, Table)
+    assert sum(table.columns["n"]) == 0
+    reasons = [entry["what"] for entry in done.manifest["not_measured"]]
+    assert "causal effects" in reasons
+
+
+def test_at_most_so_many_prompts_evenly_taken(monkeypatch: Any) -> None:
+    monkeypatch.setattr(causal, "MOST_PAIRS", 4)
+    many = behaviour(*(f"{i}." for i in range(10)))
+    assert causal._chosen(many, range(10)) == [0, 2, 5, 7]
+    assert causal._chosen(many, [1, 3]) == [1, 3]

@@ -576,6 +576,10 @@ class _Engine:
         while order:
             taken = [order.pop(0)]
             while order and trace([*taken, order[0]]) <= memory // 2:
+                # sorted by length: the next is the longest, and all are padded to it
+                own = self.lengths[order[0]] + sum(self.lengths[b] for b in taken)
+                if (len(taken) + 1) * self.lengths[order[0]] > 2 * own:
+                    break
                 taken.append(order.pop(0))
             mine = [v for b in taken for v in per_prompt.get(b, [])]
             mine.sort(key=lambda v: (v.length, v.first, v.prompt, v.cell))

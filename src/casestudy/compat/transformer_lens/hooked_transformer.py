@@ -836,6 +836,8 @@ class HookedTransformer:
                     allowed="zeros, then ones, in each row",
                 )
             shifts = (~mask).sum(1)
+        elif self.tokenizer.padding_side == "right" and not self._padded:
+            return Layout(ids, None)
         else:
             before = [self._padding_before(row, prepend_bos) for row in ids.tolist()]
             shifts = torch.tensor(before, device=ids.device)

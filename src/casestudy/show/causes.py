@@ -148,7 +148,7 @@ def strongest(study: Stored) -> Markup:
     )
     return Markup(
         "Put into the {} prompts, one part of the {} run {} more of the difference than any other "
-        "tried: {} at {}, {} of it{}."
+        "tried: {}, {}, with {} of it{}."
     ).format(into, out, verb, _site(name, short=True), at, number(value), ends)
 
 
@@ -243,12 +243,14 @@ PLACES = {
 
 
 def _site(name: str, *, short: bool = False) -> Markup:
-    """A patch grid's name in words: "attn_out by role", or the site alone."""
+    """A patch grid's name in words: "attn_out by role"; short, "attn_out" beside a role."""
     parts = _parts(name)
     place = PLACES.get(parts[-1]) if len(parts) > 1 else None
     site = ".".join(parts[:-1] if place else parts)
     noising = "noising " if ".noising." in name else ""
-    words = f" {place}" if place and not short else ""
+    # where a cell names its own role or position, the short form leaves the place to it
+    told = short and parts[-1] in ("role", "position")
+    words = f" {place}" if place and not told else ""
     return Markup("{}<code>{}</code>{}").format(noising, clean(site), words)
 
 

@@ -116,6 +116,17 @@ def test_terms_a_contrast_does_not_have_are_no_terms_of_its_ledger(tmp_path: Pat
     assert "The same account of the other contrasts" in page.text
 
 
+def test_edits_that_flip_equally_often_are_named_together(tmp_path: Path) -> None:
+    columns = {"family": ["a", "b", "c"], "n": [4, 3, 5], "flip_share": [1.0, 1.0, 0.2]}
+    results = [
+        *studies.ledger(4),
+        *studies.tables(studies.TEXTS),
+        Table("counterfactuals", columns),
+    ]
+    page = page_of(studies.write(tmp_path / "s", results))
+    assert "“a” (n = 4) and “b” (n = 3) reverse the preference most often: in 100 %" in page.text
+
+
 def test_heads_lead_to_their_patterns_only_where_there_are_any(full: Page, page: Page) -> None:
     assert len([a for _, a in full.tags if "data-head" in a]) > 12
     assert not [a for _, a in page.tags if "data-head" in a]

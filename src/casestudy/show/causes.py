@@ -13,7 +13,7 @@ from casestudy.measure.result import Axis, Grid
 from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, Listing, paragraph
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import clean, count, interval, number, percent, signed
+from casestudy.show.text import clean, count, interval, listing, number, percent, signed
 from casestudy.show.writers import has_patterns
 
 MOST_HEADS = 24
@@ -51,14 +51,20 @@ def counterfactuals(study: Stored) -> list[Block]:
     blocks: list[Block] = [Listing("Minimal edits, and what they do", head, rows, caption)]
     scored = [row for row in tried if _known(row.get("flip_share"))]
     if scored:
-        best = max(scored, key=lambda row: row["flip_share"])
+        most = max(row["flip_share"] for row in scored)
+        best = [
+            f"“{clean(row['family'])}” (n\u00a0=\u00a0{row['n']})"
+            for row in scored
+            if row["flip_share"] == most
+        ]
         words = paragraph(
-            "Of {} that apply to these prompts, “{}” reverses the preference most often: in {} of "
-            "its {}.",
+            "Of {} that apply to these prompts, {} {} the preference most often: in {} of {} "
+            "prompts.",
             count(len(tried), "kind of edit", "kinds of edit"),
-            clean(best["family"]),
-            percent(best["flip_share"]),
-            count(int(best["n"]), "prompt"),
+            listing(best),
+            "reverses" if len(best) == 1 else "reverse",
+            percent(most),
+            "its" if len(best) == 1 else "their",
         )
         blocks.insert(0, words)
     if left_out:

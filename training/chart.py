@@ -54,6 +54,8 @@ def line_chart(
         [(x, y) for x, y in zip(one.x, one.y, strict=True) if x > 0 or not log_x] for one in series
     ]
     low, high = min(min(line)[0] for line in points), max(max(line)[0] for line in points)
+    if low == high:  # a single place on the axis still needs a scale
+        low, high = low / 2, high * 2 or 1.0
     y_low, y_high = y_range
 
     def across(x: float) -> float:

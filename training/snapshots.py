@@ -33,8 +33,10 @@ from .evaluate import (
     repetition_gain,
     stop_contexts,
 )
-from .windows import encode_books
+from .windows import EncodedBook, encode_books
 
+#: Contexts for each kind of stop.
+PER_KIND = 120
 #: The columns that are shares of one, drawn in the figure.
 DRAWN = {
     "space+Capital after a sentence end": "space+Capital after .",
@@ -45,11 +47,14 @@ DRAWN = {
 }
 
 
-def measure(reader: Reader, books: list[Book], per_kind: int = 120) -> dict[str, float]:
+def measure(
+    reader: Reader,
+    books: list[Book],
+    encoded: list[EncodedBook],
+    contexts: dict[str, list[list[int]]],
+) -> dict[str, float]:
     """The flagship's figures for one set of weights."""
-    encoded = encode_books(books, reader.tokenizer)
     classes = Classes(reader.tokenizer)
-    contexts = stop_contexts(reader, encoded, per_kind)
     ends = {kind: contexts[kind] for kind in ("sentence end .", "comma")}
     after = after_stops(reader, classes, ends)
     stop = after["sentence end ."]
@@ -102,10 +107,14 @@ def main(arguments: list[str] | None = None) -> int:
         found = sorted((options.run / "snapshots").glob("tokens-*.safetensors"))
         if not found:
             raise CheckpointError(f"No snapshots in {options.run}. Try: the --run of training.")
+        reader = load_reader(options.model, found[0])
+        encoded = encode_books(books, reader.tokenizer)
+        contexts = stop_contexts(reader, encoded, PER_KIND)
         for path in found:
             tokens = int(path.stem.removeprefix("tokens-"))
             reader = load_reader(options.model, path)
-            rows.append({"tokens": float(tokens), **measure(reader, books)})
+            measured = measure(reader, books, encoded, contexts)
+            rows.append({"tokens": float(tokens), **measured})
             print(f"{path.stem}: {rows[-1]}", file=sys.stderr)
     except TrainingError as error:
         print(error, file=sys.stderr)

@@ -18,7 +18,13 @@ from training.train import BUNDLED  # noqa: E402
 
 CORPUS = "CASESTUDY_CORPUS"
 SUBJECTS = ("The captain", "She", "An old man", "He", "My sister", "It", "Nobody", "Mr. Smith")
-VERBS = ("saw the house", "went to the river", "said nothing", "opened the door", "was 3.5 feet")
+VERBS = (
+    "saw the house",
+    "went to the river",
+    "said nothing",
+    "opened the door, and left",
+    "was 3.5 feet",
+)
 MARKS = (".", ".", ".", "!", "?")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import math
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from training.snapshots import DRAWN, figure
 from training.windows import encode_books
 
 from training import evaluate as ev
+from training import snapshots, train
 
 
 @pytest.fixture
@@ -111,6 +114,24 @@ def test_a_folder_without_a_model_is_refused(
 ) -> None:
     assert ev.main(["--corpus", str(make_corpus()), "--model", str(tmp_path)]) == 2
     assert "config.json is missing" in capsys.readouterr().err
+
+
+def test_every_snapshot_is_a_row_of_the_table(
+    make_corpus: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, run = make_corpus(), tmp_path / "run"
+    shape = ["--d-model", "16", "--n-heads", "2", "--n-layers", "1", "--batch-tokens", "512"]
+    length = ["--tokens", "1024", "--no-compile", "--threads", "1"]
+    assert train.main(["--corpus", str(corpus), "--run", str(run), *shape, *length]) == 0
+    shutil.copy(train.BUNDLED / "tokenizer.json", run / "final")
+    monkeypatch.setattr(snapshots, "PER_KIND", 4)
+    flags = ["--corpus", str(corpus), "--run", str(run), "--model", str(run / "final")]
+    assert snapshots.main([*flags, "--out", str(tmp_path), "--threads", "1"]) == 0
+    with open(tmp_path / "emergence.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["tokens"] for row in rows] == ["0", "1024"]
+    assert {*snapshots.DRAWN} < {*rows[0]}
+    assert (tmp_path / "emergence.svg").is_file()
 
 
 def test_a_chart_is_wellformed_and_names_its_lines() -> None:

@@ -1,4 +1,4 @@
-"""docs/why-7.233-is-not-6.617.md does its arithmetic on recorded figures, and shows it on a model."""
+"""docs/why-7.233-is-not-6.617.md: its arithmetic on recorded figures, and the same on a model."""
 
 import json
 from collections.abc import Callable

@@ -6,6 +6,8 @@ matrices ten times their initial size, since those are so small that a block bar
 
 from __future__ import annotations
 
+import atexit
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -177,6 +179,7 @@ def pair_of(case: str) -> Pair:
         if parameter.ndim > 1:
             parameter *= 10
     folder = Path(mkdtemp(prefix="casestudy-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     theirs.save_pretrained(folder)
     copy_tokenizer(folder)
     return Pair(theirs, folder, case in EXACT)

@@ -117,16 +117,17 @@ def test_by_role_averages_prompts_of_any_length() -> None:
     theirs = [{"name": (1,), "end": (4,), "start": (0,)}, {"name": (1,), "end": (6,)}]
     both = Pairs(clean, longer, roles, theirs)
     found = patch(model, both, contrast(2), "resid_post", by="role", effort=EVERY)
-    assert found.raw.axis("role").labels == ("name", "end", "start")
+    # in the order of the text, whichever prompt comes first
+    assert found.raw.axis("role").labels == ("start", "name", "end")
     values = found.raw.select(layer="1").values
     # the second pair's name has another number of tokens on either side; it has no start
-    np.testing.assert_array_equal(np.isnan(values), [[False, True], [False, False], [False, True]])
-    np.testing.assert_array_equal(found.normalised.select(layer="1").n, [1, 2, 1])
+    np.testing.assert_array_equal(np.isnan(values), [[False, True], [False, True], [False, False]])
+    np.testing.assert_array_equal(found.normalised.select(layer="1").n, [1, 1, 2])
     kept = run(model, clean[[1]], keep=["resid_post"])["resid_post", 1][0, 5]
     edit = Edit.replace("resid_post", 1, kept, pos=6)
     logits = run(model, longer[[1]], edit=[edit], logits="last").logits
     assert logits is not None
-    assert values[1, 1] == pytest.approx(float(contrast(2)[[1]].value(logits)))
+    assert values[2, 1] == pytest.approx(float(contrast(2)[[1]].value(logits)))
     with pytest.raises(MeasureError, match="unequal length"):
         patch(model, Pairs(clean, longer, roles), contrast(2), "resid_post", by="role")
     with pytest.raises(MeasureError, match="unequal length"):

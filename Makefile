@@ -30,7 +30,7 @@ bench-attribution: $(VENV)/.installed-test $(PEERS)/.installed
 	$(BIN)/python benchmarks/attribution.py
 
 bench-patching: $(VENV)/.installed-test $(PEERS)/.installed
-	$(BIN)/python benchmarks/patching.py --threads 1
+	$(BIN)/python benchmarks/patching.py --threads 2
 
 $(PEERS)/.installed: benchmarks/requirements-peers.txt constraints.txt
 	$(PYTHON) -m venv $(PEERS)

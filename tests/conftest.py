@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # No test reads or writes the user's cache.
@@ -90,3 +90,11 @@ def gpt2_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
         )
     built = gpt2_tokenizer_json(folder, tmp_path_factory.mktemp("gpt2-tokenizer"))
     return Tokenizer.from_directory(built, prepend_bos=True, n_ctx=1024)
+
+
+@pytest.fixture(autouse=True)
+def gradients_as_they_were() -> Iterator[None]:
+    """A test that switches gradients off, as notebooks do, switches them off for itself alone."""
+    before = torch.is_grad_enabled()
+    yield
+    torch.set_grad_enabled(before)

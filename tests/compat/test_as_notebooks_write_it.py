@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,6 @@ PROMPTS = ["He said so.", "The old man saw the house. He went home.", "Go."]
 @pytest.fixture
 def model(toy_folder: Callable[..., Path]) -> HookedTransformer:
     return HookedTransformer.from_pretrained(str(toy_folder()), device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def _gradients_as_they_were() -> Iterator[None]:
-    before = torch.is_grad_enabled()
-    yield
-    torch.set_grad_enabled(before)
 
 
 def test_the_seeds_cells(

@@ -137,6 +137,13 @@ def test_by_role_averages_prompts_of_any_length() -> None:
     assert patch(model, both, contrast(2), "resid_post", by="last").raw.values.shape == (3, 2)
 
 
+def test_choosing_neurons_needs_no_gradients_of_the_caller() -> None:
+    model, both = decoder(), some_pairs([6], first=[5])
+    chosen = top_neurons(model, both, contrast(1), 5)
+    with torch.no_grad():
+        assert top_neurons(model, both, contrast(1), 5) == chosen
+
+
 def test_all_neurons_of_a_layer_are_its_mlp() -> None:
     model = decoder("linear")
     both = some_pairs([6], first=[5])

@@ -563,7 +563,9 @@ def top_neurons(model: Model, pairs: Pairs, contrast: Contrast, k: int) -> list[
     assert ours.logits is not None
     layers = range(model.config.n_layers)
     activations = [ours[Site.MLP_POST, layer] for layer in layers]
-    gradients = torch.autograd.grad(contrast.value(ours.logits).sum(), activations)
+    with torch.enable_grad():  # whatever the caller has switched off
+        value = contrast.value(ours.logits).sum()
+    gradients = torch.autograd.grad(value, activations)
     mask = corrupted.to(model.device).mask[..., None]
     scores = torch.stack(
         [

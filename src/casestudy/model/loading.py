@@ -8,7 +8,6 @@ format asked for is the file's own, they are memory-mapped, not copied.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from casestudy.model.families import FAMILIES, read_config, read_weights
 from casestudy.model.in_memory import from_module
 from casestudy.model.memory import check_room
 from casestudy.model.model import Model
-from casestudy.model.tokens import Tokenizer
+from casestudy.model.tokens import Tokenizer, json_object
 
 BUNDLED = Path(__file__).parent / "bundled"
 DTYPES = {
@@ -249,13 +248,7 @@ def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
 def _read_json(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise ModelError(f"{path.parent} has no {path.name}", hint="Is it a model's directory?")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
-    if not isinstance(entries, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
-    return entries
+    return json_object(path)
 
 
 def _check_fits(

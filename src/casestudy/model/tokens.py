@@ -166,18 +166,18 @@ class Tokenizer:
         def id_of(kind: str) -> int | None:
             # A null in the tokenizer's own files means "none", whatever the model's config says.
             for name in ("tokenizer_config.json", "special_tokens_map.json"):
-                entries = _json(folder / name)
+                entries = json_object(folder / name)
                 if kind in entries:
                     entry = entries[kind]
                     text = entry.get("content") if isinstance(entry, dict) else entry
                     return None if text is None else backend.token_to_id(text)
             for name in ("generation_config.json", "config.json"):
-                entry = _json(folder / name).get(f"{kind}_id")
+                entry = json_object(folder / name).get(f"{kind}_id")
                 if isinstance(entry, int) and entry in special:
                     return entry
             return None
 
-        declared = _json(folder / "tokenizer_config.json").get("add_bos_token")
+        declared = json_object(folder / "tokenizer_config.json").get("add_bos_token")
         return cls.of(
             backend,
             bos_id=id_of("bos_token"),
@@ -349,8 +349,11 @@ class Tokenizer:
         return id in self.special or self.backend.id_to_token(id) is None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object's entries; none where there is no such file."""
+def json_object(path: Path) -> dict[str, Any]:
+    """A JSON object's entries; none where there is no such file.
+
+    Raises: ModelError for a file that holds anything else.
+    """
     if not path.is_file():
         return {}
     try:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -156,22 +156,26 @@ class Score:
         reasons = Counter(excluded.why for excluded in self.excluded).most_common()
         return "; ".join(f"{why} ({count})" for why, count in reasons)
 
+    def only(self, fits: Callable[[Counterfactual], bool]) -> Score:
+        """The same score over some of the pairs."""
+        chosen = [i for i, pair in enumerate(self.pairs) if fits(pair)]
+        return replace(
+            self,
+            pairs=tuple(self.pairs[i] for i in chosen),
+            clean=self.clean[chosen],
+            corrupted=self.corrupted[chosen],
+        )
+
     @property
     def before_last(self) -> Score:
         """The same score over the pairs that differ before their last token."""
-        chosen = [i for i, pair in enumerate(self.pairs) if pair.before_last]
         left = tuple(
             Excluded(self.family, pair.index, "differs in the last token only")
             for pair in self.pairs
             if not pair.before_last
         )
-        return Score(
-            self.family,
-            tuple(self.pairs[i] for i in chosen),
-            self.clean[chosen],
-            self.corrupted[chosen],
-            (*self.excluded, *left),
-        )
+        before = self.only(lambda pair: pair.before_last)
+        return replace(before, excluded=(*self.excluded, *left))
 
 
 def _final_stop(becomes: str) -> Callable[[str], str | None]:

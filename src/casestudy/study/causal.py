@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from casestudy.behaviour.counterfactual import Counterfactual, Score, propose, score, strongest
+from casestudy.behaviour.counterfactual import Score, propose, score, strongest
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.measure.batch import Batch, run_batch
 from casestudy.measure.patching import (
@@ -36,7 +36,6 @@ from casestudy.measure.patching import (
     patch,
     top_neurons,
 )
-from casestudy.measure.result import Grid, Result
 from casestudy.model.model import Model
 from casestudy.study.store import Store
 
@@ -88,10 +87,9 @@ def keep_causes(
     scores = score(model, proposals, contrast, prepend_bos=prepend_bos)
     store.write_final([counterfactual_table(scores)])
     tasks = [*_before_last(batch, scores, prepend_bos), *_at_last(batch, scores, prepend_bos)]
-    if not tasks:
-        store.manifest["not_measured"].append(
-            {"what": "causal effects", "why": "no minimal edit fits these prompts"}
-        )
+    nothing = {"what": "causal effects", "why": "no minimal edit fits these prompts"}
+    if not tasks and nothing not in store.manifest["not_measured"]:
+        store.manifest["not_measured"].append(nothing)
     for task in tasks:
         last = f"{task.name}.known.raw"  # the last that is written of a grid
         if store.has_grid(last):
@@ -101,7 +99,7 @@ def keep_causes(
         plans = store.manifest.setdefault("patch_plans", {})
         plans[task.name] = patched.plan.as_dict()
         store.save_manifest()
-        store.write_final(_named(patched, task.name))
+        store.write_final(patched.grids())
 
 
 def _chosen(behaviour: Behaviour, runnable: Sequence[int]) -> list[int]:
@@ -120,7 +118,7 @@ def _before_last(
     if best is None:
         return
     said = _said(best, "before the last token")
-    aligned = _only(best, lambda pair: pair.aligned == "position")
+    aligned = best.only(lambda pair: pair.aligned == "position")
     by_role = _Side(batch, best, prepend_bos, said)
     for site in ("resid_pre", "attn_out", "mlp_out"):
         yield by_role.grid(site, "role")
@@ -140,7 +138,7 @@ def _before_last(
 def _at_last(batch: Batch, scores: Sequence[Score], prepend_bos: bool | None) -> Iterator[_Task]:
     """Grids of the strongest family whose pairs differ in the last token only."""
     only = [
-        _only(score, lambda p: p.first_difference == p.last and p.aligned == "position")
+        score.only(lambda p: p.first_difference == p.last and p.aligned == "position")
         for score in scores
     ]
     best = strongest(only, before_last=False)
@@ -149,18 +147,6 @@ def _at_last(batch: Batch, scores: Sequence[Score], prepend_bos: bool | None) ->
     side = _Side(batch, best, prepend_bos, _said(best, "in the last token only"))
     for site in ("attn_out", "mlp_out", "z"):
         yield side.grid(site, "last")
-
-
-def _only(score: Score, fits: Callable[[Counterfactual], bool]) -> Score:
-    """The same score over some of the pairs."""
-    chosen = [i for i, pair in enumerate(score.pairs) if fits(pair)]
-    return Score(
-        score.family,
-        tuple(score.pairs[i] for i in chosen),
-        score.clean[chosen],
-        score.corrupted[chosen],
-        score.excluded,
-    )
 
 
 class _Side:
@@ -218,13 +204,3 @@ def _said(score: Score, where: str) -> str:
         f"Pairs of the family “{score.family}” that differ {where} (n = {score.n}; the mean "
         f"difference falls from {score.clean.mean():.2f} to {score.corrupted.mean():.2f} logits)."
     )
-
-
-def _named(patched: Patched, name: str) -> list[Result]:
-    """What is kept of a grid: normalised, effect in logits, raw values and baselines."""
-    own = patched.raw.name.removesuffix(".raw")
-
-    def renamed(grid: Grid) -> Grid:
-        return replace(grid, name=name + grid.name.removeprefix(own))
-
-    return [renamed(grid) for grid in patched.grids()]

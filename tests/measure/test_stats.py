@@ -10,10 +10,13 @@ from casestudy.measure.stats import (
     UNITS,
     Sums,
     compare_groups,
+    difference_interval,
     mean_interval,
     mean_over_prompts,
     permutation_test,
     ranking,
+    ratio_in_parts,
+    ratio_of_means,
     t_interval,
     units_of,
 )
@@ -207,3 +210,66 @@ def test_sums_of_one_value_have_no_interval_and_of_equal_ones_no_width() -> None
     tenth = np.full(30, 0.1)
     mean, lower, _ = t_interval(tenth.sum(keepdims=True), (tenth**2).sum(keepdims=True), 30)
     assert lower[0] == pytest.approx(mean[0], abs=1e-8)
+
+
+def sums_of(values: list[float], unit: list[int], units: int) -> Sums:
+    made = Sums(units, 1)
+    made.add(np.array(values)[:, None], np.array(unit))
+    return made
+
+
+def test_prompts_on_both_sides_are_paired_with_themselves() -> None:
+    a, b = [1.0, 5.0, 9.0], [2.0, 7.0, 12.0]
+    found = difference_interval(sums_of(a, [0, 1, 2], 3), sums_of(b, [0, 1, 2], 3))
+    by_hand = mean_interval(np.subtract(b, a)[:, None])
+    np.testing.assert_allclose(found, by_hand[:3])
+
+
+def test_sides_with_nothing_in_common_are_two_samples() -> None:
+    a, b = [1.0, 5.0, 9.0], [2.0, 7.0, 12.0, 3.0]
+    difference, lower, upper = difference_interval(
+        sums_of(a, [0, 1, 2], 7), sums_of(b, [3, 4, 5, 6], 7)
+    )
+    # Welch's error, with t of the smaller side's two degrees of freedom
+    error = (np.var(a, ddof=1) / 3 + np.var(b, ddof=1) / 4) ** 0.5
+    assert difference[0] == pytest.approx(np.mean(b) - np.mean(a))
+    assert upper[0] - difference[0] == pytest.approx(4.303 * error)
+    assert difference[0] - lower[0] == pytest.approx(4.303 * error)
+
+
+def test_a_side_of_one_unit_has_no_interval() -> None:
+    found = difference_interval(sums_of([1.0, 3.0], [0, 0], 3), sums_of([2.0, 4.0], [1, 2], 3))
+    assert found[0][0] == 1.0
+    assert np.isnan(found[1:]).all()
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_differences_interval_covers_about_as_often_as_it_says(paired: bool) -> None:
+    rng = np.random.default_rng(2)
+    n, cells = 30, 1000
+    common = rng.normal(size=(n, cells))
+    sides = []
+    for side in range(2):
+        made = Sums(n if paired else 2 * n, cells)
+        own = common if paired else rng.normal(size=(n, cells))
+        values = own + 0.3 * rng.normal(size=(n, cells)) + side
+        made.add(values, np.arange(n) + (0 if paired else side * n))
+        sides.append(made)
+    _, lower, upper = difference_interval(*sides)
+    assert 0.91 < ((lower < 1) & (upper > 1)).mean() < 0.98
+    # pairing takes out what the prompts have in common
+    assert (upper - lower).mean() == pytest.approx(0.3 if paired else 1.07, rel=0.1)
+
+
+def test_parts_of_a_ratio_have_its_mean_and_its_spread() -> None:
+    rng = np.random.default_rng(3)
+    base = rng.normal(0, 0.2, (4000, 12))
+    other = base + rng.normal(3, 1, base.shape)
+    values = base + 0.5 * (other - base) + rng.normal(0, 0.5, base.shape)
+    ratio = ratio_of_means(values, base, other)
+    parts = ratio_in_parts(values, base, other)
+    np.testing.assert_allclose(parts.mean(-1), ratio)
+    # the spread that the parts promise is the one that the ratio has over samples of prompts
+    promised = (parts.var(-1, ddof=1) / parts.shape[-1]).mean() ** 0.5
+    assert promised == pytest.approx(ratio.std(), rel=0.1)
+    assert np.isnan(ratio_in_parts(values, base, base)).all()

@@ -34,7 +34,7 @@ from casestudy.behaviour.prompts import AnswerRule, Prompt, Role
 from casestudy.behaviour.roles import roles_of
 from casestudy.errors import BehaviourError, MeasureError, SiteError
 from casestudy.measure.result import Array, Axis, Grid, Table
-from casestudy.measure.stats import mean_interval
+from casestudy.measure.stats import mean_interval, ratio_in_parts
 from casestudy.measure.sweep import (
     DEFAULT_MEMORY,
     Cell,
@@ -44,7 +44,6 @@ from casestudy.measure.sweep import (
     Progress,
     Sweep,
     Values,
-    ratio_of_means,
     sweep,
 )
 from casestudy.model.config import ModelConfig
@@ -153,7 +152,7 @@ class Patched:
         """Ratios of means over prompts, with n and a 95 % interval; no `prompt` axis.
 
         1 is the other run, 0 the unpatched one, NaN where those two do not differ. The interval is
-        that of the mean of R + (change - R · difference) / mean difference, the ratio linearised.
+        that of the ratio linearised (`ratio_in_parts`).
 
         Raises: MeasureError for an ablation, which has no other run.
         """
@@ -162,23 +161,11 @@ class Patched:
                 f"{self.raw.name} is an ablation: there is no other run to be a share of",
                 hint="Use `effect`, the change in logits",
             )
-        unpatched, other = self.baselines.values
-        values = self.raw.values
-        ratio = ratio_of_means(values, unpatched, other)
-        there = ~np.isnan(values)
-        whole = np.where(there, other - unpatched, np.nan)
-        n = there.sum(-1)
-        mean_whole = np.where(there, whole, 0.0).sum(-1) / np.maximum(n, 1)
-        defined = ~np.isnan(ratio)
-        scale = np.where(defined, mean_whole, np.nan)[..., None]
-        linear = ratio[..., None] + (values - unpatched - ratio[..., None] * whole) / scale
-        grid = _averaged(self.raw, linear)
+        parts = ratio_in_parts(self.raw.values, *self.baselines.values)
         return replace(
-            grid,
+            _averaged(self.raw, parts),
             name=self.raw.name.removesuffix(".raw"),
-            values=ratio,
             unit="share of the difference between the runs",
-            n=np.where(defined, n, 0),
             about=f"{self.raw.about} Normalised as a ratio of means: 0 is the unpatched run, 1 "
             "the other.",
         )

@@ -46,9 +46,17 @@ def units_of(n: int, documents: Sequence[str] | None = None, *, seed: int = 0) -
     if documents is None or len(set(documents)) < 2:
         unit = np.arange(n)
     else:
-        own = [name or f"\0{i}" for i, name in enumerate(documents)]
-        place = {name: i for i, name in enumerate(dict.fromkeys(own))}
-        unit = np.array([place[name] for name in own], dtype=np.int64)
+        return units_named([name or f"\0{i}" for i, name in enumerate(documents)], seed=seed)
+    return _piled(unit, seed)
+
+
+def units_named(names: Sequence[str], *, seed: int = 0) -> NDArray[np.int64]:
+    """Which unit of resampling each prompt is in, by the units' names."""
+    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return _piled(np.array([place[name] for name in names], dtype=np.int64), seed)
+
+
+def _piled(unit: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     count = int(unit.max(initial=-1)) + 1
     if count > UNITS:
         pile = np.random.default_rng(seed).permutation(count) % UNITS
@@ -87,22 +95,49 @@ class Sums:
         n = counts.sum(0)
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = sums.sum(0) / n
-        lower, upper = _cluster_t(sums, counts, mean)
-        many = (counts > 0).sum(0) >= BOOTSTRAP_FROM
-        if many.any():
-            low, high = _bootstrap(sums[:, many], counts[:, many], seed)
-            lower[many], upper[many] = low, high
+        lower, upper = _interval((sums, counts), seed=seed)
         return mean, lower, upper, n.astype(np.int64)
 
 
-def _cluster_t(sums: Array, counts: Array, mean: Array) -> tuple[Array, Array]:
-    """The t interval of a mean over units; with one prompt per unit, Student's own."""
-    units = (counts > 0).sum(0)
+def _interval(*sides: Side, seed: int) -> tuple[Array, Array]:
+    """A t interval, or a bootstrap's where there are units enough."""
+    lower, upper = _cluster_t(*sides)
+    units = np.min([(counts > 0).sum(0) for _, counts in sides], 0)
+    many = units >= BOOTSTRAP_FROM
+    if many.any():
+        some = [(sums[:, many], counts[:, many]) for sums, counts in sides]
+        lower[many], upper[many] = _bootstrap(*some, seed=seed)
+    return lower, upper
+
+
+Side = tuple[Array, Array]
+"""Sums and counts, (unit, cell) each."""
+
+
+def _cluster_t(*sides: Side) -> tuple[Array, Array]:
+    """The t interval of one side's mean over units, or of the second side's minus the first's.
+
+    With one prompt per unit it is Student's own, paired where the sides have their units in common.
+    """
+    units = np.min([(counts > 0).sum(0) for _, counts in sides], 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        spread = np.where(counts > 0, sums - counts * mean, 0.0)
-        error = np.sqrt(units / (units - 1) * (spread**2).sum(0)) / counts.sum(0)
+        means = [sums.sum(0) / counts.sum(0) for sums, counts in sides]
+        parts = [_shares_of_error(*side, mean) for side, mean in zip(sides, means, strict=True)]
+        error = np.sqrt((_last_minus_first(parts) ** 2).sum(0))
         t = np.array([np.nan, np.nan, *_T])[np.clip(units, 0, len(_T) + 1)]
+        mean = _last_minus_first(means)
         return mean - t * error, mean + t * error
+
+
+def _shares_of_error(sums: Array, counts: Array, mean: Array) -> Array:
+    """What each unit adds to the error of a mean; their squares sum to its square."""
+    units = (counts > 0).sum(0)
+    spread = np.where(counts > 0, sums - counts * mean, 0.0)
+    return np.asarray(np.sqrt(units / (units - 1)) * spread / counts.sum(0))
+
+
+def _last_minus_first(sides: Sequence[Array]) -> Array:
+    return sides[0] if len(sides) == 1 else np.asarray(sides[1] - sides[0])
 
 
 def _draws(units: int, seed: int) -> Array:
@@ -110,15 +145,17 @@ def _draws(units: int, seed: int) -> Array:
     return rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES).astype(np.float64)
 
 
-def _bootstrap(sums: Array, counts: Array, seed: int) -> tuple[Array, Array]:
-    """2.5 % and 97.5 % quantiles of resampled means, some cells at a time."""
-    draws = _draws(len(sums), seed)
-    low, high = np.empty(sums.shape[1]), np.empty(sums.shape[1])
-    for start in range(0, sums.shape[1], _CELLS_AT_ONCE):
+def _bootstrap(*sides: Side, seed: int) -> tuple[Array, Array]:
+    """2.5 % and 97.5 % quantiles of resampled means, or of their difference, some cells a time."""
+    units, cells = sides[0][0].shape
+    draws = _draws(units, seed)
+    low, high = np.empty(cells), np.empty(cells)
+    for start in range(0, cells, _CELLS_AT_ONCE):
         part = slice(start, start + _CELLS_AT_ONCE)
         with np.errstate(invalid="ignore", divide="ignore"):
-            means = (draws @ sums[:, part]) / (draws @ counts[:, part])
-        low[part], high[part] = np.nanquantile(means, (0.025, 0.975), axis=0)
+            means = [(draws @ sums[:, part]) / (draws @ counts[:, part]) for sums, counts in sides]
+        drawn = _last_minus_first(means)
+        low[part], high[part] = np.nanquantile(drawn, (0.025, 0.975), axis=0)
     return low, high
 
 
@@ -187,7 +224,63 @@ def _t_quantile(freedom: int) -> float:
     return z + first + second + third  # within 0.001 from 9 degrees of freedom on
 
 
+# Ratios
+
+
+def ratio_of_means(
+    values: NDArray[np.float64], base: NDArray[np.float64], other: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(mean values - mean base) / (mean other - mean base) over the last axis, NaN left out.
+
+    NaN where `other` and `base` do not differ.
+    """
+    there = ~np.isnan(values)
+    n = there.sum(-1)
+    change = np.where(there, values - base, 0.0).sum(-1)
+    whole = np.where(there, other - base, 0.0).sum(-1)
+    size = np.where(there, np.abs(base), 0.0).sum(-1)
+    # below this two equal values differ by float32's rounding alone
+    defined = (n > 0) & (np.abs(whole) > 1e-6 * np.maximum(n, size))
+    return np.where(defined, change / np.where(defined, whole, 1.0), np.nan)
+
+
+def ratio_in_parts(
+    values: NDArray[np.float64], base: NDArray[np.float64], other: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """A ratio of means as one number per prompt: R + (change - R · difference) / mean difference.
+
+    Their mean is the ratio R itself, and to first order they vary as it does (the delta method), so
+    that what serves for means serves for ratios, intervals and pairing included.
+
+    Shape: as `values`; NaN where they are, and where the ratio is not defined.
+    """
+    ratio = ratio_of_means(values, base, other)[..., None]
+    there = ~np.isnan(values)
+    whole = np.where(there, other - base, np.nan)
+    n = np.maximum(there.sum(-1, keepdims=True), 1)
+    mean_whole = np.where(there, whole, 0.0).sum(-1, keepdims=True) / n
+    scale = np.where(np.isnan(ratio), np.nan, mean_whole)
+    return np.asarray(ratio + (values - base - ratio * whole) / scale)
+
+
 # Comparisons
+
+
+def difference_interval(a: Sums, b: Sums, *, seed: int = 0) -> tuple[Array, Array, Array]:
+    """Two means' difference per cell, b's minus a's, and the ends of its 95 % interval.
+
+    Both sums are over the same units, which are resampled together. So a prompt (or document) that
+    is on both sides is paired with itself, and sides with nothing in common are two samples. Below
+    `BOOTSTRAP_FROM` units on either side the interval is the paired t interval in the one case and
+    Welch's, with the smaller side's degrees of freedom, in the other.
+
+    Shape: (cell,) each; NaN where a side has no value, intervals NaN where it has one unit.
+    """
+    used = a.counts.any(1) | b.counts.any(1)
+    sides = [(side.sums[used], side.counts[used]) for side in (a, b)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        first, second = (sums.sum(0) / counts.sum(0) for sums, counts in sides)
+    return second - first, *_interval(*sides, seed=seed)
 
 
 @dataclass(frozen=True)

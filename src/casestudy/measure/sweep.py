@@ -37,6 +37,7 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.errors import MeasureError, SiteError
+from casestudy.measure.stats import ratio_of_means
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import (
     Trace,
@@ -213,20 +214,6 @@ class Sweep:
         if self.other is None:
             raise MeasureError("an ablation has no other run", hint="Compare with the base instead")
         return ratio_of_means(self.values, self.base, self.other)
-
-
-def ratio_of_means(
-    values: NDArray[np.float64], base: NDArray[np.float64], other: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """(mean values - mean base) / (mean other - mean base) over the last axis, NaN left out."""
-    there = ~np.isnan(values)
-    n = there.sum(-1)
-    change = np.where(there, values - base, 0.0).sum(-1)
-    whole = np.where(there, other - base, 0.0).sum(-1)
-    size = np.where(there, np.abs(base), 0.0).sum(-1)
-    # below this two equal values differ by float32's rounding alone
-    defined = (n > 0) & (np.abs(whole) > 1e-6 * np.maximum(n, size))
-    return np.where(defined, change / np.where(defined, whole, 1.0), np.nan)
 
 
 def sweep(

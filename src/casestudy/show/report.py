@@ -66,7 +66,7 @@ def report_html(study: Stored) -> str:
             manifest=clean(json.dumps(provenance.short_manifest(study), indent=1, default=str)),
             policy=_policy(),
             style=Markup(font() + template_text("plot.css") + template_text("report.css")),
-            script=Markup(template_text("report.js")),
+            script=Markup(_script()),
             shared=prompts.shared(study),
         )
     )
@@ -98,9 +98,13 @@ def _section(
     return (Section(id, title, blocks) if blocks else None), absent
 
 
+def _script() -> str:
+    return template_text("figures.js") + template_text("report.js")
+
+
 def _policy() -> str:
     """Nothing may be fetched, and only our own script may run, even if escaping had failed."""
-    digest = hashlib.sha256(template_text("report.js").encode("utf-8")).digest()
+    digest = hashlib.sha256(_script().encode("utf-8")).digest()
     script = base64.b64encode(digest).decode("ascii")
     return (
         f"default-src 'none'; script-src 'sha256-{script}'; style-src 'unsafe-inline'; "

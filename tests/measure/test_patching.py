@@ -10,6 +10,7 @@ from casestudy.errors import MeasureError, SiteError
 from casestudy.measure.patching import (
     Effort,
     Pairs,
+    Patched,
     ablate,
     neurons,
     patch,
@@ -97,6 +98,19 @@ def test_embeddings_all_heads_and_all_mlps_together_give_the_other_run(variant: 
     ]
     patched = run(model, corrupted, edit=edits, logits="last").logits
     torch.testing.assert_close(patched, theirs.logits)
+
+
+def test_a_watched_grid_fills_up_and_is_the_same_in_the_end() -> None:
+    shown: list[Patched] = []
+    effort = Effort(rows=12, watch=shown.append)
+    watched = patch(decoder(), some_pairs([6], first=[1]), contrast(1), "resid_pre", effort=effort)
+    plain = patch(decoder(), some_pairs([6], first=[1]), contrast(1), "resid_pre")
+    np.testing.assert_allclose(watched.raw.values, plain.raw.values, atol=1e-12)
+    first = shown[0].normalised
+    assert first.axes == plain.normalised.axes
+    assert np.isnan(first.values).any()
+    assert np.isfinite(first.values).any()
+    np.testing.assert_array_equal(shown[-1].raw.values, watched.raw.values)
 
 
 def test_noising_runs_the_clean_prompts() -> None:

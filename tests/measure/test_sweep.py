@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -348,6 +349,31 @@ def test_progress_counts_every_cell_of_every_prompt() -> None:
     sweep(model, corrupted, clean, cells, contrast(2), progress=lambda *done: seen.append(done))
     assert seen[0] == (3, 10)
     assert seen[-1] == (10, 10)
+
+
+def test_a_watcher_sees_each_climb_and_may_end_the_sweep() -> None:
+    model = decoder()
+    clean, corrupted = pairs([5, 7], first=[1, 2])
+    cells = [Cell(Site.RESID_PRE, 0, Place.at(p, corrupted)) for p in range(5)]
+    seen: list[engine.Sweep] = []
+    whole = sweep(model, corrupted, clean, cells, contrast(2), rows=8, watch=seen.append)
+    there = [~np.isnan(found.values) for found in seen]
+    assert len(seen) > 2
+    assert all(np.all(a <= b) for a, b in itertools.pairwise(there))
+    assert not there[0].all()
+    for found, known in zip(seen, there, strict=True):
+        np.testing.assert_array_equal(found.values[known], whole.values[known])
+    np.testing.assert_array_equal(seen[-1].values, whole.values)
+
+    class Enough(Exception):
+        pass
+
+    def stop(found: engine.Sweep) -> None:
+        raise Enough
+
+    seen.clear()
+    with pytest.raises(Enough):
+        sweep(model, corrupted, clean, cells, contrast(2), rows=8, watch=stop)
 
 
 def test_undefined_where_the_two_runs_do_not_differ() -> None:

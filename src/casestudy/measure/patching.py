@@ -18,7 +18,7 @@ to use and interpret activation patching", whose denoising and noising these are
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
@@ -64,13 +64,15 @@ Ablation = Literal["zero", "mean", "resample"]
 class Effort:
     """How a sweep is run: never what it finds, beyond float rounding.
 
-    Attributes: see `sweep`.
+    Attributes: see `sweep`; `watch` is shown the grid instead, as far as it is known.
     """
 
     memory: int = DEFAULT_MEMORY
     check: int = 8
     seed: int = 0
+    rows: int | None = None
     progress: Progress | None = None
+    watch: Callable[[Patched], None] | None = None
 
 
 DEFAULT_EFFORT = Effort()
@@ -780,7 +782,12 @@ class _Job:
             of_pairs: whether the source is the base's other side, so that its own contrast is what
                 a patch restores; a donor's is about another prompt's answer.
         """
-        effort = self.effort
+        effort, watch = self.effort, self.effort.watch
+
+        def laid_out(found: Sweep) -> Patched:
+            found = found if of_pairs else replace(found, other=None)
+            return patched(found, self.name, self.about, self.axes, self.labels, contrast)
+
         found = sweep(
             model,
             base,
@@ -790,10 +797,11 @@ class _Job:
             memory=effort.memory,
             check=effort.check,
             seed=effort.seed,
+            rows=effort.rows,
             progress=effort.progress,
+            watch=None if watch is None else lambda found: watch(laid_out(found)),
         )
-        found = found if of_pairs else replace(found, other=None)
-        return patched(found, self.name, self.about, self.axes, self.labels, contrast)
+        return laid_out(found)
 
 
 def patched(

@@ -69,6 +69,9 @@ Values = Callable[[Site, int | None, Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]
 """Told how many of how many (cell, prompt) pairs are done."""
 
+Watch = Callable[["Sweep"], None]
+"""Shown what was found so far, NaN where nothing was yet; what it raises ends the sweep."""
+
 DEFAULT_MEMORY = 2 << 30
 # Climbs of this many rows keep a CPU's matrix products at full rate while their buffers stay in
 # cache and in memory the allocator already holds; a GPU needs more rows to be busy.
@@ -226,7 +229,9 @@ def sweep(
     memory: int = DEFAULT_MEMORY,
     check: int = 8,
     seed: int = 0,
+    rows: int | None = None,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Sweep:
     """Every cell in every prompt, exactly.
 
@@ -240,7 +245,9 @@ def sweep(
         memory: budget in bytes, beyond the model's own parameters.
         check: how many computed (cell, prompt) pairs to recompute the plain way.
         seed: which pairs those are.
-        progress: called after every climb.
+        rows: the largest climb, in rows; by default what keeps the device busy. Smaller ones let
+            somebody who watches see more, sooner.
+        progress, watch: called after every climb.
 
     Unit:   the metric's (logits for a contrast).
     Error:  largest gap between the sampled values and full forward passes.
@@ -253,7 +260,7 @@ def sweep(
         _validate_pairs(base, source)
     with torch.no_grad():
         return _Engine(model, base, source, tuple(cells), metric).sweep(
-            memory, check, seed, progress
+            memory, check, seed, rows, progress, watch
         )
 
 
@@ -536,13 +543,17 @@ class _Engine:
         return max(64, _MLP_BLOCK_BYTES // (self.config.d_mlp * self.itemsize))
 
     def plan(
-        self, variants: Sequence[_Variant], keeps: tuple[list[Keep], list[Keep]], memory: int
+        self,
+        variants: Sequence[_Variant],
+        keeps: tuple[list[Keep], list[Keep]],
+        memory: int,
+        most: int | None,
     ) -> tuple[int, list[tuple[list[int], list[list[_Variant]]]]]:
         """Blocks of prompts, each with its climbs.
 
         Raises: MeasureError where not even one cell fits.
         """
-        cap = _ROWS.get(self.device.type, _ROWS_ELSEWHERE)
+        cap = most or _ROWS.get(self.device.type, _ROWS_ELSEWHERE)
         widths = 2 if self.config.gated_mlp else 1
         block = min(self.mlp_block(), cap)
         scratch = block * ((1 + widths) * self.config.d_mlp + 2 * self.config.d_model)
@@ -585,10 +596,18 @@ class _Engine:
 
     # The run.
 
-    def sweep(self, memory: int, check: int, seed: int, progress: Progress | None) -> Sweep:
+    def sweep(
+        self,
+        memory: int,
+        check: int,
+        seed: int,
+        rows: int | None,
+        progress: Progress | None,
+        watch: Watch | None,
+    ) -> Sweep:
         variants, known, absent = self.variants()
         keeps = self.sites(variants)
-        cap, blocks = self.plan(variants, keeps, memory)
+        cap, blocks = self.plan(variants, keeps, memory, rows)
         chosen = set(random.Random(seed).sample(range(len(variants)), min(check, len(variants))))
         sample = [variants[i] for i in sorted(chosen)]
 
@@ -597,6 +616,19 @@ class _Engine:
         other = np.full(len(self.base), np.nan) if isinstance(self.source, Tokens) else None
         done, gap = int(known.sum()), 0.0
         total = done + len(variants)
+
+        def found() -> Sweep:
+            plan = Plan(
+                memory,
+                cap,
+                torch.get_num_threads(),
+                tuple((tuple(p), tuple(sum(v.rows for v in c) for c in cs)) for p, cs in blocks),
+                self.operations,
+            )
+            all_values = np.where(known, base[None, :], values)
+            ends = None if other is None else other.copy()
+            return Sweep(self.cells, all_values, base.copy(), ends, known, {}, plan)
+
         if progress:
             progress(done, total)
         for prompts, climbs in blocks:
@@ -605,18 +637,20 @@ class _Engine:
             if other is not None and block.source is not None:
                 other[prompts] = self.read_run(block.source, prompts, "the other run")
             for climb in climbs:
-                found = _Climb(self, block, climb).climb().cpu().numpy()
-                values[[v.cell for v in climb], [v.prompt for v in climb]] = found
+                ours = _Climb(self, block, climb).climb().cpu().numpy()
+                values[[v.cell for v in climb], [v.prompt for v in climb]] = ours
                 done += len(climb)
                 if progress:
                     progress(done, total)
+                if watch:
+                    watch(found())
             mine = [v for v in sample if v.prompt in block.local]
             if mine:
                 plain = self.plainly(block, mine)
                 ours = values[[v.cell for v in mine], [v.prompt for v in mine]]
                 gap = max(gap, float(np.abs(plain - ours).max()))
-        values = np.where(known, base[None, :], values)
-        if np.isnan(values[~absent]).any():
+        whole = found()
+        if np.isnan(whole.values[~absent]).any():
             raise MeasureError("a patched run gave NaN", hint="The replacement may not be finite")
         bound = self.bound()
         if not gap <= bound:
@@ -625,17 +659,10 @@ class _Engine:
                 allowed=f"at most {bound:.0e}",
                 hint="Please report it with the model and the cells",
             )
-        plan = Plan(
-            memory,
-            cap,
-            torch.get_num_threads(),
-            tuple((tuple(p), tuple(sum(v.rows for v in c) for c in cs)) for p, cs in blocks),
-            self.operations,
-        )
         error = {"gap": gap, "checked": float(len(sample))}
         if bound < float("inf"):
             error["bound"] = bound
-        return Sweep(self.cells, values, base, other, known, error, plan)
+        return replace(whole, error=error)
 
     def bound(self) -> float:
         """What two ways of computing one value may differ by; bfloat16 promises nothing."""

@@ -51,9 +51,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class _Task:
-    """One grid to make: what it is called in the study, and how."""
+    """One grid to make: what it is called in the study, of which family's pairs, and how."""
 
     name: str
+    family: str
     make: Callable[[Effort], Patched]
 
 
@@ -98,6 +99,7 @@ def keep_causes(
         patched = task.make(Effort(memory=memory, progress=tell))
         plans = store.manifest.setdefault("patch_plans", {})
         plans[task.name] = patched.plan.as_dict()
+        store.manifest.setdefault("patch_families", {})[task.name] = task.family
         store.save_manifest()
         store.write_final(patched.grids())
 
@@ -153,7 +155,7 @@ class _Side:
     """One family's pairs, ready to be patched."""
 
     def __init__(self, batch: Batch, score: Score, prepend_bos: bool | None, said: str) -> None:
-        self.model, self.said = batch.model, said
+        self.model, self.family, self.said = batch.model, score.family, said
         self.pairs = _pairs(batch, score, prepend_bos)
         self.contrast = batch.contrasts[0][[pair.index for pair in score.pairs]]
 
@@ -174,7 +176,7 @@ class _Side:
             )
 
         side = "" if direction == "denoising" else f"{direction}."
-        return _Task(f"patching.{side}{site}.{by}", make)
+        return _Task(f"patching.{side}{site}.{by}", self.family, make)
 
     def neurons(self) -> _Task:
         """The neurons that attribution puts first, one by one."""
@@ -183,7 +185,7 @@ class _Side:
             chosen = top_neurons(self.model, self.pairs, self.contrast, MOST_NEURONS)
             return self._told(neurons(self.model, self.pairs, self.contrast, chosen, effort=effort))
 
-        return _Task("patching.neurons.all", make)
+        return _Task("patching.neurons.all", self.family, make)
 
     def _told(self, patched: Patched) -> Patched:
         raw = replace(patched.raw, about=f"{patched.raw.about} {self.said}")

@@ -119,7 +119,11 @@ class Store:
         if (folder / "manifest.json").exists():
             store = cls.open(folder)
             now = json.loads(json.dumps({key: manifest[key] for key in identity}))
-            different = list(_differences({key: store.manifest.get(key) for key in identity}, now))
+            stored = {key: store.manifest.get(key) for key in identity}
+            different = [
+                f"{where}: stored {_short(then)}, now {_short(now)}"
+                for where, then, now in differences(stored, now)
+            ]
             if different:
                 raise StudyError(
                     f"{folder} holds another study; " + "; ".join(different),
@@ -286,6 +290,16 @@ class Store:
     def write_table(self, name: str, frame: pl.DataFrame | pl.LazyFrame, about: str) -> None:
         """Keep a joined table; a lazy one is streamed to the disk."""
         _write_parquet(self.folder / "tables" / f"{name}.parquet", frame, about, lasting=False)
+
+    def columns(self, table: str, names: Sequence[str]) -> pl.DataFrame:
+        """Some columns of a joined table, without reading the others.
+
+        Raises: StudyError where the table is not there, is damaged, or has no such column.
+        """
+        import polars as pl
+
+        path = self.folder / "tables" / f"{table}.parquet"
+        return _parquet(lambda: pl.scan_parquet(path).select(names).collect(), path)
 
     def grids(self) -> Stored[Grid]:
         """Every joined grid by name, read when it is asked for.
@@ -526,14 +540,14 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _differences(stored: Any, now: Any, where: str = "") -> Iterator[str]:
-    """What two manifests disagree about, down to the entry."""
-    if isinstance(stored, Mapping) and isinstance(now, Mapping):
-        for key in sorted({*stored, *now}):
+def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """What two manifests disagree about, down to the entry: which, and what either has there."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in sorted({*one, *other}):
             inner = f"{where}.{key}" if where else str(key)
-            yield from _differences(stored.get(key), now.get(key), inner)
-    elif stored != now:
-        yield f"{where}: stored {_short(stored)}, now {_short(now)}"
+            yield from differences(one.get(key), other.get(key), inner)
+    elif one != other:
+        yield where, one, other
 
 
 def _short(value: object) -> str:

@@ -211,7 +211,7 @@ def _with_forms(model: Model, answer: str, counterpart: str | None) -> Answer:
     if counterpart is not None:
         _pair(model, answer, counterpart)
         others = other_forms(answer) if is_space_capital(answer) else {}
-        kept = {form: text for form, text in others.items() if _is_one_token(model, text)}
+        kept = {form: text for form, text in others.items() if is_one_token(model, text)}
         return Answer(answer, {**kept, FORMS[0]: counterpart})
     model.tokenizer.single(answer)
     why = _unfit(model, answer) if is_space_capital(answer) else "is not space+Capital"
@@ -227,7 +227,7 @@ def _unfit(model: Model, text: str) -> str | None:
     if forms["lowercase"] == text:
         return "has no lower-case twin"
     for form in (forms[name] for name in _forms_asked_for(model)):
-        if not _is_one_token(model, form):
+        if not is_one_token(model, form):
             n = len(model.tokenizer.ids(form))
             return f"has the counterpart {form!r}, which is {n} tokens"
     return None
@@ -247,7 +247,8 @@ def _has_bare_words(tokenizer: Tokenizer) -> bool:
     return any(len(t) > 3 and is_space_capital(t) and t[1:] in texts for t in texts)
 
 
-def _is_one_token(model: Model, text: str) -> bool:
+def is_one_token(model: Model, text: str) -> bool:
+    """Whether a text is exactly one token."""
     try:
         model.tokenizer.single(text)
     except TokenError:

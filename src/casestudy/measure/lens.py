@@ -127,13 +127,14 @@ def _projected(
 
 def measure_lens(batch: Batch) -> list[Result]:
     """Both readings of every contrast, and the whole vocabulary for the example prompts."""
-    curves = _curves(batch)
+    frozen, own = curves(batch)
     roles = _by_role(batch, [i for i, n in enumerate(batch.index) if n < ROLE_PROMPTS])
     tops = [_top(batch.model, tokens, index, TOP_K) for index, tokens in examples(batch)]
-    return [*curves, roles, *([concatenate_tables(tops)] if tops else [])]
+    return [frozen, own, roles, *([concatenate_tables(tops)] if tops else [])]
 
 
-def _curves(batch: Batch) -> tuple[Grid, Grid]:
+def curves(batch: Batch) -> tuple[Grid, Grid]:
+    """Both readings of every contrast at the last positions: `lens` and `lens.own_norm`."""
     labels = tuple(depth_sites(batch.model.config))
     frozen = []
     for contrast in batch.contrasts:
@@ -229,7 +230,7 @@ def lens(
     """
     batch = run_batch(model, behaviour, range(len(behaviour)), [LENS], prepend_bos=prepend_bos)
     name = {"final": "lens", "own": "lens.own_norm"}[norm]
-    return next(r for r in _curves(batch) if r.name == name)
+    return next(r for r in curves(batch) if r.name == name)
 
 
 def lens_by_role(model: Model, behaviour: Behaviour, *, prepend_bos: bool | None = None) -> Grid:

@@ -42,12 +42,13 @@ def predictions(
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     trace = run(model, model.tokenize(texts, prepend_bos=prepend_bos), logits="last")
     assert trace.logits is not None
-    return _top(model, trace.logits, range(len(texts)), top_k)
+    return top_tokens(model, trace.logits, range(len(texts)), top_k)
 
 
-def _top(
+def top_tokens(
     model: Model, logits: Float[Tensor, "batch d_vocab"], labels: Sequence[int], top_k: int
 ) -> Table:
+    """The table of `predictions`, from logits that are there; `labels` are the prompts' numbers."""
     top_k = min(top_k, logits.shape[1])
     best = logits.topk(top_k, dim=1)
     probs = _probabilities(logits).gather(1, best.indices)
@@ -126,7 +127,7 @@ def score_answer(
 def measure_predictions(batch: Batch) -> list[Result]:
     """Top-k, answers with their counterparts, what was passed over, and the logit differences."""
     return [
-        _top(batch.model, batch.logits, batch.index, TOP_K),
+        top_tokens(batch.model, batch.logits, batch.index, TOP_K),
         _answers(batch),
         _passed_over(batch),
         Grid(

@@ -178,6 +178,21 @@ def test_data_csv_svg_and_png_come_out(visit: Callable[..., Any], tmp_path: Path
     assert figure.locator(".cells tbody tr").count() == len(rows)
 
 
+def test_a_table_comes_out_as_csv_with_unrounded_numbers(visit: Callable[..., Any]) -> None:
+    page = visit(accept_downloads=True)
+    assert page.locator(".listing:has(table.stack, .num):not(:has([data-do=csv]))").count() == 0
+    neurons = page.locator(".listing", has_text="The neurons with the largest direct share")
+    with page.expect_download() as waiting:
+        neurons.locator("[data-do=csv]").click()
+    assert waiting.value.suggested_filename.endswith("direct-share.csv")
+    text = Path(waiting.value.path()).read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == 12, "the ten that are shown, and the others"
+    shown = neurons.locator("tbody td:nth-child(2)").first.inner_text().replace("\u2212", "-")
+    assert float(shown) == pytest.approx(float(rows[0]["mean"]), abs=6e-4)
+    assert len(rows[0]["mean"]) > 6
+
+
 def test_csv_cells_cannot_become_formulas(visit: Callable[..., Any]) -> None:
     page = visit()
     data = "{axes: [['prompt', ['0']]], columns: {value: [-1.5]}, unit: '=1+1'}"

@@ -148,6 +148,27 @@ def test_a_pattern_comes_out_of_its_bytes_as_it_was_stored(tmp_path: Path) -> No
     assert packed["tokens"][0] == "<|endoftext|>"
 
 
+def test_patterns_beyond_the_cap_are_said_to_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = studies.write(tmp_path / "s", studies.full())
+    found = {name: grid for name, grid in store.grids().items() if name.startswith("pattern.")}
+    first = found["pattern.0"].values
+    entries = first[..., 0, 0].size * first.shape[-1] * (first.shape[-1] + 1) // 2
+    whole = page_of(store)
+    assert "are not on this page" not in whole.text
+    monkeypatch.setattr("casestudy.show.writers.MOST_PATTERN_BYTES", entries)
+    stored = Stored.read(store)
+    assert list(patterns(stored)) == ["0"]
+    cut = page_of(store)
+    assert "patterns of 1 prompt (1) are not on this page" in cut.text
+    assert "arrays/pattern.1.safetensors" in cut.text
+    monkeypatch.setattr("casestudy.show.writers.MOST_PATTERN_BYTES", 0)
+    none = page_of(store)
+    assert "patterns of 2 prompts (0 and 1) are not on this page" in none.text
+    assert not any("data-head" in a for _, a in none.tags), "nothing opens what is not there"
+
+
 def test_means_count_the_main_groups_only_where_they_are_named(tmp_path: Path) -> None:
     grids = studies.ledger(4)
     for grid in grids[:2]:
@@ -197,7 +218,10 @@ def test_no_script_runs_from_an_attribute(page: Page) -> None:
 
 
 def test_text_of_every_kind_comes_out_as_text(tmp_path: Path) -> None:
-    plain = page_of(studies.write(tmp_path / "plain", texts=("Plain.",) * len(HOSTILE)))
+    simple = ("Plain.",) * len(HOSTILE)
+    notes = Table("notes", {"note": list(simple)})
+    results = [*studies.ledger(len(simple)), *studies.tables(simple), notes]
+    plain = page_of(studies.write(tmp_path / "plain", results, texts=simple))
     kept = tuple(t.replace("\ud800", "") for t in HOSTILE)  # Parquet refuses a lone surrogate
     tables = studies.tables(kept)
     nasty = Table("notes", {"note": list(kept)}, about=kept[0])

@@ -6,13 +6,17 @@ or raise `Missing` with the reason why there are none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
 
 from markupsafe import Markup
 
 from casestudy.show.draw import Data, Drawing
 from casestudy.show.stored import Stored
+from casestudy.show.text import clean
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Listing:
         caption: what to note.
         stack: whether a row's cells stand below one another on a narrow screen.
         fold: how many rows to show before the rest has to be asked for; 0 for all.
+        data: what the table was made from, by column, for CSV: unrounded, and perhaps with more
+            rows and columns than are shown. By default the cells as they are shown.
     """
 
     title: str
@@ -60,6 +66,18 @@ class Listing:
     caption: str | Markup = ""
     stack: bool = False
     fold: int = 0
+    data: Mapping[str, Sequence[object]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, list[str | float | None]]:
+        """The columns for the page's script."""
+        shown = {
+            title.removesuffix("#") or f"column {i + 1}": [row[i] for row in self.rows]
+            for i, title in enumerate(self.head)
+        }
+        return {
+            clean(name): [_plain(cell) for cell in cells]
+            for name, cells in (self.data or shown).items()
+        }
 
     @property
     def parts(self) -> tuple[Sequence[Sequence[str | Markup]], Sequence[Sequence[str | Markup]]]:
@@ -67,6 +85,24 @@ class Listing:
         if not self.fold or len(self.rows) <= self.fold + 3:
             return self.rows, ()
         return self.rows[: self.fold], self.rows[self.fold :]
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[object]]:
+    """Rows as columns; what a row does not have is None."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _plain(cell: object) -> str | float | None:
+    if isinstance(cell, Markup):
+        return cell.striptags()
+    if cell is None or isinstance(cell, bool):
+        return None if cell is None else str(cell).lower()
+    if isinstance(cell, Real):
+        return float(cell) if math.isfinite(cell) else None
+    if isinstance(cell, (list, tuple)):
+        return "; ".join(map(clean, cell))
+    return clean(cell)
 
 
 Block = Markup | Figure | Listing

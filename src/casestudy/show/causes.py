@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from casestudy.measure.result import Axis, Grid
 from casestudy.show import draw
-from casestudy.show.blocks import Block, Figure, Listing, paragraph
+from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import clean, count, interval, listing, number, percent, signed
+from casestudy.show.text import clean, count, digits, interval, listing, number, percent, signed
 from casestudy.show.writers import has_patterns
 
 MOST_HEADS = 24
@@ -48,7 +48,9 @@ def counterfactuals(study: Stored) -> list[Block]:
         f"{clean(table.about)} Means with 95\u00a0% intervals, in logits; the share of prompts "
         "whose difference changes sign, and that lose at least half of it."
     )
-    blocks: list[Block] = [Listing("Minimal edits, and what they do", head, rows, caption)]
+    blocks: list[Block] = [
+        Listing("Minimal edits, and what they do", head, rows, caption, data=columns_of(found))
+    ]
     scored = [row for row in tried if _known(row.get("flip_share"))]
     if scored:
         most = max(row["flip_share"] for row in scored)
@@ -210,14 +212,14 @@ def _patch(study: Stored, name: str) -> list[Block]:
     grid, where = _cut(study, name)
     values = np.asarray(grid.values, dtype=float)
     best, at, ends = float(values[where]), _at(grid, where), _ends(grid, where)
-    words = paragraph(
-        "Patching {}: the largest effect is {}{} at {}.",
-        *(_site(name), signed(best), ends, at),
-    )
+    size = signed(best, digits([best]))
+    words = paragraph("Patching {}: the largest effect is {}{} at {}.", _site(name), size, ends, at)
     labels = [[clean(label) for label in axis.labels] for axis in grid.axes]
+    if len(labels) == 1:  # a bare number says too little beside a bar
+        labels = [[f"{grid.axes[0].name} {x}" if x.isdigit() else x for x in labels[0]]]
     plain = _site(name).striptags()
     title = f"Patching {plain}"
-    alt = f"Effect of patching {plain}: the largest is {signed(best)}{ends} at {at}."
+    alt = f"Effect of patching {plain}: the largest is {size}{ends} at {at}."
     gap = grid.error.get("gap")
     caption = clean(grid.about) + (
         f" A random sample of cells recomputed with a full forward pass differs by at most "
@@ -253,11 +255,11 @@ def _site(name: str, *, short: bool = False) -> Markup:
     parts = _parts(name)
     place = PLACES.get(parts[-1]) if len(parts) > 1 else None
     site = ".".join(parts[:-1] if place else parts)
-    noising = "noising " if ".noising." in name else ""
+    noising = "" if ".noising." not in name else " (noising)"
     # where a cell names its own role or position, the short form leaves the place to it
     told = short and parts[-1] in ("role", "position")
     words = f" {place}" if place and not told else ""
-    return Markup("{}<code>{}</code>{}").format(noising, clean(site), words)
+    return Markup("<code>{}</code>{}{}").format(clean(site), words, "" if short else noising)
 
 
 def _parts(name: str) -> list[str]:
@@ -292,5 +294,6 @@ def _opens(grid: Grid) -> Literal["cell", "row"] | None:
 def _ends(grid: Grid, where: tuple[Any, ...]) -> str:
     if grid.lower is None or grid.upper is None:
         return ""
-    n = "" if grid.n is None else f", n = {int(grid.n[where])}"
-    return f" [{interval(float(grid.lower[where]), float(grid.upper[where]))}{n}]"
+    n = "" if grid.n is None else f", n\u00a0=\u00a0{int(grid.n[where]):,}"
+    low, high = float(grid.lower[where]), float(grid.upper[where])
+    return f" [{interval(low, high, digits([float(grid.values[where])]))}{n}]"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from casestudy.show import draw
-from casestudy.show.blocks import Block, Figure, paragraph
-from casestudy.show.means import Mean, against, spoken
+from casestudy.measure.result import Array, Grid
+from casestudy.show import distribution, draw
+from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
+from casestudy.show.means import NOTHING, Mean, Spread, against, known, spoken
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import clean, count, number, signed
+from casestudy.show.text import clean, count, interval, number, percent, signed
 
 
 def differences(study: Stored) -> list[Block]:
@@ -19,99 +22,169 @@ def differences(study: Stored) -> list[Block]:
     grid = study.grid("logit_difference", "contrast", "prompt")
     means = study.grid("logit_difference.mean", "contrast")
     labels = grid.axis("contrast").labels
-    drawing = draw.strip(
-        [spoken(label) for label in labels],
-        [draw.numbers(row) for row in grid.values],
-        unit="logit difference, logits",
-        mean=draw.numbers(means.values),
-        lower=None if means.lower is None else draw.numbers(means.lower),
-        upper=None if means.upper is None else draw.numbers(means.upper),
-    )
-    main = Mean.of(means, contrast=study.contrast)
+    found = {name: Mean.of(means, contrast=name) for name in labels}
+    main = found[study.contrast]
     values = grid.select(contrast=study.contrast).values
     everyone = int(np.isfinite(values).sum())
-    known = values[study.main_prompts(grid.axis("prompt").labels)]
-    known = known[np.isfinite(known)]
-    blocks: list[Block] = [preference(study.contrast, main, known)]
+    counted = known(values[study.main_prompts(grid.axis("prompt").labels)])
+    blocks: list[Block] = [preference(study.contrast, main, counted)]
     others = [name for name in labels if name != study.contrast]
     if others:
-        said = []
-        for name in others:
-            mean = Mean.of(means, contrast=name)
-            said.append(f"against {against(name)} it is {signed(mean.value)} ({mean.bracket})")
+        said = [
+            f"against {against(name)} it is {signed(found[name].value)} ({found[name].bracket})"
+            for name in others
+        ]
         blocks.append(paragraph("{}.", _capital("; ".join(said))))
-    caption = (
-        "One dot per prompt, at logit(answer) − logit(counterpart); blue where the answer is "
-        "preferred, orange where it is not. Below the dots: the mean and its 95 % interval."
+    drawn = distribution.rows(
+        "contrast",
+        [spoken(label) for label in labels],
+        list(grid.values),
+        list(found.values()),
+        unit="logit difference, logits",
+        dots=draw.Data.of(grid),
+        row=54,
     )
+    caption = f"logit(answer) − logit(counterpart) after every prompt. {drawn.reading}"
     if main.n < everyone:
         caption += (
-            f" Means are over the {main.n} prompts of the behaviour’s main groups; all {everyone} "
-            "are drawn."
+            f" Means are over the {main.n:,} prompts of the behaviour’s main groups; all "
+            f"{everyone:,} are drawn."
         )
+    spread = Spread.of(counted)
     blocks.append(
         Figure(
             "The logit difference of every prompt",
-            drawing,
-            f"Dot plot of logit differences. Mean against {against(study.contrast)}: "
-            f"{signed(main.value)} logits, {main.bracket}; "
-            f"range {number(known.min())} to {number(known.max())}."
-            if known.size
-            else "Dot plot without a measured value; 0 prompts.",
-            draw.Data.of(grid),
+            drawn.drawing,
+            f"Distribution of logit differences. Mean against {against(study.contrast)}: "
+            f"{signed(main.value)} logits, {main.bracket}; median {number(spread.median)}, "
+            f"range {number(counted.min())} to {number(counted.max())}."
+            if spread is not None
+            else "Distribution without a measured value; 0 prompts.",
+            drawn.data,
             caption,
         )
     )
     return blocks
 
 
+MOST_GROUPS = 24
+"""Groups that are drawn; the table beside them has all."""
+
+
 def by_group(study: Stored) -> list[Block]:
     """The main contrast by group of prompts, where there are groups."""
     grid = study.grid("logit_difference", "contrast", "prompt").select(contrast=study.contrast)
-    groups = _groups(study)
-    if len(groups) < 2:
+    members = _groups(study)
+    if len(members) < 2:
         raise Missing("the prompts are not in groups")
     place = {label: i for i, label in enumerate(grid.axis("prompt").labels)}
     stored = study.grid("logit_difference.by_group", "group", "contrast")
     stored = stored.select(contrast=study.contrast)
-    lines: list[list[draw.Number]] = []
-    means: list[Mean | None] = []
-    for name, members in groups.items():
-        lines.append(draw.numbers(np.array([grid.values[place[p]] for p in members if p in place])))
-        mean = Mean.of(stored, group=name) if name in stored.axis("group").labels else None
-        means.append(mean if mean is not None and mean.n > 1 else None)
-    names = list(groups)
-    width = max(map(len, lines))
-    cells = [value for line in lines for value in [*line, *[None] * (width - len(line))]]
-    members = [p for found in groups.values() for p in [*found, *[""] * (width - len(found))]]
-    known = {n: m for n, m in zip(names, means, strict=True) if m is not None}
-    said = "; ".join(f"{n} {signed(m.value)} ({m.bracket})" for n, m in known.items())
-    data = draw.Data(
-        [("group", names), ("place", [str(i) for i in range(width)])],
-        {"value": cells, "prompt": [int(p) if p.isdigit() else None for p in members]},
+    known_groups = stored.axis("group").labels
+    groups = {
+        name: _Group(
+            [p for p in prompts if p in place],
+            grid.values[[place[p] for p in prompts if p in place]],
+            Mean.of(stored, group=name) if name in known_groups else NOTHING,
+        )
+        for name, prompts in members.items()
+    }
+    largest = sorted(groups, key=lambda name: -len(groups[name].prompts))[:MOST_GROUPS]
+    names = [name for name in groups if name in largest]
+    drawn = distribution.rows(
+        "group",
+        names,
+        [groups[name].values for name in names],
+        [groups[name].mean if groups[name].mean.n > 1 else None for name in names],
+        unit="logit difference, logits",
+        dots=_dots(grid, {name: groups[name] for name in names}),
+        row=42,
+    )
+    said = [
+        f"{name} {signed(groups[name].mean.value)} ({groups[name].mean.bracket})"
+        for name in names
+        if groups[name].mean.n > 1
+    ]
+    rest = (
+        f" The {len(names)} largest of {len(groups):,} groups." if len(names) < len(groups) else ""
+    )
+    return [
+        Figure(
+            "The same difference by group of prompts",
+            drawn.drawing,
+            f"Distribution of the logit difference by group, {len(names)} groups. "
+            + "; ".join(said),
+            drawn.data,
+            f"Contrast against {against(study.contrast)}. {drawn.reading} A prompt may stand in "
+            f"several groups; a group of one prompt has no mean.{rest}",
+        ),
+        _group_numbers(groups, grid.unit),
+        *_group_tests(study),
+    ]
+
+
+@dataclass(frozen=True)
+class _Group:
+    prompts: Sequence[str]
+    values: Array
+    mean: Mean
+
+
+def _dots(grid: Grid, groups: Mapping[str, _Group]) -> draw.Data:
+    """Each group's prompts side by side; shorter groups end in cells that were not measured."""
+    width = max(len(group.prompts) for group in groups.values())
+    cells: list[draw.Number] = []
+    prompts: list[draw.Number] = []
+    for group in groups.values():
+        none: list[draw.Number] = [None] * (width - len(group.prompts))
+        cells += [*draw.numbers(group.values), *none]
+        prompts += [*(int(p) if p.isdigit() else None for p in group.prompts), *none]
+    return draw.Data(
+        [("group", list(groups)), ("place", [str(i) for i in range(width)])],
+        {"value": cells, "prompt": prompts},
         grid.unit,
         "arrays/logit_difference.safetensors",
     )
-    drawing = draw.strip(
-        names,
-        [[*line, *[None] * (width - len(line))] for line in lines],
-        unit="logit difference, logits",
-        mean=[None if m is None else m.value for m in means],
-        lower=[None if m is None else m.lower for m in means],
-        upper=[None if m is None else m.upper for m in means],
-        row=42,
+
+
+def _group_numbers(groups: Mapping[str, _Group], unit: str) -> Listing:
+    """The groups in numbers: means and quantiles."""
+    rows: list[list[str | Markup]] = []
+    raw: dict[str, list[object]] = {name: [] for name in ("group", *_NUMBERS)}
+    for name, group in groups.items():
+        mean, spread = group.mean, Spread.of(group.values)
+        rows.append(
+            [
+                name,
+                f"{spread.n if spread else 0:,}",
+                signed(mean.value) if mean.n else "",
+                interval(mean.lower, mean.upper) if mean.n > 1 else "",
+                number(spread.median) if spread else "",
+                interval(spread.first, spread.third) if spread and spread.n > 1 else "",
+                percent(spread.positive) if spread else "",
+            ]
+        )
+        cells = (
+            *(spread.n if spread else 0, mean.value, mean.lower, mean.upper),
+            *((getattr(spread, part) if spread else None) for part in _NUMBERS[4:]),
+        )
+        for key, value in zip(raw, (name, *cells), strict=True):
+            raw[key].append(value)
+    return Listing(
+        "The groups in numbers",
+        ["Group", "n#", "Mean#", "95\u00a0% interval#", "Median#", "Quartiles#", "Above zero#"],
+        rows,
+        f"In {unit}. Quartiles are the 25th and 75th percentile; the last column is the share of "
+        "prompts in which the answer is preferred.",
+        fold=MOST_GROUPS,
+        data=raw,
     )
-    return [
-        *_group_tests(study),
-        Figure(
-            "The same difference by group of prompts",
-            drawing,
-            f"Dot plot of the logit difference by group, {len(names)} groups. {said}",
-            data,
-            f"Contrast against {against(study.contrast)}. A prompt may stand in several groups; a "
-            "group of one prompt has no mean.",
-        ),
-    ]
+
+
+_NUMBERS = (
+    *("n", "mean", "lower", "upper"),
+    *("low", "first", "median", "third", "high", "positive"),
+)
 
 
 def _group_tests(study: Stored) -> list[Block]:
@@ -129,12 +202,35 @@ def _group_tests(study: Stored) -> list[Block]:
         f"(p\u00a0=\u00a0{number(r['p_holm'], 3)})"
         for r in clear[:6]
     ]
+    more = len(clear) - len(said)
+    said += [f"and {count(more, 'pair')} more"] if more else []
+    rows.sort(key=lambda r: r["p_holm"])
+    cells: list[list[str | Markup]] = [
+        [
+            clean(r["group"]),
+            clean(r["other"]),
+            signed(r["difference"]),
+            number(r["p"], 4) if r.get("p") is not None else "",
+            number(r["p_holm"], 4),
+        ]
+        for r in rows
+    ]
+    head = ["Group", "Other", "Difference#", "p#", "p, corrected#"]
+    listing = Listing(
+        "Every pair of groups, tested",
+        head,
+        cells,
+        clean(table.about),
+        fold=6,
+        data=columns_of(rows),
+    )
     return [
         paragraph(
             "Of {} pairs of groups, {} differ in their mean difference at the 5\u00a0% level after "
             "Holm’s correction{}{}.",
             *(len(rows), len(clear) or "none", ": " if said else "", "; ".join(said)),
-        )
+        ),
+        listing,
     ]
 
 
@@ -196,20 +292,20 @@ def controls(study: Stored) -> list[Block]:
     ]
     if not said:
         raise Missing("no control could be measured")
+    drawn = distribution.rows(
+        "control",
+        labels,
+        list(grid.values),
+        list(found.values()),
+        unit=grid.unit,
+        dots=draw.Data.of(grid),
+    )
     figure = Figure(
         "The difference beside what simpler explanations give",
-        draw.strip(
-            labels,
-            [draw.numbers(row) for row in grid.values],
-            unit=grid.unit,
-            mean=draw.numbers(means.values),
-            lower=None if means.lower is None else draw.numbers(means.lower),
-            upper=None if means.upper is None else draw.numbers(means.upper),
-            row=46,
-        ),
-        f"Dot plot of the logit difference beside controls: {'; '.join(said)}.",
-        draw.Data.of(grid),
-        clean(grid.about),
+        drawn.drawing,
+        f"Distribution of the logit difference beside controls: {'; '.join(said)}.",
+        drawn.data,
+        f"{clean(grid.about)} {drawn.reading}",
     )
     return [
         paragraph(

@@ -18,7 +18,8 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.measure.result import Array, Grid
-from casestudy.show.text import MINUS, columns, number, shorten, signed, visible
+from casestudy.show.means import Mean, Spread
+from casestudy.show.text import MINUS, columns, digits, number, shorten, signed, visible
 
 CHARACTER = 6.6
 """Width in pixels reserved for one column of a label; a little more than most fonts take."""
@@ -66,8 +67,12 @@ class Data:
 
 def numbers(array: Array) -> list[Number]:
     """A flat list, None where nothing was measured."""
-    flat = np.asarray(array, dtype=float).ravel()
-    return [float(v) if math.isfinite(v) else None for v in flat]
+    return [finite(v) for v in np.asarray(array, dtype=float).ravel().tolist()]
+
+
+def finite(value: Real) -> Number:
+    """The value, None where it was not measured."""
+    return value if math.isfinite(value) else None
 
 
 def _short(value: Number) -> Number:
@@ -147,11 +152,15 @@ class Scale:
 
     def ticks(self, most: int = 8) -> list[Real]:
         """Round values within the scale."""
-        span = self.high - self.low
-        step = 10 ** math.floor(math.log10(span / most))
-        step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= most)
+        step = round_step(self.high - self.low, most)
         first = math.ceil(self.low / step)
         return [float(f"{i * step:.12g}") for i in range(first, math.floor(self.high / step) + 1)]
+
+
+def round_step(span: Real, most: int) -> float:
+    """The smallest of 1, 2 or 5 times a power of ten that a span holds at most `most` times."""
+    step = 10.0 ** math.floor(math.log10(span / most))
+    return step * next(m for m in (1, 2, 5, 10) if span / (step * m) <= most)
 
 
 def label_width(labels: Sequence[str], most: int = 22) -> float:
@@ -273,7 +282,7 @@ def bars(
     height = row * len(labels)
     parts = _Parts()
     _x_axis(parts, scale, height, unit)
-    texts = shown or [number(v) for v in values]
+    texts = shown or [number(v, digits(values)) for v in values]
     for i, (label, value) in enumerate(zip(labels, values, strict=True)):
         y, middle = i * row, i * row + row / 2
         parts.add(
@@ -349,16 +358,82 @@ def strip(
             )
         place += len(line)
         m, low, high = (None if a is None else a[i] for a in (mean, lower, upper))
-        if low is not None and high is not None:
-            parts.add(
-                '<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="mean"/>',
-                *(scale.at(low), scale.at(high), base + 6, base + 6),
-            )
-        if m is not None:
-            at = scale.at(m)
-            parts.add('<circle cx="{}%" cy="{}" r="3.4" class="mean"/>', at, base + 6)
-            parts.text("100%", base + 6, signed(m), "v", ' dx="8"')
+        _mean(parts, scale, base + 6, m, low, high)
     return Drawing(parts.join(), height, (8, 62, 38, label_width(labels)))
+
+
+def _mean(parts: _Parts, scale: Scale, y: Real, mean: Number, low: Number, high: Number) -> None:
+    """A mean and its interval below a row's prompts, and its value at the right."""
+    if low is not None and high is not None:
+        parts.add(
+            '<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="mean"/>',
+            *(scale.at(low), scale.at(high), y, y),
+        )
+    if mean is not None:
+        parts.add('<circle cx="{}%" cy="{}" r="3.4" class="mean"/>', scale.at(mean), y)
+        parts.text("100%", y, signed(mean), "v", ' dx="8"')
+
+
+def histograms(
+    labels: Sequence[str],
+    edges: Sequence[Real],
+    counts: Array,
+    spreads: Sequence[Spread | None],
+    means: Sequence[Mean | None],
+    *,
+    unit: str,
+    row: Real = 64,
+) -> Drawing:
+    """A histogram per label, with its quartiles in a box and its mean below.
+
+    Args:
+        labels: one per row.
+        edges: of the bins, the same for every row.
+        counts: (row, bin).
+        spreads: each row's quantiles; None where it has no values.
+        means: each row's mean with its interval; None where it has none.
+        unit: of the edges.
+        row: height of a row in pixels.
+    """
+    ends = [v for m in means if m is not None for v in (m.lower, m.upper)]
+    scale = Scale.over([*edges, *ends])
+    height, tall = row * len(labels), row - 34
+    parts = _Parts()
+    _x_axis(parts, scale, height, unit)
+    for i, (label, line) in enumerate(zip(labels, counts.tolist(), strict=True)):
+        base = i * row + tall + 4
+        spread, mean = spreads[i], means[i]
+        parts.text("-8", base - 16, shorten(label, 22), "l e")
+        parts.text("-8", base - 1, f"n = {spread.n if spread else 0:,}", "t e k")
+        fullest = max(line) or 1
+        for j, count in enumerate(line):
+            if not count:
+                continue
+            left, right = scale.at(edges[j]), scale.at(edges[j + 1])
+            # a bin with one prompt of thousands is drawn too
+            size = round(max(1.0, tall * count / fullest), 2)
+            parts.add(
+                '<rect x="{}%" y="{}" width="{}%" height="{}" class="bin {}" data-i="{}"/>',
+                *(left, round(base - size, 2), round(right - left, 3), size),
+                *("neg" if edges[j] < 0 else "pos", i * len(line) + j),
+            )
+        if spread is not None:
+            _box(parts, scale, base + 8, spread)
+        if mean is not None:
+            _mean(parts, scale, base + 20, *map(finite, (mean.value, mean.lower, mean.upper)))
+    return Drawing(parts.join(), height, (8, 62, 38, label_width(labels)))
+
+
+def _box(parts: _Parts, scale: Scale, y: Real, spread: Spread) -> None:
+    low, first, median, third, high = (
+        scale.at(v) for v in (spread.low, spread.first, spread.median, spread.third, spread.high)
+    )
+    parts.add('<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="box"/>', low, high, y, y)
+    parts.add(
+        '<rect x="{}%" y="{}" width="{}%" height="8" class="box"/>',
+        *(first, y - 4, max(round(third - first, 3), 0.15)),
+    )
+    parts.add('<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="box"/>', median, median, y - 4, y + 4)
 
 
 def heatmap(

@@ -9,8 +9,14 @@ from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, paragraph
 from casestudy.show.means import spoken
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import clean, listing, number, percent, prose
-from casestudy.show.writers import has_patterns, head_button, top_heads
+from casestudy.show.text import clean, count, listing, number, percent, prose
+from casestudy.show.writers import (
+    MOST_PATTERN_BYTES,
+    has_patterns,
+    head_button,
+    pattern_names,
+    top_heads,
+)
 
 HEADS = 12
 """How many heads are listed, the largest direct shares first."""
@@ -45,8 +51,7 @@ def attention(study: Stored) -> list[Block]:
         )
     labels = [f"{a}.{b}" for a, b in top]
     i, j = np.unravel_index(int(np.nanargmax(values)), values.shape)
-    patterns = sorted(name for name in study.grids if name.startswith("pattern."))
-    study.shown |= set(patterns)
+    study.shown |= {name for name in study.grids if name.startswith("pattern.")}
     cut = [means.select(layer=a, head=b) for a, b in top]
     columns = {"value": draw.numbers(values)}
     for part in ("lower", "upper", "n"):
@@ -82,6 +87,25 @@ def attention(study: Stored) -> list[Block]:
             f"{clean(means.about)} Mean over prompts that have the role; heads in the order of "
             "their direct share.",
         ),
+        *_left_out(study),
+    ]
+
+
+def _left_out(study: Stored) -> list[Block]:
+    """That some prompts' patterns cannot be opened on this page, and where they are."""
+    shown, left_out = pattern_names(study)
+    if not left_out:
+        return []
+    several = len(left_out) > 1
+    return [
+        Markup('<p class="notice" role="note">{}</p>').format(
+            f"The attention patterns of {count(len(left_out), 'prompt')} "
+            f"({listing([name.removeprefix('pattern.') for name in left_out])}) are not on this "
+            f"page, which holds at most {MOST_PATTERN_BYTES / 1e6:g} MB of them: "
+            + ("those of the other " + count(len(shown), "prompt") + " open. " if shown else "")
+            + f"They are in the study’s folder, {'each ' if several else ''}as "
+            f"arrays/{'pattern.N' if several else left_out[0]}.safetensors."
+        )
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from casestudy.measure.result import Grid
+from casestudy.measure.result import Array, Grid
 from casestudy.measure.stats import mean_interval
 from casestudy.show.text import clean, interval
 
@@ -75,3 +75,38 @@ class Mean:
 
 NOTHING = Mean(float("nan"), float("nan"), float("nan"), 0)
 """What nothing was measured for."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A distribution in five numbers and its n.
+
+    Attributes:
+        n: measured values.
+        low, first, median, third, high: the 5th, 25th, 50th, 75th and 95th percentile.
+        positive: share of values above zero.
+    """
+
+    n: int
+    low: float
+    first: float
+    median: float
+    third: float
+    high: float
+    positive: float
+
+    @classmethod
+    def of(cls, values: Array) -> Spread | None:
+        """Of the measured values; None where there are none."""
+        measured = known(values)
+        if not measured.size:
+            return None
+        ends = np.quantile(measured, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
+        low, first, median, third, high = map(float, ends)
+        positive = float((measured > 0).mean())
+        return cls(measured.size, low, first, median, third, high, positive)
+
+
+def known(values: Array) -> Array:
+    """The values that were measured."""
+    return values[np.isfinite(values)]

@@ -9,10 +9,13 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.show import draw
-from casestudy.show.blocks import Block, Figure, Listing, paragraph
+from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.means import Mean, spoken
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import chip, clean, count, excerpt, listing, ordinal, percent
+
+MOST_TEXT = 2000
+"""Columns of a prompt's text: one that was too long for the model can be of any length."""
 
 EXAMPLES = 48
 """How many prompts a report goes through one by one; all of them where a study has no more."""
@@ -26,6 +29,7 @@ def prompts_table(study: Stored) -> list[Block]:
     study.shown.add("answers")
     examples = set(example_prompts(study))
     rows: list[list[str | Markup]] = []
+    raw: list[dict[str, Any]] = []
     errors = 0
     for row in prompts.rows():
         prompt = row["prompt"]
@@ -36,6 +40,7 @@ def prompts_table(study: Stored) -> list[Block]:
         forms = {r["form"]: r for r in answers.get(prompt, [])}
         answer = forms.get("answer")
         other = next((r for form, r in forms.items() if form != "answer"), None)
+        raw.append(_raw(row, top=top, answer=answer, counterpart=other))
         rows.append(
             [
                 Markup('<a href="#prompt-{}">{}</a>').format(prompt, prompt),
@@ -75,7 +80,17 @@ def prompts_table(study: Stored) -> list[Block]:
             + caption
         )
     head = ["", "Prompt", "Most probable next", "Answer", "Counterpart"]
-    blocks.append(Listing("What the model expects next", head, rows, caption, stack=True, fold=14))
+    blocks.append(
+        Listing(
+            "What the model expects next",
+            head,
+            rows,
+            caption,
+            stack=True,
+            fold=14,
+            data=columns_of(raw),
+        )
+    )
     return blocks
 
 
@@ -136,6 +151,17 @@ def _mass_by_group(study: Stored) -> list[Block]:
             "Means over the prompts of a group; n and intervals are in the data.",
         )
     ]
+
+
+def _raw(row: Mapping[str, Any], **tokens: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A prompt's line unrounded, for CSV; places count from 1."""
+    found = {"prompt": row["prompt"], "text": excerpt(row["text"], MOST_TEXT)}
+    for name, token in tokens.items():
+        found[name] = None if token is None else token["token"]
+        found[f"{name} probability"] = None if token is None else token["prob"]
+        rank = None if token is None else token.get("rank")
+        found[f"{name} place"] = None if rank is None else rank + 1
+    return found | {"left out because": row.get("error")}
 
 
 def _scored(row: Mapping[str, Any] | None, rank: bool = False) -> Markup:

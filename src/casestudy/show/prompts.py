@@ -16,9 +16,10 @@ from markupsafe import Markup
 from casestudy.measure.result import Grid
 from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, paragraph
+from casestudy.show.distribution import MOST_DOTS
 from casestudy.show.means import against
 from casestudy.show.page import figure_html
-from casestudy.show.predicted import EXAMPLES, example_prompts
+from casestudy.show.predicted import EXAMPLES, MOST_TEXT, example_prompts
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import (
     chip,
@@ -33,11 +34,9 @@ from casestudy.show.text import (
     signed,
     visible,
 )
-from casestudy.show.writers import B_U, ledger_data, present
+from casestudy.show.writers import B_U, PATTERN_AXES, ledger_data, pattern_names, present
 
 TOP = 10
-MOST_TEXT = 2000
-"""Columns of a prompt's text: one that was too long for the model can be of any length."""
 FOLD = 14
 """Prompts listed before the rest has to be asked for."""
 
@@ -223,10 +222,6 @@ def _lens_cell(row: Mapping[str, Any] | None) -> Markup:
     )
 
 
-MOST_PATTERN_BYTES = 3_000_000
-"""Attention patterns are the largest thing a report holds; beyond this, prompts are left out."""
-
-
 def patterns(study: Stored) -> dict[str, Any]:
     """Whole attention patterns for the page's script, a byte per entry on and below the diagonal.
 
@@ -234,21 +229,11 @@ def patterns(study: Stored) -> dict[str, Any]:
     folder has the exact values.
     """
     found: dict[str, Any] = {}
-    size = 0
-    names = [name for name in study.grids if name.startswith("pattern.")]
-    for name in sorted(names, key=lambda name: (len(name), name)):
-        try:
-            grid = study.grid(name, "layer", "head", "query_pos", "key_pos")
-        except Missing:
-            continue
+    for name in pattern_names(study)[0]:
+        grid = study.grid(name, *PATTERN_AXES)
         labels = grid.axis("key_pos").labels
-        if len(labels) != len(grid.axis("query_pos")):
-            continue
         rows, cols = np.tril_indices(len(labels))
         packed = (np.clip(np.nan_to_num(grid.values), 0, 1)[..., rows, cols] * 255).round()
-        if size + packed.size > MOST_PATTERN_BYTES:
-            break
-        size += packed.size
         found[name.removeprefix("pattern.")] = {
             "layers": list(grid.axis("layer").labels),
             "heads": list(grid.axis("head").labels),
@@ -259,10 +244,16 @@ def patterns(study: Stored) -> dict[str, Any]:
 
 
 def shared(study: Stored) -> dict[str, Any]:
-    """What the page's script needs of every figure: the prompts' texts, and the patterns."""
+    """What the page's script needs of every figure: the prompts' texts, and the patterns.
+
+    Beyond so many prompts no figure names them one by one, and only the patterns' are needed.
+    """
     table = study.tables["prompts"].columns if "prompts" in study.tables else {}
-    texts = zip(table.get("prompt", []), table.get("text", []), strict=False)
+    found = patterns(study)
+    numbers = table.get("prompt", [])
+    named = {str(i) for i in numbers} if len(numbers) <= MOST_DOTS else set(found)
+    texts = zip(map(str, numbers), table.get("text", []), strict=False)
     return {
-        "prompts": {str(i): excerpt(text, 160) for i, text in texts},
-        "patterns": patterns(study),
+        "prompts": {i: excerpt(text, 160) for i, text in texts if i in named},
+        "patterns": found,
     }

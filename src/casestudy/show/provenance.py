@@ -103,16 +103,26 @@ def short_manifest(study: Stored) -> dict[str, Any]:
 def leftovers(study: Stored) -> list[Block]:
     """Whatever was stored that no section drew: a figure each while it can be drawn, else a row."""
     unknown = [study.grids[n] for n in sorted(set(study.grids) - study.shown - _BOOKKEEPING)]
-    blocks: list[Block] = [_plain(grid) for grid in unknown if _drawable(grid)]
+    # what a mean already shows is named; what nothing else shows is drawn
+    drawn = [g for g in unknown if _drawable(g) and f"{g.name}.mean" not in study.shown]
+    blocks: list[Block] = [_plain(grid) for grid in drawn]
     for name in sorted(set(study.tables) - study.shown - _BOOKKEEPING):
         table = study.tables[name]
         rows = table.rows()
+        if not rows:
+            continue
         shown = [[_cell(value) for value in row.values()] for row in rows[:30]]
         more = f" The first 30 of {len(rows):,} rows." if len(rows) > 30 else ""
         blocks.append(
-            Listing(clean(name), list(map(clean, table.columns)), shown, clean(table.about) + more)
+            Listing(
+                clean(name),
+                list(map(clean, table.columns)),
+                shown,
+                clean(table.about) + more,
+                data={key: column[:MOST_CELLS] for key, column in table.columns.items()},
+            )
         )
-    rest = [_summary(grid) for grid in unknown if not _drawable(grid)]
+    rest = [_summary(g) for g in unknown if g.name not in {grid.name for grid in drawn}]
     if rest:
         head = ["Name", "Axes", "Smallest#", "Largest#", "Unit"]
         about = "Each is a file of its own under `arrays/` in the study’s folder."

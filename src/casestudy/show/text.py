@@ -8,14 +8,16 @@ of digits. Escaping for HTML is markupsafe's, applied where a text meets markup.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
 MINUS = "\u2212"
 _VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽"}
 # Joiners build emoji and Indic or Arabic letters; every other format character is spelled out.
+_HYPHEN_MINUS = re.compile(r"(?<![\w.)\]-])-(?=\d)")  # before a number, and no range or name
 _JOINERS = frozenset("\u200c\u200d\ufe0e\ufe0f")
 
 
@@ -74,9 +76,9 @@ def excerpt(text: object, width: int) -> str:
 
 def prose(text: object) -> Markup:
     """A sentence from the study itself: what stands between backticks is code."""
-    pieces = clean(text).split("`")
+    pieces = _HYPHEN_MINUS.sub(MINUS, clean(text)).split("`")
     if len(pieces) % 2 == 0:
-        return Markup("{}").format(clean(text))
+        return Markup("{}").format("`".join(pieces))
     return Markup("").join(
         Markup("<code>{}</code>").format(piece) if i % 2 else Markup("{}").format(piece)
         for i, piece in enumerate(pieces)
@@ -95,6 +97,12 @@ def number(value: float | int | None, digits: int = 2) -> str:
     elif abs(value) >= 1e5:
         text = scientific(value)
     return text.replace("-", MINUS) if float(value) != 0 else f"{0:.{digits}f}"
+
+
+def digits(values: Iterable[float | int | None], least: int = 2) -> int:
+    """Decimals that give the largest of these numbers three digits: 2 for 5.85, 4 for 0.0213."""
+    known = [abs(v) for v in values if v is not None and math.isfinite(v) and v != 0]
+    return least if not known else max(least, 2 - math.floor(math.log10(max(known))))
 
 
 def scientific(value: float | int) -> str:

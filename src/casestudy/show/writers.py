@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from casestudy.measure.result import Axis, Grid
 from casestudy.show import draw
-from casestudy.show.blocks import Block, Figure, Listing, paragraph
+from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.means import NOTHING, Mean, against, spoken
 from casestudy.show.page import figure_html
 from casestudy.show.stored import Missing, Stored
@@ -312,7 +312,8 @@ def heads(study: Stored) -> list[Block]:
 def ranking(study: Stored) -> list[Block]:
     """How stable the order of the heads is over prompts."""
     table = study.table("attribution.head.ranking", "layer", "head", "mean", "rank", "in_top_10")
-    rows = sorted(table.rows(), key=lambda row: row["rank"])[:10]
+    ranked = sorted(table.rows(), key=lambda row: row["rank"])
+    rows = ranked[:10]
     if not rows:
         raise Missing("too few prompts to resample the order of the heads")
     cells: list[list[str | Markup]] = [
@@ -330,7 +331,13 @@ def ranking(study: Stored) -> list[Block]:
     ]
     head = ["Head", "Mean share#", "Among the first ten#", "Place#", "95\u00a0% interval#", "n#"]
     return [
-        Listing("The heads in order, and how sure the order is", head, cells, clean(table.about))
+        Listing(
+            "The heads in order, and how sure the order is",
+            head,
+            cells,
+            f"{clean(table.about)} The CSV has every head.",
+            data=columns_of(ranked),
+        )
     ]
 
 
@@ -350,9 +357,34 @@ def top_heads(study: Stored, most: int) -> list[tuple[str, str, Mean]]:
     return [(a, b, Mean.of(means, layer=a, head=b)) for _, a, b in cells[:most]]
 
 
+MOST_PATTERN_BYTES = 3_000_000
+"""Attention patterns are the largest thing a report holds; beyond this, prompts are left out."""
+
+PATTERN_AXES = ("layer", "head", "query_pos", "key_pos")
+
+
+def pattern_names(study: Stored) -> tuple[list[str], list[str]]:
+    """The whole attention patterns that are put on the page, and those that are not.
+
+    A byte per entry on and below the diagonal, the shortest names first, as far as they fit.
+    """
+    shown: list[str] = []
+    left_out: list[str] = []
+    size = 0
+    names = [name for name in study.grids if name.startswith("pattern.")]
+    for name in sorted(names, key=lambda name: (len(name), name)):
+        axes = {axis.name: len(axis) for axis in study.grids[name].axes}
+        if sorted(axes) != sorted(PATTERN_AXES) or axes["query_pos"] != axes["key_pos"]:
+            continue
+        n = axes["key_pos"]
+        size += axes["layer"] * axes["head"] * n * (n + 1) // 2
+        (shown if size <= MOST_PATTERN_BYTES else left_out).append(name)
+    return shown, left_out
+
+
 def has_patterns(study: Stored) -> bool:
     """Whether there is a whole attention pattern to open."""
-    return any(name.startswith("pattern.") for name in study.grids)
+    return bool(pattern_names(study)[0])
 
 
 def head_button(study: Stored, layer: str, head: str) -> Markup:
@@ -380,12 +412,13 @@ def neurons(study: Stored) -> list[Block]:
         ]
         for row in rows[:10]
     ]
-    total = "" if len(rows) <= 10 else f" The first 10 of {len(rows)} stored."
+    total = "" if len(rows) <= 10 else f" The first 10 of {len(rows)} stored; the CSV has all."
     return [
         Listing(
             "The neurons with the largest direct share",
             ["Layer.neuron", "Mean#", "95 % interval#", "n#"],
             cells,
             clean(table.about) + total,
+            data=columns_of(rows),
         )
     ]

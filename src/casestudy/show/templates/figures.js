@@ -109,7 +109,13 @@ const casestudy = (() => {
     return [head, body];
   }
 
-  function csv(data) {
+  // A table's columns as rows.
+  function tableRows(listing) {
+    const columns = JSON.parse($("script.cells-data", listing).textContent), head = Object.keys(columns);
+    return [head, columns[head[0]].map((_, i) => head.map((name) => columns[name][i]))];
+  }
+
+  function csv([head, body]) {
     const cell = (value) => {
       if (value === null || value === undefined) return "";
       if (typeof value === "number") return String(value);
@@ -117,7 +123,6 @@ const casestudy = (() => {
       const text = /^[=+\-@\t\r]/.test(value) && isNaN(Number(value)) ? `'${value}` : value;
       return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
     };
-    const [head, body] = rows(data);
     return [head, ...body].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
   }
 
@@ -214,7 +219,7 @@ const casestudy = (() => {
   }
 
   function fileName(figure, kind) {
-    const text = $("figcaption", figure).textContent.trim().toLowerCase();
+    const text = $(".head", figure).textContent.trim().toLowerCase();
     return `${text.replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60)}.${kind}`;
   }
 
@@ -234,9 +239,9 @@ const casestudy = (() => {
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-do]");
     if (!button) return;
-    const figure = button.closest("figure"), what = button.dataset.do;
+    const figure = button.closest("figure, .listing"), what = button.dataset.do;
     if (what === "data") toggleData(figure, button);
-    if (what === "csv") save(new Blob([csv(dataOf(figure))], { type: "text/csv" }), fileName(figure, "csv"));
+    if (what === "csv") save(new Blob([csv(figure.matches("figure") ? rows(dataOf(figure)) : tableRows(figure))], { type: "text/csv" }), fileName(figure, "csv"));
     if (what === "svg") save(new Blob([standalone($(".plot", figure))[0]], { type: "image/svg+xml" }), fileName(figure, "svg"));
     if (what === "png") savePng(figure);
   });

@@ -55,6 +55,9 @@ class ModelConfig:
         embed_scale: factor on the token embedding (Gemma: sqrt(d_model)).
         prepend_bos: whether the family's convention starts every text with BOS; None leaves it to
             the checkpoint's own tokenizer.
+
+    Constant attention needs no field: where a layer's W_Q and W_K are zero its heads weigh every
+    key they see alike, whatever the tokens, or by distance where there are biases and a rotation.
     """
 
     family: str

@@ -160,6 +160,20 @@ def _ledger(study: Stored, prompt: str) -> Figure:
     check = _of_prompt(study.grid("ledger.check", "contrast", "quantity", "prompt"), study, prompt)
     if not np.isfinite(ledger.values).any():
         raise Missing("it has no answer with a counterpart")
+    return ledger_figure(
+        ledger, check, "Its ledger", of=f"prompt {prompt}’s", contrast=against(study.contrast)
+    )
+
+
+def ledger_figure(ledger: Grid, check: Grid, title: str, *, of: str, contrast: str) -> Figure:
+    """One prompt's account.
+
+    Args:
+        ledger, check: `ledger` and `ledger.check` at one contrast and prompt.
+        title: of the figure.
+        of: whose logit difference it is, in the genitive.
+        contrast: what the answer is weighed against, in words.
+    """
     total = float(check.select(quantity="logit difference").values)
     gap = float(check.select(quantity="gap").values)
     ledger = present(ledger)
@@ -167,12 +181,12 @@ def _ledger(study: Stored, prompt: str) -> Figure:
     values = ledger.values.tolist()
     top = max(range(len(terms)), key=lambda i: abs(values[i]))
     return Figure(
-        "Its ledger",
+        title,
         draw.waterfall(terms, values, total, marked=(B_U,), row=16),
-        f"Waterfall from 0 to prompt {prompt}’s logit difference, {signed(total)} logits; largest "
+        f"Waterfall from 0 to {of} logit difference, {signed(total)} logits; largest "
         f"term {terms[top]} ({signed(values[top])}); gap {number(gap)}.",
         ledger_data(ledger, total),
-        f"Against {against(study.contrast)}. Sum of the terms {number(sum(values), 4)}, logit "
+        f"Against {contrast}. Sum of the terms {number(sum(values), 4)}, logit "
         f"difference {number(total, 4)}, gap {number(gap)} logits.",
     )
 

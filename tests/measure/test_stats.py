@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casestudy.errors import MeasureError
 from casestudy.measure.result import Axis, Grid
 from casestudy.measure.stats import (
     UNITS,
     Sums,
+    auroc,
     compare_groups,
     difference_interval,
     mean_interval,
@@ -273,3 +275,20 @@ def test_parts_of_a_ratio_have_its_mean_and_its_spread() -> None:
     promised = (parts.var(-1, ddof=1) / parts.shape[-1]).mean() ** 0.5
     assert promised == pytest.approx(ratio.std(), rel=0.1)
     assert np.isnan(ratio_in_parts(values, base, base)).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=30))
+def test_auroc_counts_the_pairs_that_stand_right(drawn: list[tuple[int, bool]]) -> None:
+    scores = np.array([score for score, _ in drawn], dtype=np.float64)
+    true = np.array([is_true for _, is_true in drawn])
+    if true.all() or not true.any():
+        with pytest.raises(MeasureError, match="at least one of each"):
+            auroc(scores, true)
+        return
+    right = [(a > b) + (a == b) / 2 for a in scores[true] for b in scores[~true]]
+    assert auroc(scores, true) == pytest.approx(np.mean(right))
+
+
+def test_auroc_of_what_was_not_measured_is_refused() -> None:
+    with pytest.raises(MeasureError, match="NaN"):
+        auroc(np.array([1.0, np.nan]), np.array([True, False]))

@@ -21,6 +21,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from casestudy.errors import MeasureError
 from casestudy.measure.result import Array, Axis, Grid, Table
 
 BOOTSTRAP_FROM = 10
@@ -454,6 +455,32 @@ def ranking(grid: Grid, sums: Sums, *, contrast: str, top: int = 10, seed: int =
         f"{top} when documents (or prompts) are resampled, and the 95 % interval of its rank. "
         f"Empty below {BOOTSTRAP_FROM} of them.",
     )
+
+
+# Rankings held against each other, or against the truth
+
+
+def midranks(values: Array) -> Array:
+    """Ranks from 1, smallest first; equal values share the mean of their ranks."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place])
+
+
+def auroc(scores: Array, true: NDArray[np.bool_]) -> float:
+    """The chance that something true has a larger score than something false; a tie counts half.
+
+    1 is a perfect ranking, 0.5 what chance gives: the area under the receiver operating
+    characteristic, as the rank sum of Mann and Whitney.
+
+    Raises: MeasureError where a score is NaN, or all are true, or none is.
+    """
+    if np.isnan(scores).any():
+        raise MeasureError("scores with NaN", allowed="a number each")
+    n_true, n_false = int(true.sum()), int((~true).sum())
+    if not n_true or not n_false:
+        raise MeasureError(f"{n_true} true and {n_false} false", allowed="at least one of each")
+    above = midranks(scores)[true].sum() - n_true * (n_true + 1) / 2
+    return float(above / (n_true * n_false))
 
 
 def _names(axes: Sequence[Axis]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,12 @@ from hypothesis import strategies as st
 
 import casestudy
 import casestudy.show.figures as figures
+from casestudy.behaviour.prompts import Prompt
 from casestudy.errors import MeasureError
+from casestudy.measure.patching import patch_prompts
 from casestudy.measure.result import Axis, Grid, Table
+from casestudy.model.model import Model
+from casestudy.show import draw
 from tests.show import studies
 from tests.show.pages import Page
 
@@ -138,6 +143,89 @@ def test_unmeasured_is_not_drawn_as_zero() -> None:
 def test_any_finite_numbers_can_be_shown(values: list[float], axis: str) -> None:
     shown = Grid("any", np.array(values), (Axis.count(axis, len(values)),), "logits")
     assert not re.search(r"\bnan\b", shown._repr_html_().split("</style>")[1])
+
+
+@pytest.mark.parametrize("axes", [("term",), ("class",), ("layer", "head")])
+def test_a_notebook_tells_each_value_on_hover(axes: tuple[str, ...]) -> None:
+    one = grid(*axes)
+    shown = one._repr_html_()
+    titles = re.findall(r"<title>([^<]*)</title>", shown)
+    assert len(titles) == one.values.size + (axes == ("term",))
+    place = ", ".join(f"{axis.name} {axis.labels[0]}" for axis in one.axes)
+    value = float(titles[0].removeprefix(f"{place}: ").split()[0].replace("\u2212", "-"))
+    assert value == pytest.approx(one.values.ravel()[0], abs=0.006)
+
+
+def test_a_title_gives_the_interval_and_n_and_is_text() -> None:
+    axis = Axis("class", (HOSTILE,))
+    low, high, n = np.array([1.0]), np.array([3.0]), np.array([14])
+    one = Grid("made", np.array([2.0]), (axis,), "logits", lower=low, upper=high, n=n)
+    assert draw.Data.of(one).titles() == [f"class {HOSTILE}: 2.00 logits [1.00 to 3.00], n = 14"]
+    assert HOSTILE not in one._repr_html_()
+
+
+def test_a_long_axis_is_cut_in_a_notebook_and_said_to_be() -> None:
+    shown = Grid("long", np.ones(5000), (Axis.count("class", 5000),), "logits")._repr_html_()
+    assert "the first 64 of 5,000 along class" in shown
+    assert shown.count("<title>") == 64
+
+
+def test_prompts_are_drawn_as_boxes() -> None:
+    per_prompt = studies.ledger(5)[0]
+    boxes = per_prompt.plot().data
+    assert [box.type for box in boxes] == ["box"] * 3
+    assert sum(len(box.x) for box in boxes) == per_prompt.values.size
+    assert boxes[0].boxpoints == "all"
+    assert studies.ledger(500)[0].plot().data[0].boxpoints == "outliers"
+
+
+def test_a_table_is_drawn_by_its_measured_column() -> None:
+    tables = {r.name: r for r in studies.full() if isinstance(r, Table)}
+    ranking = tables["attribution.head.ranking"].plot()
+    assert list(ranking.data[0].x) == ["1, 0", "0, 3"]
+    assert list(ranking.data[0].y) == [0.9, -0.6]
+    predictions = tables["predictions"].plot(prompt=1, most=5)
+    assert len(predictions.data[0].y) == 5
+    assert "the first 5 of 20 rows" in predictions.layout.title.text
+    neurons = tables["attribution.neuron"].plot().data[0]
+    assert neurons.error_y.array == pytest.approx([0.05] * 12)
+    edits = tables["counterfactuals"].plot(value="half_share")
+    assert list(edits.data[0].y) == [1.0, 1 / 3]
+    with pytest.raises(MeasureError, match="no column 'colour'"):
+        tables["predictions"].plot(colour="red")
+    with pytest.raises(MeasureError, match="no column of words"):
+        Table("words", {"word": ["a"]}).plot()
+
+
+def test_a_trace_draws_one_prompts_activation_and_lists_what_it_kept(toy_model: Model) -> None:
+    prompts = ["This is a sentence.", "Go."]
+    trace = casestudy.run(toy_model, prompts, keep=["pattern", "resid_post"], logits="last")
+    tokens = toy_model.tokenizer.strings(toy_model.tokenize(prompts).rows()[1])
+    figure = trace.plot(("pattern", 1), prompt=1, tokens=tokens, head="2")
+    assert figure.data[0].z == pytest.approx(trace.of(("pattern", 1), 1)[2].numpy())
+    assert "pattern, layer 1 (head 2)" in figure.layout.title.text
+    with pytest.raises(MeasureError, match=f"1 tokens for {len(tokens)} positions"):
+        trace.plot(("pattern", 1), prompt=1, tokens=["Go"])
+    page = Page(trace._repr_html_())
+    assert "Trace of 2 prompts" in page.text
+    assert "resid_post, layer 0" in page.text
+    assert str(tuple(trace["pattern", 0].shape)) in page.text
+
+
+def test_patches_draw_their_share_of_the_difference(toy_model: Model) -> None:
+    prompt = Prompt("It was late.", corrupted="it was late.", answer=" It", counterpart=" it")
+    patched = patch_prompts(toy_model, [prompt], "z", by="all")
+    assert patched.plot().data[0].z == pytest.approx(patched.normalised.values, nan_ok=True)
+    assert "share of the difference" in patched._repr_html_()
+
+
+def test_a_study_shows_its_ledger_and_what_it_holds(tmp_path: Path) -> None:
+    study = casestudy.open_study(studies.write(tmp_path / "s").folder)
+    assert study.plot().data[0].type == "waterfall"
+    page = Page(study._repr_html_())
+    assert "full-stop-capitals on toy" in page.text
+    assert "logit_difference.mean" in page.text
+    assert page.all("svg")
 
 
 def test_attention_views_say_which_axes_they_need() -> None:

@@ -182,14 +182,23 @@ class Patched:
             about=f"{self.raw.about} Mean over prompts of patched minus unpatched.",
         )
 
+    @property
+    def summary(self) -> tuple[Grid, ...]:
+        """`normalised`, where there is another run to be a share of, and `effect`."""
+        if "other" in self.baselines.axis("run").labels:
+            return self.normalised, self.effect
+        return (self.effect,)
+
     def grids(self) -> tuple[Grid, ...]:
         """All there is to keep of it."""
-        summary = (
-            (self.normalised, self.effect)
-            if "other" in self.baselines.axis("run").labels
-            else (self.effect,)
-        )
-        return (*summary, self.raw, self.baselines, self.known)
+        return (*self.summary, self.raw, self.baselines, self.known)
+
+    def plot(self, **options: Any) -> Any:
+        """A plotly figure of the first grid of `summary`."""
+        return self.summary[0].plot(**options)
+
+    def _repr_html_(self) -> str:
+        return self.summary[0]._repr_html_()
 
 
 def _averaged(grid: Grid, values: Array) -> Grid:

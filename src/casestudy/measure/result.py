@@ -233,6 +233,12 @@ class Table:
         """The table as a pandas frame (pandas has to be installed)."""
         return self.to_polars().to_pandas()
 
+    def plot(self, **options: Any) -> Any:
+        """A plotly figure of this table: a bar per row."""
+        from casestudy.show.figures import plot_table
+
+        return plot_table(self, **options)
+
     def _repr_html_(self) -> str:
         from casestudy.show.figures import table_html
 

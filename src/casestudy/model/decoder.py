@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +80,36 @@ class Trace:
             if axis in ("pos", "query_pos", "key_pos"):
                 x = x.narrow(dim, 0, n)
         return x
+
+    def plot(
+        self,
+        key: Site | str | tuple[Site | str, int],
+        *,
+        prompt: int = 0,
+        tokens: Sequence[str] | None = None,
+        **where: Any,
+    ) -> Any:
+        """A plotly figure of one prompt's activation: `trace.plot(("pattern", 3), head="4")`.
+
+        Args:
+            key: as for `trace[key]`.
+            prompt: which one.
+            tokens: its tokens, to label positions with (`model.tokenizer.strings(ids)`).
+            where: a label per axis to fix; axes beyond two are fixed at their first.
+        """
+        from casestudy.show.figures import plot_activation  # looking is asked for from here
+
+        site, layer = self._address(key, self.values)
+        values = self.of(key, prompt)
+        return plot_activation(values, address_name(site, layer), site.axes[1:], tokens, **where)
+
+    def _repr_html_(self) -> str:
+        from casestudy.show.figures import trace_html
+
+        kept = [(address_name(*address), x.shape) for address, x in self.values.items()]
+        kept += [(f"{address_name(*address)}, last", x.shape) for address, x in self.lasts.items()]
+        kept += [] if self.logits is None else [("logits", self.logits.shape)]
+        return trace_html(len(self.tokens), kept)
 
     def _address(
         self, key: Site | str | tuple[Site | str, int], known: Iterable[Address]

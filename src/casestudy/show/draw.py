@@ -10,6 +10,7 @@ CSV. Without script the drawing is complete.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -55,6 +56,24 @@ class Data:
         axes = [(axis.name, axis.labels) for axis in grid.axes]
         return cls(axes, columns, grid.unit, f"arrays/{grid.name}.safetensors")
 
+    def titles(self) -> list[str]:
+        """What each cell says of itself: where it is, its value, interval and n."""
+        found = [""]
+        for name, labels in self.axes:
+            found = [f"{f}, {name} {x}".removeprefix(", ") for f in found for x in labels]
+        value = self.columns["value"]
+        places = digits(value)
+        lower, upper, n = (self.columns.get(name) for name in ("lower", "upper", "n"))
+        for i, where in enumerate(found):
+            said = f"{where}: {number(value[i], places)}"
+            said += f" {self.unit}" if value[i] is not None else ""
+            low, high = (None if ends is None else ends[i] for ends in (lower, upper))
+            if low is not None and high is not None:
+                said += f" [{number(low, places)} to {number(high, places)}]"
+            count = n[i] if n is not None else None
+            found[i] = said + (f", n = {count:,.0f}" if count is not None else "")
+        return found
+
     def to_json(self) -> dict[str, object]:
         """For the page: seven significant digits, as many as float32 has."""
         return {
@@ -97,8 +116,14 @@ class Drawing:
     pad: tuple[Real, Real, Real, Real]
     min_width: Real = 0
 
-    def svg(self, alt: str) -> Markup:
-        """The SVG element, with the text that stands for it where it is not seen."""
+    def svg(self, alt: str, titles: Sequence[str] = ()) -> Markup:
+        """The SVG element, with the text that stands for it where it is not seen.
+
+        Args:
+            alt: that text.
+            titles: of the marks, in the order of the data: what a browser shows on hover where no
+                script does it.
+        """
         top, right, bottom, left = self.pad
         return Markup(
             '<svg class="plot" role="img" tabindex="0" aria-label="{}" data-pad="{}" '
@@ -109,8 +134,25 @@ class Drawing:
             *(f"{p:g}" for p in self.pad),
             f"{top + self.height + bottom:g}",
             f";min-width:{self.min_width:g}px" if self.min_width else "",
-            self.body,
+            titled(self.body, titles) if titles else self.body,
         )
+
+
+def titled(body: Markup, titles: Sequence[str]) -> Markup:
+    """The same marks, each with a title of its own inside."""
+
+    def title(found: re.Match[str]) -> str:
+        name, attributes, place = found.group("name", "attributes", "place")
+        return str(
+            Markup("<{}{}><title>{}</title></{}>").format(
+                name, Markup(attributes), titles[int(place)], name
+            )
+        )
+
+    return Markup(_MARK.sub(title, body))
+
+
+_MARK = re.compile(r'<(?P<name>\w+)(?P<attributes>[^<>]* data-i="(?P<place>\d+)"[^<>]*)/>')
 
 
 @dataclass

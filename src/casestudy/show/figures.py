@@ -20,8 +20,9 @@ from markupsafe import Markup
 from casestudy.errors import MeasureError
 from casestudy.measure.result import Array, Axis, Grid, Table
 from casestudy.show import draw
+from casestudy.show.distribution import MOST_DOTS
 from casestudy.show.page import as_json, template_text
-from casestudy.show.text import clean, interval, number, shorten, signed, visible
+from casestudy.show.text import clean, count, interval, number, shorten, signed, visible
 
 BLUE, PAPER, ORANGE = "#1f5fa8", "#f7f6f2", "#c4501b"
 DIVERGING = [[0.0, ORANGE], [0.5, PAPER], [1.0, BLUE]]
@@ -31,6 +32,9 @@ neither being the paper's colour."""
 LINES = ("#1f5fa8", "#c4501b", "#1d7f63", "#8a5a9e", "#8f6b00", "#4c5763")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 ROWS_SHOWN = 20
+MOST_DRAWN = 64
+"""Places of one axis that a notebook's drawing shows."""
+
 _ORDERED = ("depth", "layer", "proportion", "position", "pos", "query_pos", "key_pos")
 
 
@@ -296,36 +300,175 @@ def plot_grid(grid: Grid, **where: Any) -> Any:
         return waterfall(cut, title=title)
     if not names:
         return line(cut.values.reshape(1), x=[cut.name], unit=cut.unit, title=title)
+    if names[-1] == "prompt":
+        return _spread(cut, title)
     if len(names) == 1 or names[-1] in ("depth", "proportion"):
         return line(cut, title=title) if names[-1] in _ORDERED else _bars(cut, title)
     return heatmap(cut, title=title)
 
 
-def _bars(grid: Grid, title: str) -> Any:
+def _spread(grid: Grid, title: str) -> Any:
+    """One value per prompt: a box per row, with every prompt beside it where they are few."""
     import plotly.graph_objects as go
 
+    rows = grid.axes[0].labels if len(grid.axes) == 2 else (grid.name,)
+    texts = [_html(label) for label in grid.axes[-1].labels]
+    figure = go.Figure(
+        [
+            go.Box(
+                x=line,
+                name=_html(name),
+                text=texts,
+                boxpoints="all" if len(texts) <= MOST_DOTS else "outliers",
+                pointpos=0,
+                jitter=0.5,
+                marker={"color": BLUE, "size": 5, "opacity": 0.6},
+                line={"color": "#4c5763", "width": 1},
+                hovertemplate=f"prompt %{{text}}<br>%{{x:.4g}} {grid.unit}<extra>%{{y}}</extra>",
+            )
+            for name, line in zip(rows, np.atleast_2d(grid.values), strict=True)
+        ]
+    )
+    figure.update_xaxes(zeroline=True)
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(showlegend=False)
+    return _finish(figure, title, grid.unit, grid.axes[0].name if len(grid.axes) == 2 else "")
+
+
+def _bars(grid: Grid, title: str) -> Any:
     (axis,) = grid.axes
-    values = grid.values
+    ends = None if grid.lower is None or grid.upper is None else (grid.lower, grid.upper)
+    return bars(axis.labels, grid.values, ends=ends, xaxis=axis.name, unit=grid.unit, title=title)
+
+
+def bars(
+    labels: Sequence[object],
+    values: Any,
+    *,
+    ends: tuple[Any, Any] | None = None,
+    xaxis: str = "",
+    unit: str = "",
+    title: str = "",
+) -> Any:
+    """A bar from zero per label, with its interval where the ends are given.
+
+    Args:
+        labels: one per bar.
+        values: as many numbers.
+        ends: lower and upper ends of an interval around each.
+        xaxis: what the labels are.
+        unit: of the values.
+        title: of the figure.
+    """
+    import plotly.graph_objects as go
+
+    y = as_array(values)
     error = None
-    if grid.lower is not None and grid.upper is not None:
+    if ends is not None:
+        low, high = map(as_array, ends)
         error = {
             "type": "data",
             "symmetric": False,
-            "array": grid.upper - values,
-            "arrayminus": values - grid.lower,
+            "array": high - y,
+            "arrayminus": y - low,
             "thickness": 1,
         }
     figure = go.Figure(
         go.Bar(
-            x=[_html(label) for label in axis.labels],
-            y=values,
+            x=_labels(labels, y.size, "labels"),
+            y=y,
             error_y=error,
-            marker={"color": [BLUE if v >= 0 else ORANGE for v in values]},
-            hovertemplate=f"{axis.name} %{{x}}<br>%{{y:.4g}} {grid.unit}<extra></extra>",
+            marker={"color": [BLUE if v >= 0 else ORANGE for v in y.tolist()]},
+            hovertemplate=f"{xaxis} %{{x}}<br>%{{y:.4g}} {unit}<extra></extra>",
         )
     )
     figure.update_xaxes(type="category")
-    return _finish(figure, title, axis.name, grid.unit)
+    return _finish(figure, title, xaxis, unit)
+
+
+_MEASURED = ("mean", "value", "score", "difference", "flip_share", "prob", "seconds")
+"""Columns of a table that a reader wants drawn, the first that is there."""
+
+_NO_LABEL = ("n", "id", "rank")
+
+
+def plot_table(table: Table, *, value: str = "", most: int = 40, **where: Any) -> Any:
+    """A bar per row of a table.
+
+    Args:
+        table: any.
+        value: the column drawn; by default a mean, score, probability or the like.
+        most: so many rows at most, the first ones; the title says how many there are.
+        where: rows to keep (`prompt=3`), and `title`.
+
+    Raises: MeasureError where no column holds numbers, or a named column is not there.
+    """
+    title = str(where.pop("title", table.name))
+    for name in (*where, *filter(None, [value])):
+        if name not in table.columns:
+            raise MeasureError(
+                f"{table.name} has no column {name!r}", allowed=", ".join(table.columns)
+            )
+    rows = [r for r in table.rows() if all(str(r[k]) == str(v) for k, v in where.items())]
+    floats = [n for n, cells in table.columns.items() if any(isinstance(c, float) for c in cells)]
+    value = value or next((name for name in _MEASURED if name in floats), next(iter(floats), ""))
+    if not value:
+        raise MeasureError(f"no column of {table.name} holds measured numbers", hint="value='…'")
+    named = [
+        name
+        for name in list(table.columns)[: list(table.columns).index(value)]
+        if name not in (*floats, *_NO_LABEL, *where)
+    ]
+    shown = rows[:most]
+    labels = [
+        ", ".join(_shown(row[name]) for name in named) or str(i) for i, row in enumerate(shown)
+    ]
+    lower, upper = (
+        next((n for n in names if n in floats), "")
+        for names in (("lower", f"{value}_lower"), ("upper", f"{value}_upper"))
+    )
+    ends = ([r[lower] for r in shown], [r[upper] for r in shown]) if lower and upper else None
+    if where:
+        title += " (" + ", ".join(f"{name} {label}" for name, label in where.items()) + ")"
+    if len(rows) > len(shown):
+        title += f", the first {len(shown)} of {len(rows):,} rows"
+    return bars(
+        labels,
+        [r[value] for r in shown],
+        ends=ends,
+        xaxis=", ".join(named),
+        unit=value,
+        title=title,
+    )
+
+
+def plot_activation(
+    values: Any,
+    name: str,
+    axes: Sequence[str],
+    tokens: Sequence[str] | None = None,
+    **where: Any,
+) -> Any:
+    """One prompt's activation as `plot_grid` draws it.
+
+    Args:
+        values: an array or tensor.
+        name: of the site.
+        axes: names of its dimensions.
+        tokens: the prompt's tokens, as labels of the positions.
+        where: as `plot_grid` takes it.
+    """
+    array = as_array(values)
+    found = []
+    for axis, size in zip(axes, array.shape, strict=True):
+        at = axis in ("pos", "query_pos", "key_pos") and tokens is not None
+        labels = [f"{i}:{token}" for i, token in enumerate(tokens or ())]
+        if at and len(labels) != size:
+            raise MeasureError(f"{len(labels)} tokens for {size} positions", allowed="as many")
+        found.append(Axis(axis, tuple(labels)) if at else Axis.count(axis, size))
+    return plot_grid(
+        Grid(name, array, tuple(found), "share" if name.startswith("pattern") else ""), **where
+    )
 
 
 def _finish(figure: Any, title: str, xaxis: str, yaxis: str) -> Any:
@@ -342,7 +485,13 @@ def _finish(figure: Any, title: str, xaxis: str, yaxis: str) -> Any:
 
 def _html(text: object) -> str:
     # plotly reads a small HTML in its texts; a label is never markup
-    return str(Markup.escape(visible(text) if str(text).startswith(" ") else clean(text)))
+    return str(Markup.escape(_shown(text)))
+
+
+def _shown(value: object) -> str:
+    """A token with its white space visible, anything else as it is."""
+    text = str(value)
+    return visible(text) if text != text.strip() or "\n" in text else clean(text)
 
 
 def _labels(labels: Sequence[object] | None, n: int, name: str) -> list[str]:
@@ -436,6 +585,10 @@ def grid_html(grid: Grid) -> str:
     for axis in grid.axes[: max(0, len(grid.axes) - 2)]:
         cut = cut.select(**{axis.name: axis.labels[0]})
         fixed.append(f"{axis.name} {clean(axis.labels[0])} of {len(axis)}")
+    for axis in cut.axes:
+        if len(axis) > MOST_DRAWN:
+            cut = cut.take(axis.name, axis.labels[:MOST_DRAWN])
+            fixed.append(f"the first {MOST_DRAWN} of {len(axis):,} along {axis.name}")
     shape = " × ".join(f"{axis.name} {len(axis)}" for axis in grid.axes) or "one number"
     facts = [shape, grid.unit, *(f"shown: {f}" for f in fixed)]
     facts += [f"{key} {number(value)}" for key, value in grid.error.items()]
@@ -465,14 +618,12 @@ def _drawn(grid: Grid) -> Markup:
     labels = [[clean(label) for label in axis.labels] for axis in grid.axes]
     alt = f"{grid.name}: {number(float(known.min()))} to {number(float(known.max()))} {grid.unit}"
     low, high = (None if a is None else draw.numbers(a) for a in (grid.lower, grid.upper))
+    titles = draw.Data.of(grid).titles()
     if values.ndim == 1 and grid.axes[0].name == "term":
+        total = float(np.nansum(values))
+        titles.append(f"sum of terms: {number(total)} {grid.unit}")
         drawing = draw.waterfall(
-            labels[0],
-            values.tolist(),
-            float(np.nansum(values)),
-            lower=low,
-            upper=high,
-            total_label="sum of terms",
+            labels[0], values.tolist(), total, lower=low, upper=high, total_label="sum of terms"
         )
     elif values.ndim == 1:
         drawing = draw.bars(labels[0], draw.numbers(values), unit=grid.unit, lower=low, upper=high)
@@ -480,7 +631,30 @@ def _drawn(grid: Grid) -> Markup:
         drawing = draw.heatmap(
             values, *labels, unit=grid.unit, row_name=grid.axes[0].name, col_name=grid.axes[1].name
         )
-    return drawing.svg(alt)
+    return drawing.svg(alt, [clean(title) for title in titles])
+
+
+def study_html(name: str, n: int, headline: Grid | None, holds: Sequence[str], path: str) -> str:
+    """A study as a notebook shows it: its headline, and what else there is to ask for."""
+    return str(
+        Markup(
+            '<div class="casestudy"><style>{}</style><p><b>{}</b> {}</p><p class="about">{}</p>'
+            '<p class="about">{}</p></div>{}'
+        ).format(
+            Markup(template_text("plot.css")),
+            clean(name),
+            count(n, "prompt"),
+            f"In {clean(path)}; report() writes the page. Ask for study[…]:",
+            clean(", ".join(holds)),
+            Markup("") if headline is None else Markup(grid_html(headline)),
+        )
+    )
+
+
+def trace_html(prompts: int, kept: Sequence[tuple[str, Sequence[int]]]) -> str:
+    """What a run kept, as a notebook shows it: names and shapes, not numbers."""
+    columns = {"kept": [name for name, _ in kept], "shape": [str(tuple(s)) for _, s in kept]}
+    return table_html(Table(f"Trace of {count(prompts, 'prompt')}", columns))
 
 
 def table_html(table: Table) -> str:
@@ -512,6 +686,4 @@ def table_html(table: Table) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return number(value, 3)
-    if isinstance(value, str):
-        return shorten(visible(value), 60)
-    return "" if value is None else shorten(clean(value), 60)
+    return "" if value is None else shorten(_shown(value), 60)

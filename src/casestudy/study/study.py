@@ -135,6 +135,22 @@ class Study:
         known = sorted({*self.grids, *self.tables})
         raise StudyError(f"the study has no {name!r}", allowed=", ".join(known))
 
+    def plot(self, **options: Any) -> Any:
+        """A plotly figure of the mean ledger; for another result, `study[name].plot()`."""
+        return self.grids["ledger.mean"].plot(**options)
+
+    def _repr_html_(self) -> str:
+        from casestudy.show.figures import study_html
+
+        about = self.manifest["behaviour"]
+        return study_html(
+            f"{about['name']} on {self.manifest['model']['name']}",
+            about["n_prompts"],
+            self.grids.get("ledger.mean"),
+            sorted({*self.grids, *self.tables}),
+            str(self.store.folder),
+        )
+
     def report(self) -> Path:
         """Write report.html into the study's folder, and say where it is."""
         from casestudy.show.report import write_report

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from casestudy.errors import MeasureError, SiteError
+from casestudy.measure.graph import LOGITS, Receiver, Sender, senders_before
 from casestudy.measure.patching import Effort, Pairs
-from casestudy.measure.paths import LOGITS, Receiver, Sender, path_patch, senders_before
+from casestudy.measure.paths import path_patch
 from casestudy.model.decoder import Trace, apply_norm, norm_scale, run
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model

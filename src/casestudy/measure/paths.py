@@ -19,7 +19,6 @@ layer in between; then one sweep in which every sender is a cell at the receiver
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,6 +28,15 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.errors import MeasureError, SiteError
+from casestudy.measure.graph import (
+    LOGITS,
+    Receiver,
+    Sender,
+    checked_receiver,
+    reaches,
+    senders_before,
+)
+from casestudy.measure.metrics import rows_of
 from casestudy.measure.patching import (
     DEFAULT_EFFORT,
     Direction,
@@ -49,7 +57,6 @@ from casestudy.measure.sweep import (
     first_differences,
     sweep,
 )
-from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import (
     Trace,
     apply_norm,
@@ -61,67 +68,12 @@ from casestudy.model.decoder import (
     run,
 )
 from casestudy.model.model import Model
-from casestudy.model.sites import Keep, Site, check_layer
+from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
 from casestudy.model.weights import Norm
 
 Mode = Literal["through_mlps", "direct"]
 Norms = Literal["recomputed", "frozen"]
-
-
-@dataclass(frozen=True)
-class Sender:
-    """Whose output is taken from the other run: a head, an MLP, or the embeddings.
-
-    Attributes:
-        kind: "embed" is the sum of token and position embeddings.
-        layer: None for the embeddings.
-        head: for a head.
-    """
-
-    kind: Literal["embed", "head", "mlp"]
-    layer: int | None = None
-    head: int | None = None
-
-    def __str__(self) -> str:
-        if self.kind == "embed":
-            return "embed"
-        return f"{self.layer}.{self.head}" if self.kind == "head" else f"mlp {self.layer}"
-
-
-@dataclass(frozen=True)
-class Receiver:
-    """Whose input is changed.
-
-    Attributes:
-        kind: the query, key or value of a head, an MLP's input, or the logits' final stream.
-        layer: None for the logits.
-        head: for q; for k and v the key/value head, which grouped queries share.
-    """
-
-    kind: Literal["q", "k", "v", "mlp", "logits"]
-    layer: int | None = None
-    head: int | None = None
-
-    def __str__(self) -> str:
-        if self.kind == "logits":
-            return "logits"
-        return (
-            f"mlp {self.layer}" if self.kind == "mlp" else f"{self.layer}.{self.head}.{self.kind}"
-        )
-
-
-LOGITS = Receiver("logits")
-
-
-def senders_before(config: ModelConfig, receiver: Receiver) -> tuple[Sender, ...]:
-    """Everything whose output the receiver reads: embeddings, heads and MLPs, layer by layer."""
-    receiver = _checked(config, receiver)
-    found = [Sender("embed")]
-    for layer in range(config.n_layers):
-        found += [Sender("head", layer, head) for head in range(config.n_heads)]
-        found.append(Sender("mlp", layer))
-    return tuple(sender for sender in found if _reaches(config, sender, receiver))
 
 
 def path_patch(
@@ -159,10 +111,14 @@ def path_patch(
     """
     config = model.config
     equal_lengths(pairs.clean, pairs.corrupted, "a path by position")
-    receiver = _checked(config, receiver)
+    receiver = checked_receiver(config, receiver)
     chosen = senders_before(config, receiver) if senders is None else tuple(senders)
+    if "neuron" in (receiver.kind, *(sender.kind for sender in chosen)):
+        raise SiteError(
+            "a path from or to a neuron", allowed="heads, MLPs, the embeddings and the logits"
+        )
     for sender in chosen:
-        if not _reaches(config, sender, receiver):
+        if not reaches(config, sender, receiver):
             raise SiteError(
                 f"sender {sender} does not come before receiver {receiver}",
                 allowed=", ".join(map(str, senders_before(config, receiver))),
@@ -176,7 +132,7 @@ def path_patch(
     found = []
     for start in range(0, len(base), size):
         some = list(range(start, min(start + size, len(base))))
-        metric = _metric_of(contrast, some)
+        metric = rows_of(contrast, some)
         with torch.no_grad():
             path = _Path(model, base[some], source[some], receiver, mode, norms)
             found.append(path.patch(chosen, metric, effort))
@@ -188,52 +144,6 @@ def path_patch(
     name = f"{kind}.{mode}.{str(receiver).replace(' ', '_')}"
     axes = (Axis("sender", tuple(map(str, chosen))),)
     return patched(_joined(found), name, about, axes, pairs.labels, contrast)
-
-
-def _checked(config: ModelConfig, receiver: Receiver) -> Receiver:
-    """The receiver with its layer counted from the start.
-
-    Raises: SiteError where the model does not have it.
-    """
-    if receiver.kind == "logits":
-        return LOGITS
-    if receiver.layer is None:
-        raise SiteError(f"the receiver {receiver.kind} names no layer")
-    layer = check_layer(receiver.layer, config.n_layers)
-    if receiver.kind == "mlp":
-        return Receiver("mlp", layer)
-    count = config.n_heads if receiver.kind == "q" else config.n_kv_heads
-    if receiver.head is None or not 0 <= receiver.head < count:
-        raise SiteError(f"head {receiver.head} of {receiver.kind}", allowed=f"0 to {count - 1}")
-    return Receiver(receiver.kind, layer, receiver.head)
-
-
-def _reaches(config: ModelConfig, sender: Sender, receiver: Receiver) -> bool:
-    """Whether the receiver reads the sender's output from the stream.
-
-    Raises: SiteError where the model does not have the sender.
-    """
-    if sender.kind == "embed":
-        return True
-    if sender.layer is None or not 0 <= sender.layer < config.n_layers:
-        raise SiteError(f"layer {sender.layer}", allowed=f"0 to {config.n_layers - 1}")
-    if sender.kind == "head" and (sender.head is None or not 0 <= sender.head < config.n_heads):
-        raise SiteError(f"head {sender.head}", allowed=f"0 to {config.n_heads - 1}")
-    if receiver.layer is None:
-        return True
-    in_its_layer = receiver.kind == "mlp" and sender.kind == "head" and not config.parallel
-    return sender.layer < receiver.layer or (in_its_layer and sender.layer == receiver.layer)
-
-
-def _metric_of(contrast: Contrast | Metric, prompts: list[int]) -> Contrast | Metric:
-    """The metric of some of the prompts, which count from zero there."""
-    if isinstance(contrast, Contrast):
-        return contrast[prompts]
-
-    def metric(logits: Tensor, rows: Tensor) -> Tensor:
-        return contrast(logits, torch.tensor(prompts, device=rows.device)[rows])
-
-    return metric
 
 
 def _joined(found: list[Sweep]) -> Sweep:

@@ -1,0 +1,548 @@
+"""Which parts of a model speak to which, and which of those edges make a circuit?
+
+The computation graph of the circuits papers: nodes are the embeddings, every head, every MLP (or
+chosen neurons of one) and the logits. An edge runs from a node's output to a later node's input
+through the residual stream; a head has three inputs, q, k and v, the latter two shared where
+queries are grouped. GPT-2 small has 32,491 edges. A `Circuit` is a subset of them.
+
+Names are MIB's ("a3.h2", "m4", "a0.h1->a3.h2<q>"), with `embed` for its `input`. Assumes nothing
+about weights; needs no torch. Cost: a table of senders by receivers.
+Sources: Elhage et al. 2021 (the stream as a sum); Hanna et al. 2024, "Have Faith in Faithfulness"
+(greedy growth, pruning); Mueller et al. 2025, "MIB".
+"""
+
+from __future__ import annotations
+
+import difflib
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casestudy.errors import MeasureError, SiteError
+from casestudy.model.config import ModelConfig
+from casestudy.model.sites import check_layer
+
+Mask = NDArray[np.bool_]
+"""(sender, receiver): True at the edges that are meant."""
+
+Scores = NDArray[np.float64]
+"""(sender, receiver): a number per edge; NaN where there is no edge, or none was measured."""
+
+Rank = Literal["absolute", "signed"]
+"""Largest first, by size or as they are: a known source of circuits that do not reproduce."""
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who writes into the stream.
+
+    Attributes:
+        kind: "embed" is the sum of token and position embeddings; an "mlp" with chosen neurons is
+            the rest of it, with its bias.
+        layer: None for the embeddings.
+        head: of a head.
+        neuron: of a neuron.
+    """
+
+    kind: Literal["embed", "head", "mlp", "neuron"]
+    layer: int | None = None
+    head: int | None = None
+    neuron: int | None = None
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "embed":
+                return "embed"
+            case "head":
+                return f"{self.layer}.{self.head}"
+            case "mlp":
+                return f"mlp {self.layer}"
+            case "neuron":
+                return f"mlp {self.layer} neuron {self.neuron}"
+
+    @property
+    def node(self) -> str:
+        """The node's name in an edge."""
+        match self.kind:
+            case "embed":
+                return "embed"
+            case "head":
+                return f"a{self.layer}.h{self.head}"
+            case "mlp":
+                return f"m{self.layer}"
+            case "neuron":
+                return f"m{self.layer}.n{self.neuron}"
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """Who reads the stream.
+
+    Attributes:
+        kind: the query, key or value of a head, an MLP's or a neuron's input, or the logits' final
+            stream.
+        layer: None for the logits.
+        head: for q; for k and v the key/value head, which grouped queries share.
+        neuron: of a neuron.
+        shared: whether several heads share this key/value head.
+    """
+
+    kind: Literal["q", "k", "v", "mlp", "neuron", "logits"]
+    layer: int | None = None
+    head: int | None = None
+    neuron: int | None = None
+    shared: bool = False
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "logits":
+                return "logits"
+            case "mlp":
+                return f"mlp {self.layer}"
+            case "neuron":
+                return f"mlp {self.layer} neuron {self.neuron}"
+            case _:
+                return f"{self.layer}.{self.head}.{self.kind}"
+
+    @property
+    def node(self) -> str:
+        """The node's name in an edge; a shared key/value head is a3.kv1."""
+        match self.kind:
+            case "logits":
+                return "logits"
+            case "mlp":
+                return f"m{self.layer}"
+            case "neuron":
+                return f"m{self.layer}.n{self.neuron}"
+            case _:
+                return f"a{self.layer}.{'kv' if self.shared else 'h'}{self.head}"
+
+    @property
+    def input(self) -> str:
+        """The node's name with the input that is meant: a3.h2<q>."""
+        return f"{self.node}<{self.kind}>" if self.kind in ("q", "k", "v") else self.node
+
+
+LOGITS = Receiver("logits")
+
+
+def checked_receiver(config: ModelConfig, receiver: Receiver) -> Receiver:
+    """The receiver with its layer counted from the start.
+
+    Raises: SiteError where the model does not have it.
+    """
+    if receiver.kind == "logits":
+        return LOGITS
+    if receiver.layer is None:
+        raise SiteError(f"the receiver {receiver.kind} names no layer")
+    layer = check_layer(receiver.layer, config.n_layers)
+    if receiver.kind in ("mlp", "neuron"):
+        return replace(receiver, layer=layer)
+    count = config.n_heads if receiver.kind == "q" else config.n_kv_heads
+    if receiver.head is None or not 0 <= receiver.head < count:
+        raise SiteError(f"head {receiver.head} of {receiver.kind}", allowed=f"0 to {count - 1}")
+    shared = receiver.kind != "q" and config.n_kv_heads < config.n_heads
+    return replace(receiver, layer=layer, shared=shared)
+
+
+def reaches(config: ModelConfig, sender: Sender, receiver: Receiver) -> bool:
+    """Whether the receiver reads the sender's output from the stream.
+
+    Raises: SiteError where the model does not have the sender.
+    """
+    if sender.kind == "embed":
+        return True
+    if sender.layer is None or not 0 <= sender.layer < config.n_layers:
+        raise SiteError(f"layer {sender.layer}", allowed=f"0 to {config.n_layers - 1}")
+    if sender.kind == "head" and (sender.head is None or not 0 <= sender.head < config.n_heads):
+        raise SiteError(f"head {sender.head}", allowed=f"0 to {config.n_heads - 1}")
+    if receiver.layer is None:
+        return True
+    at_mlp = receiver.kind in ("mlp", "neuron")
+    in_its_layer = at_mlp and sender.kind == "head" and not config.parallel
+    return sender.layer < receiver.layer or (in_its_layer and sender.layer == receiver.layer)
+
+
+def senders_before(config: ModelConfig, receiver: Receiver) -> tuple[Sender, ...]:
+    """Everything whose output the receiver reads: embeddings, heads and MLPs, layer by layer."""
+    receiver = checked_receiver(config, receiver)
+    return tuple(s for s in Graph(config).senders if reaches(config, s, receiver))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model's nodes and edges.
+
+    Attributes:
+        config: the model's shape.
+        neurons: by layer, the neurons of its MLP that are nodes of their own.
+
+    Raises: SiteError for neurons the model does not have.
+    """
+
+    config: ModelConfig
+    neurons: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for layer, chosen in self.neurons.items():
+            check_layer(layer, self.config.n_layers)
+            wrong = [n for n in chosen if not 0 <= n < self.config.d_mlp]
+            if wrong or len(set(chosen)) != len(chosen):
+                raise SiteError(
+                    f"neurons {list(chosen)} of layer {layer}",
+                    allowed=f"different ones from 0 to {self.config.d_mlp - 1}",
+                )
+
+    @cached_property
+    def senders(self) -> tuple[Sender, ...]:
+        """All that write: embeddings, then layer by layer heads, chosen neurons and the MLP."""
+        found = [Sender("embed")]
+        for layer in range(self.config.n_layers):
+            found += [Sender("head", layer, head) for head in range(self.config.n_heads)]
+            found += [Sender("neuron", layer, neuron=n) for n in self.neurons.get(layer, ())]
+            found.append(Sender("mlp", layer))
+        return tuple(found)
+
+    @cached_property
+    def receivers(self) -> tuple[Receiver, ...]:
+        """All that read: layer by layer q, k, v, chosen neurons and the MLP; then the logits."""
+        config, found = self.config, []
+        shared = config.n_kv_heads < config.n_heads
+        for layer in range(config.n_layers):
+            found += [Receiver("q", layer, head) for head in range(config.n_heads)]
+            for kind in ("k", "v"):
+                heads = range(config.n_kv_heads)
+                found += [Receiver(kind, layer, head, shared=shared) for head in heads]
+            found += [Receiver("neuron", layer, neuron=n) for n in self.neurons.get(layer, ())]
+            found.append(Receiver("mlp", layer))
+        return (*found, LOGITS)
+
+    @cached_property
+    def real(self) -> Mask:
+        """(sender, receiver): where there is an edge. Each receiver reads the first so many."""
+        limits = [self.limit(receiver) for receiver in self.receivers]
+        return np.asarray(np.arange(len(self.senders))[:, None] < np.array(limits)[None])
+
+    def limit(self, receiver: Receiver) -> int:
+        """How many of the senders, from the first, a receiver reads."""
+        if receiver.layer is None:
+            return len(self.senders)
+        if receiver.kind in ("mlp", "neuron") and not self.config.parallel:
+            return self.first_sender(receiver.layer) + self.config.n_heads
+        return self.first_sender(receiver.layer)
+
+    def first_sender(self, layer: int) -> int:
+        """Where a layer's senders begin: its heads, then its neurons, then its MLP."""
+        before = sum(len(self.neurons.get(i, ())) for i in range(layer))
+        return 1 + layer * (self.config.n_heads + 1) + before
+
+    def first_receiver(self, layer: int) -> int:
+        """Where a layer's receivers begin: q, k, v, its neurons, its MLP."""
+        before = sum(len(self.neurons.get(i, ())) for i in range(layer))
+        return layer * (self.config.n_heads + 2 * self.config.n_kv_heads + 1) + before
+
+    @cached_property
+    def feeds(self) -> Mask:
+        """(receiver, sender): whether what is read there goes into what is written there."""
+        found = np.zeros((len(self.receivers), len(self.senders)), dtype=bool)
+        place = {sender: i for i, sender in enumerate(self.senders)}
+        group = self.config.n_heads // self.config.n_kv_heads
+        for r, receiver in enumerate(self.receivers):
+            match receiver.kind:
+                case "logits":
+                    continue
+                case "mlp":
+                    found[r, place[Sender("mlp", receiver.layer)]] = True
+                case "neuron":
+                    found[r, place[Sender("neuron", receiver.layer, None, receiver.neuron)]] = True
+                case _:
+                    assert receiver.head is not None
+                    heads = [receiver.head]
+                    if receiver.shared:
+                        heads = list(range(receiver.head * group, (receiver.head + 1) * group))
+                    for head in heads:
+                        found[r, place[Sender("head", receiver.layer, head)]] = True
+        return found
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges there are."""
+        return int(self.real.sum())
+
+    @cached_property
+    def _place(self) -> dict[str, tuple[int, int]]:
+        places = zip(*np.nonzero(self.real), strict=True)
+        return {self.name(int(s), int(r)): (int(s), int(r)) for s, r in places}
+
+    def name(self, sender: int, receiver: int) -> str:
+        """An edge's name: "a0.h1->a3.h2<q>"."""
+        return f"{self.senders[sender].node}->{self.receivers[receiver].input}"
+
+    def names(self, mask: Mask | None = None) -> list[str]:
+        """The names of some edges (all by default), sender by sender."""
+        where = np.nonzero(self.real if mask is None else mask)
+        return [self.name(int(s), int(r)) for s, r in zip(*where, strict=True)]
+
+    def edge(self, name: str) -> tuple[int, int]:
+        """Where an edge of this name is: (sender, receiver).
+
+        Raises: SiteError with the nearest names there are.
+        """
+        if name not in self._place:
+            close = difflib.get_close_matches(name, self._place, n=3)
+            raise SiteError(
+                f"this model has no edge {name!r}",
+                allowed="sender->receiver, as embed->a0.h1<q>, a0.h1->m3 or m5->logits",
+                hint=f"Did you mean {' or '.join(close)}?" if close else None,
+            )
+        return self._place[name]
+
+    def node(self, name: str) -> int:
+        """Which sender a node's name means.
+
+        Raises: SiteError listing the kinds of names there are.
+        """
+        for i, sender in enumerate(self.senders):
+            if sender.node == name:
+                return i
+        layers, heads = self.config.n_layers - 1, self.config.n_heads - 1
+        raise SiteError(
+            f"this model has no node {name!r}",
+            allowed=f"embed, a0.h0 to a{layers}.h{heads}, m0 to m{layers}",
+        )
+
+    def mask(self, names: Iterable[str]) -> Mask:
+        """The edges of these names.
+
+        Raises: SiteError for one the model does not have.
+        """
+        found = np.zeros_like(self.real)
+        for name in names:
+            found[self.edge(name)] = True
+        return found
+
+    # Circuits.
+
+    @property
+    def full(self) -> Circuit:
+        """Every edge: the model itself."""
+        return Circuit(self, self.real)
+
+    @property
+    def empty(self) -> Circuit:
+        """No edge: everything ablated."""
+        return Circuit(self, np.zeros_like(self.real))
+
+    def circuit(self, names: Iterable[str]) -> Circuit:
+        """A circuit from its edges' names.
+
+        Raises: SiteError for an edge the model does not have.
+        """
+        return Circuit(self, self.mask(names))
+
+    def order(self, scores: Scores, rank: Rank = "absolute") -> NDArray[np.int64]:
+        """Edges, as places in the flattened table, largest score first; those unmeasured not."""
+        if scores.shape != self.real.shape:
+            raise MeasureError(
+                f"scores {scores.shape} for {self.real.shape} senders and receivers",
+                hint="Were they made for another model or another choice of neurons?",
+            )
+        flat = np.abs(scores).ravel() if rank == "absolute" else scores.ravel()
+        there = np.flatnonzero(self.real.ravel() & ~np.isnan(flat))
+        return np.asarray(there[np.argsort(-flat[there], kind="stable")], dtype=np.int64)
+
+    def top(self, scores: Scores, n: int, rank: Rank = "absolute") -> Circuit:
+        """The n edges with the largest scores, dangling ones among them (see `pruned`)."""
+        mask = np.zeros(self.real.size, dtype=bool)
+        mask[self.order(scores, rank)[:n]] = True
+        return Circuit(self, mask.reshape(self.real.shape))
+
+    def greedy(self, scores: Scores, n: int, rank: Rank = "absolute") -> Circuit:
+        """Grown from the logits: n times the largest edge into a node that is already in.
+
+        No edge leads nowhere, but a node may have no way in from the embeddings (see `pruned`).
+        Source: Hanna et al. 2024, section 3.
+        """
+        sequence = self.greedy_order(scores, rank)[:n]
+        mask = np.zeros(self.real.size, dtype=bool)
+        mask[sequence] = True
+        return Circuit(self, mask.reshape(self.real.shape))
+
+    def greedy_order(self, scores: Scores, rank: Rank = "absolute") -> NDArray[np.int64]:
+        """The order in which greedy growth takes edges."""
+        n_receivers = len(self.receivers)
+        order = self.order(scores, rank)
+        place = np.full(self.real.shape, -1)  # in the order; -1 where nothing was measured
+        place.ravel()[order] = np.arange(len(order))
+        inputs_of = [np.flatnonzero(self.feeds[:, s]) for s in range(len(self.senders))]
+        open_receivers = np.zeros(n_receivers, dtype=bool)
+        queue: list[int] = []
+
+        def join(receivers: Iterable[int]) -> None:
+            for r in receivers:
+                if not open_receivers[r]:
+                    open_receivers[r] = True
+                    for s in np.flatnonzero(place[:, r] >= 0):
+                        heapq.heappush(queue, int(place[s, r]))
+
+        join([n_receivers - 1])
+        taken: list[int] = []
+        while queue:
+            edge = int(order[heapq.heappop(queue)])
+            taken.append(edge)
+            join(inputs_of[edge // n_receivers])
+        return np.array(taken, dtype=np.int64)
+
+    def random(self, n: int, seed: int) -> Circuit:
+        """A circuit of n edges grown greedily by random scores, with nothing dangling.
+
+        A control for circuits of its size: edges drawn blindly would nearly all dangle. Growth goes
+        on until n edges are left after pruning, or just past it where edges come in together.
+        """
+        scores = np.random.default_rng(seed).random(self.real.shape)
+        order = self.greedy_order(scores)
+        low, high = 0, len(order)  # the pruned size grows with the prefix
+        while low < high:
+            middle = (low + high) // 2
+            if self._prefix(order, middle).pruned().n_edges >= n:
+                high = middle
+            else:
+                low = middle + 1
+        return self._prefix(order, low).pruned()
+
+    def _prefix(self, order: NDArray[np.int64], n: int) -> Circuit:
+        mask = np.zeros(self.real.size, dtype=bool)
+        mask[order[:n]] = True
+        return Circuit(self, mask.reshape(self.real.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """Some of a graph's edges.
+
+    Attributes:
+        graph: the model's.
+        mask: (sender, receiver).
+
+    Raises: MeasureError for a mask of another graph.
+    """
+
+    graph: Graph
+    mask: Mask
+
+    def __post_init__(self) -> None:
+        if self.mask.shape != self.graph.real.shape or (self.mask & ~self.graph.real).any():
+            raise MeasureError("a mask with edges that the graph does not have")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Circuit) and bool(np.array_equal(self.mask, other.mask))
+
+    def __hash__(self) -> int:
+        return hash(self.mask.tobytes())
+
+    def __repr__(self) -> str:
+        return f"Circuit({self.n_edges} of {self.graph.n_edges} edges, {len(self.nodes)} nodes)"
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges it has."""
+        return int(self.mask.sum())
+
+    @property
+    def edges(self) -> list[str]:
+        """Their names."""
+        return self.graph.names(self.mask)
+
+    @property
+    def senders(self) -> Mask:
+        """(sender,): which have an edge that leaves them."""
+        return np.asarray(self.mask.any(1))
+
+    @property
+    def nodes(self) -> list[str]:
+        """The names of the nodes an edge leaves or enters, the logits not counted."""
+        entered = self.graph.feeds[self.mask.any(0)].any(0)
+        there = np.flatnonzero(np.logical_or(self.senders, entered))
+        return [self.graph.senders[i].node for i in there]
+
+    def pruned(self) -> Circuit:
+        """Without dangling edges: each node left is on a way from the embeddings to the logits.
+
+        A head is entered through any of its inputs.
+        """
+        graph, mask = self.graph, self.mask.copy()
+        for s in range(1, len(graph.senders)):  # senders come in the order they are computed
+            if not mask[:, graph.feeds[:, s]].any():
+                mask[s] = False
+        useful = np.zeros(len(graph.receivers), dtype=bool)
+        useful[-1] = True
+        for s in range(len(graph.senders) - 1, 0, -1):
+            mask[s] &= useful
+            if mask[s].any():
+                useful |= graph.feeds[:, s]
+        mask[0] &= useful
+        mask &= useful[None]
+        return Circuit(graph, mask)
+
+    def without(self, nodes: Sequence[int]) -> Circuit:
+        """Without the edges that leave or enter these senders; shared keys and values stay open
+        while another head reads them."""
+        mask = self.mask.copy()
+        mask[list(nodes)] = False
+        gone = np.zeros(len(self.graph.senders), dtype=bool)
+        gone[list(nodes)] = True
+        feeds = self.graph.feeds
+        closed = feeds[:, gone].any(1) & ~feeds[:, ~gone].any(1)
+        mask[:, closed] = False
+        return Circuit(self.graph, mask)
+
+    def overlap(self, other: Circuit) -> float:
+        """Shared edges over all edges of the two (Jaccard); NaN of two empty ones."""
+        union = int((self.mask | other.mask).sum())
+        return int((self.mask & other.mask).sum()) / union if union else float("nan")
+
+    def importances(self, scores: Scores) -> dict[str, Any]:
+        """What MIB's importances.json holds: every edge with its score and whether it is in.
+
+        Neurons have no place in that format. Keys and values shared by several heads are written
+        once per head, as MIB has them.
+
+        Raises: MeasureError for a graph with neurons, or for scores that leave edges out.
+        """
+        graph, config = self.graph, self.graph.config
+        if any(graph.neurons.values()):
+            raise MeasureError("a circuit with neurons", allowed="heads and MLPs in this format")
+        if np.isnan(scores[graph.real]).any():
+            raise MeasureError("edges without a score", allowed="a score for every edge")
+        inside = set(self.nodes) | {"logits"}
+        nodes = {sender.node: sender.node in inside for sender in graph.senders}
+        nodes = {"input": nodes.pop("embed"), **nodes, "logits": True}
+        group = config.n_heads // config.n_kv_heads
+        edges: dict[str, Any] = {}
+        for s, r in zip(*np.nonzero(graph.real), strict=True):
+            sender, receiver = graph.senders[s], graph.receivers[r]
+            targets = [receiver.input]
+            if receiver.shared and receiver.head is not None:
+                heads = range(receiver.head * group, (receiver.head + 1) * group)
+                targets = [f"a{receiver.layer}.h{h}<{receiver.kind}>" for h in heads]
+            source = "input" if sender.kind == "embed" else sender.node
+            for target in targets:
+                edges[f"{source}->{target}"] = {
+                    "score": float(scores[s, r]),
+                    "in_graph": bool(self.mask[s, r]),
+                }
+        return {
+            "cfg": {
+                "n_layers": config.n_layers,
+                "n_heads": config.n_heads,
+                "parallel_attn_mlp": config.parallel,
+                "d_model": config.d_model,
+            },
+            "nodes": {name: {"in_graph": there} for name, there in nodes.items()},
+            "edges": edges,
+        }

@@ -1,0 +1,109 @@
+"""What can an intervention be judged by, besides a logit difference?
+
+Each is a function of the logits at the last token, as sweeps, gradients and circuits take it: rows
+of logits and each row's prompt in, a number per row out, in float64, with a gradient. A contrast of
+single tokens needs none of them: it is linear in the logits, and is handed over as it is.
+Cost: the whole unembedding at every row, where a linear contrast needs a dot product.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.errors import MeasureError
+from casestudy.measure.sweep import Metric
+from casestudy.model.decoder import run
+from casestudy.model.model import Model
+from casestudy.model.tokens import Tokens
+
+Kind = Literal["contrast", "kl", "probability"]
+
+
+def metric_of(
+    model: Model, contrast: Contrast, kind: Kind = "contrast", clean: Tokens | None = None
+) -> Contrast | Metric:
+    """The metric of this name.
+
+    Args:
+        model: the decoder.
+        contrast: of the prompts, row by row.
+        kind: "contrast": the logit difference, or of a class contrast log p(A) - log p(B) at each
+            run's own probabilities; "probability": the same weights over probabilities, of single
+            tokens p(answer) - p(counterpart), of classes p(A) - p(B); "kl": how far a run is from
+            the clean one, KL(clean ‖ run), in nats.
+        clean: the clean prompts, for "kl".
+
+    Raises: MeasureError for another kind, and for "kl" without clean prompts.
+    """
+    match kind:
+        case "contrast":
+            return contrast if contrast.linear else class_log_ratio(contrast)
+        case "probability":
+            return probability_difference(contrast)
+        case "kl":
+            if clean is None:
+                raise MeasureError("KL to the clean run without clean prompts")
+            logits = run(model, clean, logits="last").logits
+            assert logits is not None
+            return kl_divergence(logits)
+        case _:
+            raise MeasureError(f"metric {kind!r}", allowed=", ".join(get_args(Kind)))
+
+
+def class_log_ratio(contrast: Contrast) -> Metric:
+    """log p(A) - log p(B), with nothing frozen. Unit: nats.
+
+    Raises: MeasureError for a contrast of single tokens, which has no classes.
+    """
+    if contrast.sides is None:
+        raise MeasureError(f"{contrast.name!r} is no class contrast")
+    ids, sides = contrast.ids, contrast.sides
+
+    def metric(logits: Tensor, prompts: Tensor) -> Tensor:
+        rows = prompts.to(ids.device)
+        chosen = logits.gather(1, ids[rows].to(logits.device)).double()
+        side = sides[rows].to(logits.device)
+        a, b = (chosen.masked_fill(side != s, float("-inf")).logsumexp(1) for s in (1, -1))
+        return a - b
+
+    return metric
+
+
+def probability_difference(contrast: Contrast) -> Metric:
+    """Σₜ weightₜ · p(t), with weight 1 in A and -1 in B for classes. Unit: probability."""
+    weights = contrast.weights if contrast.sides is None else contrast.sides.double()
+    ids = contrast.ids
+
+    def metric(logits: Tensor, prompts: Tensor) -> Tensor:
+        rows = prompts.to(ids.device)
+        p = logits.double().softmax(1).gather(1, ids[rows].to(logits.device))
+        return (p * weights[rows].to(logits.device)).sum(1)
+
+    return metric
+
+
+def kl_divergence(reference: Float[Tensor, "prompt d_vocab"]) -> Metric:
+    """KL(reference ‖ run) in nats: 0 where a run predicts what the reference predicts."""
+    log_p = reference.detach().double().log_softmax(1)
+
+    def metric(logits: Tensor, prompts: Tensor) -> Tensor:
+        rows = log_p[prompts.to(log_p.device)].to(logits.device)
+        return (rows.exp() * (rows - logits.double().log_softmax(1))).sum(1)
+
+    return metric
+
+
+def rows_of(metric: Contrast | Metric, prompts: list[int]) -> Contrast | Metric:
+    """The metric of some of the prompts, which count from zero there."""
+    if isinstance(metric, Contrast):
+        return metric[prompts]
+
+    def of_some(logits: Tensor, rows: Tensor) -> Tensor:
+        return metric(logits, torch.tensor(prompts, device=rows.device)[rows])
+
+    return of_some

@@ -109,7 +109,7 @@ def class_mass(study: Stored) -> list[Block]:
     return [
         paragraph(
             "Summed over the whole vocabulary by class of token, the next token’s probability is "
-            "on average: {} (mean over n = {} prompts with 95 % interval).",
+            "on average: {} (mean over n\u00a0=\u00a0{} prompts with 95 % interval).",
             *(listing(said), n),
         ),
         Figure(
@@ -122,7 +122,7 @@ def class_mass(study: Stored) -> list[Block]:
                 upper=None if means.upper is None else draw.numbers(means.upper),
                 shown=[percent(float(v)) for v in means.values],
             ),
-            f"Bars of mean probability by class of token, n = {n}: {listing(said)}.",
+            f"Bars of mean probability by class of token, n\u00a0=\u00a0{n}: {listing(said)}.",
             draw.Data.of(means),
             clean(means.about),
         ),

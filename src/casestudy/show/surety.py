@@ -14,8 +14,7 @@ def checks(study: Stored) -> list[Block]:
     """What each measurement's own check found."""
     rows: list[list[str | Markup]] = []
     for name, grid in sorted(study.grids.items()):
-        inherited = name.endswith((".mean", ".by_group"))
-        if "gap" in grid.error and not inherited:
+        if "gap" in grid.error and not _inherited(name, study):
             bound = grid.error.get("bound")
             held = bound is None or grid.error["gap"] <= bound
             rows.append(
@@ -40,6 +39,14 @@ def checks(study: Stored) -> list[Block]:
             caption,
         )
     ]
+
+
+def _inherited(name: str, study: Stored) -> bool:
+    """Whether a grid has its check from another that is listed."""
+    base, _, part = name.rpartition(".")
+    if part == "raw":
+        return base in study.grids or f"{base}.effect" in study.grids
+    return part in ("mean", "by_group") or (part == "effect" and base in study.grids)
 
 
 def exclusions(study: Stored) -> list[Block]:

@@ -69,8 +69,8 @@ def _waterfall(study: Stored, contrast: str) -> tuple[Figure, Mean, list[str]]:
     main = contrast == study.contrast
     caption = Markup(
         "Contrast against {}. Each bar starts where the one above ended, so the last bar must "
-        "end where the account ends; lines are 95\u00a0% intervals of a term’s mean (n = {}). The "
-        "terms sum to {}, the logit difference is {}: a gap of {} logits.{}"
+        "end where the account ends; lines are 95\u00a0% intervals of a term’s mean "
+        "(n\u00a0=\u00a0{}). The terms sum to {}, the logit difference is {}: a gap of {} logits.{}"
     ).format(
         against(contrast),
         total.n,
@@ -151,8 +151,8 @@ def _groups(study: Stored, terms: Sequence[str]) -> Markup:
     return paragraph(
         "With the final norm’s scale frozen at its measured value, the difference is a sum over "
         "the parts of the model that wrote to the residual stream. By kind of part: {} "
-        "(logits, mean over n = {} with 95 % interval). The share a part writes directly is not "
-        "its causal effect: it may pass on what an earlier part wrote.",
+        "(logits, mean over n\u00a0=\u00a0{} with 95 % interval). The share a part writes directly "
+        "is not its causal effect: it may pass on what an earlier part wrote.",
         Markup(", ").join(said),
         n,
     )
@@ -222,7 +222,7 @@ def lens(study: Stored) -> list[Block]:
     return [
         paragraph(
             "Projected on the contrast at every depth, the residual stream of the last token "
-            "gains most between {} and {} ({} logits, n = {}).{}",
+            "gains most between {} and {} ({} logits, n\u00a0=\u00a0{}).{}",
             *(clean(depths[largest]), clean(depths[largest + 1]), signed(float(steps[largest]))),
             *(n, reached),
         ),
@@ -238,7 +238,8 @@ def lens(study: Stored) -> list[Block]:
                 final=final,
             ),
             f"Line from {number(float(values[0]))} at {clean(depths[0])} to "
-            f"{number(float(values[-1]))} logits at {clean(depths[keep - 1])}, n = {n}.{reached}",
+            f"{number(float(values[-1]))} logits at {clean(depths[keep - 1])}, "
+            f"n\u00a0=\u00a0{n}.{reached}",
             _series_data(depths[:keep], series, lower, upper),
             "Mean over prompts; the band is its 95 % interval. With the final norm’s scale frozen "
             "at its measured value, each step is the ledger’s term of the part in between."
@@ -283,9 +284,9 @@ def heads(study: Stored) -> list[Block]:
     clickable = has_patterns(study)
     return [
         paragraph(
-            "The heads with the largest direct shares: {} (logits, mean over n = {} with 95 % "
-            "interval). They were chosen for being large out of {}, so on new prompts their means "
-            "will tend to be smaller.",
+            "The heads with the largest direct shares: {} (logits, mean over "
+            "n\u00a0=\u00a0{} with 95 % interval). They were chosen for being large out of {}, "
+            "so on new prompts their means will tend to be smaller.",
             *(Markup(", ").join(said), first.n, int(np.isfinite(means.values).sum())),
         ),
         Figure(

@@ -492,6 +492,11 @@ def _write_jsonl(behaviour: Behaviour, path: Path) -> str:
 
 
 def _write_toml(behaviour: Behaviour, path: Path) -> str:
+    return behaviour_toml(behaviour)
+
+
+def behaviour_toml(behaviour: Behaviour) -> str:
+    """The text of a behaviour's TOML file."""
     parts = [f"{key} = {_toml(value)}\n" for key, value in _settings(behaviour).items()]
     for prompt in behaviour.prompts:
         parts.append("\n[[prompts]]\n")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
+from casestudy import cli
 from casestudy.model.loading import BUNDLED
 
 TOKENIZER = BUNDLED / "tiny"
@@ -112,3 +115,19 @@ def gpt2_tokenizer_json(files: Path, folder: Path) -> Path:
     config = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of `casestudy ARGUMENTS`."""
+    before = sys.argv
+    sys.argv = ["casestudy", *arguments]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    else:
+        status = 0
+    finally:
+        sys.argv = before
+    out, err = capsys.readouterr()
+    return status, out, err

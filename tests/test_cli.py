@@ -10,27 +10,12 @@ from pathlib import Path
 import pytest
 
 from casestudy import cli
+from tests.helpers import call
 
 
 @pytest.fixture
 def model(toy_folder: Callable[..., Path]) -> str:
     return str(toy_folder(n_positions=256))
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of `casestudy ARGUMENTS`."""
-    before = sys.argv
-    sys.argv = ["casestudy", *arguments]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        status = stop.code
-    else:
-        status = 0
-    finally:
-        sys.argv = before
-    out, err = capsys.readouterr()
-    return int(status or 0), out, err
 
 
 def test_predict_json_has_the_documented_form(

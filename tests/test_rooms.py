@@ -93,6 +93,7 @@ LIGHT = [
     "casestudy.cli",
     "casestudy.measure.result",
     "casestudy.study.store",
+    "casestudy.study.compare",
     *(
         "casestudy." + name(path).removesuffix(".py").replace("/", ".")
         for path in MODULES

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from casestudy.model.model import Model
     from casestudy.model.sites import Keep, Site
     from casestudy.show import figures
+    from casestudy.study.compare import compare
+    from casestudy.study.emergence import emergence
     from casestudy.study.study import Study, open_study, study
 
 _ROOMS = {
@@ -71,6 +73,8 @@ _ROOMS = {
     "casestudy.measure.result": ("Grid", "Table"),
     "casestudy.show": ("figures",),
     "casestudy.compat.transformer_lens.arrays": ("to_numpy",),
+    "casestudy.study.compare": ("compare",),
+    "casestudy.study.emergence": ("emergence",),
     "casestudy.study.study": ("Study", "open_study", "study"),
 }
 _PLACES = {name: room for room, names in _ROOMS.items() for name in names}
@@ -97,7 +101,9 @@ __all__ = [
     "case_by_space",
     "choose_answers",
     "class_mass",
+    "compare",
     "controls",
+    "emergence",
     "explain_attention_score",
     "figures",
     "head_attribution",

@@ -19,6 +19,8 @@ from casestudy.errors import CasestudyError
 
 if TYPE_CHECKING:
     from casestudy.model.model import Model
+    from casestudy.study.compare import Comparison
+    from casestudy.study.emergence import Emergence
     from casestudy.study.study import State, Study
 
 app = typer.Typer(
@@ -295,6 +297,89 @@ def patch(
 
 
 @app.command()
+def compare(
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[A B | BEHAVIOUR]",
+            help="Two studies' folders; or, with --model, a preset or a behaviour file.",
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A model, or a folder of checkpoints; repeatable."),
+    ] = None,
+    revisions: Annotated[
+        str | None, typer.Option(metavar="R1,R2,…", help="Of the one model, in order.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --model: where the checkpoints' studies are kept.")
+    ] = None,
+    answers: Annotated[
+        str, typer.Option(help="With --model: the last checkpoint's answers for all, or own.")
+    ] = "last",
+    only: Annotated[
+        str | None, typer.Option(help="With --model: measurements, comma-separated, or all.")
+    ] = None,
+    two_samples: Annotated[
+        bool, typer.Option("--two-samples", help="Do not pair the prompts that are in both.")
+    ] = False,
+    top: Annotated[int, typer.Option(min=1, help="How many differences to show.")] = 20,
+    figure: Annotated[
+        Path | None, typer.Option(help="With --model: write the curves as a page of its own.")
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    bos: BosOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set two studies side by side, or one behaviour on several checkpoints of a model."""
+    given = studies or []
+    if not model:
+        if len(given) != 2:
+            raise CasestudyError(
+                f"{len(given)} studies and no --model",
+                allowed="two studies' folders, or --model with --revisions",
+            )
+        from casestudy.study.compare import compare
+
+        found = compare(*given, paired=False if two_samples else None)
+        if as_json:
+            _print_json(found.as_dict())
+        else:
+            _print_comparison(found, top)
+        return
+    if len(given) > 1:
+        raise CasestudyError(f"{' '.join(given)} with --model", allowed="one behaviour")
+    from casestudy.study.emergence import ONLY, checkpoints, emergence, read_answers
+
+    asked = checkpoints(model, revisions.split(",") if revisions else ())
+    behaviour = _behaviour(given[0] if given else "full-stop-capitals")
+    folder = out or Path("studies") / f"{behaviour.name}-{Path(model[0]).name}-checkpoints"
+    chosen = None if only == "all" else only.split(",") if only else ONLY
+    with _progress("prompts") as progress:
+        emerged = emergence(
+            asked,
+            behaviour,
+            out=folder,
+            answers=read_answers(answers),
+            only=chosen,
+            prepend_bos=bos,
+            device=device,
+            dtype=dtype,
+            progress=progress.of,
+        )
+    if figure is not None:
+        emerged.contrasts.plot().write_html(figure, include_plotlyjs=True)
+        _say(f"figure: {_escape(str(figure))}")
+    if as_json:
+        _print_json(emerged.as_dict() | {"folder": str(folder)})
+    else:
+        _print_emergence(emerged)
+        _say(f"studies: {_escape(str(folder))}")
+
+
+@app.command()
 def models(as_json: JsonOption = False) -> None:
     """List the models known by name: bundled, cached here, or on the hub."""
     from casestudy.model.loading import available
@@ -455,6 +540,121 @@ def _print_headline(study: Study, path: Path) -> None:
     print(f"report: {path}")
 
 
+def _print_comparison(found: Comparison, top: int) -> None:
+    for side, folder, study in zip("AB", found.names, found.about, strict=True):
+        print(f"{side}: {study}, {folder}")
+    _table(
+        "",
+        ("what differs", "A", "B"),
+        [(row["what"], _brief(row["a"]), _brief(row["b"])) for row in found.differs.rows()],
+    )
+    n = found.prompts
+    how = "each compared with itself" if found.paired else "compared as two samples"
+    print(f"{n['both']} prompts in both, {n['a']} in A alone, {n['b']} in B alone: {how}\n")
+    rows = found.rows.rows()
+    clear = sum(row["clear"] for row in rows)
+    known = sum(row["lower"] is not None for row in rows)
+    headline = [row for row in rows if row["measurement"] == "logit_difference"]
+    others = [row for row in rows if row["measurement"] != "logit_difference"]
+    for title, some in (
+        ("mean logit difference by contrast", headline),
+        (f"what else differs most, for its measurement ({len(others)} cells)", others[:top]),
+    ):
+        if some:
+            columns = ("cell", "A", "B", "B − A", "95 % interval", "n")
+            _table(title, columns, [_compared(row) for row in some])
+            print()
+    print(
+        f"{clear} of {known} intervals leave out zero; where nothing differs, about "
+        f"{known / 20:.0f} would."
+    )
+    why: dict[str, list[str]] = {}
+    for row in found.absent.rows():
+        said = {"a": "only in A", "b": "only in B", None: row["why"]}[row["only_in"]]
+        why.setdefault(said, []).append(row["what"])
+    for said, what in why.items():
+        _say(_escape(f"not compared, {said}: {', '.join(what)}"))
+    for note in found.notes:
+        _say(_escape(note))
+
+
+def _compared(row: dict[str, Any]) -> tuple[str, ...]:
+    name = " ".join(filter(None, (row["measurement"], row["contrast"])))
+    cell = f"{name}: {row['cell']}" if row["cell"] else name
+    n = row["a_n"] if row["a_n"] == row["b_n"] else f"{row['a_n']}, {row['b_n']}"
+    return (
+        cell,
+        _figure(row["a"]),
+        _figure(row["b"]),
+        f"{row['difference']:+.3f}",
+        _interval([row["lower"], row["upper"]]),
+        "" if n is None else str(n),
+    )
+
+
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 24 else f"{text[:11]}…{text[-12:]}"
+
+
+def _print_emergence(found: Emergence) -> None:
+    rank, first = found.answers["rank"], found.answers["top-1"]
+    for name in found.contrasts.axes[0].labels:
+        contrast = found.contrasts.select(contrast=name)
+        assert contrast.lower is not None
+        assert contrast.upper is not None
+        assert contrast.n is not None
+        largest = max(0.0, *(abs(v) for v in contrast.values if v == v))
+        _table(
+            f"mean logit difference, {name}",
+            ("checkpoint", "mean", "95 % interval", "n", ""),
+            [
+                (
+                    one.label,
+                    _figure(_number(contrast.values[i])),
+                    _interval([_number(contrast.lower[i]), _number(contrast.upper[i])]),
+                    str(int(contrast.n[i])),
+                    _bar(float(contrast.values[i]), largest),
+                )
+                for i, one in enumerate(found.checkpoints)
+            ],
+        )
+        since = found.since[name]
+        said = (
+            "at the last checkpoint the interval holds zero"
+            if since is None
+            else (f"from {since} on every interval is clear of zero")
+        )
+        print(f"{said}\n")
+    mass = found.class_mass
+    masses = {} if mass is None else dict(zip(mass.axes[0].labels, mass.values, strict=True))
+    largest_last = sorted(masses, key=lambda name: -masses[name][-1])[:3]
+    _table(
+        "means over prompts: the answer's rank (0 is the first), how often it is the first, and "
+        "the mass of the largest classes",
+        ("checkpoint", "rank", "first", *largest_last),
+        [
+            (
+                one.label,
+                f"{rank.values[i]:.1f}",
+                f"{first.values[i]:.0%}",
+                *(f"{masses[name][i]:.1%}" for name in largest_last),
+            )
+            for i, one in enumerate(found.checkpoints)
+        ],
+    )
+
+
+def _bar(value: float, largest: float, width: int = 20) -> str:
+    """A bar from zero, to the left for what is negative."""
+    if value != value or not largest:
+        return ""
+    filled = round(abs(value) / largest * width / 2)
+    half = width // 2
+    left, right = (filled, 0) if value < 0 else (0, filled)
+    return " " * (half - left) + "█" * left + "│" + "█" * right
+
+
 def _figure(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3f}"
 
@@ -488,7 +688,8 @@ def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console()
-    console.print(Text(title, style="italic"))  # a table's own title is cut to the table's width
+    if title:  # a table's own is cut to the table's width
+        console.print(Text(title, style="italic"))
     console.print(table)
 
 
@@ -539,6 +740,10 @@ class _progress:
         if state.memory:
             said.append(f"{state.memory / 1e9:.1f} GB")
         self._show(state.done, state.total, said)
+
+    def of(self, name: str, state: State) -> None:
+        """One of several studies' states."""
+        self._show(state.done, state.total, [name, f"{state.done:,} of {state.total:,}"])
 
     def read(self, done: int, total: int) -> None:
         """Bytes read of all there are."""

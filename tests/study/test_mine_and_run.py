@@ -1,29 +1,12 @@
 """The two commands of docs/scaling.md, one after the other, and the second again."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from casestudy import cli
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of `casestudy ARGUMENTS`."""
-    before = sys.argv
-    sys.argv = ["casestudy", *arguments]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    else:
-        status = 0
-    finally:
-        sys.argv = before
-    out, err = capsys.readouterr()
-    return status, out, err
+from tests.helpers import call
 
 
 def test_mine_then_run_then_resume(

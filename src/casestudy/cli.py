@@ -408,6 +408,42 @@ def report(
         print(path)
 
 
+@app.command()
+def serve(
+    study: Annotated[
+        Path | None, typer.Argument(help="A study's folder: its prompts are offered, its model run.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="As for `run`; the study's by default, or tiny."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8017,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on and be called by.")
+    ] = "127.0.0.1",
+    device: DeviceOption = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="As for `run`; the study's by default, or float32.")
+    ] = None,
+    bos: BosOption = None,
+) -> None:
+    """Open the live explorer: type prompts, choose tokens, watch every panel follow."""
+    from casestudy.show.explorer.picks import picks_of
+    from casestudy.show.explorer.server import serve
+
+    picks = None if study is None else picks_of(study)
+    name = model or (picks.model if picks else "") or "tiny"
+    loaded = _load(name, device, dtype or (picks.dtype if picks else "") or "float32")
+    serve(
+        loaded,
+        picks=picks,
+        host=host,
+        port=port,
+        prepend_bos=picks.bos if picks and bos is None else bos,
+        started=lambda address: print(address, flush=True),
+    )
+
+
 def visible(text: str) -> str:
     """A token with its spaces and newlines shown, and control characters escaped."""
     shown = text.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")

@@ -69,3 +69,7 @@ class MeasureError(CasestudyError):
 
 class StudyError(CasestudyError):
     """A study folder that cannot be written, resumed or read."""
+
+
+class ServeError(CasestudyError):
+    """An address at which nothing can be served."""

@@ -24,7 +24,7 @@ from casestudy.measure.class_mass import measure_class_mass
 from casestudy.measure.examples import position_labels
 from casestudy.measure.ledger import keep_for_ledger, measure_ledger
 from casestudy.measure.lens import curves, keep_for_lens
-from casestudy.measure.predictions import TOP_K, top_tokens
+from casestudy.measure.predictions import TOP_K, predictions, top_tokens
 from casestudy.measure.result import Axis, Grid, Table
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
@@ -134,6 +134,26 @@ def choose_pair(
             counterpart = next((text for text in likely if text != answer), None)
     if answer is None or counterpart is None:
         raise BehaviourError("no prediction has a text of its own", hint="Type a token")
+    return answer, counterpart
+
+
+def weighed(
+    model: Model,
+    text: str,
+    answer: str | None = None,
+    counterpart: str | None = None,
+    *,
+    prepend_bos: bool | None = None,
+) -> tuple[str, str]:
+    """The pair that `probe` weighs after a text, and nothing else of it.
+
+    Cost: none where both are given, otherwise a forward pass.
+    Raises: BehaviourError, TokenError where two tokens cannot be weighed; PromptError as `probe`.
+    """
+    if answer is None or counterpart is None:
+        predicted = _namable(model, predictions(model, text, prepend_bos=prepend_bos))
+        answer, counterpart = choose_pair(model, predicted, answer, counterpart)
+    Contrast.between(model, [answer], [counterpart])
     return answer, counterpart
 
 

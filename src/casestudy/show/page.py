@@ -18,6 +18,7 @@ from casestudy.show.blocks import Figure, Listing
 from casestudy.show.text import prose
 
 TEMPLATES = Path(__file__).with_name("templates")
+FONT = "source-serif-4.woff2"
 
 
 def figure_html(figure: Figure) -> Markup:
@@ -64,8 +65,13 @@ def font() -> str:
     51 kB, so that a report reads the same on every machine; letters beyond Latin come from the
     reader's own fonts.
     """
-    data = base64.b64encode((TEMPLATES / "source-serif-4.woff2").read_bytes()).decode("ascii")
+    data = base64.b64encode((TEMPLATES / FONT).read_bytes()).decode("ascii")
+    return font_face(f"data:font/woff2;base64,{data}")
+
+
+def font_face(address: str) -> str:
+    """The style rule for the text's typeface, wherever its file is."""
     return (
         '@font-face { font-family: "Source Serif 4"; font-weight: 200 900; '
-        f'src: url(data:font/woff2;base64,{data}) format("woff2"); }}\n'
+        f'src: url({address}) format("woff2"); }}\n'
     )

@@ -1,0 +1,401 @@
+"""What is answered at which address?
+
+`/` is the page, complete without script; `/panels` every quick panel of one run; `/patch` a grid,
+line by line as it is computed; `/pattern` one head's pattern; `/study.toml` the state as a
+behaviour file that `casestudy run` accepts. All take the page's own query string.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from markupsafe import Markup
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from casestudy.errors import CasestudyError, PromptError
+from casestudy.show.explorer import asked as asking
+from casestudy.show.explorer.asked import Asked, Refusal
+from casestudy.show.explorer.desk import Busy, Desk, Job, Pause
+from casestudy.show.explorer.guard import Guard
+from casestudy.show.explorer.panels import PLACES, TITLES, panels, pattern_bytes, problem
+from casestudy.show.explorer.patches import Line, patch_grid
+from casestudy.show.explorer.picks import Picks
+from casestudy.show.page import FONT, TEMPLATES, environment, font_face, template_text
+from casestudy.show.text import clean, visible
+
+if TYPE_CHECKING:
+    from casestudy.model.model import Model
+
+T = TypeVar("T")
+
+MOST_TOKENS = 1024
+"""Tokens of a prompt, where the model could read more."""
+MOST_EDITED = 1000
+"""Characters of a prompt that edits are offered for: each of them is a prompt again."""
+RETRY = 1
+"""Seconds after which somebody who was refused may come again."""
+STATIC = {
+    "explorer.css": "text/css",
+    "figures.js": "text/javascript",
+    "explorer.js": "text/javascript",
+    FONT: "font/woff2",
+}
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """The page and its answers, for one model.
+
+    Attributes:
+        model: which is asked.
+        desk: whose thread runs it.
+        bos: whether prompts start with BOS; the model's convention by default.
+        picks: a study's prompts to choose from.
+    """
+
+    model: Model
+    desk: Desk
+    bos: bool | None = None
+    picks: Picks | None = None
+
+    def application(self, hosts: list[str]) -> Guard:
+        """What a server runs, for these Host headers."""
+
+        @contextlib.asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            yield
+            self.desk.close()
+
+        routes = [
+            Route("/", self.page),
+            Route("/panels", self.answer_panels),
+            Route("/patch", self.answer_patch),
+            Route("/pattern", self.answer_pattern),
+            Route("/study.toml", self.answer_study),
+            Route("/static/{name}", self.static),
+        ]
+        handlers: dict[Any, Any] = {Refusal: refused, CasestudyError: wrong, Exception: broken}
+        app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+        return Guard(app, hosts)
+
+    # What the model is asked, in its own thread.
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest prompt that is answered."""
+        return min(self.model.config.n_ctx, MOST_TOKENS)
+
+    def probe(self, asked: Asked) -> tuple[dict[str, Markup], dict[str, Any]]:
+        """Every quick panel, and what the page's script has to know.
+
+        Raises: CasestudyError for a prompt that cannot be run.
+        """
+        from casestudy.measure.probe import probe
+
+        self.check(asked)
+        found = probe(
+            self.model,
+            asked.texts,
+            answer=asked.answer or None,
+            counterpart=asked.counterpart or None,
+            prepend_bos=self.bos,
+        )
+        weighed = found.problem is None
+        state = {
+            "answer": found.answer,
+            "counterpart": found.counterpart,
+            "weighed": weighed,
+            "patch": weighed and bool(asked.corrupted),
+            "save": f"/study.toml?{asked.query()}" if weighed else "",
+        }
+        return panels(found, asked, self.edits(asked)), state
+
+    def edits(self, asked: Asked) -> list[tuple[str, str]]:
+        """Minimal edits of the prompt, by the kinds that a study scores: name and text."""
+        from casestudy.behaviour.counterfactual import FAMILIES
+
+        if len(asked.prompt) > MOST_EDITED:
+            return []
+        found = {family.edit(asked.prompt): family.name for family in reversed(FAMILIES)}
+        return [
+            (name, text)
+            for text, name in reversed(found.items())
+            if text is not None and text != asked.prompt
+        ]
+
+    def check(self, asked: Asked) -> None:
+        """Raises: PromptError for a prompt longer than is answered, naming both lengths."""
+        for name, text in zip(("prompt", "corrupted prompt"), asked.texts, strict=False):
+            if not text:
+                raise PromptError(f"The {name} is empty", hint="Type something to continue")
+            row = self.model.tokenizer.ids(text)
+            bos = self.model.tokenizer.prepend_bos if self.bos is None else self.bos
+            if len(row) + bos > self.most_tokens:
+                raise PromptError(
+                    f"The {name} is {len(row) + bos:,} tokens long",
+                    allowed=f"at most {self.most_tokens:,}, BOS included",
+                )
+
+    def pair(self, asked: Asked) -> tuple[str, str]:
+        """Answer and counterpart, chosen as the panels choose them.
+
+        Raises: CasestudyError where they cannot be weighed.
+        """
+        from casestudy.measure.probe import weighed
+
+        self.check(asked)
+        given = (asked.answer or None, asked.counterpart or None)
+        return weighed(self.model, asked.prompt, *given, prepend_bos=self.bos)
+
+    def pattern(self, asked: Asked) -> dict[str, Any]:
+        """One head's pattern in the prompt that is looked at."""
+        from casestudy.measure.probe import head_pattern
+
+        self.check(asked)
+        if not asked.head:
+            raise Refusal(400, "No head is named. Allowed: head=layer.head, as in 3.1.")
+        layer, head = map(int, asked.head.split("."))
+        text = asked.texts[asked.row]
+        grid = head_pattern(self.model, text, layer, head, prepend_bos=self.bos)
+        tokens = [visible(label.partition(":")[2]) for label in grid.axes[0].labels]
+        return {"tokens": tokens, "bytes": base64.b64encode(pattern_bytes(grid)).decode("ascii")}
+
+    def study_file(self, asked: Asked) -> str:
+        """The state as a behaviour file."""
+        from casestudy.behaviour.files import behaviour_toml
+        from casestudy.behaviour.prompts import Behaviour, Prompt
+
+        answer, counterpart = self.pair(asked)
+        prompt = Prompt(
+            asked.prompt,
+            answer=answer,
+            counterpart=counterpart,
+            corrupted=asked.corrupted or None,
+        )
+        behaviour = Behaviour(
+            "explored",
+            f"Why does the model prefer “{visible(answer)}” to “{visible(counterpart)}”?",
+            (prompt,),
+            answers="given",
+            about=f"Saved from casestudy's explorer, which ran it on {self.model.name}.",
+        )
+        return behaviour_toml(behaviour)
+
+    # What is answered.
+
+    async def page(self, request: Request) -> Response:
+        """The page, its panels filled for those who have no script."""
+        status = 200
+        html: dict[str, Markup] = {}
+        state: dict[str, Any] = {}
+        try:
+            asked = asking.read(request.query_params.multi_items())
+        except Refusal as refusal:
+            asked, status, html = Asked(), refusal.status, {"outcome": problem(refusal.why)}
+        else:
+            try:
+                html, state = await self.ask(request, lambda _: self.probe(asked))
+            except Refusal as refusal:
+                status, html = refusal.status, {"outcome": problem(refusal.why)}
+            except CasestudyError as error:
+                html = {"outcome": problem(str(error))}
+        return HTMLResponse(self.render(asked, html, state), status)
+
+    def render(self, asked: Asked, html: dict[str, Markup], state: dict[str, Any]) -> str:
+        """The page's HTML."""
+        return (
+            environment()
+            .get_template("explorer.html")
+            .render(
+                asked=asked,
+                model=self.model,
+                html=dict.fromkeys(PLACES, Markup("")) | html,
+                state=state,
+                titles=TITLES,
+                sites=asking.SITES,
+                places=asking.PLACES,
+                directions=asking.DIRECTIONS,
+                views=asking.VIEWS,
+                picks=self.picks,
+                limits={"text": asking.MOST_TEXT, "tokens": self.most_tokens},
+                version=self.version,
+                shared={"prompts": {}, "patterns": {}},
+            )
+        )
+
+    async def answer_panels(self, request: Request) -> Response:
+        """Every quick panel, as HTML by the name of its place."""
+        asked = asking.read(request.query_params.multi_items())
+        html, state = await self.ask(request, lambda _: self.probe(asked))
+        return JSONResponse({"html": html, "state": state})
+
+    async def answer_pattern(self, request: Request) -> Response:
+        """One head's pattern: its tokens, and its entries a byte each."""
+        asked = asking.read(request.query_params.multi_items())
+        return JSONResponse(await self.ask(request, lambda _: self.pattern(asked)))
+
+    async def answer_study(self, request: Request) -> Response:
+        """A file to download."""
+        asked = asking.read(request.query_params.multi_items())
+        text = await self.ask(request, lambda _: self.study_file(asked))
+        headers = {"content-disposition": 'attachment; filename="explored.toml"'}
+        return Response(text, media_type="application/toml", headers=headers)
+
+    async def answer_patch(self, request: Request) -> Response:
+        """A grid as it is computed, a JSON object a line."""
+        asked = asking.read(request.query_params.multi_items())
+        if not asked.corrupted:
+            raise PromptError("There is nothing to patch with", hint="Type a corrupted prompt")
+        newest = Newest()
+
+        def work(pause: Pause) -> Line:
+            return patch_grid(self.model, asked, self.pair(asked), self.bos, pause, newest.put)
+
+        job = self.queue(work, long=True)
+        return StreamingResponse(_lines(job, newest), media_type="application/x-ndjson")
+
+    @cached_property
+    def version(self) -> str:
+        """What the static files are now, so that a browser keeps no older ones."""
+        return sha256(b"".join(_static(name) for name in STATIC)).hexdigest()[:12]
+
+    async def static(self, request: Request) -> Response:
+        """Styles, scripts and the typeface."""
+        name = request.path_params["name"]
+        if name not in STATIC:
+            raise Refusal(404, "There is no such file.")
+        headers = {"cache-control": "max-age=31536000, immutable"}
+        return Response(_static(name), media_type=STATIC[name], headers=headers)
+
+    # The way to the model and back.
+
+    def queue(self, work: Callable[[Pause], T], *, long: bool = False) -> Job[T]:
+        """A place in the model's queue.
+
+        Raises: Refusal where it is full.
+        """
+        try:
+            return self.desk.ask(work, long=long)
+        except Busy as busy:
+            why = "Too many questions at once; this one can be asked again in a second."
+            raise Refusal(429, why, retry_after=RETRY) from busy
+
+    async def ask(self, request: Request, work: Callable[[Pause], T]) -> T:
+        """What the work gives; it is dropped once the one who asked has gone.
+
+        Raises: Refusal where the queue is full or nobody waits; whatever the work raises.
+        """
+        job = self.queue(work)
+        answer = _awaited(job)
+        gone = asyncio.ensure_future(_gone(request))
+        try:
+            await _first(answer, gone)
+            if not answer.done():
+                raise Refusal(499, "The request was withdrawn.")
+            return await answer
+        finally:
+            gone.cancel()
+            job.stop()
+
+
+def _awaited(job: Job[T]) -> asyncio.Future[T]:
+    """A job's answer for the event loop, which nobody has to collect."""
+    answer = asyncio.wrap_future(job.answer)
+    answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return answer
+
+
+async def _first(*futures: asyncio.Future[Any]) -> None:
+    """Return once one of them is done."""
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _gone(request: Request) -> None:
+    """Return once the other side has hung up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class Newest:
+    """The newest of some lines, from the model's thread to a connection; older ones are dropped."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._line: Line | None = None
+        self._there = asyncio.Event()
+
+    def put(self, line: Line) -> None:
+        """From the model's thread."""
+        with contextlib.suppress(RuntimeError):  # the server has stopped, and nobody listens
+            self._loop.call_soon_threadsafe(self._take, line)
+
+    def _take(self, line: Line) -> None:
+        self._line = line
+        self._there.set()
+
+    async def get(self) -> Line:
+        """The next line; the newest, if several came meanwhile."""
+        await self._there.wait()
+        self._there.clear()
+        assert self._line is not None
+        return self._line
+
+
+async def _lines(job: Job[Line], newest: Newest) -> AsyncIterator[bytes]:
+    """What the page is told, until the grid is finished or nobody listens."""
+    answer = _awaited(job)
+    try:
+        while not answer.done():
+            line = asyncio.ensure_future(newest.get())
+            await _first(answer, line)
+            if line.done() and not answer.done():
+                yield _json_line(line.result())
+            line.cancel()
+        try:
+            yield _json_line(await answer)
+        except CasestudyError as error:
+            yield _json_line({"problem": clean(error)})
+    finally:
+        job.stop()
+
+
+def _json_line(line: Line) -> bytes:
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
+def _static(name: str) -> bytes:
+    if name.endswith(".woff2"):
+        return (TEMPLATES / name).read_bytes()
+    if name == "explorer.css":
+        sheets = ("plot.css", "report.css", name)
+        return (font_face(FONT) + "".join(map(template_text, sheets))).encode()
+    return template_text(name).encode()
+
+
+def refused(request: Request, refusal: Exception) -> Response:
+    """A refusal as what the page's script reads."""
+    assert isinstance(refusal, Refusal)
+    headers = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after)}
+    return JSONResponse({"problem": refusal.why}, refusal.status, headers)
+
+
+def wrong(request: Request, error: Exception) -> Response:
+    """What cannot be measured as asked: an answer about the prompt, not a fault of the request."""
+    return JSONResponse({"problem": clean(error)})
+
+
+def broken(request: Request, error: Exception) -> Response:
+    """A fault of ours, said without its inside; the server's own output has that."""
+    why = f"The explorer met an error of its own ({type(error).__name__}); its terminal has more."
+    return JSONResponse({"problem": why}, 500)

@@ -1,0 +1,136 @@
+"""What does a request ask?
+
+Everything the page shows follows from its address: the same query string is the page's, each
+panel's and the saved study's, so an address can be shared and survives a reload. Reading it is
+where sizes are bounded and unknown words refused, before any model is asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from urllib.parse import urlencode
+
+MOST_QUERY = 48_000
+"""Bytes of a query string: a prompt of a thousand tokens fits in any script, a book does not."""
+MOST_TEXT = 16_000
+"""Characters of a prompt."""
+MOST_TOKEN = 200
+"""Characters of an answer or counterpart; no vocabulary has a longer token that one would type."""
+
+SITES = {
+    "resid_pre": "residual stream (resid_pre)",
+    "attn_out": "attention layers (attn_out)",
+    "mlp_out": "MLP layers (mlp_out)",
+    "z": "heads (z)",
+    "pattern": "heads’ patterns",
+    "q": "heads’ queries (q)",
+    "k": "heads’ keys (k)",
+    "v": "heads’ values (v)",
+}
+"""What a patch grid can exchange, with the page's words for it."""
+PLACES = {
+    "": "as suits the site",
+    "position": "position by position",
+    "role": "role by role",
+    "all": "all positions together",
+    "last": "the last token alone",
+}
+DIRECTIONS = {
+    "denoising": "clean into the corrupted run",
+    "noising": "corrupted into the clean run",
+}
+VIEWS = {"clean": "the clean prompt", "corrupted": "the corrupted prompt"}
+
+_CHOICES: Mapping[str, Iterable[str]] = {
+    "view": VIEWS,
+    "site": SITES,
+    "by": PLACES,
+    "direction": DIRECTIONS,
+}
+_HEAD = re.compile(r"\d{1,4}\.\d{1,4}", re.ASCII)
+
+
+class Refusal(Exception):
+    """A request that is not answered, with the HTTP status and a sentence that says why."""
+
+    def __init__(self, status: int, why: str, *, retry_after: int | None = None) -> None:
+        super().__init__(why)
+        self.status = status
+        self.why = why
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The page's state.
+
+    Attributes:
+        prompt: the text that is continued.
+        corrupted: a partner to patch with; "" for none.
+        answer, counterpart: the tokens weighed; "" to let the model choose.
+        view: which of the two prompts the panels are about.
+        site, by, direction: of the patch grid.
+        head: "layer.head" whose pattern is open; "" for none.
+    """
+
+    prompt: str = "This is a sentence."
+    corrupted: str = ""
+    answer: str = ""
+    counterpart: str = ""
+    view: str = "clean"
+    site: str = "resid_pre"
+    by: str = ""
+    direction: str = "denoising"
+    head: str = ""
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts to run."""
+        return [self.prompt, self.corrupted] if self.corrupted else [self.prompt]
+
+    @property
+    def row(self) -> int:
+        """Which of them the panels are about."""
+        return 1 if self.corrupted and self.view == "corrupted" else 0
+
+    def query(self, **changes: str) -> str:
+        """The query string that asks for this, without what it need not say."""
+        asked, usual = replace(self, **changes), Asked()
+        said = {
+            f.name: getattr(asked, f.name)
+            for f in fields(Asked)
+            if getattr(asked, f.name) != getattr(usual, f.name)
+        }
+        return urlencode(said)
+
+
+def read(entries: Iterable[tuple[str, str]]) -> Asked:
+    """What a query's entries ask; of several of one name the last counts, as a pressed button does.
+
+    Raises: Refusal for an unknown name, a word that is no choice, a text that is too long.
+    """
+    found: dict[str, str] = {}
+    names = [f.name for f in fields(Asked)]
+    for name, value in entries:
+        if name not in names:
+            raise Refusal(400, f"“{name[:40]}” means nothing here. Allowed: {', '.join(names)}.")
+        # a form sends a line's end as two characters, a script as one
+        found[name] = value.replace("\r\n", "\n")
+    for name, choices in _CHOICES.items():
+        if name in found and found[name] not in choices:
+            allowed = ", ".join(filter(None, choices))
+            raise Refusal(400, f"{name} “{found[name][:40]}”. Allowed: {allowed}.")
+    for name, most in (
+        *((name, MOST_TEXT) for name in ("prompt", "corrupted")),
+        *((name, MOST_TOKEN) for name in ("answer", "counterpart")),
+    ):
+        if len(found.get(name, "")) > most:
+            raise Refusal(
+                413,
+                f"The {name} is {len(found[name]):,} characters long. Allowed: at most {most:,}.",
+            )
+    if found.get("head") and not _HEAD.fullmatch(found["head"]):
+        raise Refusal(400, f"head “{found['head'][:40]}”. Allowed: layer.head, as in 3.1.")
+    return Asked(**found)

@@ -1,0 +1,289 @@
+"""How does one run of a prompt fill a page's panels?
+
+From a probe's grids to figures by the report's drawing functions, and to one piece of HTML per
+panel. A panel that cannot be filled says why in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.measure.result import Grid
+from casestudy.show import draw
+from casestudy.show.blocks import Figure, paragraph
+from casestudy.show.explorer.asked import VIEWS, Asked
+from casestudy.show.page import environment, figure_html
+from casestudy.show.prompts import ledger_figure
+from casestudy.show.text import chip, chips, clean, listing, number, percent, signed, visible
+
+if TYPE_CHECKING:
+    from casestudy.measure.probe import Probe
+
+TITLES = {
+    "predictions": "What comes next?",
+    "classes": "Which kinds of token?",
+    "ledger": "Who writes the difference?",
+    "lens": "Where along the depth?",
+    "heads": "Which heads write it?",
+    "attention": "Where do they look?",
+}
+"""The panels, in the page's order, by the names of their places on it."""
+
+PLACES = ("tokens-0", "tokens-1", "edits", "outcome", *TITLES)
+"""Every place of the page that `panels` may fill."""
+
+TOP_HEADS = 10
+"""Rows of the attention panel."""
+
+
+def panels(found: Probe, asked: Asked, edits: Sequence[tuple[str, str]]) -> dict[str, Markup]:
+    """Each place of the page with what belongs there.
+
+    Args:
+        found: by the model.
+        asked: by the page.
+        edits: corrupted prompts that may be chosen, with the kind of each.
+    """
+    probed = [chips(tokens) for tokens in found.tokens]
+    html = {
+        "tokens-0": _counted(probed[0], len(found.tokens[0])),
+        "tokens-1": _counted(probed[1], len(found.tokens[1])) if len(probed) > 1 else Markup(""),
+        "edits": _macro("edits", edits, asked.corrupted),
+        "outcome": _outcome(found, asked),
+        "predictions": _predictions(found, asked),
+        "classes": figure_html(_classes(found.classes, asked)),
+    }
+    contrasted: dict[str, Callable[[Probe, Asked], Figure]] = {
+        "ledger": _ledger,
+        "lens": _lens,
+        "heads": _heads,
+        "attention": _attention,
+    }
+    for name, make in contrasted.items():
+        if found.problem is None:
+            html[name] = figure_html(make(found, asked))
+        else:
+            html[name] = Markup('<p class="caption">{}</p>').format(
+                "There is nothing to share out until an answer is weighed against a counterpart."
+            )
+    return html
+
+
+def problem(why: str) -> Markup:
+    """A sentence that stands where a result cannot."""
+    return Markup('<p class="notice" role="alert">{}</p>').format(clean(why))
+
+
+def _counted(shown: Markup, n: int) -> Markup:
+    return Markup('{} <span class="q">{} token{}</span>').format(shown, n, "" if n == 1 else "s")
+
+
+def _viewed(grid: Grid, asked: Asked) -> Grid:
+    """A probe's grid at its one contrast, for the prompt that is looked at."""
+    (contrast,) = grid.axis("contrast").labels
+    return grid.select(contrast=contrast, prompt=str(asked.row))
+
+
+def _weighed(found: Probe) -> str:
+    return f"“{visible(found.counterpart)}”"
+
+
+def _outcome(found: Probe, asked: Asked) -> Markup:
+    """The difference in a sentence, for both prompts."""
+    if found.problem is not None:
+        return problem(found.problem)
+    (values,) = found.grids["logit_difference"].values.tolist()
+    words = paragraph(
+        'After {}, {} has <b class="figure">{}</b> logits on {}.',
+        VIEWS["clean"] if len(values) > 1 else "this prompt",
+        chip(found.answer),
+        signed(values[0]),
+        chip(found.counterpart),
+    )
+    if len(values) > 1:
+        words += paragraph(
+            'After {}: <b class="figure">{}</b>.', VIEWS["corrupted"], signed(values[1])
+        )
+    return words
+
+
+def _predictions(found: Probe, asked: Asked) -> Markup:
+    """The most probable next tokens, each a choice for answer and counterpart."""
+    rows = found.predictions.rows()
+    probs = [
+        {r["id"]: r["prob"] for r in rows if r["prompt"] == i} for i in range(len(asked.texts))
+    ]
+    other = probs[1 - asked.row] if len(probs) > 1 else None
+    shown = [
+        {
+            "place": row["rank"] + 1,
+            "token": row["token"],
+            "chip": chip(row["token"]),
+            "named": visible(row["token"]),
+            "prob": percent(row["prob"]),
+            "share": round(row["prob"] / (rows[0]["prob"] or 1), 4),
+            "other": None if other is None else percent(other.get(row["id"])),
+            "logit": number(row["logit"]),
+            "namable": row["namable"],
+        }
+        for row in rows
+        if row["prompt"] == asked.row
+    ]
+    if other is not None:
+        least = min(other.values())
+        for entry in shown:
+            if entry["other"] == "not measured":
+                entry["other"] = f"< {percent(least)}"
+    return _macro(
+        "predictions",
+        shown,
+        found.answer,
+        found.counterpart,
+        VIEWS["clean" if asked.row else "corrupted"] if other is not None else "",
+    )
+
+
+def _classes(grid: Grid, asked: Asked) -> Figure:
+    grid = grid.select(prompt=str(asked.row))
+    there = np.flatnonzero(np.isfinite(grid.values))
+    labels = [grid.axis("class").labels[i] for i in there]
+    values = draw.numbers(grid.values[there])
+    shown = [percent(value) for value in values]
+    best = int(np.nanargmax(grid.values[there]))
+    return Figure(
+        "Probability of the next token by class",
+        draw.bars(labels, values, unit="probability", shown=shown, row=20),
+        f"Bars of probability by class of token; most goes to {labels[best]}, {shown[best]}.",
+        draw.Data([("class", labels)], {"value": values}, grid.unit),
+        "Summed over the whole vocabulary.",
+    )
+
+
+def _ledger(found: Probe, asked: Asked) -> Figure:
+    ledger, check = (_viewed(found.grids[name], asked) for name in ("ledger", "ledger.check"))
+    figure = ledger_figure(
+        ledger,
+        check,
+        "The ledger: every term of the logit difference",
+        of="the prompt’s",
+        contrast=_weighed(found),
+    )
+    return replace(figure, data=replace(figure.data, source=""))
+
+
+def _lens(found: Probe, asked: Asked) -> Figure:
+    frozen, own = (_viewed(found.grids[name], asked) for name in ("lens", "lens.own_norm"))
+    depths = ["end" if d == "final_post" else d for d in own.axis("depth").labels]
+    # the last row of the frozen reading is the logits themselves, b_U included
+    values, final = frozen.values[:-1], float(frozen.values[-1])
+    series = {
+        "norm’s scale frozen": draw.numbers(values),
+        "as if the model ended here": draw.numbers(own.values),
+    }
+    steps = np.abs(np.diff(values))
+    k = int(np.argmax(steps)) if steps.size else 0
+    return Figure(
+        "The difference by depth: the accumulated logit lens",
+        draw.lines(
+            depths,
+            series,
+            unit=frozen.unit,
+            axis="depth: before and in the middle of each layer",
+            final=final,
+            height=200,
+        ),
+        f"Lines from {number(float(values[0]))} to {number(float(values[-1]))} logits; the largest "
+        f"step is {signed(float(np.diff(values)[k]) if steps.size else 0.0)}, after {depths[k]}.",
+        draw.Data(
+            [("reading", list(series)), ("depth", depths)],
+            {"value": [value for line in series.values() for value in line]},
+            frozen.unit,
+        ),
+        f"The dashed line is the logit difference itself, {number(final)}; what the frozen reading "
+        "lacks of it at the end is b_U.",
+    )
+
+
+def _heads(found: Probe, asked: Asked) -> Figure:
+    grid = _viewed(found.grids["attribution.head"], asked)
+    layers, heads = grid.axis("layer").labels, grid.axis("head").labels
+    (layer, head), *_ = top_heads(grid)
+    value = float(grid.select(layer=layer, head=head).values)
+    return Figure(
+        "The direct share of every attention head",
+        draw.heatmap(
+            np.asarray(grid.values, dtype=float),
+            layers,
+            heads,
+            unit=grid.unit,
+            row_name="layer",
+            col_name="head",
+            heads="cell",
+        ),
+        f"Heatmap of direct shares by layer and head; the largest is head {layer}.{head} with "
+        f"{signed(value)} logits.",
+        replace(draw.Data.of(grid), source=""),
+        "Blue pushes towards the answer, orange away from it. A click on a cell, or Enter, opens "
+        "the head’s attention pattern.",
+    )
+
+
+def top_heads(shares: Grid) -> list[tuple[str, str]]:
+    """(layer, head) of the heads with the largest direct shares, the largest first."""
+    layers, heads = shares.axis("layer").labels, shares.axis("head").labels
+    cells = [
+        (-abs(value), i, j)
+        for (i, j), value in np.ndenumerate(shares.values)
+        if heads[j].isdigit()  # not the layer's biases
+    ]
+    return [(layers[i], heads[j]) for _, i, j in sorted(cells)[:TOP_HEADS]]
+
+
+def _attention(found: Probe, asked: Asked) -> Figure:
+    grid = found.grids[f"attention.{asked.row}"]
+    top = top_heads(_viewed(found.grids["attribution.head"], asked))
+    values = np.stack([grid.select(layer=a, head=b).values for a, b in top])
+    rows = [f"{a}.{b}" for a, b in top]
+    keys = grid.axis("key_pos").labels
+    tokens = [label.partition(":")[2] for label in keys]
+    said = [
+        f"{row} looks most at “{visible(tokens[k])}” ({percent(float(line[k]))})"
+        for row, line in zip(rows[:3], values, strict=False)
+        for k in [int(np.argmax(line))]
+    ]
+    return Figure(
+        "Attention from the last token, of the heads that write most",
+        draw.heatmap(
+            np.asarray(values, dtype=float),
+            rows,
+            tokens,
+            unit=grid.unit,
+            row_name="head",
+            limit=1.0,
+            tokens=True,
+            heads="row",
+        ),
+        f"Heatmap of attention by head and token: {listing(said)}.",
+        draw.Data(
+            [("head", rows), ("key_pos", [*keys])], {"value": draw.numbers(values)}, grid.unit
+        ),
+        "A click on a row opens the whole pattern. Looking is not using: what a head needs to see "
+        "only patching can tell.",
+    )
+
+
+def pattern_bytes(grid: Grid) -> bytes:
+    """A pattern for the page's script: a byte per entry on and below the diagonal."""
+    rows, cols = np.tril_indices(len(grid.axes[0]))
+    packed = (np.clip(grid.values[rows, cols], 0, 1) * 255).round()
+    return bytes(packed.astype(np.uint8).tobytes())
+
+
+def _macro(name: str, *values: Any) -> Markup:
+    module = environment().get_template("panels.html").module
+    return Markup(getattr(module, name)(*values))

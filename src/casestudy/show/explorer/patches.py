@@ -1,0 +1,162 @@
+"""How does a patch grid reach the page while it is computed?
+
+The sweep shows what it has found after every climb; the grid so far is drawn with what is not yet
+known left grey, at most a few times a second, and at the end once more with its check. The climbs
+are small, so that the first cells come at once and a grid that nobody waits for any more ends soon.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from casestudy.errors import MeasureError
+from casestudy.measure.result import Grid
+from casestudy.show import draw
+from casestudy.show.blocks import Figure
+from casestudy.show.explorer.asked import DIRECTIONS, Asked
+from casestudy.show.page import figure_html
+from casestudy.show.text import clean, number, signed, visible
+
+if TYPE_CHECKING:
+    from casestudy.measure.patching import Patched
+    from casestudy.model.model import Model
+    from casestudy.show.explorer.desk import Pause
+
+ROWS = 1024
+"""Rows of a climb: a few hundredths of a second of the bundled model on one core."""
+EVERY = 0.15
+"""Seconds between two drawings of a grid that is not finished."""
+MOST_PLACES = 256
+"""Columns of a grid by position: beyond that it can be neither read nor awaited."""
+
+Line = dict[str, Any]
+"""What the page is told: `html` of the grid so far, `done` of `total` cells; or a `problem`."""
+
+
+def patch_grid(
+    model: Model,
+    asked: Asked,
+    pair: tuple[str, str],
+    prepend_bos: bool | None,
+    pause: Pause,
+    tell: Callable[[Line], None],
+) -> Line:
+    """Compute the grid that is asked for, telling of it on the way; the last line is returned.
+
+    Args:
+        model: which runs.
+        asked: both prompts, the site, the places and the direction.
+        pair: answer and counterpart.
+        prepend_bos: as the panels' run had it.
+        pause: called between climbs; what it raises ends the sweep.
+        tell: given a line for the page now and then.
+
+    Raises: CasestudyError for what cannot be patched, with the reason.
+    """
+    from casestudy.behaviour.prompts import Prompt
+    from casestudy.measure.patching import Effort, patch_prompts, read_by, read_direction
+
+    tokens = [model.tokenize(text, prepend_bos=prepend_bos).rows()[0] for text in asked.texts]
+    by = asked.by or ("" if len(tokens[0]) == len(tokens[1]) else "role")
+    per_head = asked.site in ("z", "pattern", "q", "k", "v")
+    if (by == "position" or (not by and not per_head)) and len(tokens[0]) > MOST_PLACES:
+        raise MeasureError(
+            f"a grid by position over {len(tokens[0])} tokens",
+            allowed=f"at most {MOST_PLACES}",
+            hint="Patch by role, all positions together, or the last token",
+        )
+    # the axis is of the run that is changed
+    shown = model.tokenizer.strings(tokens[0 if asked.direction == "noising" else 1])
+    last = 0.0
+
+    def watch(found: Patched) -> None:
+        nonlocal last
+        pause()
+        now = time.perf_counter()
+        if now - last >= EVERY:
+            last = now
+            tell(_line(found, asked, shown, finished=False))
+
+    prompt = Prompt(asked.prompt, answer=pair[0], counterpart=pair[1], corrupted=asked.corrupted)
+    found = patch_prompts(
+        model,
+        [prompt],
+        asked.site,
+        by=read_by(by or None),
+        direction=read_direction(asked.direction),
+        prepend_bos=prepend_bos,
+        effort=Effort(rows=ROWS, watch=watch),
+    )
+    return _line(found, asked, shown, finished=True)
+
+
+def _line(found: Patched, asked: Asked, tokens: list[str], *, finished: bool) -> Line:
+    grid = found.normalised
+    known = np.isfinite(found.raw.values)
+    line: Line = {
+        "html": figure_html(_figure(grid, asked, tokens, found, finished)),
+        "done": int(known.sum()),
+        "total": int(known.size),
+        "finished": finished,
+    }
+    return line
+
+
+def _figure(grid: Grid, asked: Asked, tokens: list[str], found: Patched, finished: bool) -> Figure:
+    names = [axis.name for axis in grid.axes]
+    labels = [
+        [visible(t) for t in tokens] if axis.name == "pos" else [clean(x) for x in axis.labels]
+        for axis in grid.axes
+    ]
+    values = np.asarray(grid.values, dtype=float)
+    unit = "share of the difference between the runs"
+    data = draw.Data(
+        [
+            (name, [f"{i}:{x}" for i, x in enumerate(own)] if name == "pos" else own)
+            for name, own in zip(names, labels, strict=True)
+        ],
+        {"value": draw.numbers(values)},
+        "of the difference",
+    )
+    if values.ndim == 3:  # layer, head and place: a row per head
+        labels = [[f"{a}.{b}" for a in labels[0] for b in labels[1]], labels[2]]
+        values, names = values.reshape(len(labels[0]), -1), ["head", names[2]]
+    title = f"Patching {asked.site}, {DIRECTIONS[asked.direction]}"
+    if values.ndim == 1:
+        rows = [f"{names[0]} {x}" for x in labels[0]]
+        drawing = draw.bars(rows, draw.numbers(values), unit=unit)
+    else:
+        drawing = draw.heatmap(
+            values,
+            *labels,
+            unit=unit,
+            row_name=names[0],
+            col_name="" if names[1] == "pos" else names[1],
+            # while it fills, colours keep their meaning: a share of 1 is the whole difference
+            limit=None if finished else 1.0,
+            tokens=names[1] == "pos",
+            slanted=names[1] == "role",
+            heads="cell" if names == ["layer", "head"] else "row" if names[0] == "head" else None,
+        )
+    unpatched, other = (float(row[0]) for row in found.baselines.values)
+    gap = grid.error.get("gap")
+    caption = (
+        f"0 is the {'corrupted' if asked.direction == 'denoising' else 'clean'} run as it is "
+        f"({number(unpatched)} logits), 1 the other run ({number(other)} logits)."
+    )
+    if gap is not None:
+        caption += f" Cells recomputed with full forward passes differ by at most {number(gap)}."
+    return Figure(title, drawing, _alt(values, labels, title, finished), data, caption)
+
+
+def _alt(values: Any, labels: list[list[str]], title: str, finished: bool) -> str:
+    if not np.isfinite(values).any():
+        return f"{title}: nothing is known yet."
+    where = np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)
+    at = ", ".join(names[i] for names, i in zip(labels, where, strict=True))
+    so_far = "" if finished else " so far"
+    return f"{title}: the largest share{so_far} is {signed(float(values[where]))} at {at}."

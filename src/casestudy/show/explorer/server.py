@@ -1,0 +1,111 @@
+"""How is the live page served, and to whom?
+
+To this machine: a socket on the loopback address unless another is named, and only requests whose
+Host header is that address (see `guard`). One process, one thread for the model; the model's own
+arithmetic keeps to one core where it is small, since a second would mostly wait for the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from casestudy.errors import ServeError
+from casestudy.show.explorer.picks import Picks
+
+if TYPE_CHECKING:
+    from casestudy.model.model import Model
+
+PORT = 8017
+SMALL = 50_000_000
+"""Parameters below which a second core waits more than it computes."""
+
+
+def serve(
+    model: Model,
+    *,
+    picks: Picks | None = None,
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    prepend_bos: bool | None = None,
+    started: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serve the explorer until it is interrupted.
+
+    Args:
+        model: which is asked.
+        picks: a study's prompts to offer.
+        host: the address to listen on and to be called by; loopback unless one has reasons.
+        port: to listen on; 0 takes a free one.
+        prepend_bos: the model's convention by default.
+        started: told the page's address once requests are answered.
+
+    Raises: ServeError where the address cannot be listened on.
+    """
+    import torch
+    import uvicorn
+
+    from casestudy.show.explorer.app import Explorer
+    from casestudy.show.explorer.asked import Asked
+    from casestudy.show.explorer.desk import Desk
+
+    listening = listen(host, port)
+    port = listening.getsockname()[1]
+    if sum(tensor.numel() for _, tensor in model.weights.named()) < SMALL:
+        torch.set_num_threads(1)
+    explorer = Explorer(model, Desk(), prepend_bos, picks)
+    explorer.probe(Asked())  # what is looked up once is looked up before the first request
+    config = uvicorn.Config(
+        explorer.application(hosts(host, port)),
+        http="h11",  # which bounds a request's head before anything of it is kept
+        h11_max_incomplete_event_size=65536,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
+    started(f"http://{_bracketed(host)}:{port}/")
+    with contextlib.suppress(KeyboardInterrupt), listening:
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to an address.
+
+    Raises: ServeError where the address is every one, is not this machine's, or the port is taken.
+    """
+    try:
+        (family, _, _, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, OverflowError) as error:
+        raise ServeError(f"host {host!r} has no address: {error}") from error
+    if ipaddress.ip_address(str(address[0]).partition("%")[0]).is_unspecified:
+        raise ServeError(
+            f"host {host} stands for every address of this machine",
+            allowed="one address or name, which requests have to be sent to by that name",
+        )
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        listening.close()
+        raise ServeError(
+            f"{_bracketed(host)}:{port} cannot be listened on: {error.strerror}",
+            hint="Choose another with --port",
+        ) from error
+    return listening
+
+
+def hosts(host: str, port: int) -> list[str]:
+    """The Host headers of requests to this address; loopback has three names."""
+    loopback = ["127.0.0.1", "localhost", "[::1]"]
+    names = loopback if _bracketed(host) in loopback else [_bracketed(host)]
+    return [f"{name}:{port}" for name in names] + (names if port == 80 else [])
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,208 @@
+// The live page: what is typed becomes the address, the address is asked of the server, and the
+// answer's HTML takes its places. A newer question withdraws an older one.
+(() => {
+  "use strict";
+  const { $, $$, bytes, openHead, ready } = casestudy;
+  const PAUSE = 120; // milliseconds without a keystroke after which something is asked
+  const form = $("#ask"), status = $("#status"), progress = $("#progress");
+  const fields = Object.fromEntries(["prompt", "corrupted", "answer", "counterpart", "view", "site", "by", "direction"]
+    .map((name) => [name, form.elements[name]]));
+  const usual = { view: "clean", site: "resid_pre", by: "", direction: "denoising", corrupted: "", answer: "", counterpart: "" };
+  const dialog = $("dialog.head-view");
+  let state = JSON.parse($("#state").textContent), head = new URLSearchParams(location.search).get("head") || "";
+  let asking = null, patching = null, pause = 0;
+
+  // What the page shows, as a query string without what it need not say.
+  function query(changes = {}) {
+    const said = new URLSearchParams();
+    for (const [name, field] of Object.entries(fields)) {
+      const value = name in changes ? changes[name] : field.value;
+      if (value !== usual[name]) said.set(name, value);
+    }
+    if (changes.head) said.set("head", changes.head);
+    return said.toString();
+  }
+
+  function remember() {
+    history.replaceState(null, "", `/?${query({ head })}`);
+  }
+
+  function say(text, wrong = false) {
+    status.textContent = text;
+    status.classList.toggle("wrong", wrong);
+  }
+
+  const wait = (ms, signal) => new Promise((done, stop) => {
+    const timer = setTimeout(done, ms);
+    signal.addEventListener("abort", () => { clearTimeout(timer); stop(signal.reason); });
+  });
+
+  // A question that is asked again while the server is busy, until it is answered or withdrawn.
+  async function ask(address, signal) {
+    for (;;) {
+      const answer = await fetch(address, { signal });
+      if (answer.status !== 429) return answer;
+      say("The server is busy; asking again.");
+      await wait(1000 * Number(answer.headers.get("retry-after") || 1), signal);
+    }
+  }
+
+  async function problemOf(answer) {
+    const text = await answer.text();
+    try { return JSON.parse(text).problem || text; } catch { return text || `The server answered ${answer.status}.`; }
+  }
+
+  function place(name, html) {
+    const at = document.getElementById(name), focused = at.contains(document.activeElement) ? document.activeElement : null;
+    const key = focused && focused.matches("button[name]") ? [focused.name, focused.value] : focused && focused.matches(".plot");
+    at.innerHTML = html;
+    ready(at);
+    at.classList.remove("stale");
+    // Focus stays where it was, if what had it is still there.
+    if (key === true) { const plot = $(".plot", at); if (plot) plot.focus({ preventScroll: true }); }
+    else if (key) {
+      const same = $$("button[name]", at).find((b) => b.name === key[0] && b.value === key[1]);
+      if (same) same.focus({ preventScroll: true });
+    }
+  }
+
+  const failed = (error) => error.name === "AbortError" ? "" : "The explorer does not answer. Is it still running?";
+
+  async function update() {
+    clearTimeout(pause);
+    if (asking) asking.abort();
+    if (patching) patching.abort();
+    const own = asking = new AbortController();
+    remember();
+    const began = performance.now();
+    try {
+      const answer = await ask(`/panels?${query()}`, own.signal);
+      const found = answer.ok ? await answer.json() : { problem: await problemOf(answer) };
+      if (found.problem) {
+        $$(".panels [id], #outcome").forEach((node) => node.classList.add("stale"));
+        state = {};
+        save();
+        return say(found.problem, true);
+      }
+      state = found.state;
+      for (const [name, html] of Object.entries(found.html)) place(name, html);
+      save();
+      say("");
+      status.dataset.took = Math.round(performance.now() - began);
+      patch();
+    } catch (error) {
+      if (asking === own) say(failed(error), true);
+    }
+  }
+
+  function save() {
+    const link = $("#save");
+    link.hidden = !state.save;
+    if (state.save) link.href = state.save; else link.removeAttribute("href");
+  }
+
+  // A patch grid arrives in lines, each with the grid so far.
+  async function patch() {
+    if (patching) patching.abort();
+    const own = patching = new AbortController(), target = $("#patch");
+    const tell = (text) => { progress.textContent = text; };
+    tell("");
+    if (!state.patch) {
+      const why = state.weighed ? "A corrupted prompt beside the prompt is needed: activations of one run are put into the other, cell by cell, exactly."
+        : "There is nothing to patch until an answer is weighed against a counterpart.";
+      target.replaceChildren(casestudy.node("p", { className: "caption", textContent: why }));
+      return;
+    }
+    target.classList.add("stale");
+    tell("patching…");
+    try {
+      const answer = await ask(`/patch?${query({ answer: state.answer, counterpart: state.counterpart })}`, own.signal);
+      const lines = answer.ok && answer.headers.get("content-type").startsWith("application/x-ndjson");
+      if (!lines) return failedPatch(await problemOf(answer));
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let rest = "", part = await reader.read(); !part.done; part = await reader.read()) {
+        const whole = (rest + part.value).split("\n");
+        rest = whole.pop();
+        if (!whole.length) continue;
+        const line = JSON.parse(whole[whole.length - 1]);
+        if (line.problem) return failedPatch(line.problem);
+        place("patch", line.html);
+        tell(line.finished ? "" : `${line.done} of ${line.total} cells`);
+        say("");
+      }
+    } catch (error) {
+      if (patching === own && error.name !== "AbortError") failedPatch(failed(error));
+    }
+
+    function failedPatch(why) {
+      tell("");
+      target.classList.remove("stale");
+      target.replaceChildren(casestudy.node("p", { className: "notice", role: "alert", textContent: why }));
+    }
+  }
+
+  const limit = Number(fields.prompt.maxLength);
+  form.addEventListener("input", (event) => {
+    if (event.target.matches("select")) return;
+    clearTimeout(pause);
+    pause = setTimeout(update, PAUSE);
+  });
+  // Text cut at the longest that is read would be another prompt: what does not fit is not pasted.
+  form.addEventListener("paste", (event) => {
+    const text = (event.clipboardData || new DataTransfer()).getData("text");
+    if (event.target.maxLength > 0 && event.target.value.length + text.length > event.target.maxLength) {
+      event.preventDefault();
+      say(`What was pasted is ${text.length.toLocaleString("en")} characters long; a prompt may have ${limit.toLocaleString("en")}.`, true);
+    }
+  });
+  document.addEventListener("change", (event) => {
+    const name = event.target.name;
+    if (name === "view") update();
+    else if (["site", "by", "direction"].includes(name)) { remember(); patch(); }
+    else if (event.target.id === "picks" && event.target.value) choosePrompt(new URLSearchParams(event.target.value));
+  });
+
+  function choosePrompt(chosen) {
+    for (const name of ["prompt", "corrupted", "answer", "counterpart"]) fields[name].value = chosen.get(name) ?? usual[name] ?? fields[name].value;
+    update();
+  }
+
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const button = event.submitter;
+    if (button && button.name in fields) fields[button.name].value = button.value;
+    update();
+  });
+  $("#clear").addEventListener("click", () => { fields.answer.value = fields.counterpart.value = ""; update(); });
+  $("#copy").addEventListener("click", async () => {
+    await navigator.clipboard.writeText(location.href);
+    say("The link is copied.");
+  });
+  $$("#copy, #clear").forEach((button) => { button.hidden = false; });
+
+  // Heads' patterns come when they are opened, and an open one is part of the address.
+  casestudy.patterns = {
+    get prompts() {
+      const texts = [["clean", fields.prompt.value], ["corrupted", fields.corrupted.value]];
+      const there = fields.corrupted.value ? texts : texts.slice(0, 1);
+      return fields.view.value === "corrupted" ? there.reverse() : there;
+    },
+    async get(view, layer, at) {
+      try {
+        const answer = await ask(`/pattern?${query({ view, head: `${layer}.${at}` })}`, new AbortController().signal);
+        const found = answer.ok ? await answer.json() : { problem: await problemOf(answer) };
+        if (!found.problem) return { tokens: found.tokens, data: bytes(found.bytes) };
+        say(found.problem, true);
+      } catch (error) {
+        say(failed(error), true);
+      }
+      return null;
+    },
+  };
+  document.addEventListener("head", (event) => { head = event.detail; remember(); });
+  dialog.addEventListener("close", () => { head = ""; remember(); });
+
+  // A page that opened while the server was busy has no panels yet.
+  if (!state.answer) update(); else patch();
+  if (head) openHead(head);
+})();

@@ -411,7 +411,7 @@ def report(
 @app.command()
 def serve(
     study: Annotated[
-        Path | None, typer.Argument(help="A study's folder: its prompts are offered, its model run.")
+        Path | None, typer.Argument(help="A study's folder: its prompts and its model.")
     ] = None,
     model: Annotated[
         str | None,

@@ -15,8 +15,15 @@ import torch
 from torch import Tensor
 
 import casestudy as cs
-from casestudy.errors import BehaviourError
-from casestudy.measure.known import KNOWN, KnownCircuit, backup_head, decoy_head, threshold_decoy
+from casestudy.errors import BehaviourError, MeasureError
+from casestudy.measure.known import (
+    KNOWN,
+    KnownCircuit,
+    backup_head,
+    cancelling_heads,
+    decoy_head,
+    threshold_decoy,
+)
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
 from casestudy.model.sites import Site
@@ -25,6 +32,7 @@ from tests.measure import by_hand
 
 EXACT = 1e-12  # float64, sums of a few dozen terms of size 10
 FIRST, SECOND = (0, 0), (1, 0)
+CANCELLING = {f"embed->a0.h{h}<v>" for h in (1, 2)} | {f"a0.h{h}->logits" for h in (1, 2)}
 
 
 @cache
@@ -102,10 +110,12 @@ def test_known_circuit_edges_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_circuit_necessary_edges_each_undo_the_behaviour(name: str) -> None:
-    """A third of the way and more; no other edge as much as a tenth."""
+    """A third of the way and more; no other edge as much as a tenth, but for those that cancel."""
     necessary = circuit(name).necessary
     for edge, effect in effects(name).items():
-        if edge in necessary:
+        if name == "cancelling_heads" and edge in CANCELLING:
+            assert abs(effect) > whole(name), edge
+        elif edge in necessary:
             assert effect < -whole(name) / 3, edge
         else:
             assert effect > -whole(name) / 10, edge
@@ -136,6 +146,26 @@ def test_known_circuit_works_with_the_ordinary_api(name: str) -> None:
     ledger = cs.ledger(known.model, known.behaviour)
     assert ledger.error["gap"] < 1e-9
     assert len(ledger.axis("prompt")) == len(known.behaviour)
+
+
+def test_known_circuit_grades_rankings() -> None:
+    known = circuit("induction_pair")
+    names, n = by_hand.edges(known.model), len(known.edges)
+    perfect = {name: float(name in known.edges) for name in names}
+    upside_down = {name: -score for name, score in perfect.items()}
+    nothing = dict.fromkeys(names, 0.0)
+    assert known.auroc(perfect) == known.auroc(upside_down) == 1.0
+    assert known.auroc(upside_down, signed=True) == 0.0
+    assert known.auroc(nothing) == 0.5
+    assert known.found(perfect) == known.found(upside_down) == n
+    assert known.found(nothing) == pytest.approx(n * n / len(names))
+    one_missed = perfect | {"a1.h0->logits": 0.0, "embed->m0": 2.0}
+    assert known.found(one_missed) == n - 1
+    del nothing["embed->m0"]
+    with pytest.raises(MeasureError, match="embed->m0"):
+        known.auroc(nothing)
+    with pytest.raises(MeasureError, match="input->m0"):
+        known.found(perfect | {"input->m0": 1.0})
 
 
 def test_known_circuit_decoy_is_as_attentive_and_louder_and_nothing_depends_on_it() -> None:
@@ -173,6 +203,15 @@ def test_known_circuit_threshold_decoy_has_a_slope_far_beyond_its_effect() -> No
     torch.testing.assert_close(whole, torch.full_like(whole, -0.2), rtol=0, atol=0.01)
     # 2 x 6 logits, times the attention that the name gets
     torch.testing.assert_close(slope, torch.full_like(slope, -12.0), rtol=0, atol=0.1)
+
+
+def test_known_circuit_cancelling_heads_do_nothing_together() -> None:
+    known = cancelling_heads(noise=0.0)
+    clean = float(value(known, known.pairs.clean).mean())
+    assert corrupting(known, CANCELLING) == pytest.approx(clean, abs=EXACT)
+    for tokens in (known.pairs.clean, known.pairs.corrupted):
+        silenced = value(known, tokens, silent=[(0, 1), (0, 2)])
+        torch.testing.assert_close(silenced, value(known, tokens), rtol=0, atol=EXACT)
 
 
 def test_known_circuit_backup_takes_over() -> None:

@@ -1,6 +1,6 @@
 """Which edges should a method find, where the circuit is known because we wired it by hand?
 
-Eight small decoders whose weights are set by hand, each with pairs of prompts and the edges that
+Nine small decoders whose weights are set by hand, each with pairs of prompts and the edges that
 carry the difference between them. A method that ranks edges can be wrong here, which on a trained
 model nobody could tell. To hold one against them, score the edges of `circuit.model` over
 `circuit.pairs` with `circuit.contrast` and compare with `circuit.edges`; docs/circuits.md has how
@@ -28,8 +28,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -37,7 +39,11 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.errors import MeasureError
+from casestudy.measure.graph import Graph
 from casestudy.measure.patching import Pairs
+from casestudy.measure.result import Array
+from casestudy.measure.stats import auroc
 from casestudy.model.config import ModelConfig
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokenizer
@@ -51,6 +57,9 @@ SHARP = 12.0
 """Score of a key that a head looks for, where others have 0: it gets over 0.99 of the attention."""
 REST = SHARP / 2
 """Score of <s>, where a head looks that finds nothing: well above 0, well below `SHARP`."""
+
+ROUNDING = 1e-9
+"""Scores smaller than this share of the largest are rounding, and tie."""
 
 BOS = "<s>"
 N_LAYERS, N_HEADS, D_HEAD, D_MLP, N_CTX = 2, 4, 16, 8, 12
@@ -91,6 +100,44 @@ class KnownCircuit:
         return Contrast.between(
             self.model, answers, [prompt.counterpart or "" for prompt in prompts]
         )
+
+    def auroc(self, scores: Mapping[str, float], *, signed: bool = False) -> float:
+        """The chance that an edge of the circuit is ranked above one that is not; a tie is half.
+
+        Args:
+            scores: of every edge of the model, by name.
+            signed: rank them as they are, so that a negative score speaks against an edge; by size
+                otherwise.
+
+        Raises: MeasureError naming edges without a score, and names that are no edges.
+        """
+        values, true = self._values(scores)
+        return auroc(values if signed else np.abs(values), true)
+
+    def found(self, scores: Mapping[str, float]) -> float:
+        """How many of the circuit's edges are among as many with the largest scores, by size.
+
+        Edges that tie for the last places share them. Raises: as `auroc`.
+        """
+        values, true = self._values(scores)
+        sizes = np.abs(values)
+        last = np.sort(sizes)[-len(self.edges)]
+        above, tied = sizes > last, sizes == last
+        left = len(self.edges) - above.sum()
+        return float((above & true).sum() + left * (tied & true).sum() / tied.sum())
+
+    def _values(self, scores: Mapping[str, float]) -> tuple[Array, NDArray[np.bool_]]:
+        """Scores in the order of the model's edges, and which of these are the circuit's."""
+        names = Graph(self.model.config).names()
+        odd = sorted(set(names) ^ scores.keys())
+        if odd:
+            raise MeasureError(
+                f"{len(scores)} scores; {', '.join(odd[:3])} is not among them or no edge",
+                allowed=f"a score for each of the {len(names)} edges",
+            )
+        values = np.array([scores[name] for name in names], dtype=np.float64)
+        values[np.abs(values) < ROUNDING * np.abs(values).max()] = 0.0
+        return values, np.array([name in self.edges for name in names])
 
 
 # The models
@@ -187,6 +234,45 @@ def capital_after_full_stop(n: int = PAIRS, *, seed: int = 0, noise: float = NOI
     )
 
 
+def linear_model(n: int = PAIRS, *, seed: int = 0, noise: float = NOISE) -> KnownCircuit:
+    """No normalisation, no activation function, constant attention: gradients are exact here.
+
+    Queries and keys are zero, the bystanders' too, so every head averages what it sees.
+    """
+    votes = {"aye": 1.0, "nay": -1.0, "hm": 0.0}
+    wires = _Wires([*votes, "passed", "failed"], linear=True, first=1, second=1, verdict=1)
+    for word, vote in votes.items():
+        wires.W_V[0, 0, wires.ids([word]), 0] = wires.W_V[1, 0, wires.ids([word]), 0] = vote
+    wires.W_O[0, 0, 0, wires["first"]] = 2
+    wires.W_in[0, wires["first"], 0] = 1
+    wires.W_out[0, 0, wires["second"]] = 2
+    wires.W_V[1, 1, wires["second"], 0] = 1
+    wires.W_O[1, 1, 0, wires["verdict"]] = 1
+    wires.W_O[1, 0, 0, wires["verdict"]] = 4
+    wires.W_U[wires["verdict"], wires.ids(["passed", "failed"])] = _numbers(1.0, -1.0)
+    other = {"aye": "nay", "nay": "aye", "hm": "hm"}
+
+    def pair(rng: random.Random) -> Prompt:
+        said = ["aye"] * (4 + rng.randrange(3)) + ["nay"] + ["hm"] * rng.randrange(3)
+        rng.shuffle(said)
+        # the first word is seen most often by a head that averages averages
+        said.insert(0, "aye")
+        flipped = [other[word] for word in said]
+        return _prompt(" ".join(said), "passed", "failed", " ".join(flipped))
+
+    return wires.circuit(
+        "linear",
+        "Which side has the majority?",
+        _drawn(pair, n, seed),
+        necessary="embed->a0.h0<v> a0.h0->m0 m0->a1.h1<v> a1.h1->logits embed->a1.h0<v> "
+        "a1.h0->logits",
+        why="Two heads count votes, one of them by way of an MLP and a third head. Everything is "
+        "linear, so an edge's gradient times its change is its effect.",
+        noise=noise,
+        seed=seed,
+    )
+
+
 def decoy_head(n: int = PAIRS, *, seed: int = 0, noise: float = NOISE) -> KnownCircuit:
     """A head that is as attentive and louder than the one that matters, and that nobody reads."""
     wires = _names_wires()
@@ -226,6 +312,26 @@ def threshold_decoy(n: int = PAIRS, *, seed: int = 0, noise: float = NOISE) -> K
         why="As the decoy head, but a neuron reads the decoy, which speaks for the names of the "
         "clean prompts and is on by a hair: 0.1, and 6 less in the corrupted prompt. The slope "
         "there times the change is 12 logits, and the whole change takes away 0.2.",
+        noise=noise,
+        seed=seed,
+    )
+
+
+def cancelling_heads(n: int = PAIRS, *, seed: int = 0, noise: float = NOISE) -> KnownCircuit:
+    """Two loud heads that say the opposite of each other: either matters, both together do not."""
+    wires = _names_wires()
+    for head, loudness in ((1, 6.0), (2, -6.0)):
+        wires.look_for(0, head, _NAMES)
+        wires.W_V[0, head, wires.ids(_NAMES), :6] = _eye(6)
+        wires.W_O[0, head, :6, wires["answer"]] = loudness * _eye(6)
+    return wires.circuit(
+        "cancelling heads",
+        "Who was named?",
+        _drawn(_name_pair, n, seed),
+        necessary=_NAME_EDGES,
+        why="As the decoy head, but heads 1 and 2 say the name to the logits, one for it and one "
+        "against it, each louder than the circuit. Together they say nothing, so the smallest "
+        "circuit leaves both out; whoever changes one of them at a time sees a large effect.",
         noise=noise,
         seed=seed,
     )
@@ -307,50 +413,11 @@ def or_gate(n: int = PAIRS, *, seed: int = 0, noise: float = NOISE) -> KnownCirc
     )
 
 
-def linear_model(n: int = PAIRS, *, seed: int = 0, noise: float = NOISE) -> KnownCircuit:
-    """No normalisation, no activation function, constant attention: gradients are exact here.
-
-    Queries and keys are zero, the bystanders' too, so every head averages what it sees.
-    """
-    votes = {"aye": 1.0, "nay": -1.0, "hm": 0.0}
-    wires = _Wires([*votes, "passed", "failed"], linear=True, first=1, second=1, verdict=1)
-    for word, vote in votes.items():
-        wires.W_V[0, 0, wires.ids([word]), 0] = wires.W_V[1, 0, wires.ids([word]), 0] = vote
-    wires.W_O[0, 0, 0, wires["first"]] = 2
-    wires.W_in[0, wires["first"], 0] = 1
-    wires.W_out[0, 0, wires["second"]] = 2
-    wires.W_V[1, 1, wires["second"], 0] = 1
-    wires.W_O[1, 1, 0, wires["verdict"]] = 1
-    wires.W_O[1, 0, 0, wires["verdict"]] = 4
-    wires.W_U[wires["verdict"], wires.ids(["passed", "failed"])] = _numbers(1.0, -1.0)
-    other = {"aye": "nay", "nay": "aye", "hm": "hm"}
-
-    def pair(rng: random.Random) -> Prompt:
-        said = ["aye"] * (4 + rng.randrange(3)) + ["nay"] + ["hm"] * rng.randrange(3)
-        rng.shuffle(said)
-        # the first word is seen most often by a head that averages averages
-        said.insert(0, "aye")
-        flipped = [other[word] for word in said]
-        return _prompt(" ".join(said), "passed", "failed", " ".join(flipped))
-
-    return wires.circuit(
-        "linear",
-        "Which side has the majority?",
-        _drawn(pair, n, seed),
-        necessary="embed->a0.h0<v> a0.h0->m0 m0->a1.h1<v> a1.h1->logits embed->a1.h0<v> "
-        "a1.h0->logits",
-        why="Two heads count votes, one of them by way of an MLP and a third head. Everything is "
-        "linear, so an edge's gradient times its change is its effect.",
-        noise=noise,
-        seed=seed,
-    )
-
-
 KNOWN: Mapping[str, Callable[..., KnownCircuit]] = {
     function.__name__: function
     for function in (
-        *(induction_pair, capital_after_full_stop, decoy_head, threshold_decoy, backup_head),
-        *(and_gate, or_gate, linear_model),
+        *(induction_pair, capital_after_full_stop, linear_model, decoy_head, threshold_decoy),
+        *(cancelling_heads, backup_head, and_gate, or_gate),
     )
 }
 """Every circuit by its function's name; each takes `n`, `seed` and `noise`."""

@@ -316,8 +316,20 @@ const casestudy = (() => {
       .sort((a, b) => b[0] - a[0]).filter(([share]) => share >= 0.005).slice(0, 4);
     const words = `From “${of.tokens[query]}” (position ${query}): ` + ranked.map(([share, token, i]) =>
       `${Math.round(share * 100)} % on “${token}” (${i})`).join(", ") + ".";
-    const map = node("div", { className: "map", role: "img",
-      ariaLabel: `Attention pattern of head ${layer}.${at}, queries down, keys across. ${words}` });
+    dialog.replaceChildren(
+      node("h2", { id: "head-view-h", textContent: `Where head ${layer}.${at} looks` }),
+      node("div", { className: "bar" }, choose, close), chips,
+      node("p", { className: "caption", textContent: words + " Point at a token, or move to it with Tab, to see what it attends to. Below, rows are queries and columns keys." }),
+      cells(n, `Attention pattern of head ${layer}.${at}, queries down, keys across. ${words}`));
+    if (focus === "select") choose.focus();
+    else if (focus !== undefined) $(`[data-pos="${focus}"]`, dialog).focus();
+  }
+
+  // The whole pattern: an element per entry, or one picture where there are too many.
+  const MOST_TOKENS = 64;
+  function cells(n, ariaLabel) {
+    if (n > MOST_TOKENS) return picture(n, ariaLabel);
+    const map = node("div", { className: "map", role: "img", ariaLabel });
     const named = n <= 40;
     map.style.gridTemplateColumns = `${named ? "minmax(3rem, max-content) " : ""}repeat(${n}, minmax(0, 26px))`;
     for (let row = 0; row < n; row++) {
@@ -326,13 +338,24 @@ const casestudy = (() => {
         map.append(node("i", { style: entry(row, column), className: row === query ? "row" : "",
           title: column > row ? "" : `${of.tokens[row]} \u2192 ${of.tokens[column]}: ${Math.round(entry(row, column) * 100)} %` }));
     }
-    dialog.replaceChildren(
-      node("h2", { id: "head-view-h", textContent: `Where head ${layer}.${at} looks` }),
-      node("div", { className: "bar" }, choose, close), chips,
-      node("p", { className: "caption", textContent: words + " Point at a token, or move to it with Tab, to see what it attends to. Below, rows are queries and columns keys." }),
-      map);
-    if (focus === "select") choose.focus();
-    else if (focus !== undefined) $(`[data-pos="${focus}"]`, dialog).focus();
+    return map;
+  }
+
+  function picture(n, ariaLabel) {
+    const size = Math.max(2, Math.floor(640 / n)), sheet = node("canvas", { role: "img", ariaLabel, width: n * size, height: n * size });
+    const brush = sheet.getContext("2d"), shade = node("i", { className: "shade", style: 0 });
+    dialog.append(shade);
+    brush.fillStyle = getComputedStyle(shade).backgroundColor;
+    brush.fillRect(0, 0, sheet.width, sheet.height);
+    shade.style.setProperty("--t", 1);
+    brush.fillStyle = getComputedStyle(shade).backgroundColor;
+    shade.remove();
+    for (let row = 0; row < n; row++)
+      for (let column = 0; column <= row; column++) {
+        brush.globalAlpha = entry(row, column);
+        brush.fillRect(column * size, row * size, size, size);
+      }
+    return sheet;
   }
 
   async function openHead(name, wanted = prompt) {

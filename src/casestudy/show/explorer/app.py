@@ -209,7 +209,7 @@ class Explorer:
             except Refusal as refusal:
                 status, html = refusal.status, {"outcome": problem(refusal.why)}
             except CasestudyError as error:
-                html = {"outcome": problem(str(error))}
+                html, state = {"outcome": problem(str(error))}, {"problem": True}
         return HTMLResponse(self.render(asked, html, state), status)
 
     def render(self, asked: Asked, html: dict[str, Markup], state: dict[str, Any]) -> str:

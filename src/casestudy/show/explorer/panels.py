@@ -37,6 +37,8 @@ TITLES = {
 PLACES = ("tokens-0", "tokens-1", "edits", "outcome", *TITLES)
 """Every place of the page that `panels` may fill."""
 
+FIRST = 12
+"""Predictions that are seen at once; the others can be unfolded."""
 TOP_HEADS = 10
 """Rows of the attention panel."""
 
@@ -141,7 +143,8 @@ def _predictions(found: Probe, asked: Asked) -> Markup:
                 entry["other"] = f"< {percent(least)}"
     return _macro(
         "predictions",
-        shown,
+        shown[:FIRST],
+        shown[FIRST:],
         found.answer,
         found.counterpart,
         VIEWS["clean" if asked.row else "corrupted"] if other is not None else "",

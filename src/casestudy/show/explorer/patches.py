@@ -150,6 +150,8 @@ def _figure(grid: Grid, asked: Asked, tokens: list[str], found: Patched, finishe
     )
     if gap is not None:
         caption += f" Cells recomputed with full forward passes differ by at most {number(gap)}."
+    if finished and np.isnan(values).any():
+        caption += " Grey is what the other prompt has no counterpart for."
     return Figure(title, drawing, _alt(values, labels, title, finished), data, caption)
 
 

@@ -6,7 +6,7 @@
   const PAUSE = 120; // milliseconds without a keystroke after which something is asked
   const form = $("#ask"), status = $("#status"), progress = $("#progress");
   const fields = Object.fromEntries(["prompt", "corrupted", "answer", "counterpart", "view", "site", "by", "direction"]
-    .map((name) => [name, form.elements[name]]));
+    .map((name) => [name, $(`textarea[name="${name}"], select[name="${name}"]`)]));
   const usual = { view: "clean", site: "resid_pre", by: "", direction: "denoising", corrupted: "", answer: "", counterpart: "" };
   const dialog = $("dialog.head-view");
   let state = JSON.parse($("#state").textContent), head = new URLSearchParams(location.search).get("head") || "";
@@ -24,6 +24,7 @@
   }
 
   function remember() {
+    $("#view").hidden = !fields.corrupted.value;
     history.replaceState(null, "", `/?${query({ head })}`);
   }
 
@@ -55,7 +56,9 @@
   function place(name, html) {
     const at = document.getElementById(name), focused = at.contains(document.activeElement) ? document.activeElement : null;
     const key = focused && focused.matches("button[name]") ? [focused.name, focused.value] : focused && focused.matches(".plot");
+    const open = $$("details", at).map((fold) => fold.open);
     at.innerHTML = html;
+    $$("details", at).forEach((fold, i) => { fold.open = Boolean(open[i]); });
     ready(at);
     at.classList.remove("stale");
     // Focus stays where it was, if what had it is still there.
@@ -79,7 +82,7 @@
       const answer = await ask(`/panels?${query()}`, own.signal);
       const found = answer.ok ? await answer.json() : { problem: await problemOf(answer) };
       if (found.problem) {
-        $$(".panels [id], #outcome").forEach((node) => node.classList.add("stale"));
+        $$(".place").forEach((node) => node.classList.add("stale"));
         state = {};
         save();
         return say(found.problem, true);
@@ -203,6 +206,6 @@
   dialog.addEventListener("close", () => { head = ""; remember(); });
 
   // A page that opened while the server was busy has no panels yet.
-  if (!state.answer) update(); else patch();
+  if (state.weighed === undefined && !state.problem) update(); else patch();
   if (head) openHead(head);
 })();

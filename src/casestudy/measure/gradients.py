@@ -14,7 +14,7 @@ A score is an estimate of m(clean) - m(clean with the corrupted activation on th
 edges support the metric. (The sources write the metric as a loss, which comes to the same sign.)
 A node's score, attribution patching, is the sum over the edges that leave it.
 
-These are approximations: `casestudy.measure.edges` has the exact values, and `agreement` compares.
+These are approximations: `patch_edges` has the exact values, and `agreement` compares.
 
 Assumes pairs of equal length. Cost: two forward passes and one backward for eap, about a fifth more
 for the scores; one forward and one backward per step more for the integrals, and (2 layers + 1)
@@ -25,7 +25,6 @@ and of scores weighted at random for the bootstrap.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -37,10 +36,10 @@ from torch import Tensor
 from casestudy.behaviour.contrast import Contrast
 from casestudy.errors import MeasureError
 from casestudy.measure.contributions import contribution_sites, contributions
-from casestudy.measure.graph import Graph, Rank, Scores
+from casestudy.measure.graph import Graph
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.patching import Direction, Pairs, equal_lengths
-from casestudy.measure.result import Table
+from casestudy.measure.scores import EdgeScores
 from casestudy.measure.stats import BOOTSTRAP_FROM, units_of
 from casestudy.measure.sweep import (
     DEFAULT_MEMORY,
@@ -59,97 +58,6 @@ from casestudy.model.weights import Norm
 Method = Literal["eap", "eap-ig-inputs", "eap-ig-activations"]
 METHODS: tuple[Method, ...] = get_args(Method)
 STEPS = 5
-
-
-@dataclass(frozen=True)
-class EdgeScores:
-    """A number per edge.
-
-    Attributes:
-        graph: whose edges.
-        method: how they were found ("eap-ig-inputs", "exact noising").
-        values: (sender, receiver) means over the prompts; NaN where there is no edge, or where it
-            was not measured. Unit: the metric's.
-        n: prompts.
-        clean, corrupted: (prompt,) the metric of either run.
-        replicates: (replicate, sender, receiver) the means under Poisson bootstrap weights.
-    """
-
-    graph: Graph
-    method: str
-    values: Scores
-    n: int
-    clean: NDArray[np.float64]
-    corrupted: NDArray[np.float64]
-    replicates: NDArray[np.float32] | None = None
-
-    def __repr__(self) -> str:
-        measured = int((~np.isnan(self.values)).sum())
-        return f"EdgeScores({self.method}, {measured} of {self.graph.n_edges} edges, n = {self.n})"
-
-    @property
-    def nodes(self) -> NDArray[np.float64]:
-        """(sender,) the sum over the edges that leave it: attribution patching of the node."""
-        return np.asarray(np.nansum(self.values, 1))
-
-    def __getitem__(self, edge: str) -> float:
-        """An edge's score by its name.
-
-        Raises: SiteError for an edge the model does not have.
-        """
-        return float(self.values[self.graph.edge(edge)])
-
-    def interval(self) -> tuple[Scores, Scores]:
-        """95 % Poisson-bootstrap intervals of the scores, lower and upper ends.
-
-        Raises: MeasureError where no replicates were kept.
-        """
-        if self.replicates is None:
-            raise MeasureError("scores without replicates", hint="Ask for replicates=")
-        low, high = np.quantile(self.replicates, (0.025, 0.975), axis=0)
-        return (
-            np.where(self.graph.real, low, np.nan),
-            np.where(self.graph.real, high, np.nan),
-        )
-
-    def stability(self, n: int, rank: Rank = "absolute") -> tuple[float, float, float]:
-        """How much the first n edges keep when prompts are resampled: mean Jaccard overlap of each
-        replicate's first n with these, and its 2.5 % and 97.5 % quantiles.
-
-        Raises: MeasureError where no replicates were kept.
-        """
-        if self.replicates is None:
-            raise MeasureError("scores without replicates", hint="Ask for replicates=")
-        own = self.graph.top(self.values, n, rank)
-        shared = [
-            own.overlap(self.graph.top(replicate.astype(np.float64), n, rank))
-            for replicate in self.replicates
-        ]
-        low, high = np.quantile(shared, (0.025, 0.975))
-        return float(np.mean(shared)), float(low), float(high)
-
-    def table(self, n: int = 30, rank: Rank = "absolute", name: str = "circuit.edges") -> Table:
-        """The first n edges, with intervals where replicates were kept."""
-        places = [
-            divmod(int(i), len(self.graph.receivers)) for i in self.graph.order(self.values, rank)
-        ]
-        places = places[:n]
-        columns: dict[str, list[object]] = {
-            "source": [self.graph.senders[s].node for s, _ in places],
-            "target": [self.graph.receivers[r].input for _, r in places],
-            "score": [float(self.values[place]) for place in places],
-        }
-        if self.replicates is not None:
-            low, high = self.interval()
-            columns["lower"] = [float(low[place]) for place in places]
-            columns["upper"] = [float(high[place]) for place in places]
-        columns["n"] = [self.n] * len(places)
-        return Table(
-            name,
-            columns,
-            f"The edges with the largest scores by {self.method} ({rank} rank): what the metric "
-            "loses, by estimate, when the edge carries the corrupted activation.",
-        )
 
 
 def attribute_edges(

@@ -379,7 +379,7 @@ class Graph:
         order = self.order(scores, rank)
         place = np.full(self.real.shape, -1)  # in the order; -1 where nothing was measured
         place.ravel()[order] = np.arange(len(order))
-        inputs_of = [np.flatnonzero(self.feeds[:, s]) for s in range(len(self.senders))]
+        inputs_of = [np.flatnonzero(self.feeds[:, s]).tolist() for s in range(len(self.senders))]
         open_receivers = np.zeros(n_receivers, dtype=bool)
         queue: list[int] = []
 

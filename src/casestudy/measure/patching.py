@@ -593,19 +593,7 @@ def mean_values(
     """
     if site is Site.PATTERN:
         raise MeasureError("a pattern has no mean over prompts of other lengths", allowed="zero")
-    names = {name for row in (*(roles or ()), *(reference_roles or ())) for name in row}
-    classes = {name: i for i, name in enumerate(sorted(names))}
-    wanted = _classes(tokens, roles, classes)
-    known = _classes(reference, reference_roles, classes)
-    n_classes = 1 + max(int(wanted.max()), int(known.max()))
-    missing = set(wanted[wanted >= 0].tolist()) - set(known[known >= 0].tolist())
-    if missing:
-        first = min(missing)
-        place = sorted(names)[first] if first < len(names) else f"position {first - len(names)}"
-        raise MeasureError(
-            f"{place} occurs in no reference prompt, so it has no mean",
-            hint="Give a larger reference, or roles that every prompt has",
-        )
+    wanted, known, n_classes = token_classes(tokens, roles, reference, reference_roles)
     sums: dict[int, Tensor] = {}
     for start in range(0, len(reference), _RUN_AT_ONCE):
         some = list(range(start, min(start + _RUN_AT_ONCE, len(reference))))
@@ -629,6 +617,31 @@ def mean_values(
         return means[layer][table[prompts, positions]]
 
     return values
+
+
+def token_classes(
+    tokens: Tokens, roles: Roles | None, reference: Tokens, reference_roles: Roles | None
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "reference reference_pos"], int]:
+    """Which tokens are averaged together: each token's class, the reference tokens', how many.
+
+    A token's class is its first role's, else its position's; padding is -1.
+
+    Raises: MeasureError where a role or position of `tokens` occurs in no reference prompt.
+    """
+    names = {name for row in (*(roles or ()), *(reference_roles or ())) for name in row}
+    classes = {name: i for i, name in enumerate(sorted(names))}
+    wanted = _classes(tokens, roles, classes)
+    known = _classes(reference, reference_roles, classes)
+    n_classes = 1 + max(int(wanted.max()), int(known.max()))
+    missing = set(wanted[wanted >= 0].tolist()) - set(known[known >= 0].tolist())
+    if missing:
+        first = min(missing)
+        place = sorted(names)[first] if first < len(names) else f"position {first - len(names)}"
+        raise MeasureError(
+            f"{place} occurs in no reference prompt, so it has no mean",
+            hint="Give a larger reference, or roles that every prompt has",
+        )
+    return wanted, known, n_classes
 
 
 def _classes(

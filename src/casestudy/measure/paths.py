@@ -18,8 +18,9 @@ layer in between; then one sweep in which every sender is a cell at the receiver
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -74,6 +75,7 @@ from casestudy.model.weights import Norm
 
 Mode = Literal["through_mlps", "direct"]
 Norms = Literal["recomputed", "frozen"]
+P = TypeVar("P", bound="Path")
 
 
 def path_patch(
@@ -134,7 +136,7 @@ def path_patch(
         some = list(range(start, min(start + size, len(base))))
         metric = rows_of(contrast, some)
         with torch.no_grad():
-            path = _Path(model, base[some], source[some], receiver, mode, norms)
+            path = Path(model, base[some], source[some], receiver, mode, norms)
             found.append(path.patch(chosen, metric, effort))
     about = (
         f"{direction.capitalize()} along paths to {receiver}, {mode.replace('_', ' ')}, norms "
@@ -174,8 +176,11 @@ def _joined(found: list[Sweep]) -> Sweep:
     )
 
 
-class _Path:
-    """Paths of some prompts to one receiver."""
+class Path:
+    """Paths of some prompts to one receiver, and `to` others.
+
+    Raises: MeasureError for pairs that are identical.
+    """
 
     def __init__(
         self,
@@ -195,40 +200,40 @@ class _Path:
         self.base: Trace = run(model, base, keep=[*sites, Site.FINAL_RESID])
         self.source: Trace = run(model, source, keep=[*theirs, Site.FINAL_RESID])
         self.first = first_differences(base, source)
-        last_only = receiver.kind == "logits"
+        same = [b for b, n in enumerate(base.lengths.tolist()) if self.first[b] == n]
+        if same:
+            raise MeasureError(f"clean and corrupted are identical in prompts {same}")
+        self._take_rows()
+
+    def _take_rows(self) -> None:
+        """Which (prompt, position) rows are crossed: the logits are read at the last alone."""
+        last_only = self.receiver.kind == "logits"
         rows = [
             (b, p)
-            for b, n in enumerate(base.lengths.tolist())
+            for b, n in enumerate(self.tokens.lengths.tolist())
             for p in range(n - 1 if last_only else self.first[b], n)
         ]
-        columns = torch.tensor(rows, device=model.device).reshape(-1, 2)
+        columns = torch.tensor(rows, device=self.model.device).reshape(-1, 2)
         self.prompts, self.positions = columns[:, 0], columns[:, 1]
-        if any(first == n for first, n in zip(self.first, base.lengths.tolist(), strict=True)):
-            same = [b for b, n in enumerate(base.lengths.tolist()) if self.first[b] == n]
-            raise MeasureError(f"clean and corrupted are identical in prompts {same}")
+
+    def to(self: P, receiver: Receiver) -> P:
+        """The same runs' paths to another receiver."""
+        other = copy.copy(self)
+        other.receiver = checked_receiver(self.config, receiver)
+        if (receiver.kind == "logits") != (self.receiver.kind == "logits"):
+            other._take_rows()
+        return other
 
     def patch(self, senders: Sequence[Sender], metric: Contrast | Metric, effort: Effort) -> Sweep:
         """The senders' effects: a sweep at the receiver, or a readout for the logits."""
         x = self.carried(senders)
         if self.receiver.kind == "logits":
             return self.read(x, metric, effort)
-        values = self.received(x)
-        ends = self.tokens.lengths.tolist()
-        where = tuple(tuple(range(d, n)) for d, n in zip(self.first, ends, strict=True))
-        place = Place("all", where, where)
-        site = Site.MLP_OUT if self.receiver.kind == "mlp" else Site(self.receiver.kind)
-        cells = []
-        for told in values:
-            table = told.new_zeros(*self.tokens.ids.shape, told.shape[-1])
-            table[self.prompts, self.positions] = told
-            cells.append(
-                Cell(site, self.receiver.layer, place, head=self.receiver.head, values=table)
-            )
         found = sweep(
             self.model,
             self.tokens,
             None,
-            cells,
+            self.cells(x),
             metric,
             memory=effort.memory,
             check=effort.check,
@@ -246,6 +251,22 @@ class _Path:
             found.error,
             found.plan,
         )
+
+    def cells(self, x: Float[Tensor, "sender row d_model"]) -> list[Cell]:
+        """What the receiver makes of each stream, as cells of a sweep."""
+        values = self.received(x)
+        ends = self.tokens.lengths.tolist()
+        where = tuple(tuple(range(d, n)) for d, n in zip(self.first, ends, strict=True))
+        place = Place("all", where, where)
+        site = Site.MLP_OUT if self.receiver.kind == "mlp" else Site(self.receiver.kind)
+        cells = []
+        for told in values:
+            table = told.new_zeros(*self.tokens.ids.shape, told.shape[-1])
+            table[self.prompts, self.positions] = told
+            cells.append(
+                Cell(site, self.receiver.layer, place, head=self.receiver.head, values=table)
+            )
+        return cells
 
     @property
     def every(self) -> Int[Tensor, " batch"]:

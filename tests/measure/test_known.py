@@ -159,6 +159,9 @@ def test_known_circuit_grades_rankings() -> None:
     assert known.auroc(nothing) == 0.5
     assert known.found(perfect) == known.found(upside_down) == n
     assert known.found(nothing) == pytest.approx(n * n / len(names))
+    # an edge that the circuit lacks is worth nothing, or a rounding error: all the same
+    dust = {name: -1.0 if name == "a1.h0->logits" else 1e-12 for name in names}
+    assert known.auroc(dust) == pytest.approx(0.5 + 0.5 / n)
     one_missed = perfect | {"a1.h0->logits": 0.0, "embed->m0": 2.0}
     assert known.found(one_missed) == n - 1
     del nothing["embed->m0"]
@@ -166,6 +169,8 @@ def test_known_circuit_grades_rankings() -> None:
         known.auroc(nothing)
     with pytest.raises(MeasureError, match="input->m0"):
         known.found(perfect | {"input->m0": 1.0})
+    with pytest.raises(MeasureError, match="1 edges that were not scored"):
+        known.found(perfect | {"embed->m0": float("nan")})
 
 
 def test_known_circuit_decoy_is_as_attentive_and_louder_and_nothing_depends_on_it() -> None:

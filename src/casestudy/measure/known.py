@@ -43,6 +43,7 @@ from casestudy.errors import MeasureError
 from casestudy.measure.graph import Graph
 from casestudy.measure.patching import Pairs
 from casestudy.measure.result import Array
+from casestudy.measure.scores import EdgeScores
 from casestudy.measure.stats import auroc
 from casestudy.model.config import ModelConfig
 from casestudy.model.model import Model
@@ -101,11 +102,11 @@ class KnownCircuit:
             self.model, answers, [prompt.counterpart or "" for prompt in prompts]
         )
 
-    def auroc(self, scores: Mapping[str, float], *, signed: bool = False) -> float:
+    def auroc(self, scores: EdgeScores | Mapping[str, float], *, signed: bool = False) -> float:
         """The chance that an edge of the circuit is ranked above one that is not; a tie is half.
 
         Args:
-            scores: of every edge of the model, by name.
+            scores: of every edge of the model; anybody's own by the edges' names.
             signed: rank them as they are, so that a negative score speaks against an edge; by size
                 otherwise.
 
@@ -114,7 +115,7 @@ class KnownCircuit:
         values, true = self._values(scores)
         return auroc(values if signed else np.abs(values), true)
 
-    def found(self, scores: Mapping[str, float]) -> float:
+    def found(self, scores: EdgeScores | Mapping[str, float]) -> float:
         """How many of the circuit's edges are among as many with the largest scores, by size.
 
         Edges that tie for the last places share them. Raises: as `auroc`.
@@ -126,9 +127,14 @@ class KnownCircuit:
         left = len(self.edges) - above.sum()
         return float((above & true).sum() + left * (tied & true).sum() / tied.sum())
 
-    def _values(self, scores: Mapping[str, float]) -> tuple[Array, NDArray[np.bool_]]:
+    def _values(
+        self, scores: EdgeScores | Mapping[str, float]
+    ) -> tuple[Array, NDArray[np.bool_]]:
         """Scores in the order of the model's edges, and which of these are the circuit's."""
         names = Graph(self.model.config).names()
+        if isinstance(scores, EdgeScores):
+            of_edges = scores.values[scores.graph.real].tolist()
+            scores = dict(zip(scores.graph.names(), of_edges, strict=True))
         odd = sorted(set(names) ^ scores.keys())
         if odd:
             raise MeasureError(
@@ -136,6 +142,10 @@ class KnownCircuit:
                 allowed=f"a score for each of the {len(names)} edges",
             )
         values = np.array([scores[name] for name in names], dtype=np.float64)
+        if np.isnan(values).any():
+            raise MeasureError(
+                f"{int(np.isnan(values).sum())} edges that were not scored", allowed="all of them"
+            )
         values[np.abs(values) < ROUNDING * np.abs(values).max()] = 0.0
         return values, np.array([name in self.edges for name in names])
 

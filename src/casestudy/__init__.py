@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from casestudy.model.model import Model
     from casestudy.model.sites import Keep, Site
     from casestudy.show import figures
+    from casestudy.study.check import check
     from casestudy.study.compare import compare
     from casestudy.study.emergence import emergence
     from casestudy.study.study import Study, open_study, study
@@ -73,6 +74,7 @@ _ROOMS = {
     "casestudy.measure.result": ("Grid", "Table"),
     "casestudy.show": ("figures",),
     "casestudy.compat.transformer_lens.arrays": ("to_numpy",),
+    "casestudy.study.check": ("check",),
     "casestudy.study.compare": ("compare",),
     "casestudy.study.emergence": ("emergence",),
     "casestudy.study.study": ("Study", "open_study", "study"),
@@ -99,6 +101,7 @@ __all__ = [
     "attention_pattern",
     "by_role",
     "case_by_space",
+    "check",
     "choose_answers",
     "class_mass",
     "compare",

@@ -19,6 +19,7 @@ from casestudy.errors import CasestudyError
 
 if TYPE_CHECKING:
     from casestudy.model.model import Model
+    from casestudy.study.check import Checked, Outcome
     from casestudy.study.compare import Comparison
     from casestudy.study.emergence import Emergence
     from casestudy.study.study import State, Study
@@ -380,6 +381,38 @@ def compare(
 
 
 @app.command()
+def check(
+    file: Annotated[
+        Path, typer.Argument(help="Findings, as docs/checking-explanations.md has it.")
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Instead of the file's; as for run.")
+    ] = None,
+    behaviour: Annotated[
+        str | None, typer.Option(help="Instead of the file's: a preset or a behaviour file.")
+    ] = None,
+    memory: MemoryOption = "2GB",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure each finding of a file on a model; fails (1) unless all of them hold."""
+    from casestudy.measure.patching import Effort
+    from casestudy.study.check import check, read_findings
+
+    findings = read_findings(file)
+    name = model or findings.model
+    loaded = None if name is None else _load(name, device, dtype)
+    found = check(findings, loaded, behaviour=behaviour, effort=Effort(memory=_bytes(memory)))
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        _print_checked(found)
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+@app.command()
 def models(as_json: JsonOption = False) -> None:
     """List the models known by name: bundled, cached here, or on the hub."""
     from casestudy.model.loading import available
@@ -679,6 +712,36 @@ def _print_emergence(found: Emergence) -> None:
             for i, one in enumerate(found.checkpoints)
         ],
     )
+
+
+def _print_checked(found: Checked) -> None:
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.print(Text(f"{found.behaviour} on {found.model}", style="italic"))
+    for one in found.outcomes:
+        style = {"holds": "green", "fails": "bold red"}.get(one.verdict, "yellow")
+        console.print(Text(one.verdict, style=style) + Text(f": {one.claim}", style=""))
+        console.print(Padding(Text(_measured(one)), (0, 0, 0, 4)))
+    held = sum(one.verdict == "holds" for one in found.outcomes)
+    print(f"{held} of {len(found.outcomes)} hold")
+
+
+def _measured(one: Outcome) -> str:
+    """What was measured of a finding, and what was claimed."""
+    said = []
+    if one.value is not None:
+        interval = _interval([one.lower, one.upper])
+        said.append(
+            f"{one.value:.3f}{f' ({interval})' if interval else ''} {one.unit}, n = {one.n}"
+        )
+    if one.place is not None:
+        ends = f" ({one.place[1]} to {one.place[2]})" if len(one.place) == 3 else ""
+        said.append(f"place {one.place[0]}{ends} by size")
+    said.append(f"claimed: {one.must}")
+    return "; ".join([*said, *([one.why] if one.why else [])])
 
 
 def _bar(value: float, largest: float, width: int = 20) -> str:

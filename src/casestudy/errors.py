@@ -67,6 +67,10 @@ class MeasureError(CasestudyError):
     """A measurement whose own check failed, or which is not defined for its input."""
 
 
+class FindingError(CasestudyError, ValueError):
+    """A finding that is not well formed, or about what the model or the prompts do not have."""
+
+
 class StudyError(CasestudyError):
     """A study folder that cannot be written, resumed or read."""
 

@@ -46,25 +46,52 @@ def entropy(pattern: Float[Tensor, "*rows key_pos"]) -> Float[Tensor, "*rows"]:
     return terms.sum(-1)
 
 
-def measure_attention(batch: Batch) -> list[Result]:
-    """Attention from the last token by role, its entropy, and whole patterns of the examples."""
-    config, rows = batch.model.config, last_rows(batch)
-    names = batch.role_names
+def attention_to_roles(batch: Batch, source: str | None = None) -> Grid:
+    """Attention from each prompt's last token, or from a role's tokens, to the tokens of each role.
+
+    Args:
+        batch: made with `keep_for_attention`, or with every pattern whole for a `source`.
+        source: the role that looks, its tokens averaged; the last token by default.
+
+    Shape:  (layer, head, role, prompt); NaN where a prompt lacks the role that is looked at, or the
+            one that looks.
+    Unit:   share of a query's attention, summed over the positions looked at.
+    """
+    config, names = batch.model.config, batch.role_names
+    layers, heads = Axis.count("layer", config.n_layers), Axis.count("head", config.n_heads)
+    rows = last_rows(batch) if source is None else _role_rows(batch, source)
     by_role = rows.new_full((*rows.shape[:3], len(names)), float("nan"))
     for i, roles in enumerate(batch.roles):
         for column, name in enumerate(names):
             if name in roles:
                 by_role[:, i, :, column] = rows[:, i][..., list(roles[name])].sum(-1)
+    return Grid(
+        "attention.last" if source is None else f"attention.{source}",
+        by_role.permute(0, 2, 3, 1).float().cpu().numpy(),
+        (layers, heads, Axis("role", names), batch.prompt_axis),
+        "share",
+        about=f"Attention from the {source or 'last token'} of the prompt, summed over the "
+        "positions of each role. Roles may overlap.",
+    )
+
+
+def _role_rows(batch: Batch, source: str) -> Float[Tensor, "layer batch head key_pos"]:
+    """Attention from a role's tokens, averaged; NaN for a prompt without the role."""
+    layers = range(batch.model.config.n_layers)
+    whole = torch.stack([batch.trace[Site.PATTERN, i] for i in layers])
+    rows = whole.new_full((*whole.shape[:3], whole.shape[4]), float("nan"))
+    for i, roles in enumerate(batch.roles):
+        if source in roles:
+            rows[:, i] = whole[:, i, :, list(roles[source])].mean(2)
+    return rows
+
+
+def measure_attention(batch: Batch) -> list[Result]:
+    """Attention from the last token by role, its entropy, and whole patterns of the examples."""
+    config, rows = batch.model.config, last_rows(batch)
     layers, heads = Axis.count("layer", config.n_layers), Axis.count("head", config.n_heads)
     results: list[Result] = [
-        Grid(
-            "attention.last",
-            by_role.permute(0, 2, 3, 1).float().cpu().numpy(),
-            (layers, heads, Axis("role", names), batch.prompt_axis),
-            "share",
-            about="Attention from the prompt's last token, summed over the positions of each role. "
-            "Roles may overlap.",
-        ),
+        attention_to_roles(batch),
         Grid(
             "attention.entropy",
             entropy(rows).transpose(1, 2).cpu().numpy(),

@@ -438,10 +438,7 @@ def ranking(grid: Grid, sums: Sums, *, contrast: str, top: int = 10, seed: int =
     columns: dict[str, list[object]] = {"layer": [], "head": [], "mean": [], "rank": []}
     columns |= {f"in_top_{top}": [], "rank_lower": [], "rank_upper": [], "n": []}
     if len(total) >= BOOTSTRAP_FROM:
-        draws = _draws(len(total), seed)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means = np.nan_to_num((draws @ total) / (draws @ counts))
-        places = np.argsort(np.argsort(-np.abs(means), axis=1, kind="stable"), axis=1)
+        places = _places_by_size(total, counts, seed)
         low, high = np.quantile(places, (0.025, 0.975), axis=0, method="nearest")
         for rank, i in enumerate(order.tolist()):
             row = (*names[i], float(mean[i]), rank, float((places[:, i] < top).mean()))
@@ -481,6 +478,30 @@ def auroc(scores: Array, true: NDArray[np.bool_]) -> float:
         raise MeasureError(f"{n_true} true and {n_false} false", allowed="at least one of each")
     above = midranks(scores)[true].sum() - n_true * (n_true + 1) / 2
     return float(above / (n_true * n_false))
+
+
+def _places_by_size(total: Array, counts: Array, seed: int) -> Array:
+    """(draw, cell): every cell's place by the size of its mean, 0 the largest, when resampled."""
+    draws = _draws(len(total), seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.nan_to_num((draws @ total) / (draws @ counts))
+    return np.asarray(np.argsort(np.argsort(-np.abs(means), axis=1, kind="stable"), axis=1))
+
+
+def place_interval(sums: Sums, cell: int, *, seed: int = 0) -> tuple[int, int, int] | None:
+    """A cell's place by the size of its mean, 0 the largest, and its 95 % interval when resampled.
+
+    None below `BOOTSTRAP_FROM` units.
+    """
+    used = sums.counts.any(1)
+    total, counts = sums.sums[used], sums.counts[used]
+    if len(total) < BOOTSTRAP_FROM:
+        return None
+    places = _places_by_size(total, counts, seed)[:, cell]
+    low, high = np.quantile(places, (0.025, 0.975), method="nearest")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        size = np.nan_to_num(np.abs(total.sum(0) / counts.sum(0)))
+    return int((size > size[cell]).sum()), int(low), int(high)
 
 
 def _names(axes: Sequence[Axis]) -> list[str]:

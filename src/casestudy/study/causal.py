@@ -105,11 +105,16 @@ def keep_causes(
 
 
 def _chosen(behaviour: Behaviour, runnable: Sequence[int]) -> list[int]:
-    """The main prompts, at most `MOST_PAIRS`, evenly taken."""
+    """The main prompts, or some of them."""
     main = [i for i in runnable if behaviour.is_main(behaviour.prompts[i])] or list(runnable)
-    if len(main) <= MOST_PAIRS:
-        return main
-    return [main[i * len(main) // MOST_PAIRS] for i in range(MOST_PAIRS)]
+    return evenly(main)
+
+
+def evenly(prompts: Sequence[int]) -> list[int]:
+    """At most `MOST_PAIRS` of some prompts, evenly taken."""
+    if len(prompts) <= MOST_PAIRS:
+        return list(prompts)
+    return [prompts[i * len(prompts) // MOST_PAIRS] for i in range(MOST_PAIRS)]
 
 
 def _before_last(

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT ?= studies/full-stop-capitals
 
-.PHONY: study test lint format bench bench-attribution bench-patching clean
+.PHONY: study test lint format docs docs-reference bench bench-attribution bench-patching clean
 
 study: $(VENV)/.installed
 	$(BIN)/casestudy run full-stop-capitals --model tiny --out $(OUT)
@@ -22,6 +22,15 @@ lint: $(VENV)/.installed-lint
 format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The documentation as a site that needs no network, in site/; a warning is an error.
+docs: $(VENV)/.installed-docs docs-reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
+
+# The pages that follow from the code; a test fails while they are stale.
+docs-reference: $(VENV)/.installed
+	$(BIN)/python docs/make_reference.py
 
 # Side by side with the tools people use today, each in an environment of its own.
 bench: bench-attribution bench-patching
@@ -55,5 +64,9 @@ $(VENV)/.installed-lint: $(VENV)/.installed
 	$(PIP) -e '.[test,lint]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEERS) studies
+	rm -rf $(VENV) $(PEERS) studies site

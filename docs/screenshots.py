@@ -1,8 +1,10 @@
-"""Take the pictures of docs/images from a study's report.
+"""Take the pictures of docs/images from studies' reports.
 
-    python docs/screenshots.py STUDY
+    python docs/screenshots.py STUDY CORPUS
 
-Needs playwright and Debian's chromium, as the browser tests do. Takes seconds.
+STUDY is a finished `casestudy run full-stop-capitals --model tiny`, CORPUS one of 1,000 mined
+contexts (docs/recipes/a-corpus.md). Needs playwright and Debian's chromium, as the browser tests
+do. Takes seconds.
 """
 
 from __future__ import annotations
@@ -26,9 +28,17 @@ img {{ display: block; border: 1px solid {rule}; border-radius: 4px; height: 104
 </style><img src="{left}"><img src="{right}">"""
 
 
-def main(study: str) -> None:
+FIGURES = {
+    "ledger": "The ledger: every term",
+    "patching": "Patching resid_pre by role",
+    "groups": "The same difference by group",
+}
+"""Single figures, by the beginning of their titles."""
+
+
+def main(study: str, corpus: str) -> None:
     """Write every picture."""
-    report = write_report(study).resolve().as_uri()
+    report, mined = (write_report(folder).resolve().as_uri() for folder in (study, corpus))
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=list(ARGUMENTS))
@@ -56,6 +66,14 @@ def main(study: str) -> None:
         page.locator("button[data-head]").first.click()
         page.locator("dialog select").select_option(index=3)
         page.screenshot(path=IMAGES / "head.png")
+        for name, title in FIGURES.items():
+            for scheme in ("light", "dark"):
+                page = browser.new_page(viewport={"width": 900, "height": 900}, color_scheme=scheme)
+                page.goto(mined if name == "groups" else report)
+                figure = page.locator("figure", has_text=title).first
+                with page.expect_download() as waiting:
+                    figure.locator("[data-do=svg]").click()
+                waiting.value.save_as(IMAGES / f"{name}{'-dark' * (scheme == 'dark')}.svg")
         browser.close()
 
 
@@ -73,4 +91,4 @@ def _shown(page: Any, place: str, above: int) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:3])

@@ -175,8 +175,10 @@ const casestudy = (() => {
     return seen.get(colour);
   }
 
-  const KEPT = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "opacity",
-    "font-family", "font-size", "font-weight", "text-anchor", "dominant-baseline", "vector-effect"];
+  // With what a drawing has where nothing is said, which need not be.
+  const MARKS = { fill: "rgb(0, 0, 0)", "fill-opacity": "1", stroke: "none", "stroke-width": "1px",
+    "stroke-dasharray": "none", opacity: "1", "vector-effect": "none" };
+  const TEXTS = { "font-family": "", "font-size": "", "font-weight": "400", "text-anchor": "start", "dominant-baseline": "auto" };
 
   function standalone(plot) {
     const NS = "http://www.w3.org/2000/svg";
@@ -200,9 +202,10 @@ const casestudy = (() => {
     const from = $$("*", plot), to = $$("*", inner);
     from.forEach((node, i) => {
       const style = getComputedStyle(node);
-      for (const name of KEPT) {
+      const kept = node.matches("text") ? { ...MARKS, ...TEXTS } : node.matches("svg, g") ? {} : MARKS;
+      for (const [name, usual] of Object.entries(kept)) {
         const value = style.getPropertyValue(name);
-        if (value && !(name === "dominant-baseline" && value === "auto")) to[i].setAttribute(name, rgb(value));
+        if (value && value !== usual) to[i].setAttribute(name, rgb(value));
       }
       for (const name of ["class", "style", "data-i", "data-head"]) to[i].removeAttribute(name);
     });

@@ -154,6 +154,26 @@ def test_a_value_shows_on_hover_and_under_the_arrow_keys(visit: Callable[..., An
     assert page.locator(".tip").is_hidden()
 
 
+def test_arrows_down_and_up_stay_in_their_column_where_cells_are_missing(
+    visit: Callable[..., Any],
+) -> None:
+    page = visit()
+    plot = page.locator("figure", has_text="The direct share of every attention head").locator(
+        "svg.plot"
+    )
+    plot.evaluate("(svg) => svg.querySelector('[data-i=\"6\"]').remove()")  # as a cell not drawn
+    plot.focus()
+    for key in ("Home", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+    at = page.locator(".said").inner_text()
+    assert at.startswith("layer 1 head 0"), "the nearest that is there"
+    page.keyboard.press("ArrowDown")
+    assert page.locator(".said").inner_text().startswith("layer 2 head 0")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    assert page.locator(".said").inner_text().startswith("layer 0 head 0")
+
+
 def test_data_csv_svg_and_png_come_out(visit: Callable[..., Any], tmp_path: Path) -> None:
     page = visit(accept_downloads=True)
     figure = page.locator("figure", has=page.locator("rect.bar.total")).first

@@ -80,10 +80,11 @@ const casestudy = (() => {
     const now = marks.findIndex((mark) => mark.classList.contains("on"));
     const axes = dataOf(plot.closest("figure")).axes;
     const row = axes.length > 1 ? axes[axes.length - 1][1].length : 1;
-    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: row, ArrowUp: -row }[event.key];
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], turn = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (event.key === "Enter" && now >= 0) return marks[now].dispatchEvent(new MouseEvent("click", { bubbles: true }));
     let next = event.key === "Home" ? 0 : event.key === "End" ? marks.length - 1 : null;
-    if (step) next = now < 0 ? 0 : now + step;
+    if (step || turn) next = now < 0 ? 0 : now + (step || 0);
+    if (turn && now >= 0) next = beyond(marks, now, turn, row);
     if (next === null) return;
     event.preventDefault();
     if (next < 0 || next >= marks.length) return;
@@ -93,6 +94,20 @@ const casestudy = (() => {
     show(marks[next], box.x + Math.min(box.width, 60), box.y + box.height / 2);
     said.textContent = tip.textContent;
   });
+
+  // The nearest mark in the next row that has any; cells without a value have no mark.
+  function beyond(marks, now, turn, row) {
+    const places = marks.map((mark) => Number(mark.dataset.i));
+    const line = (i) => Math.floor(places[i] / row), across = (i) => places[i] % row;
+    let best = -1;
+    marks.forEach((_, i) => {
+      const far = (line(i) - line(now)) * turn;
+      if (far < 1) return;
+      const before = best < 0 ? Infinity : (line(best) - line(now)) * turn;
+      if (far < before || (far === before && Math.abs(across(i) - across(now)) < Math.abs(across(best) - across(now)))) best = i;
+    });
+    return best;
+  }
 
   // Rows for people and for CSV alike.
   function rows(data) {

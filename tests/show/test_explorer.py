@@ -36,6 +36,7 @@ from casestudy.show.explorer.picks import picks_of
 from casestudy.show.explorer.server import hosts, listen
 from casestudy.show.text import signed
 from tests.show import studies
+from tests.show.asgi import request
 from tests.show.pages import Page
 
 PAIR = {"prompt": "It was late. He slept.", "corrupted": "It was late, he slept."}
@@ -560,40 +561,10 @@ def test_too_many_are_told_to_come_again(toy_model: Model) -> None:
         assert "in a second" in answer.json()["problem"]
     page = client.get("/")
     assert page.status_code == 429
+    assert page.headers["retry-after"] == "1"
     assert "in a second" in Page(page.text).text
     assert not held.begun.is_set()
     desk.close()
-
-
-async def hang_up(app: Any, path: str, query: str, *, after: int) -> list[dict[str, Any]]:
-    """What a browser got before it left: at once, or after so many pieces of the answer."""
-    sent: list[dict[str, Any]] = []
-    left = asyncio.Event()
-    if not after:
-        left.set()
-    begun = False
-
-    async def receive() -> dict[str, Any]:
-        nonlocal begun
-        if not begun:
-            begun = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        await left.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-        if sum(m["type"] == "http.response.body" for m in sent) >= after > 0:
-            left.set()
-
-    scope = {
-        **{"type": "http", "method": "GET", "path": path, "query_string": query.encode()},
-        **{"headers": [(b"host", b"testserver")], "http_version": "1.1", "scheme": "http"},
-        **{"raw_path": path.encode(), "root_path": "", "server": ("testserver", 80)},
-        **{"client": ("testclient", 1), "asgi": {"version": "3.0", "spec_version": "2.3"}},
-    }
-    await app(scope, receive, send)
-    return sent
 
 
 def test_a_patch_grid_stops_when_its_page_asks_for_another(
@@ -614,9 +585,9 @@ def test_a_patch_grid_stops_when_its_page_asks_for_another(
     monkeypatch.setattr("casestudy.show.explorer.app.patch_grid", endless)
     desk = Desk()
     app = Explorer(toy_model, desk).application(HERE)
-    sent = asyncio.run(hang_up(app, "/patch", Asked(**PAIR).query(), after=2))
+    answer = asyncio.run(request(app, "/patch", Asked(**PAIR).query().encode(), leave_after=2))
     assert stopped.wait(10)
-    assert sum(m["type"] == "http.response.body" for m in sent) >= 2
+    assert answer.body.count(b"\n") >= 2
     assert desk.ask(lambda pause: "free").answer.result(10) == "free"
     desk.close()
 
@@ -629,7 +600,8 @@ def test_a_question_whose_page_has_gone_is_never_asked(
     desk, held = Desk(), Held()
     job = desk.ask(held)
     assert held.begun.wait(10)
-    asyncio.run(hang_up(Explorer(toy_model, desk).application(HERE), "/panels", "", after=0))
+    app = Explorer(toy_model, desk).application(HERE)
+    asyncio.run(request(app, "/panels", leave_after=0))
     held.free.set()
     job.answer.result(10)
     desk.ask(lambda pause: None).answer.result(10)

@@ -69,11 +69,17 @@ class Explorer:
     bos: bool | None = None
     picks: Picks | None = None
 
-    def application(self, hosts: list[str]) -> Guard:
-        """What a server runs, for these Host headers."""
+    def application(self, hosts: list[str], started: Callable[[], None] = lambda: None) -> Guard:
+        """What a server runs.
+
+        Args:
+            hosts: the Host headers that are this server.
+            started: called once it will answer.
+        """
 
         @contextlib.asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            started()
             yield
             self.desk.close()
 
@@ -196,21 +202,18 @@ class Explorer:
 
     async def page(self, request: Request) -> Response:
         """The page, its panels filled for those who have no script."""
-        status = 200
+        asked, refusal = Asked(), None
         html: dict[str, Markup] = {}
         state: dict[str, Any] = {}
         try:
             asked = asking.read(request.query_params.multi_items())
-        except Refusal as refusal:
-            asked, status, html = Asked(), refusal.status, {"outcome": problem(refusal.why)}
-        else:
-            try:
-                html, state = await self.ask(request, lambda _: self.probe(asked))
-            except Refusal as refusal:
-                status, html = refusal.status, {"outcome": problem(refusal.why)}
-            except CasestudyError as error:
-                html, state = {"outcome": problem(str(error))}, {"problem": True}
-        return HTMLResponse(self.render(asked, html, state), status)
+            html, state = await self.ask(request, lambda _: self.probe(asked))
+        except Refusal as why:
+            refusal, html = why, {"outcome": problem(why.why)}
+        except CasestudyError as error:
+            html, state = {"outcome": problem(str(error))}, {"problem": True}
+        status, headers = (200, {}) if refusal is None else (refusal.status, refusal.headers)
+        return HTMLResponse(self.render(asked, html, state), status, headers)
 
     def render(self, asked: Asked, html: dict[str, Markup], state: dict[str, Any]) -> str:
         """The page's HTML."""
@@ -386,8 +389,7 @@ def _static(name: str) -> bytes:
 def refused(request: Request, refusal: Exception) -> Response:
     """A refusal as what the page's script reads."""
     assert isinstance(refusal, Refusal)
-    headers = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after)}
-    return JSONResponse({"problem": refusal.why}, refusal.status, headers)
+    return JSONResponse({"problem": refusal.why}, refusal.status, refusal.headers)
 
 
 def wrong(request: Request, error: Exception) -> Response:

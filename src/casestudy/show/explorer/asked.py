@@ -59,7 +59,7 @@ class Refusal(Exception):
         super().__init__(why)
         self.status = status
         self.why = why
-        self.retry_after = retry_after
+        self.headers = {} if retry_after is None else {"retry-after": str(retry_after)}
 
 
 @dataclass(frozen=True)

@@ -52,23 +52,22 @@ def serve(
     from casestudy.show.explorer.asked import Asked
     from casestudy.show.explorer.desk import Desk
 
-    listening = listen(host, port)
+    listening, name = listen(host, port), _bracketed(host)
     port = listening.getsockname()[1]
     if sum(tensor.numel() for _, tensor in model.weights.named()) < SMALL:
         torch.set_num_threads(1)
     explorer = Explorer(model, Desk(), prepend_bos, picks)
     explorer.probe(Asked())  # what is looked up once is looked up before the first request
     config = uvicorn.Config(
-        explorer.application(hosts(host, port)),
+        explorer.application(hosts(host, port), lambda: started(f"http://{name}:{port}/")),
         http="h11",  # which bounds a request's head before anything of it is kept
         h11_max_incomplete_event_size=65536,
         ws="none",
-        log_level="warning",
+        log_level="error",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=2,
     )
-    started(f"http://{_bracketed(host)}:{port}/")
     with contextlib.suppress(KeyboardInterrupt), listening:
         uvicorn.Server(config).run(sockets=[listening])
 
@@ -93,6 +92,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(2048)  # whoever comes before the first answer is ready waits for it
     except OSError as error:
         listening.close()
         raise ServeError(

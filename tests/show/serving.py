@@ -1,0 +1,60 @@
+"""The explorer as a person has it: a process of its own, reached over a socket."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running explorer.
+
+    Attributes:
+        address: "http://127.0.0.1:PORT", without a slash at its end.
+        process: its process.
+    """
+
+    address: str
+    process: subprocess.Popen[str]
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.address.rpartition(":")[2])
+
+    def memory(self) -> int:
+        """Bytes the process holds now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+        return int(line.split()[1]) * 1024
+
+
+@contextlib.contextmanager
+def serving(*arguments: str) -> Iterator[Served]:
+    """Serve on a free port until the block ends, then interrupt it as a person would.
+
+    It has to answer, to end without an error, and to have said nothing on stderr.
+    """
+    code = "from casestudy.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "serve", "--port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip().rstrip("/")
+        assert address, process.communicate(timeout=60)[1]
+        yield Served(address, process)
+    finally:
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30)[1]
+    assert process.returncode == 0, said
+    assert said == "", said

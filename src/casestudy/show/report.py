@@ -21,7 +21,7 @@ from casestudy.show import answer, prompts, provenance, sections
 from casestudy.show.blocks import Absent, Block, Part, Section
 from casestudy.show.page import environment, font, template_text
 from casestudy.show.stored import UNEXPECTED, Missing, Stored
-from casestudy.show.text import clean
+from casestudy.show.text import clean, shorten
 from casestudy.study.store import Store, write_atomically
 
 
@@ -41,7 +41,8 @@ def write_report(study: Store | str | os.PathLike[str]) -> Path:
 
 def report_html(study: Stored) -> str:
     """The whole page."""
-    found, absent = argument(study)
+    declared = provenance.declared_absent(study)
+    found, absent = argument(study, declared)
     extra = [
         _section(
             "prompts", "Prompt by prompt", [("prompts one by one", prompts.one_by_one)], study
@@ -52,14 +53,16 @@ def report_html(study: Stored) -> str:
     ]
     found += [section for section, _ in extra if section is not None]
     absent += [a for _, missing in extra for a in missing if a.what]
-    absent = [*provenance.declared_absent(study), *absent]
+    absent = [*declared, *absent]
+    said = answer.paragraphs(study)
     return (
         environment()
         .get_template("report.html")
         .render(
             title=study.about("behaviour", "question") or "A study of next-token preferences",
+            description=shorten(said[0].striptags(), 300),
             study=study,
-            answer=answer.paragraphs(study),
+            answer=said,
             sections=found,
             absent=absent,
             facts=provenance.facts(study),
@@ -72,12 +75,18 @@ def report_html(study: Stored) -> str:
     )
 
 
-def argument(study: Stored) -> tuple[list[Section], list[Absent]]:
-    """The sections that the study can fill, and what it cannot."""
+def argument(study: Stored, declared: Sequence[Absent] = ()) -> tuple[list[Section], list[Absent]]:
+    """The sections that the study can fill, and what it cannot.
+
+    A section that the study itself declares unmeasured is not listed again part by part.
+    """
     found, absent = [], []
     for topic in sections.ARGUMENT:
         section, missing = _section(topic.id, topic.title, topic.parts, study)
-        found += [section] if section is not None else []
+        if section is not None:
+            found.append(section)
+        elif any(topic.id in entry.what for entry in declared):
+            continue
         absent += missing
     return found, absent
 

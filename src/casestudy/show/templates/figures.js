@@ -199,7 +199,7 @@ const casestudy = (() => {
     const NS = "http://www.w3.org/2000/svg";
     const [top, right, bottom, left] = plot.dataset.pad.split(" ").map(Number);
     const box = plot.getBoundingClientRect();
-    const title = plot.closest("figure").querySelector("figcaption").textContent.trim();
+    const title = plot.closest("figure").querySelector("figcaption").textContent.trim().replace(/^Figure \d+\.\s*/, "");
     const out = document.createElementNS(NS, "svg"), page = getComputedStyle(document.body);
     const width = Math.ceil(box.width), height = Math.ceil(box.height) + 24;
     const set = (node, values) => Object.entries(values).forEach(([k, v]) => node.setAttribute(k, v));

@@ -11,7 +11,7 @@ import casestudy as cs
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import ModelError, StudyError
 from casestudy.measure.result import Axis, Grid
-from casestudy.study.emergence import checkpoints, emergence, since
+from casestudy.study.emergence import Emergence, checkpoints, emergence, since
 from tests.helpers import call, write_gpt2
 
 SHAPE = {"n_layer": 1, "n_embd": 16, "n_head": 2}
@@ -29,6 +29,20 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def behaviour() -> Behaviour:
     return Behaviour("test", "Why?", tuple(map(Prompt, TEXTS)))
+
+
+@pytest.fixture(scope="module")
+def of_last(steps: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Emergence]:
+    """The last checkpoint's answers, asked of all; and where the studies are."""
+    folder = tmp_path_factory.mktemp("last")
+    return folder, emergence(str(steps), behaviour(), out=folder)
+
+
+@pytest.fixture(scope="module")
+def of_own(steps: Path, tmp_path_factory: pytest.TempPathFactory) -> Emergence:
+    """Each checkpoint's own answers."""
+    folder = tmp_path_factory.mktemp("own")
+    return emergence(str(steps), behaviour(), out=folder, answers="own")
 
 
 def test_a_folder_of_checkpoints_is_taken_in_the_order_of_its_numbers(steps: Path) -> None:
@@ -59,19 +73,22 @@ def test_what_is_no_row_of_checkpoints_is_refused(steps: Path) -> None:
             checkpoints(models, revisions)
 
 
-def test_every_checkpoint_is_asked_for_the_lasts_answers(steps: Path, tmp_path: Path) -> None:
-    found = emergence(str(steps), behaviour(), out=tmp_path / "last")
+def test_every_checkpoint_is_asked_for_the_lasts_answers(
+    of_last: tuple[Path, Emergence], of_own: Emergence
+) -> None:
+    found = of_last[1]
     asked = [study.store.columns("answers", ["prompt", "form", "token"]) for study in found.studies]
     assert asked[0].rows() == asked[1].rows() == asked[2].rows()
-    own = emergence(str(steps), behaviour(), out=tmp_path / "own", answers="own")
-    chosen = [study.store.columns("answers", ["prompt", "form", "token"]) for study in own.studies]
+    chosen = [
+        study.store.columns("answers", ["prompt", "form", "token"]) for study in of_own.studies
+    ]
     assert chosen[2].rows() == asked[2].rows()
     assert chosen[0].rows() != asked[0].rows()
-    np.testing.assert_array_equal(own.contrasts.values[:, -1], found.contrasts.values[:, -1])
+    np.testing.assert_array_equal(of_own.contrasts.values[:, -1], found.contrasts.values[:, -1])
 
 
-def test_the_curves_are_the_studies_own_means(steps: Path, tmp_path: Path) -> None:
-    found = emergence(str(steps), behaviour(), out=tmp_path, answers="own")
+def test_the_curves_are_the_studies_own_means(of_own: Emergence) -> None:
+    found = of_own
     assert found.contrasts.axes[-1].labels == ("step64", "step512", "step1000")
     for i, study in enumerate(found.studies):
         mean = study.grids["logit_difference.mean"]
@@ -86,13 +103,13 @@ def test_the_curves_are_the_studies_own_means(steps: Path, tmp_path: Path) -> No
         assert found.class_mass.values[:, i].sum() == pytest.approx(1)
 
 
-def test_a_stopped_run_goes_on(steps: Path, tmp_path: Path) -> None:
-    first = emergence(str(steps), behaviour(), out=tmp_path)
+def test_a_stopped_run_goes_on(steps: Path, of_last: tuple[Path, Emergence]) -> None:
+    folder, first = of_last
     told: list[tuple[str, int, int]] = []
     again = emergence(
         str(steps),
         behaviour(),
-        out=tmp_path,
+        out=folder,
         progress=lambda name, state: told.append((name, state.found, state.total)),
     )
     assert told == [(name, 3, 3) for name in ("step1000", "step64", "step512", "step1000")]

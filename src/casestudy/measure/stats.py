@@ -200,6 +200,23 @@ def mean_interval(
     return sums.interval(seed=seed)
 
 
+def share_ends(mean: float, lower: float, upper: float, units: int) -> tuple[float, float]:
+    """The ends of a share's interval: a share of none or of all has no spread to resample.
+
+    There it is Wilson's (1927), which from units alike leaves z² / (units + z²) of doubt.
+
+    Args:
+        mean, lower, upper: of values that are 0 or 1.
+        units: how many prompts or documents they are from.
+    """
+    z2 = 1.959964**2
+    if mean == 0:
+        return 0.0, z2 / (units + z2)
+    if mean == 1:
+        return units / (units + z2), 1.0
+    return lower, upper
+
+
 def t_interval(total: Array, squares: Array, n: int) -> tuple[Array, Array, Array]:
     """Means and 95 % t intervals from sums and sums of squares over n values taken as independent.
 

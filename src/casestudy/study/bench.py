@@ -48,12 +48,14 @@ class Values:
         which: the cell that is meant.
         prompts: the prompts, by index in the behaviour.
         unit: of the numbers, and of their mean.
+        yes_or_no: whether each number is 0 or 1, so that the mean is a share of prompts.
     """
 
     cells: Array
     which: int
     prompts: tuple[int, ...]
     unit: str
+    yes_or_no: bool = False
 
     def as_share(self, whole: Array, unit: str) -> Values:
         """The same as parts of a ratio of means: the cells' over the mean of `whole`, a number a

@@ -25,7 +25,7 @@ from casestudy.behaviour.files import SUFFIXES, find_behaviour
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.errors import FindingError
 from casestudy.measure.patching import DEFAULT_EFFORT, Effort
-from casestudy.measure.stats import BOOTSTRAP_FROM, Sums, place_interval, units_of
+from casestudy.measure.stats import BOOTSTRAP_FROM, Sums, place_interval, share_ends, units_of
 from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.study.bench import Bench, Unmeasurable, Values, among
@@ -223,13 +223,15 @@ def _outcome(bench: Bench, one: Asked) -> Outcome:
     if not n:
         why = "no prompt has it" if len(values.prompts) else "no prompt can be asked"
         return Outcome(one.claim, str(one.must), "not measurable", why=why)
+    if values.yes_or_no:
+        low, high = share_ends(mean, low, high, int(sums.counts.any(1).sum()))
     ends = None if np.isnan(low) else (float(low), float(high))
     place = _place(sums, mean, values) if ranked else None
-    verdict, why = _verdict(one.must, float(mean), ends, place)
+    found, why = verdict(one.must, float(mean), ends, place)
     return Outcome(
         one.claim,
         str(one.must),
-        verdict,
+        found,
         value=float(mean),
         lower=ends and ends[0],
         upper=ends and ends[1],
@@ -249,7 +251,7 @@ def _place(sums: Sums, mean: float, values: Values) -> tuple[int, ...]:
     return (1 + int((np.nan_to_num(np.abs(means)) > abs(mean)).sum()),)
 
 
-def _verdict(
+def verdict(
     must: Claim, mean: float, ends: tuple[float, float] | None, place: tuple[int, ...] | None
 ) -> tuple[Verdict, str]:
     """Whether it is as claimed, and why it is not sure."""
@@ -358,4 +360,4 @@ def _typed(table: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     if not fits or (isinstance(value, bool) and kind is not bool):
         names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
         raise FindingError(f"{key} is {value!r}", allowed=names[kind])
-    return value
+    return kind(value)

@@ -32,7 +32,7 @@ from casestudy.behaviour.files import find_behaviour
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.errors import ModelError, StudyError
 from casestudy.measure.result import Array, Axis, Grid, worst_error
-from casestudy.measure.stats import mean_over_prompts
+from casestudy.measure.stats import mean_over_prompts, share_ends, units_of
 from casestudy.model.loading import load
 from casestudy.study.compare import ANSWERS, answer_grid, headline
 from casestudy.study.study import State, Study, study
@@ -280,7 +280,14 @@ def _mean_answer(study: Study, what: str) -> Grid:
     grid = answer_grid(study.store, what)
     labels = [label for label in grid.axis("prompt").labels if int(label) in keys]
     names = [documents[int(label)] for label in labels]
-    return mean_over_prompts(grid.take("prompt", labels), documents=names)
+    mean = mean_over_prompts(grid.take("prompt", labels), documents=names)
+    if what != "top-1":
+        return mean
+    assert mean.lower is not None
+    assert mean.upper is not None
+    units = len(set(units_of(len(names), names).tolist()))
+    low, high = share_ends(float(mean.values), float(mean.lower), float(mean.upper), units)
+    return replace(mean, lower=np.array(low), upper=np.array(high))
 
 
 def _stacked(grids: Sequence[Grid], axis: Axis) -> Grid:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import keyword
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, ClassVar, cast, get_args
 
 import numpy as np
@@ -24,7 +24,10 @@ from casestudy.errors import FindingError, SiteError
 from casestudy.measure.attention import attention_to_roles
 from casestudy.measure.attribution import BIAS, HEADS, directions, keep_for_neurons, neuron_shares
 from casestudy.measure.batch import Batch, Measurement
+from casestudy.measure.circuits import Ablation as CircuitAblation
+from casestudy.measure.circuits import evaluate
 from casestudy.measure.class_mass import CLASS_MASS
+from casestudy.measure.graph import Circuit, Graph
 from casestudy.measure.ledger import LEDGER
 from casestudy.measure.lens import LENS, curves
 from casestudy.measure.patching import (
@@ -32,6 +35,7 @@ from casestudy.measure.patching import (
     By,
     Direction,
     Patched,
+    Roles,
     ablate,
     neurons,
     patch,
@@ -316,8 +320,9 @@ class AnswerStands(Finding):
         found = {row["prompt"]: float(row[column]) for row in rows if row["form"] == "answer"}
         index = tuple(i for i in bench.members(group) if i in found)
         values = np.array([found[i] for i in index])
-        values = (values == 0).astype(np.float64) if self.what == "top-1" else values
-        return Values(values[:, None], 0, index, unit)
+        first = self.what == "top-1"
+        values = (values == 0).astype(np.float64) if first else values
+        return Values(values[:, None], 0, index, unit, yes_or_no=first)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,7 +342,7 @@ class Flips(Finding):
         """One cell."""
         edited = bench.pairs(self.edit, bench.contrast(self.contrast), group)
         flips = (edited.score.clean * edited.score.corrupted < 0).astype(np.float64)
-        return Values(flips[:, None], 0, edited.index, "share of pairs")
+        return Values(flips[:, None], 0, edited.index, "share of pairs", yes_or_no=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,16 +414,26 @@ class _Swept(Finding):
     def cell(self, found: Patched) -> tuple[Array, int]:
         """The cells at the finding's place as (prompt, cell), and which is meant.
 
-        Raises: Unmeasurable where no prompt has the place.
+        Raises: Unmeasurable where no prompt has the position.
         """
-        raw = found.raw
-        place = {"role": self.role, "pos": None if self.position is None else str(self.position)}
-        for axis, label in place.items():
-            if label is not None:
-                if label not in raw.axis(axis).labels:
-                    raise Unmeasurable(f"no prompt has the {axis} {label}")
-                raw = raw.select(**{axis: label})
+        raw = found.raw if self.role is None else found.raw.select(role=self.role)
+        if self.position is not None:
+            if str(self.position) not in raw.axis("pos").labels:
+                raise Unmeasurable(f"no prompt has the position {self.position}")
+            raw = raw.select(pos=str(self.position))
         return _flat(raw, self.meant)
+
+    def only_role(self, roles: Roles | None) -> Roles | None:
+        """Each prompt's positions of the role that is meant, so that no other place is swept.
+
+        Raises: Unmeasurable where no prompt has the role.
+        """
+        if self.role is None or roles is None:
+            return roles
+        found = [{self.role: row[self.role]} if self.role in row else {} for row in roles]
+        if not any(found):
+            raise Unmeasurable(f"no prompt has the role {self.role}")
+        return found
 
     def layers(self, ranked: bool) -> Sequence[int] | None:
         """Which layers to sweep: the one meant, or all where the order is asked for."""
@@ -457,7 +472,9 @@ class Patching(_Swept):
         contrast = bench.contrast(self.contrast)
         aligned = self.by in ("position", "all")
         edited = bench.pairs(self.edit, contrast, group, aligned=aligned)
-        model, pairs, direction = bench.model, edited.pairs, cast(Direction, self.direction)
+        model, direction = bench.model, cast(Direction, self.direction)
+        sides = self.only_role(edited.pairs.roles), self.only_role(edited.pairs.corrupted_roles)
+        pairs = replace(edited.pairs, roles=sides[0], corrupted_roles=sides[1])
         if self.neuron is None:
             found = patch(
                 model,
@@ -519,7 +536,7 @@ class Ablating(_Swept):
             kind=cast(Ablation, self.put_in),
             by=self.by,
             layers=self.layers(ranked),
-            roles=asked.batch.roles,
+            roles=self.only_role(asked.batch.roles),
             effort=bench.effort,
         )
         cells, which = self.cell(found)
@@ -530,9 +547,65 @@ class Ablating(_Swept):
         return change.as_share(unpatched, f"share of the contrast ({contrast})")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Faithfulness(Finding):
+    """How much of the behaviour a circuit carries on its own, or all but it."""
+
+    measure: ClassVar[str] = "circuit"
+    edit: str
+    edges: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    tested: str = "circuit"
+    ablation: str = "corrupted"
+    contrast: str | None = None
+
+    def check(self, bench: Bench) -> None:
+        """See `Finding.check`."""
+        bench.check_edit(self.edit)
+        bench.contrast(self.contrast)
+        among("ablation", self.ablation, get_args(CircuitAblation))
+        among("tested", self.tested, ("circuit", "rest"))
+        if bool(self.edges) == bool(self.nodes):
+            raise FindingError(
+                "a circuit of both edges and nodes" if self.edges else "a circuit of nothing",
+                allowed="edges, or nodes with every edge between them, embed and logits",
+            )
+        try:
+            self.circuit(bench)
+        except SiteError as error:
+            raise FindingError(error.came, allowed=error.allowed, hint=error.hint) from error
+
+    def circuit(self, bench: Bench) -> Circuit:
+        """The circuit that is evaluated."""
+        graph = Graph(bench.model.config)
+        if self.edges:
+            circuit = graph.circuit(self.edges)
+        else:
+            kept = {0, *map(graph.node, self.nodes)}
+            circuit = graph.full.without([i for i in range(len(graph.senders)) if i not in kept])
+        return circuit if self.tested == "circuit" else Circuit(graph, graph.real & ~circuit.mask)
+
+    def values(self, bench: Bench, group: str | None, *, ranked: bool) -> Values:
+        """One cell: between all ablated, 0, and the whole model, 1."""
+        edited = bench.pairs(self.edit, bench.contrast(self.contrast), group, aligned=True)
+        found = evaluate(
+            bench.model,
+            edited.pairs,
+            edited.contrast,
+            [self.circuit(bench)],
+            ablation=cast(CircuitAblation, self.ablation),
+            memory=bench.effort.memory,
+            check=bench.effort.check,
+            seed=bench.effort.seed,
+            progress=bench.effort.progress,
+        )
+        change = Values(found.values.T - found.empty[:, None], 0, edited.index, "logits")
+        return change.as_share(found.full - found.empty, "faithfulness")
+
+
 KINDS: tuple[type[Finding], ...] = (
     *(LogitDifference, AnswerStands, ClassMass, Flips, LedgerTerm, LensDepth),
-    *(HeadShare, NeuronShare, Attention, Patching, Ablating),
+    *(HeadShare, NeuronShare, Attention, Patching, Ablating, Faithfulness),
 )
 """Every kind of finding; two may share a `measure`, told apart by what they require."""
 
@@ -553,15 +626,32 @@ def read_finding(table: Mapping[str, Any]) -> Finding:
     known = {f.name: f for f in fields(cast(Any, kind))}
     for key, value in given.items():
         among(f"{kind.measure} has the key", key.rstrip("_"), [k.rstrip("_") for k in known])
-        wanted = int if str(known[key].type).startswith("int") else str
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            allowed = "a whole number" if wanted is int else "text"
-            raise FindingError(f"{key.rstrip('_')} is {value!r}", allowed=allowed)
+        given[key] = _read(key.rstrip("_"), value, str(known[key].type).split(" ")[0])
     missing = sorted(_required(kind) - given.keys())
     if missing:
         either = " or ".join(", ".join(sorted(k.rstrip("_") for k in _required(k))) for k in kinds)
         raise FindingError(f"{kind.measure} without {missing[0].rstrip('_')}", allowed=either)
     return kind(**given)
+
+
+def _read(key: str, value: object, kind: str) -> Any:
+    """A value of a field's type, by the annotation's first word."""
+    came = value
+    match kind:
+        case "int":
+            fits, allowed = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+        case "str":
+            fits, allowed = isinstance(value, str), "text"
+        case _:
+            names = value if isinstance(value, list) else []
+            fits, allowed = (
+                bool(names) and all(isinstance(n, str) for n in names),
+                "a list of texts",
+            )
+            value = tuple(names)
+    if not fits:
+        raise FindingError(f"{key} is {came!r}", allowed=allowed)
+    return value
 
 
 def _measures() -> list[str]:

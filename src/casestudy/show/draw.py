@@ -550,6 +550,11 @@ def heatmap(
         below += 16
     _legend(parts, height + below + 12, limit, unit, bool((values < 0).any()))
     left = label_width([*rows, row_name], 18)
+    if not narrow:
+        # a slanted label reaches left of its column's middle as far as down
+        for j, label in enumerate(shown[:8]):
+            size = (CHARACTER if tokens else 5.8) * columns(shorten(label, 20))
+            left = max(left, round(0.71 * size - 15 * (j + 0.5)))
     if row_name:
         parts.text("-8", -9, row_name, "l e u")
     least = left + 20 + (15 if not narrow else 17) * len(cols)

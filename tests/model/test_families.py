@@ -231,10 +231,10 @@ def test_float32_agrees_with_float64(pair: Pair) -> None:
     assert narrow.logits is not None
     assert wide.logits is not None
     mask = narrow.tokens.mask
-    sides = [(narrow.logits[mask], wide.logits[mask])]
-    for layer in range(pair.ours("float32").config.n_layers):
-        sides.append((narrow["resid_post", layer][mask], wide["resid_post", layer][mask]))
-    for rounded, exact in sides:
+    layers = range(pair.ours("float32").config.n_layers)
+    streams = [(narrow["resid_post", layer], wide["resid_post", layer]) for layer in layers]
+    for rounded, exact in [(narrow.logits, wide.logits), *streams]:
+        rounded, exact = rounded[mask], exact[mask]
         assert (rounded.double() - exact).norm() < 1e-6 * exact.norm()
 
 

@@ -84,7 +84,7 @@ def check(app: Any, path: str, query: bytes, method: str, sent: list[tuple[bytes
 
 
 @given(paths, queries, methods, headers)
-@settings(max_examples=60)
+@settings(max_examples=50)
 def test_any_request_is_answered_or_refused(
     app: Any, path: str, query: bytes, method: str, headers: list[tuple[bytes, bytes]]
 ) -> None:
@@ -92,7 +92,7 @@ def test_any_request_is_answered_or_refused(
 
 
 @given(st.sampled_from(PATHS[:5]), sensible)
-@settings(max_examples=50)
+@settings(max_examples=40)
 def test_any_state_is_answered(app: Any, path: str, query: bytes) -> None:
     check(app, path, query, "GET", [(b"host", HOST.encode())])
 

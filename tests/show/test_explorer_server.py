@@ -8,7 +8,6 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import httpx2
@@ -18,12 +17,6 @@ from tests.show.serving import Served, serving
 
 ASKED = {"prompt": "It was late. He slept.", "corrupted": "It was late, he slept."}
 WORDS = ("It", "was", "late", "the", "dog", "slept", "and", "He", "She", "went", "home", ".", ",")
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    with serving() as found:
-        yield found
 
 
 def raw(served: Served, request: bytes, *, waits: bool = True) -> bytes:
@@ -130,7 +123,7 @@ async def load(served: Served, users: int, seconds: float) -> Load:
 
 
 def test_many_at_once_are_answered_or_told_to_come_again(served: Served) -> None:
-    found = asyncio.run(load(served, users=40, seconds=2.5))
+    found = asyncio.run(load(served, users=40, seconds=1.5))
     assert set(found.statuses) <= {200, 429}
     assert found.statuses[200] > 5
 

@@ -357,19 +357,19 @@ class Newest:
 
 async def _lines(job: Job[Line], newest: Newest) -> AsyncIterator[bytes]:
     """What the page is told, until the grid is finished or nobody listens."""
-    answer = _awaited(job)
+    answer, line = _awaited(job), asyncio.ensure_future(newest.get())
     try:
         while not answer.done():
-            line = asyncio.ensure_future(newest.get())
             await _first(answer, line)
             if line.done() and not answer.done():
                 yield _json_line(line.result())
-            line.cancel()
+                line = asyncio.ensure_future(newest.get())
         try:
             yield _json_line(await answer)
         except CasestudyError as error:
             yield _json_line({"problem": clean(error)})
     finally:
+        line.cancel()
         job.stop()
 
 

@@ -113,6 +113,7 @@
     if (!state.patch) {
       const why = state.weighed ? "A corrupted prompt beside the prompt is needed: activations of one run are put into the other, cell by cell, exactly."
         : "There is nothing to patch until an answer is weighed against a counterpart.";
+      target.classList.remove("stale");
       target.replaceChildren(casestudy.node("p", { className: "caption", textContent: why }));
       return;
     }

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT ?= studies/full-stop-capitals
 
-.PHONY: study test lint format docs docs-reference bench bench-attribution bench-patching clean
+.PHONY: study test lint format docs docs-reference circuits-table bench bench-attribution bench-patching clean
 
 study: $(VENV)/.installed
 	$(BIN)/casestudy run full-stop-capitals --model tiny --out $(OUT)
@@ -31,6 +31,10 @@ docs: $(VENV)/.installed-docs docs-reference
 # The pages that follow from the code; a test fails while they are stale.
 docs-reference: $(VENV)/.installed
 	$(BIN)/python docs/make_reference.py
+
+# How well each method finds the circuits that are known: the tables of docs/circuits.md.
+circuits-table: $(VENV)/.installed
+	$(BIN)/python docs/circuits_table.py
 
 # Side by side with the tools people use today, each in an environment of its own.
 bench: bench-attribution bench-patching

@@ -50,7 +50,7 @@ from casestudy.model.model import Model
 from casestudy.model.tokens import Tokenizer
 from casestudy.model.weights import MLP, Attention, Block, Weights
 
-PAIRS = 24
+PAIRS = 12
 """How many pairs of prompts a circuit comes with by default."""
 NOISE = 0.05
 """Standard deviation of the bystanders' weights, where those wired are about 1."""

@@ -1,0 +1,132 @@
+"""Write the tables of docs/circuits.md: how well each method finds the circuits that are known.
+
+    python docs/circuits_table.py
+
+Every method scores every edge of the hand-made models of `casestudy.measure.known`. Takes seconds;
+the same numbers on every machine, but for a last digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from casestudy.measure.contributions import contribution_sites, contributions
+from casestudy.measure.edges import patch_edges
+from casestudy.measure.gradients import Method, attribute_edges
+from casestudy.measure.graph import Graph
+from casestudy.measure.known import KNOWN, KnownCircuit
+from casestudy.measure.patching import Direction
+from casestudy.measure.scores import EdgeScores
+from casestudy.model.decoder import run
+
+PAGE = Path(__file__).with_name("circuits.md")
+START, END = "<!-- tables: made by `make circuits-table` -->\n", "<!-- end of tables -->\n"
+DRAWS = 1000
+SEEDS = range(3)
+"""Of prompts and bystanders; the tables hold means over them."""
+
+Scores = EdgeScores | Mapping[str, float]
+"""Of every edge of a model."""
+
+
+def activity(known: KnownCircuit) -> dict[str, float]:
+    """No method: by how much each sender's output differs between the runs, wherever it leads."""
+    model, graph = known.model, Graph(known.model.config)
+    keep = contribution_sites(model, graph)
+    clean, corrupted = (
+        contributions(model, graph, run(model, tokens, keep=keep))
+        for tokens in (known.pairs.clean, known.pairs.corrupted)
+    )
+    change = (clean - corrupted) * known.pairs.clean.mask[:, None, :, None]
+    size = change.square().sum((2, 3)).sqrt().mean(0).tolist()
+    by_sender = dict(zip((sender.node for sender in graph.senders), size, strict=True))
+    return {name: by_sender[name.split("->")[0]] for name in graph.names()}
+
+
+def exact(direction: Direction) -> Callable[[KnownCircuit], EdgeScores]:
+    """Every edge exchanged on its own."""
+    return lambda known: patch_edges(known.model, known.pairs, known.contrast, direction=direction)
+
+
+def by_gradients(
+    method: Method, direction: Direction = "noising"
+) -> Callable[[KnownCircuit], Scores]:
+    """Every edge estimated."""
+    return lambda known: attribute_edges(
+        known.model, known.pairs, known.contrast, method, direction=direction
+    )
+
+
+METHODS: dict[str, Callable[[KnownCircuit], Scores]] = {
+    "activity": activity,
+    "exact noising": exact("noising"),
+    "exact denoising": exact("denoising"),
+    "EAP, clean": by_gradients("eap"),
+    "EAP, corrupted": by_gradients("eap", "denoising"),
+    "EAP-IG inputs": by_gradients("eap-ig-inputs"),
+    "EAP-IG activations": by_gradients("eap-ig-activations"),
+}
+
+
+def chance(known: KnownCircuit) -> float:
+    """What one random ranking in forty reaches."""
+    n, k = len(Graph(known.model.config).names()), len(known.edges)
+    ranks = np.random.default_rng(0).random((DRAWS, n)).argsort(1).argsort(1)[:, :k]
+    return float(np.quantile((ranks.sum(1) - k * (k - 1) / 2) / (k * (n - k)), 0.975))
+
+
+def grades(known: KnownCircuit, scores: Scores) -> tuple[float, float, float]:
+    """AUROC by size, how many edges are found, AUROC by sign."""
+    return known.auroc(scores), known.found(scores), known.auroc(scores, signed=True)
+
+
+def row(make: Callable[..., KnownCircuit], methods: Iterable[str] = METHODS) -> list[list[float]]:
+    """What some methods reach on a circuit, by method: the mean over seeds of its grades."""
+    drawn = [make(seed=seed) for seed in SEEDS]
+    each = [[grades(known, METHODS[method](known)) for known in drawn] for method in methods]
+    means: list[list[float]] = np.array(each).mean(1).tolist()
+    return means
+
+
+def tables() -> str:
+    """The page's two tables, by size and by sign."""
+    by_size, by_sign = [], []
+    for make in KNOWN.values():
+        known = make()
+        start = [known.name, str(len(known.edges)), f"{chance(known):.2f}"]
+        means = row(make)
+        by_size.append([*start, *(f"{size:.2f} ({found:.1f})" for size, found, _ in means)])
+        by_sign.append([*start, *(f"{sign:.2f}" for *_, sign in means[1:])])  # activity has none
+    names = list(METHODS)
+    return (
+        "\nBy size:\n\n"
+        + _table(["circuit", "edges", "chance", *names], by_size)
+        + "\nBy sign:\n\n"
+        + _table(["circuit", "edges", "chance", *names[1:]], by_sign)
+        + "\n"
+    )
+
+
+def _table(head: list[str], body: Sequence[list[str]]) -> str:
+    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def parts(page: str) -> tuple[str, str, str]:
+    """The page before the tables, the tables, and what follows."""
+    before, rest = page.split(START)
+    made, after = rest.split(END)
+    return before, made, after
+
+
+def main() -> None:
+    """Put the tables into the page."""
+    before, _, after = parts(PAGE.read_text("utf-8"))
+    PAGE.write_text(f"{before}{START}{tables()}{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

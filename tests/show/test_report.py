@@ -137,6 +137,28 @@ def test_causes_are_worded_from_patches(full: Page) -> None:
     assert "Put into the edited prompts, one part of the clean run restores more" in full.text
 
 
+def test_the_strongest_patch_is_a_part_that_carries_something_to_the_last_token(
+    tmp_path: Path,
+) -> None:
+    layer, head = Axis.count("layer", 2), Axis.count("head", 3)
+
+    def peak(name: str, value: float, *axes: Axis) -> Grid:
+        values = np.zeros([len(axis) for axis in axes])
+        values[(1,) * len(axes)] = value
+        return Grid(f"patching.{name}", values, axes, "share")
+
+    by_construction = [peak("resid_pre.role", 1.0, layer), peak("mlp_out.last", 0.96, layer)]
+    carried = [peak("z.all", 0.9, layer, head), peak("attn_out.role", 0.6, layer)]
+    found = [*studies.ledger(4), *studies.tables(studies.TEXTS)]
+    families = {"patching.z.all": "all lowered"}
+    results = [*found, *by_construction, *carried]
+    page = page_of(studies.write(tmp_path / "a", results, patch_families=families))
+    assert "(edit: “all lowered”)" in page.text
+    assert "tried: head 1.1 (z at all positions together), with 0.90 of it." in page.text
+    page = page_of(studies.write(tmp_path / "b", [*found, *by_construction]))
+    assert "tried: mlp_out at the last token, layer 1, with 0.96 of it." in page.text
+
+
 def test_a_pattern_comes_out_of_its_bytes_as_it_was_stored(tmp_path: Path) -> None:
     store = studies.write(tmp_path / "s", studies.full())
     stored = store.grids()["pattern.0"].values

@@ -14,7 +14,7 @@ from casestudy.show import draw
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import clean, count, digits, interval, listing, number, percent, signed
-from casestudy.show.writers import has_patterns
+from casestudy.show.writers import has_patterns, head_button
 
 MOST_HEADS = 24
 """Rows of a figure by head and place."""
@@ -128,7 +128,8 @@ def strongest(study: Stored) -> Markup:
     """The strongest patch of a single part, as a sentence for the page's first paragraph.
 
     The residual stream is left out where a part was patched too: late in the last token it carries
-    everything by construction, and says nothing about who needs what.
+    everything by construction, and says nothing about who needs what. For the same reason pairs
+    that differ in their last token alone yield to pairs that differ before it.
 
     Raises: Missing where nothing was patched.
     """
@@ -140,14 +141,16 @@ def strongest(study: Stored) -> Markup:
             continue
         stream = _parts(name)[0].startswith("resid")
         share = not name.endswith(".effect")
-        found.append(((share, not stream, abs(float(grid.values[where]))), grid, where, name))
+        rank = (share, not stream, _parts(name)[-1] != "last", abs(float(grid.values[where])))
+        found.append((rank, grid, where, name))
     if not found:
         raise Missing("no activation was patched")
-    (share, _, _), grid, where, name = max(found, key=lambda item: item[0])
-    value, at, ends = float(grid.values[where]), _at(grid, where), _ends(grid, where)
+    (share, *_), grid, where, name = max(found, key=lambda item: item[0])
+    value, ends = float(grid.values[where]), _ends(grid, where)
+    what = _part(study, name, grid, where)
     if not share:
-        return Markup("Removed, {} at {} changes the difference most: by {} logits{}.").format(
-            _site(name, short=True), at, signed(value), ends
+        return Markup("Removed, {} changes the difference most: by {} logits{}.").format(
+            what, signed(value), ends
         )
     into, out, verb = (
         ("clean", "edited", "takes away")
@@ -155,9 +158,25 @@ def strongest(study: Stored) -> Markup:
         else ("edited", "clean", "restores")
     )
     return Markup(
-        "Put into the {} prompts, one part of the {} run {} more of the difference than any other "
-        "tried: {}, {}, with {} of it{}."
-    ).format(into, out, verb, _site(name, short=True), at, number(value), ends)
+        "Put into the {} prompts{}, one part of the {} run {} more of the difference than any "
+        "other tried: {}, with {} of it{}."
+    ).format(into, _edited(study, name), out, verb, what, number(value), ends)
+
+
+def _part(study: Stored, name: str, grid: Grid, where: tuple[Any, ...]) -> Markup:
+    """What was patched in one cell, in words; a head opens its attention pattern."""
+    site = _site(name, short=True)
+    if [axis.name for axis in grid.axes] != ["layer", "head"]:
+        return Markup("{}, {}").format(site, _at(grid, where))
+    layer, head = (axis.labels[i] for axis, i in zip(grid.axes, where, strict=True))
+    return Markup("head {} ({})").format(head_button(study, layer, head), site)
+
+
+def _edited(study: Stored, name: str) -> str:
+    """Which edit the pairs of a grid are of, where the study says."""
+    families = study.manifest.get("patch_families")
+    family = families.get(name) if isinstance(families, Mapping) else None
+    return f" (edit: “{clean(family)}”)" if family else ""
 
 
 def _cut(study: Stored, name: str) -> tuple[Grid, tuple[Any, ...]]:

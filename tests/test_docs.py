@@ -194,3 +194,4 @@ def test_the_flagship_page_has_the_studys_figures(tmp_path: Path) -> None:
     for words in quoted:
         assert words.replace("\u00a0", " ") in flat, words
     assert noising.values.argmax() == 2
+    assert abs(float(heads.select(layer="0", head="2").values)) < 0.01  # "next to nothing"

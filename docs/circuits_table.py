@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from casestudy.measure.circuits import evaluate
 from casestudy.measure.contributions import contribution_sites, contributions
 from casestudy.measure.edges import patch_edges
 from casestudy.measure.gradients import Method, attribute_edges
-from casestudy.measure.graph import Graph
+from casestudy.measure.graph import Circuit, Graph
 from casestudy.measure.known import KNOWN, KnownCircuit
 from casestudy.measure.patching import Direction
 from casestudy.measure.scores import EdgeScores
@@ -78,9 +79,18 @@ def chance(known: KnownCircuit) -> float:
     return float(np.quantile((ranks.sum(1) - k * (k - 1) / 2) / (k * (n - k)), 0.975))
 
 
-def grades(known: KnownCircuit, scores: Scores) -> tuple[float, float, float]:
-    """AUROC by size, how many edges are found, AUROC by sign."""
-    return known.auroc(scores), known.found(scores), known.auroc(scores, signed=True)
+def grades(known: KnownCircuit, scores: Scores) -> tuple[float, float, float, float]:
+    """AUROC by size, how many edges are found, AUROC by sign, faithfulness of as many first."""
+    kept = float("nan")
+    if isinstance(scores, EdgeScores):
+        kept = faithfulness(known, scores.graph.top(scores.values, len(known.edges)))
+    return known.auroc(scores), known.found(scores), known.auroc(scores, signed=True), kept
+
+
+def faithfulness(known: KnownCircuit, circuit: Circuit) -> float:
+    """How much of the behaviour is left with all other edges corrupted."""
+    found = evaluate(known.model, known.pairs, known.contrast, [circuit])
+    return float(found.faithfulness[0])
 
 
 def row(make: Callable[..., KnownCircuit], methods: Iterable[str] = METHODS) -> list[list[float]]:
@@ -92,20 +102,27 @@ def row(make: Callable[..., KnownCircuit], methods: Iterable[str] = METHODS) -> 
 
 
 def tables() -> str:
-    """The page's two tables, by size and by sign."""
-    by_size, by_sign = [], []
+    """The page's three tables: by size, by sign, and what the first edges carry."""
+    by_size, by_sign, kept = [], [], []
     for make in KNOWN.values():
-        known = make()
-        start = [known.name, str(len(known.edges)), f"{chance(known):.2f}"]
-        means = row(make)
-        by_size.append([*start, *(f"{size:.2f} ({found:.1f})" for size, found, _ in means)])
-        by_sign.append([*start, *(f"{sign:.2f}" for *_, sign in means[1:])])  # activity has none
-    names = list(METHODS)
+        drawn = [make(seed=seed) for seed in SEEDS]
+        start = [drawn[0].name, str(len(drawn[0].edges)), f"{chance(drawn[0]):.2f}"]
+        true = np.mean([faithfulness(k, Graph(k.model.config).circuit(k.edges)) for k in drawn])
+        activity, *means = row(make)
+        size = [f"{size:.2f} ({found:.1f})" for size, found, *_ in (activity, *means)]
+        by_size.append([*start, *size])
+        by_sign.append([*start, *(f"{sign:.2f}" for _, _, sign, _ in means)])
+        # adding zero takes the sign off a zero
+        left = [f"{round(share, 2) + 0.0:.2f}" for share in (float(true), *(m[-1] for m in means))]
+        kept.append([*start[:2], *left])
+    _, *names = METHODS
     return (
         "\nBy size:\n\n"
-        + _table(["circuit", "edges", "chance", *names], by_size)
+        + _table(["circuit", "edges", "chance", *METHODS], by_size)
         + "\nBy sign:\n\n"
-        + _table(["circuit", "edges", "chance", *names[1:]], by_sign)
+        + _table(["circuit", "edges", "chance", *names], by_sign)
+        + "\nFaithfulness of as many first edges, by size:\n\n"
+        + _table(["circuit", "edges", "the circuit", *names], kept)
         + "\n"
     )
 

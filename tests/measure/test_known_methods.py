@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
 from docs import circuits_table
 
+from casestudy.behaviour.prompts import Prompt
+from casestudy.measure.circuits import evaluate
+from casestudy.measure.graph import Graph
 from casestudy.measure.known import KNOWN, KnownCircuit
 from casestudy.measure.scores import EdgeScores
 from tests.measure import by_hand
@@ -94,15 +98,33 @@ def test_known_circuit_threshold_decoy_misleads_the_slope_at_the_clean_prompt() 
         assert known.found(scores("threshold_decoy", method)) == 3, method
 
 
-def test_known_circuit_induction_pair_is_flat_to_gradients() -> None:
-    looking = ("embed->a0.h0<v>", "embed->a1.h0<q>", "a0.h0->a1.h0<k>")
+LOOKING = ("embed->a0.h0<v>", "embed->a1.h0<q>", "a0.h0->a1.h0<k>")
+
+
+def test_known_circuit_induction_pair_is_flat_at_either_prompt() -> None:
     exact = scores("induction_pair", NOISING)
-    for edge in looking:
+    for edge in LOOKING:
         assert exact[edge] > 3
-        assert abs(scores("induction_pair", AT_CLEAN)[edge]) < exact[edge] / 200
-        assert abs(scores("induction_pair", INPUTS)[edge]) < exact[edge] / 50
+        for method in (AT_CLEAN, AT_CORRUPTED):
+            assert abs(scores("induction_pair", method)[edge]) < exact[edge] / 50, edge
+        assert scores("induction_pair", INPUTS)[edge] > exact[edge] / 2, edge
     assert circuit("induction_pair").found(scores("induction_pair", AT_CLEAN)) < 4
-    assert scores("induction_pair", ACTIVATIONS)["a0.h0->a1.h0<k>"] > 3
+
+
+def test_known_circuit_induction_pair_is_flat_between_prompts_that_look_alike() -> None:
+    """Where both look at the same place, integration does not cross the slope either."""
+    known = circuit("induction_pair")
+    prompts = [
+        Prompt("a b c d a", " b", " f", corrupted="e f g h e"),
+        Prompt("i a b c a", " b", " e", corrupted="h d e f d"),
+    ]
+    alike = replace(known, behaviour=replace(known.behaviour, prompts=tuple(prompts)))
+    exact, between = (circuits_table.METHODS[name](alike) for name in (NOISING, INPUTS))
+    assert isinstance(exact, EdgeScores)
+    assert isinstance(between, EdgeScores)
+    for edge in LOOKING:
+        assert exact[edge] > 3
+        assert abs(between[edge]) < exact[edge] / 50
 
 
 @pytest.mark.parametrize("name", ["capital_after_full_stop", "and_gate"])
@@ -151,6 +173,43 @@ def test_known_circuit_gates_are_half_seen_from_either_side() -> None:
         assert known.auroc(scores(name, INPUTS)) == 1
 
 
+@pytest.mark.parametrize("name", ["induction_pair", "threshold_decoy", "backup_head"])
+def test_known_circuit_edge_ablation_is_the_plain_graphs(name: str) -> None:
+    """Circuits whole, lacking an edge, and as a method cuts them, on every prompt."""
+    known = circuit(name)
+    graph = Graph(known.model.config)
+    found = scores(name, AT_CLEAN)
+    circuits = [graph.circuit(known.edges), graph.top(found.values, 40)]
+    circuits += [graph.circuit(known.edges - {edge}) for edge in sorted(known.edges)]
+    evaluated = evaluate(known.model, known.pairs, known.contrast, circuits)
+    theirs, _, _ = by_hand.forward(known.model, known.pairs.corrupted.ids)
+    for part, values in zip(circuits, evaluated.values, strict=True):
+        out = set(graph.names()) - set(part.edges)
+        carried = {edge: theirs[edge.split("->")[0]] for edge in out}
+        _, _, logits = by_hand.forward(known.model, known.pairs.clean.ids, carried)
+        by_edge = by_hand.difference(known, logits).tolist()
+        assert values.tolist() == pytest.approx(by_edge, abs=1e-9), part
+    assert evaluated.faithfulness[0] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "left"),
+    [
+        ("induction_pair", AT_CLEAN, (0.4, 0.6)),
+        ("threshold_decoy", AT_CLEAN, (-0.1, 0.1)),
+        ("cancelling_heads", NOISING, (1.4, 1.6)),
+        ("and_gate", DENOISING, (-0.1, 0.1)),
+        ("or_gate", NOISING, (-0.1, 0.1)),
+    ],
+)
+def test_known_circuit_first_edges_fail_as_a_whole_where_the_method_fails(
+    name: str, method: str, left: tuple[float, float]
+) -> None:
+    known, found = circuit(name), scores(name, method)
+    first = found.graph.top(found.values, len(known.edges))
+    assert left[0] < circuits_table.faithfulness(known, first) < left[1]
+
+
 # The page
 
 
@@ -164,10 +223,10 @@ def tables() -> list[list[list[str]]]:
 
 
 def test_known_circuit_page_has_every_circuit_and_method() -> None:
-    by_size, by_sign = tables()
+    by_size, by_sign, kept = tables()
     assert by_size[0][3:] == list(circuits_table.METHODS)
-    assert by_sign[0][3:] == list(METHODS)
-    for table in (by_size, by_sign):
+    assert by_sign[0][3:] == kept[0][3:] == list(METHODS)
+    for table in (by_size, by_sign, kept):
         assert [row[0] for row in table[2:]] == [circuit(name).name for name in KNOWN]
 
 
@@ -177,20 +236,22 @@ QUICK = ("activity", AT_CLEAN, AT_CORRUPTED, INPUTS)
 @pytest.mark.parametrize(
     ("names", "methods"),
     [
-        (("induction_pair", "backup_head"), QUICK),
+        (("backup_head",), QUICK),
         pytest.param(tuple(KNOWN), tuple(circuits_table.METHODS), marks=pytest.mark.slow),
     ],
     ids=["some", "all"],
 )
 def test_known_circuit_page_is_fresh(names: tuple[str, ...], methods: tuple[str, ...]) -> None:
     """A last digit may differ between machines; beyond that `make circuits-table` is due."""
-    by_size, by_sign = tables()
+    by_size, by_sign, kept = tables()
     for name in names:
         place = 2 + list(KNOWN).index(name)
         for method, now in zip(methods, circuits_table.row(KNOWN[name], methods), strict=True):
             size, found = re.findall(r"[\d.]+", by_size[place][by_size[0].index(method)])
             assert float(size) == pytest.approx(now[0], abs=0.011), (name, method)
             assert float(found) == pytest.approx(now[1], abs=0.06), (name, method)
-            if method in by_sign[0]:
-                sign = by_sign[place][by_sign[0].index(method)]
-                assert float(sign) == pytest.approx(now[2], abs=0.011), (name, method)
+            if method == "activity":
+                continue
+            for table, value in ((by_sign, now[2]), (kept, now[3])):
+                stored = float(table[place][table[0].index(method)])
+                assert stored == pytest.approx(value, abs=0.011), (name, method)

@@ -127,9 +127,7 @@ class KnownCircuit:
         left = len(self.edges) - above.sum()
         return float((above & true).sum() + left * (tied & true).sum() / tied.sum())
 
-    def _values(
-        self, scores: EdgeScores | Mapping[str, float]
-    ) -> tuple[Array, NDArray[np.bool_]]:
+    def _values(self, scores: EdgeScores | Mapping[str, float]) -> tuple[Array, NDArray[np.bool_]]:
         """Scores in the order of the model's edges, and which of these are the circuit's."""
         names = Graph(self.model.config).names()
         if isinstance(scores, EdgeScores):
@@ -156,7 +154,7 @@ class KnownCircuit:
 def induction_pair(n: int = PAIRS, *, seed: int = 0, noise: float = NOISE) -> KnownCircuit:
     """A B … A → B: a previous-token head, and an induction head that reads its keys (two layers).
 
-    The corrupted prompt says the same of other letters, so every step of the way differs.
+    The corrupted prompt says the same of other letters, elsewhere: every step of the way differs.
     """
     letters = list("abcdefghijklmno")
     wires = _Wires(letters, previous=16, answer=16)
@@ -171,14 +169,14 @@ def induction_pair(n: int = PAIRS, *, seed: int = 0, noise: float = NOISE) -> Kn
     wires.W_U[wires["answer"]] = every
 
     def pair(rng: random.Random) -> Prompt:
-        before, between = rng.randrange(3), 1 + rng.randrange(3)
-        names = rng.sample(letters, 2 * (before + 2 + between))
-
-        def line(some: list[str]) -> str:
-            return " ".join([*some, some[before]])
-
-        clean, corrupted = names[: len(names) // 2], names[len(names) // 2 :]
-        return _prompt(line(clean), clean[before + 1], corrupted[before + 1], line(corrupted))
+        n = 4 + rng.randrange(4)
+        names, places = rng.sample(letters, 2 * n), rng.sample(range(n - 2), 2)
+        # elsewhere in the corrupted prompt: else looking there would be looking at the answer
+        (clean, b), (corrupted, d) = (
+            (" ".join([*said, said[place]]), said[place + 1])
+            for said, place in zip((names[:n], names[n:]), places, strict=True)
+        )
+        return _prompt(clean, b, d, corrupted)
 
     return wires.circuit(
         "induction pair",

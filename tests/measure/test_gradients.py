@@ -11,6 +11,7 @@ from torch import Tensor
 
 from casestudy.errors import MeasureError
 from casestudy.measure.contributions import contribution_sites, contributions
+from casestudy.measure.evidence import some_pairs
 from casestudy.measure.gradients import METHODS, attribute_edges
 from casestudy.measure.graph import Graph
 from casestudy.measure.metrics import kl_divergence, metric_of
@@ -193,15 +194,17 @@ def test_bootstrap_covers_and_flipped_signs_take_away() -> None:
     assert inside[found.graph.real].mean() > 0.9
     mean, lower, upper = found.stability(10)
     assert 0 < lower <= mean <= upper <= 1
-    signs = [1, -1] * 8
-    flipped = attribute_edges(model, both, values, "eap", signs=signs)
-    one = [
-        attribute_edges(model, both, values, "eap", signs=[0] * i + [1] + [0] * (15 - i))
-        for i in (0, 1)
-    ]
-    some = attribute_edges(model, both, values, "eap", signs=[1, -1] + [0] * 14)
-    np.testing.assert_allclose(some.values, one[0].values - one[1].values, atol=1e-12)
-    assert np.nansum(np.abs(flipped.values)) < np.nansum(np.abs(found.values)) * 2
+    # a sign per prompt counts its scores the other way round
+    first = [1] + [-1] * 15
+    flipped = attribute_edges(model, both, values, "eap", signs=[first, [1] * 16])
+    assert flipped.replicates is None
+    assert flipped.flipped is not None
+    alone = attribute_edges(model, some_pairs(both, [0]), values[[0]], "eap")
+    real = found.graph.real
+    np.testing.assert_allclose(flipped.flipped[1][real], found.values[real], atol=1e-5)
+    np.testing.assert_allclose(
+        flipped.flipped[0][real], (alone.values / 8 - found.values)[real], atol=1e-5
+    )
 
 
 def test_any_metric_with_a_gradient_will_do() -> None:

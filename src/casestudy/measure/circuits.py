@@ -9,7 +9,8 @@ writes when ablated; a receiver reads Σ_s a_s + Σ over its edges in the circui
 only senders with an edge into the circuit are followed, and where the ablation is the corrupted run
 only positions from a pair's first difference on. The sums over edges are one matrix product per
 circuit and layer; projections, MLPs and attention run over all circuits' rows together, each head's
-weights once. The whole graph and the empty one are known beforehand.
+weights once. The whole graph needs nothing but the clean run, and a graph that lacks whole nodes
+(knockouts) is a forward pass in which those write what they write when ablated.
 
 Circuits are pruned first: a node that nothing in the circuit reaches stays ablated (where the
 ablation is not a run of its own, its output for ablated inputs would be another thing), and one
@@ -39,7 +40,7 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.errors import MeasureError
-from casestudy.measure.contributions import after_norm, contribution_sites, contributions
+from casestudy.measure.contributions import after_norm, alike, contribution_sites, contributions
 from casestudy.measure.gradients import differing
 from casestudy.measure.graph import Circuit, Graph
 from casestudy.measure.metrics import rows_of
@@ -194,7 +195,7 @@ class _Engine:
                 masks = torch.tensor(
                     np.stack([circuits[i].mask for i in group]), device=self.model.device
                 )
-                found = block.run(masks, [circuits[i] == self.graph.full for i in group])
+                found = block.run(masks, [self.knocked_out(circuits[i], block) for i in group])
                 values[np.ix_(group, some)] = found.cpu().numpy()
                 done += len(group) * len(some)
                 if progress is not None:
@@ -219,21 +220,29 @@ class _Engine:
                 )
         return values, error
 
+    def knocked_out(self, circuit: Circuit, block: _Block) -> tuple[int, ...] | None:
+        """The senders that a circuit lacks, where it is the graph without those and has all else.
+
+        None where it is not, and where a forward pass would be dearer than its edges: a norm after
+        attention mixes the heads, neurons are no site, and most positions may be the clean run's.
+        """
+        gone = tuple(np.flatnonzero(~circuit.senders).tolist())
+        if not gone:
+            return () if circuit == self.graph.full else None
+        senders = [self.graph.senders[i] for i in gone]
+        split = any(self.graph.neurons.get(s.layer or 0) for s in senders)
+        posts = any(b.attn_post_norm is not None for b in self.model.weights.blocks)
+        late = 2 * len(block.positions) < block.clean.ids.shape[1]
+        if split or posts or late or senders[0].kind == "embed":
+            return None
+        return gone if self.graph.full.without(gone).pruned() == circuit else None
+
     def blocks(self, memory: int) -> list[list[int]]:
         """Prompts of like length and first difference; one circuit's rows fit in the memory."""
         lengths = self.pairs.clean.lengths.tolist()
         start = [d if self.ablation == "corrupted" else 0 for d in self.firsts]
         most = max(1, min(_ROWS, memory // 2 // (self.row_floats() * self.itemsize)))
-        found: list[list[int]] = []
-        for b in sorted(range(len(lengths)), key=lambda b: (lengths[b], start[b])):
-            rows = most + 1
-            if found:
-                width = lengths[b] - min(start[i] for i in (*found[-1], b))
-                rows = (len(found[-1]) + 1) * width
-            if rows > most:
-                found.append([])
-            found[-1].append(b)
-        return [sorted(some) for some in found]
+        return alike(start, lengths, lambda n, _, width: n * width <= most)
 
     def groups(self, circuits: Sequence[Circuit], block: _Block, memory: int) -> list[list[int]]:
         """Circuits that are run together, as many as fit."""
@@ -241,11 +250,8 @@ class _Engine:
         held = 0
         for i, circuit in enumerate(circuits):
             senders = int(circuit.senders.sum())
-            layers = [
-                r.layer
-                for r, used in zip(self.graph.receivers, circuit.mask.any(0), strict=True)
-                if used
-            ]
+            used = np.flatnonzero(np.asarray(circuit.mask.any(0)))
+            layers = [self.graph.receivers[r].layer for r in used]
             most = max((layers.count(layer) for layer in set(layers)), default=0)
             cost = block.rows * self.itemsize * self.circuit_floats(senders, most)
             if found[-1] and held + cost > memory // 2:
@@ -342,14 +348,66 @@ class _Block:
         return len(self.clean) * len(self.positions)
 
     def run(
-        self, masks: Bool[Tensor, "circuit sender receiver"], whole: Sequence[bool]
+        self,
+        masks: Bool[Tensor, "circuit sender receiver"],
+        lacks: Sequence[tuple[int, ...] | None],
     ) -> Float[Tensor, "circuit batch"]:
-        """The metric of each circuit; of the whole graph it is the clean run's."""
-        masks = masks.clone()
-        masks[list(whole)] = False
-        found = _Circuits(self, masks).climb()
-        found[list(whole)] = self.full
+        """The metric of each circuit; `lacks` as `_Engine.knocked_out` gives it."""
+        found = self.full.new_empty(len(masks), len(self.clean))
+        by_edges = [i for i, gone in enumerate(lacks) if gone is None]
+        by_nodes = [i for i, gone in enumerate(lacks) if gone]
+        found[[i for i, gone in enumerate(lacks) if gone == ()]] = self.full
+        if by_edges:
+            found[by_edges] = _Circuits(self, masks[by_edges]).climb()
+        if by_nodes:
+            found[by_nodes] = self.without([lacks[i] or () for i in by_nodes])
         return found
+
+    def without(self, sets: Sequence[tuple[int, ...]]) -> Float[Tensor, "set batch"]:
+        """The metric with sets of nodes writing what they write when ablated."""
+        n, layers = len(self.clean), self.model.weights.blocks
+        tokens = self.clean[list(range(n)) * len(sets)]
+        heads: dict[int, list[tuple[int, int]]] = {}
+        edits: list[Edit] = []
+        for c, gone in enumerate(sets):
+            for i in gone:
+                sender, rows = self.graph.senders[i], slice(c * n, (c + 1) * n)
+                assert sender.layer is not None
+                if sender.kind == "head":
+                    heads.setdefault(sender.layer, []).append((c, i))
+                else:
+                    edits.append(Edit(Site.MLP_OUT, sender.layer, partial(self.put, rows, i)))
+        for layer, chosen in heads.items():
+            attn = layers[layer].attn
+            kept: list[Tensor] = []
+
+            def note(z: Tensor, kept: list[Tensor] = kept) -> Tensor:
+                kept[:] = [z]
+                return z
+
+            def exchange(
+                x: Tensor,
+                kept: list[Tensor] = kept,
+                chosen: list[tuple[int, int]] = chosen,
+                W_O: Tensor = attn.W_O,
+            ) -> Tensor:
+                x = x.clone()
+                for c, i in chosen:
+                    rows, head = slice(c * n, (c + 1) * n), self.graph.senders[i].head
+                    own = kept[0][rows, self.start :, head] @ W_O[head]
+                    x[rows, self.start :] += self.ablated[:, i] - own
+                return x
+
+            edits += [Edit(Site.Z, layer, note), Edit(Site.ATTN_OUT, layer, exchange)]
+        trace = run(self.model, tokens, keep=[Site.FINAL_RESID.at(last=True)], edit=edits)
+        prompts = torch.arange(n, device=self.full.device).repeat(len(sets))
+        return self.readout(trace.last(Site.FINAL_RESID), prompts).view(len(sets), n)
+
+    def put(self, rows: slice, sender: int, x: Tensor) -> Tensor:
+        """A sender's ablated output in some rows, from the block's start on."""
+        x = x.clone()
+        x[rows, self.start :] = self.ablated[:, sender]
+        return x
 
 
 class _Circuits:
@@ -452,12 +510,12 @@ class _Circuits:
         if post is not None and config.norm != "none":
             scale = norm_scale(config, merge_heads(z, attn))
         for head in range(config.n_heads):
-            mine = [c for c in active.tolist() if self.live[c, first + head]]
-            if mine:
-                out = z[row[mine], :, :, head] @ attn.W_O[head]
+            theirs = [c for c in active.tolist() if self.live[c, first + head]]
+            if theirs:
+                out = z[row[theirs], :, :, head] @ attn.W_O[head]
                 if scale is not None and post is not None:
-                    out = after_norm(config, post, out, scale[row[mine]])
-                self.keep(mine, first + head, out)
+                    out = after_norm(config, post, out, scale[row[theirs]])
+                self.keep(theirs, first + head, out)
 
     def attend(
         self,

@@ -10,7 +10,7 @@ numbers per node and token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -79,6 +79,33 @@ def contributions(
             whole = whole - neurons.sum(1)
         out[:, place + len(chosen)] = whole
     return out
+
+
+USEFUL = 0.75
+"""Of the positions that a batch computes, at least so many are its prompts' own."""
+
+
+def alike(
+    starts: Sequence[int], ends: Sequence[int], fits: Callable[[int, int, int], bool]
+) -> list[list[int]]:
+    """Pack prompts of like length and first difference, so that little is computed for nothing.
+
+    Args:
+        starts, ends: each prompt's positions that are computed.
+        fits: whether so many prompts of this length, computed at so many positions each, can be
+            taken at once; one prompt always is.
+    """
+    found: list[list[int]] = []
+    own = 0
+    for b in sorted(range(len(ends)), key=lambda b: (ends[b], starts[b])):
+        n = len(found[-1]) + 1 if found else 1
+        width = ends[b] - min(starts[i] for i in (*(found[-1] if found else ()), b))
+        own += ends[b] - starts[b]
+        if not found or own < USEFUL * n * width or not fits(n, ends[b], width):
+            found.append([])
+            own = ends[b] - starts[b]
+        found[-1].append(b)
+    return [sorted(some) for some in found]
 
 
 def after_norm(

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.errors import MeasureError
-from casestudy.measure.contributions import contribution_sites, contributions
+from casestudy.measure.contributions import alike, contribution_sites, contributions
 from casestudy.measure.graph import Graph
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.patching import Direction, Pairs, equal_lengths
@@ -71,7 +71,7 @@ def attribute_edges(
     direction: Direction = "noising",
     replicates: int = 0,
     documents: Sequence[str] | None = None,
-    signs: Sequence[int] | None = None,
+    signs: Sequence[Sequence[int]] = (),
     memory: int = DEFAULT_MEMORY,
     seed: int = 0,
     progress: Progress | None = None,
@@ -88,8 +88,8 @@ def attribute_edges(
         direction: where `eap` takes its gradient.
         replicates: how many Poisson-bootstrap means to keep.
         documents: per prompt, where it came from; resampled together.
-        signs: per prompt, 1 or -1: scores count with this sign (a control that should find nothing
-            but chance).
+        signs: controls: per prompt 1 or -1, with which its scores are to count; each gives a mean
+            of its own (`flipped`), with nothing in it but chance.
         memory: in bytes, of a chunk of prompts.
         seed: of the bootstrap.
         progress: told how many prompts are done.
@@ -109,28 +109,38 @@ def attribute_edges(
         )
     graph = Graph(model.config) if graph is None else graph
     firsts = differing(pairs)
-    sign = np.ones(n) if signs is None else np.asarray(signs, dtype=np.float64)
+    if any(len(row) != n for row in signs):
+        raise MeasureError(f"signs for other than {n} prompts", allowed="one per prompt")
     weights = _poisson(n, replicates, documents, seed)
+    weights /= weights.sum(1, keepdim=True)
+    flips = torch.tensor([list(row) for row in signs], dtype=torch.float64).view(-1, n) / n
+    weights = torch.cat([weights, flips])
     total = np.zeros(graph.real.shape)
-    drawn = torch.zeros(replicates, *graph.real.shape)
+    drawn = torch.zeros(len(weights), *graph.real.shape)
     runs = np.zeros((2, n))
     done = 0
     for some in _chunks(model, graph, pairs, firsts, memory):
         work = _Chunk(model, graph, pairs, rows_of(metric, some), some, firsts)
         found = work.scores(method, steps, direction)
-        found *= torch.tensor(sign[some], dtype=found.dtype, device=found.device)[:, None, None]
         runs[:, some] = work.runs()
         total += found.double().sum(0).cpu().numpy()
-        if replicates:
+        if len(weights):
             drawn += torch.einsum("kb,bsr->ksr", weights[:, some].float(), found.float().cpu())
         done += len(some)
         if progress is not None:
             progress(done, n)
     values = np.where(graph.real, total / n, np.nan)
-    kept = None
-    if replicates:
-        kept = (drawn / weights.sum(1)[:, None, None].float()).numpy()
-    return EdgeScores(graph, method, values, n, runs[0], runs[1], kept)
+    kept = drawn.numpy()
+    return EdgeScores(
+        graph,
+        method,
+        values,
+        n,
+        runs[0],
+        runs[1],
+        replicates=kept[:replicates] if replicates else None,
+        flipped=kept[replicates:] if signs else None,
+    )
 
 
 def differing(pairs: Pairs) -> list[int]:
@@ -163,7 +173,7 @@ def _poisson(
 
 def _chunks(
     model: Model, graph: Graph, pairs: Pairs, firsts: Sequence[int], memory: int
-) -> Iterator[list[int]]:
+) -> list[list[int]]:
     """Prompts of like length and first difference, as many as the memory takes."""
     lengths = pairs.clean.lengths.tolist()
     config = model.config
@@ -171,17 +181,11 @@ def _chunks(
     per_token = config.n_layers * (12 * config.d_model + 3 * config.d_mlp)
     per_window = (len(graph.senders) + 6 * config.n_heads + 3 * _most(graph)) * config.d_model
     size = model.weights.W_E.element_size()
-    order = sorted(range(len(lengths)), key=lambda b: (lengths[b], firsts[b]))
-    some: list[int] = []
-    for b in order:
-        width = lengths[b] - min(firsts[i] for i in (*some, b))
-        held = (len(some) + 1) * size * (lengths[b] * per_token + width * per_window)
-        if some and held > memory:
-            yield sorted(some)
-            some = []
-        some.append(b)
-    if some:
-        yield sorted(some)
+
+    def fits(n: int, length: int, width: int) -> bool:
+        return n * size * (length * per_token + width * per_window) <= memory
+
+    return alike(firsts, lengths, fits)
 
 
 def _most(graph: Graph) -> int:

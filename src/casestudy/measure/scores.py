@@ -30,6 +30,7 @@ class EdgeScores:
         n: prompts.
         clean, corrupted: (prompt,) the metric of either run.
         replicates: (replicate, sender, receiver) the means under Poisson bootstrap weights.
+        flipped: (control, sender, receiver) the means with each prompt's sign turned as asked.
         error: of exact scores, the sweeps' own check.
     """
 
@@ -40,6 +41,7 @@ class EdgeScores:
     clean: NDArray[np.float64]
     corrupted: NDArray[np.float64]
     replicates: NDArray[np.float32] | None = None
+    flipped: NDArray[np.float32] | None = None
     error: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:

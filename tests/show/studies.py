@@ -330,5 +330,5 @@ def _lens_top(texts: tuple[str, ...], depths: tuple[str, ...]) -> dict[str, list
         "rank": [0] * len(rows),
         "token": [" It"] * len(rows),
         "id": [5] * len(rows),
-        "prob": [0.25] * len(rows),
+        "prob": [(i % 20 + 1) / 20 for i in range(len(rows))],
     }

@@ -79,7 +79,7 @@ def prompts_table(study: Stored) -> list[Block]:
             f"{len(rows)} of {total:,} prompts, chosen as described under “Prompt by prompt”. "
             + caption
         )
-    head = ["", "Prompt", "Most probable next", "Answer", "Counterpart"]
+    head = ["No.", "Prompt", "Most probable next", "Answer", "Counterpart"]
     blocks.append(
         Listing(
             "What the model expects next",

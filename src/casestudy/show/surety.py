@@ -34,7 +34,7 @@ def checks(study: Stored) -> list[Block]:
     return [
         Listing(
             "Each measurement’s own check",
-            ["Measurement", "Largest gap#", "Bound#", ""],
+            ["Measurement", "Largest gap#", "Bound#", "Outcome"],
             rows,
             caption,
         )
@@ -65,7 +65,7 @@ def exclusions(study: Stored) -> list[Block]:
         blocks.append(
             Listing(
                 "Prompts that were left out",
-                ["", "Prompt", "Why"],
+                ["No.", "Prompt", "Why"],
                 [
                     [
                         str(row["prompt"]),

@@ -14,7 +14,7 @@ from typing import Any
 
 import griffe
 
-LABELS = ("Shape", "Unit", "Error", "Raises", "Source", "Cost", "Returns", "Note")
+LABELS = ("Shape", "Unit", "Error", "Raises", "Source", "Cost", "Returns", "Rows", "Sources")
 _LABELLED = re.compile(rf"^(?:{'|'.join(LABELS)}):[ ]+\S")
 _SHARED = re.compile(r"^    (?P<names>\*{0,2}\w+(?:, \*{0,2}\w+)+): (?P<text>.*)$")
 

@@ -1,25 +1,43 @@
 """Does a study keep its pace and its memory from a hundred prompts to ten thousand?
 
-    python benchmarks/scale.py --text FOLDER --model gpt2 --out benchmarks/results/scale.json
+Contexts are mined from the text. Each size runs in a process of its own, which reports prompts per
+second (and the processor time behind it, of itself and what it started, which a busy machine does
+not stretch), its peak of resident memory, how many of the computed tokens were no padding, and how
+much of the time went into storing and joining (patching, of 64 prompts whatever the size, is timed
+apart). Then the same call again says what resuming costs when nothing is left to do.
 
-Contexts are mined from the text; each size runs in a process of its own, which reports prompts per
-second (and the processor time behind it, which a busy machine does not stretch), its peak of
-resident memory, how many of the computed tokens were no padding, and how much of the time went into
-storing and joining; then the same call again measures what resuming costs when nothing is left to
-do. `--ray N` adds two Ray workers of one thread each at the size N. `--random TOKENIZER_FOLDER`
-uses random weights in GPT-2 small's shape instead.
+With --ray N, the size N runs on two Ray workers too, each with half of --threads: the same cores.
+Ray's start is timed apart from its pace, and its results are held against the local ones.
+
+On a GPT-2 of 124 M with random weights, with the tokenizer files of any GPT-2 checkpoint:
+
+  everything, up to ten thousand prompts (about an hour of two quiet cores; a run that is stopped
+  starts again from nothing):
+    python benchmarks/scale.py --text BOOKS --random TOKENIZER --only all --classes
+
+  what docs/scaling.md tabulates, without the measurements that read the vocabulary per depth:
+    python benchmarks/scale.py --text BOOKS --random TOKENIZER --max-tokens 10 --threads 1
+
+  Ray against one process, on two cores:
+    python benchmarks/scale.py --text BOOKS --random TOKENIZER --sizes 1000 --ray 1000
+
+BOOKS is a folder of plain text, TOKENIZER a folder with tokenizer.json. Leave --random out for the
+bundled model, or give --model NAME.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +67,11 @@ def main() -> None:
             for executor in ("local", *(["ray"] if arguments.ray and n == arguments.ray else [])):
                 runs.append(run(arguments, prompts, n, folder / f"{executor}-{n}", executor))
                 print(json.dumps(runs[-1]), file=sys.stderr)
+        beside = compared(folder, arguments.ray, runs) if arguments.ray else None
     report = {"machine": machine(), "mining": mining, "runs": runs}
+    if beside is not None:
+        report["ray_against_local"] = beside
+        print(json.dumps(beside), file=sys.stderr)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(arguments.out)
@@ -57,20 +79,58 @@ def main() -> None:
 
 def parsed() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", nargs="+", help="files or folders to mine")
+    summary, _, rest = str(__doc__).partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary,
+        epilog=rest.strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--text", nargs="+", metavar="PATH", help="files or folders to mine")
     parser.add_argument("--prompts", type=Path, help="a file mined before, instead of --text")
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--random", metavar="TOKENIZER_FOLDER")
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--max-tokens", type=int, default=32)
-    parser.add_argument("--only", nargs="+", default=["predictions", "ledger", "attribution"])
+    parser.add_argument("--model", default="tiny", help="as for casestudy run (default: tiny)")
+    parser.add_argument(
+        "--random",
+        metavar="TOKENIZER",
+        help="random weights in GPT-2 small's shape, with this folder's tokenizer",
+    )
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        metavar="N",
+        default=list(SIZES),
+        help="default: 100 1000 10000",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=32, metavar="N", help="longest context (default: 32)"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        default=["predictions", "ledger", "attribution"],
+        help="measurements, or all, patching included (default: predictions ledger attribution)",
+    )
     parser.add_argument("--classes", action="store_true", help="with the class contrast")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--ray", type=int, metavar="N", help="this size with two Ray workers too")
+    parser.add_argument(
+        "--threads", type=int, default=2, metavar="N", help="of the local run (default: 2)"
+    )
+    parser.add_argument(
+        "--ray", type=int, metavar="N", help="this size on two Ray workers too; one of --sizes"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scale.json"))
-    parser.add_argument("--worker", nargs=4, metavar=("PROMPTS", "N", "FOLDER", "EXECUTOR"))
-    return parser.parse_args()
+    parser.add_argument(
+        "--worker",
+        nargs=4,
+        metavar=("PROMPTS", "N", "FOLDER", "EXECUTOR"),
+        help=argparse.SUPPRESS,
+    )
+    arguments = parser.parse_args()
+    if not (arguments.worker or arguments.text or arguments.prompts):
+        parser.error("nothing to measure on: give --text or --prompts")
+    if arguments.ray and (arguments.ray not in arguments.sizes or arguments.threads % 2):
+        parser.error("--ray needs one of --sizes, and an even number of --threads to share")
+    return arguments
 
 
 def mined(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
@@ -112,7 +172,7 @@ def run(
     command += ["--worker", str(prompts), str(n), str(folder), executor]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return {"size": n, **result}
 
 
 def worker(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -121,9 +181,11 @@ def worker(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from casestudy.behaviour.files import load_behaviour
     from casestudy.model.loading import load
+    from casestudy.study import causal
     from casestudy.study.study import study
 
     path, n, folder, executor = arguments.worker
+    only = None if arguments.only == ["all"] else arguments.only
     torch.set_num_threads(arguments.threads)
     behaviour = load_behaviour(path)
     behaviour = replace(behaviour, prompts=behaviour.prompts[: int(n)])
@@ -131,14 +193,14 @@ def worker(arguments: argparse.Namespace) -> dict[str, Any]:
         behaviour = replace(behaviour, class_contrast=None)
     model = load(arguments.model)
     warm = replace(behaviour, prompts=behaviour.prompts[:8])
-    study(warm, model, only=arguments.only)
+    study(warm, model, only=only)
     options: dict[str, Any] = {} if executor == "local" else {"executor": "ray", "workers": 2}
-    start, used = time.perf_counter(), time.process_time()
-    done = study(behaviour, model, out=folder, only=arguments.only, **options)
-    seconds, used = time.perf_counter() - start, time.process_time() - used
+    with Clock() as clock, timed(causal, "keep_causes") as patching:
+        done = study(behaviour, model, out=folder, only=only, progress=clock, **options)
+    seconds = clock.seconds
     highest = peak()
     start = time.perf_counter()
-    study(behaviour, model, out=folder, only=arguments.only)
+    study(behaviour, model, out=folder, only=only)
     again = time.perf_counter() - start
     chunks = done.tables["chunks"].columns
     measuring = sum(chunks["seconds"])
@@ -149,13 +211,129 @@ def worker(arguments: argparse.Namespace) -> dict[str, Any]:
         "chunks": len(chunks["seconds"]),
         "seconds": seconds,
         "prompts_per_second": len(behaviour) / seconds,
+        "first_chunk_seconds": clock.chunks[0][0],
+        "prompts_per_second_once_started": clock.pace,
         "tokens_per_second": sum(chunks["tokens"]) / seconds,
-        "processor_seconds": used,
+        "processor_seconds": clock.processor_seconds,
         "useful_tokens": sum(chunks["tokens"]) / sum(chunks["computed_tokens"]),
         "peak_bytes": highest,
         "measuring_seconds": measuring,
-        "storing_and_joining": 1 - measuring / seconds if executor == "local" else None,
+        "patching_seconds": sum(patching),
+        "storing_and_joining": 1 - (measuring + sum(patching)) / seconds
+        if executor == "local"
+        else None,
         "resuming_with_nothing_left": again / seconds,
+    }
+
+
+@contextlib.contextmanager
+def timed(module: Any, name: str) -> Iterator[list[float]]:
+    """How long each call of a module's function takes, for a while."""
+    function, seconds = getattr(module, name), list[float]()
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            seconds.append(time.perf_counter() - start)
+
+    setattr(module, name, wrapped)
+    try:
+        yield seconds
+    finally:
+        setattr(module, name, function)
+
+
+class Clock:
+    """When a study's chunks came, and the processor time of this process and all it started.
+
+    Processes are looked at five times a second while the clock runs, since Ray's are gone before
+    the study returns.
+    """
+
+    def __enter__(self) -> Clock:
+        self.start = time.perf_counter()
+        self.chunks: list[tuple[float, int]] = []
+        self.before, self.used = seconds_by_process(), dict[int, float]()
+        self.stop = threading.Event()
+        self.watch = threading.Thread(target=self._look, daemon=True)
+        self.watch.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds = time.perf_counter() - self.start
+        self.stop.set()
+        self.watch.join()
+        self.used |= seconds_by_process()
+
+    def _look(self) -> None:
+        while not self.stop.wait(0.2):
+            self.used |= seconds_by_process()
+
+    def __call__(self, state: Any) -> None:
+        """Told by the study at the start and after each chunk."""
+        if state.done:
+            self.chunks.append((time.perf_counter() - self.start, state.done))
+
+    @property
+    def processor_seconds(self) -> float:
+        """Of every process that was seen."""
+        return sum(self.used.values()) - sum(self.before.values())
+
+    @property
+    def pace(self) -> float | None:
+        """Prompts per second from the first chunk to the last; None of one chunk."""
+        (start, before), (end, after) = self.chunks[0], self.chunks[-1]
+        return (after - before) / (end - start) if end > start else None
+
+
+def seconds_by_process() -> dict[int, float]:
+    """Processor seconds of this process and of all that descend from it, by process id."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # the name, in brackets, may hold anything
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        pid = int(path.parent.name)
+        parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+    inside = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in inside} - inside:
+        inside |= more
+    return {pid: ticks.get(pid, 0) / os.sysconf("SC_CLK_TCK") for pid in inside}
+
+
+def compared(folder: Path, size: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ray beside the local run of the same size: pace, cost, and how far results are apart."""
+    import numpy as np
+
+    from casestudy.study.study import open_study
+
+    local, ray = (
+        next(run for run in runs if run["executor"] == executor and run["size"] == size)
+        for executor in ("local", "ray")
+    )
+    studies = [open_study(folder / f"{executor}-{size}") for executor in ("local", "ray")]
+    apart = 0.0
+    for name in studies[0].grids:
+        if name != "ledger.check":  # which holds rounding errors themselves
+            one, other = (study.grids[name].values for study in studies)
+            size = float(np.nanmax(np.abs(one), initial=0.0)) or 1.0
+            apart = max(apart, float(np.nanmax(np.abs(one - other), initial=0.0)) / size)
+
+    def ratio(key: str) -> float | None:
+        return ray[key] / local[key] if ray[key] and local[key] else None
+
+    return {
+        "prompts": ray["prompts"],
+        "pace": ratio("prompts_per_second"),
+        "pace_once_started": ratio("prompts_per_second_once_started"),
+        "processor_seconds": ratio("processor_seconds"),
+        "ray_start_seconds": ray["first_chunk_seconds"] - local["first_chunk_seconds"],
+        "largest_relative_difference": apart,
     }
 
 

@@ -102,7 +102,9 @@ def test_make_targets_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", BY_HAND, ids=name)
 def test_links_and_pictures_exist(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text("utf-8")):
+    text = page.read_text("utf-8")
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+    for target in [*targets, *re.findall(r'(?:src|srcset)="([^"]+)"', text)]:
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
 

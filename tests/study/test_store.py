@@ -135,3 +135,14 @@ def test_a_long_table_can_be_read_in_part_and_says_so(tmp_path: Path) -> None:
     assert part.columns == {"a": [0, 1, 2]}
     assert part.about == "rows The first 3 of 10 rows."
     assert read_table(path, most=10) == read_table(path) == store.tables()["t"]
+
+
+def test_asking_whether_a_result_is_there_reads_nothing(tmp_path: Path) -> None:
+    store = made(tmp_path)
+    (tmp_path / "arrays").mkdir()
+    (tmp_path / "arrays" / "ledger.safetensors").write_bytes(b"damaged")
+    grids = store.grids()
+    assert "ledger" in grids
+    assert "lens" not in grids
+    with pytest.raises(StudyError, match="cannot be read"):
+        grids["ledger"]

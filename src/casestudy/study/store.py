@@ -52,6 +52,9 @@ class Stored(Mapping[str, R], Generic[R]):
             self._known[name] = self._read(self._paths[name])
         return self._known[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._paths  # without reading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
 

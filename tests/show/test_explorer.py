@@ -532,6 +532,27 @@ def test_quick_questions_go_between_a_long_ones_steps(desk: Desk) -> None:
     assert order == ["quick", "step 0", "step 1", "step 2"]
 
 
+def test_quick_questions_without_end_keep_no_long_one_from_its_answer() -> None:
+    desk = Desk()
+    enough = threading.Event()
+
+    def again(pause: Pause) -> None:
+        if not enough.is_set():
+            desk.ask(again)
+
+    def steps(pause: Pause) -> str:
+        for _ in range(20):
+            pause()
+        return "done"
+
+    for _ in range(5):
+        desk.ask(again)
+    long = [desk.ask(steps, long=True) for _ in range(3)]
+    assert [job.answer.result(10) for job in long] == ["done"] * 3
+    enough.set()
+    desk.close()
+
+
 def test_a_long_question_ends_at_its_next_step_once_it_is_stopped(desk: Desk) -> None:
     held = Held()
     job = desk.ask(held, long=True)

@@ -1,9 +1,10 @@
 """Who gets the model next?
 
 One model, one thread, two short queues. Quick questions (a page's panels, a head's pattern) come
-first; a long one (a patch grid) makes room for them between its steps, and stops at the next step
-once nobody waits for it any more. When a queue is full the next one is told to come again: a
-refusal at once is kinder than an answer after a minute.
+first, also between the steps of a long one (a patch grid), but never more than a few in a row, so
+that long ones get on however many ask. A long one stops at its next step once nobody waits for it
+any more. When a queue is full the next one is told to come again: a refusal at once is kinder than
+an answer after a minute.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ QUICK = 24
 """Quick questions that may wait: a second or so of the bundled model's time."""
 LONG = 8
 """Long ones that may wait."""
+TURNS = 4
+"""Quick questions in a row while a long one waits."""
 
 T = TypeVar("T")
 Pause = Callable[[], None]
@@ -62,7 +65,7 @@ class Job(Generic[T]):
             return
         try:
             self.answer.set_result(self.work(pause))
-        except BaseException as error:  # noqa: BLE001 - whoever asked gets to see it
+        except Exception as error:  # noqa: BLE001 - whoever asked gets to see it
             self.answer.set_exception(error)
 
 
@@ -105,23 +108,28 @@ class Desk:
             self._changed.notify()
         self._thread.join(timeout=5)
 
-    def _next(self, *, wait: bool) -> Job[Any] | None:
-        with self._changed:
-            while wait and self._open and not any(self._waiting.values()):
-                self._changed.wait()
-            for long in (False, True) if wait else (False,):
-                if self._waiting[long]:
-                    return self._waiting[long].popleft()
-        return None
-
     def _work(self) -> None:
-        while (job := self._next(wait=True)) is not None:
+        in_a_row = 0
+        while True:
+            with self._changed:
+                while self._open and not any(self._waiting.values()):
+                    self._changed.wait()
+                quick, long = self._waiting[False], self._waiting[True]
+                if not quick and not long:
+                    return
+                turn = bool(long) and (not quick or in_a_row >= TURNS)
+                job = (long if turn else quick).popleft()
+            in_a_row = 0 if turn else in_a_row + 1
             self._run(job)
 
     def _run(self, job: Job[Any]) -> None:
         def pause() -> None:
             job.check()
-            while (quick := self._next(wait=False)) is not None:
+            for _ in range(TURNS):
+                with self._changed:
+                    if not self._waiting[False]:
+                        return
+                    quick = self._waiting[False].popleft()
                 quick.run(quick.check)
                 job.check()
 

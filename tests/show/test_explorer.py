@@ -33,6 +33,7 @@ from casestudy.show.explorer.app import Explorer
 from casestudy.show.explorer.asked import Asked, Refusal, read
 from casestudy.show.explorer.desk import Busy, Desk, Pause, Stopped
 from casestudy.show.explorer.picks import picks_of
+from casestudy.show.explorer.questions import Questions
 from casestudy.show.explorer.server import hosts, listen
 from casestudy.show.text import signed
 from tests.show import studies
@@ -45,7 +46,7 @@ HERE = ["testserver"]
 
 @pytest.fixture(scope="module")
 def explorer(toy_model: Model) -> Explorer:
-    return Explorer(toy_model, Desk())
+    return Explorer(Questions(toy_model), Desk())
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +259,7 @@ def test_any_saved_study_can_be_read(
     except (Refusal, UnicodeEncodeError):
         return
     file = tmp_path_factory.getbasetemp() / "any.toml"
-    file.write_text(explorer.study_file(asked), encoding="utf-8", newline="")
+    file.write_text(explorer.questions.study_file(asked), encoding="utf-8", newline="")
     (prompt,) = load_behaviour(file).prompts
     assert (prompt.text, prompt.corrupted or "") == (asked.prompt, asked.corrupted)
 
@@ -333,10 +334,10 @@ def test_what_means_nothing_is_refused_with_what_would(
 def test_a_fault_of_ours_is_said_without_its_inside(
     explorer: Explorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Explorer, asked: Asked) -> None:
+    def fail(self: Questions, asked: Asked) -> None:
         raise RuntimeError("a secret path")
 
-    monkeypatch.setattr(Explorer, "probe", fail)
+    monkeypatch.setattr(Questions, "panels", fail)
     client = TestClient(explorer.application(HERE), raise_server_exceptions=False)
     answer = client.get("/panels")
     assert answer.status_code == 500
@@ -354,7 +355,7 @@ def test_a_study_offers_its_prompts_with_their_answers(
     found = picks_of(tmp_path / "s")
     assert (found.model, found.dtype, found.bos) == ("toy", "float32", True)
     assert found.prompts[0][0] == f"0: {studies.TEXTS[0]}"
-    client = TestClient(Explorer(toy_model, explorer.desk, None, found).application(HERE))
+    client = TestClient(Explorer(Questions(toy_model), explorer.desk, found).application(HERE))
     page = Page(client.get("/").text)
     queries = [o["value"] for o in page.all("option") if o["value"].startswith("prompt=")]
     assert len(queries) >= len(studies.TEXTS) - 1
@@ -371,9 +372,9 @@ def test_a_study_that_lacks_a_table_says_so_on_the_page(
         (folder / "tables" / f"{lost}.parquet").unlink()
         found = picks_of(folder)
         assert bool(found.prompts) == (lost == "answers")
-        page = TestClient(Explorer(toy_model, explorer.desk, None, found).application(HERE)).get(
-            "/"
-        )
+        page = TestClient(
+            Explorer(Questions(toy_model), explorer.desk, found).application(HERE)
+        ).get("/")
         assert page.status_code == 200
         text = Page(page.text).text
         assert f"no tables/{lost}.parquet" in text
@@ -574,7 +575,7 @@ def test_a_question_that_fails_leaves_the_desk_open(desk: Desk) -> None:
 
 def test_too_many_are_told_to_come_again(toy_model: Model) -> None:
     desk, held = Desk(quick=0, long=0), Held()
-    client = TestClient(Explorer(toy_model, desk).application(HERE))
+    client = TestClient(Explorer(Questions(toy_model), desk).application(HERE))
     for path in ("/panels", "/pattern?head=0.0", "/study.toml", "/patch?corrupted=a"):
         answer = client.get(path)
         assert answer.status_code == 429
@@ -593,8 +594,7 @@ def test_a_patch_grid_stops_when_its_page_asks_for_another(
 ) -> None:
     stopped = threading.Event()
 
-    def endless(*args: Any) -> None:
-        *_, pause, tell = args
+    def endless(self: Questions, asked: Asked, pause: Pause, tell: Any) -> None:
         try:
             while True:
                 tell({"html": "", "done": 0, "total": 1, "finished": False})
@@ -603,9 +603,9 @@ def test_a_patch_grid_stops_when_its_page_asks_for_another(
             stopped.set()
             raise
 
-    monkeypatch.setattr("casestudy.show.explorer.app.patch_grid", endless)
+    monkeypatch.setattr(Questions, "grid", endless)
     desk = Desk()
-    app = Explorer(toy_model, desk).application(HERE)
+    app = Explorer(Questions(toy_model), desk).application(HERE)
     answer = asyncio.run(request(app, "/patch", Asked(**PAIR).query().encode(), leave_after=2))
     assert stopped.wait(10)
     assert answer.body.count(b"\n") >= 2
@@ -617,11 +617,11 @@ def test_a_question_whose_page_has_gone_is_never_asked(
     toy_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Asked] = []
-    monkeypatch.setattr(Explorer, "probe", lambda self, one: asked.append(one))
+    monkeypatch.setattr(Questions, "panels", lambda self, one: asked.append(one))
     desk, held = Desk(), Held()
     job = desk.ask(held)
     assert held.begun.wait(10)
-    app = Explorer(toy_model, desk).application(HERE)
+    app = Explorer(Questions(toy_model), desk).application(HERE)
     asyncio.run(request(app, "/panels", leave_after=0))
     held.free.set()
     job.answer.result(10)

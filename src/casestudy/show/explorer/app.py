@@ -8,14 +8,13 @@ behaviour file that `casestudy run` accepts. All take the page's own query strin
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 from starlette.applications import Starlette
@@ -28,21 +27,15 @@ from casestudy.show.explorer import asked as asking
 from casestudy.show.explorer.asked import Asked, Refusal
 from casestudy.show.explorer.desk import Busy, Desk, Job, Pause
 from casestudy.show.explorer.guard import Guard
-from casestudy.show.explorer.panels import PLACES, TITLES, panels, pattern_bytes, problem
-from casestudy.show.explorer.patches import Line, patch_grid
+from casestudy.show.explorer.panels import PLACES, TITLES, problem
+from casestudy.show.explorer.patches import Line
 from casestudy.show.explorer.picks import Picks
+from casestudy.show.explorer.questions import Questions
 from casestudy.show.page import FONT, TEMPLATES, environment, font_face, template_text
-from casestudy.show.text import clean, visible
-
-if TYPE_CHECKING:
-    from casestudy.model.model import Model
+from casestudy.show.text import clean
 
 T = TypeVar("T")
 
-MOST_TOKENS = 1024
-"""Tokens of a prompt, where the model could read more."""
-MOST_EDITED = 1000
-"""Characters of a prompt that edits are offered for: each of them is a prompt again."""
 RETRY = 1
 """Seconds after which somebody who was refused may come again."""
 STATIC = {
@@ -58,15 +51,13 @@ class Explorer:
     """The page and its answers, for one model.
 
     Attributes:
-        model: which is asked.
+        questions: what the model is asked.
         desk: whose thread runs it.
-        bos: whether prompts start with BOS; the model's convention by default.
         picks: a study's prompts to choose from.
     """
 
-    model: Model
+    questions: Questions
     desk: Desk
-    bos: bool | None = None
     picks: Picks | None = None
 
     def application(self, hosts: list[str], started: Callable[[], None] = lambda: None) -> Guard:
@@ -95,109 +86,6 @@ class Explorer:
         app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
         return Guard(app, hosts)
 
-    # What the model is asked, in its own thread.
-
-    @property
-    def most_tokens(self) -> int:
-        """The longest prompt that is answered."""
-        return min(self.model.config.n_ctx, MOST_TOKENS)
-
-    def probe(self, asked: Asked) -> tuple[dict[str, Markup], dict[str, Any]]:
-        """Every quick panel, and what the page's script has to know.
-
-        Raises: CasestudyError for a prompt that cannot be run.
-        """
-        from casestudy.measure.probe import probe
-
-        self.check(asked)
-        found = probe(
-            self.model,
-            asked.texts,
-            answer=asked.answer or None,
-            counterpart=asked.counterpart or None,
-            prepend_bos=self.bos,
-        )
-        weighed = found.problem is None
-        state = {
-            "answer": found.answer,
-            "counterpart": found.counterpart,
-            "weighed": weighed,
-            "patch": weighed and bool(asked.corrupted),
-            "save": f"/study.toml?{asked.query()}" if weighed else "",
-        }
-        return panels(found, asked, self.edits(asked)), state
-
-    def edits(self, asked: Asked) -> list[tuple[str, str]]:
-        """Minimal edits of the prompt, by the kinds that a study scores: name and text."""
-        from casestudy.behaviour.counterfactual import FAMILIES
-
-        if len(asked.prompt) > MOST_EDITED:
-            return []
-        found = {family.edit(asked.prompt): family.name for family in reversed(FAMILIES)}
-        return [
-            (name, text)
-            for text, name in reversed(found.items())
-            if text is not None and text != asked.prompt
-        ]
-
-    def check(self, asked: Asked) -> None:
-        """Raises: PromptError for a prompt longer than is answered, naming both lengths."""
-        for name, text in zip(("prompt", "corrupted prompt"), asked.texts, strict=False):
-            if not text:
-                raise PromptError(f"The {name} is empty", hint="Type something to continue")
-            row = self.model.tokenizer.ids(text)
-            bos = self.model.tokenizer.prepend_bos if self.bos is None else self.bos
-            if len(row) + bos > self.most_tokens:
-                raise PromptError(
-                    f"The {name} is {len(row) + bos:,} tokens long",
-                    allowed=f"at most {self.most_tokens:,}, BOS included",
-                )
-
-    def pair(self, asked: Asked) -> tuple[str, str]:
-        """Answer and counterpart, chosen as the panels choose them.
-
-        Raises: CasestudyError where they cannot be weighed.
-        """
-        from casestudy.measure.probe import weighed
-
-        self.check(asked)
-        given = (asked.answer or None, asked.counterpart or None)
-        return weighed(self.model, asked.prompt, *given, prepend_bos=self.bos)
-
-    def pattern(self, asked: Asked) -> dict[str, Any]:
-        """One head's pattern in the prompt that is looked at."""
-        from casestudy.measure.probe import head_pattern
-
-        self.check(asked)
-        if not asked.head:
-            raise Refusal(400, "No head is named. Allowed: head=layer.head, as in 3.1.")
-        layer, head = map(int, asked.head.split("."))
-        text = asked.texts[asked.row]
-        grid = head_pattern(self.model, text, layer, head, prepend_bos=self.bos)
-        tokens = [visible(label.partition(":")[2]) for label in grid.axes[0].labels]
-        return {"tokens": tokens, "bytes": base64.b64encode(pattern_bytes(grid)).decode("ascii")}
-
-    def study_file(self, asked: Asked) -> str:
-        """The state as a behaviour file."""
-        from casestudy.behaviour.files import behaviour_toml
-        from casestudy.behaviour.prompts import Behaviour, Prompt
-
-        answer, counterpart = self.pair(asked)
-        prompt = Prompt(
-            asked.prompt,
-            answer=answer,
-            counterpart=counterpart,
-            corrupted=asked.corrupted or None,
-        )
-        behaviour = Behaviour(
-            "explored",
-            f"Why does the model prefer “{visible(answer)}” to “{visible(counterpart)}”?",
-            (prompt,),
-            answers="given",
-            about=f"Saved from casestudy's explorer, which ran it on {self.model.name}.",
-        )
-        return behaviour_toml(behaviour)
-
     # What is answered.
 
     async def page(self, request: Request) -> Response:
@@ -207,7 +95,7 @@ class Explorer:
         state: dict[str, Any] = {}
         try:
             asked = asking.read(request.query_params.multi_items())
-            html, state = await self.ask(request, lambda _: self.probe(asked))
+            html, state = await self.ask(request, lambda _: self.questions.panels(asked))
         except Refusal as why:
             refusal, html = why, {"outcome": problem(why.why)}
         except CasestudyError as error:
@@ -222,7 +110,7 @@ class Explorer:
             .get_template("explorer.html")
             .render(
                 asked=asked,
-                model=self.model,
+                model=self.questions.model,
                 html=dict.fromkeys(PLACES, Markup("")) | html,
                 state=state,
                 titles=TITLES,
@@ -231,7 +119,7 @@ class Explorer:
                 directions=asking.DIRECTIONS,
                 views=asking.VIEWS,
                 picks=self.picks,
-                limits={"text": asking.MOST_TEXT, "tokens": self.most_tokens},
+                limits={"text": asking.MOST_TEXT, "tokens": self.questions.most_tokens},
                 version=self.version,
                 shared={"prompts": {}, "patterns": {}},
             )
@@ -240,18 +128,18 @@ class Explorer:
     async def answer_panels(self, request: Request) -> Response:
         """Every quick panel, as HTML by the name of its place."""
         asked = asking.read(request.query_params.multi_items())
-        html, state = await self.ask(request, lambda _: self.probe(asked))
+        html, state = await self.ask(request, lambda _: self.questions.panels(asked))
         return JSONResponse({"html": html, "state": state})
 
     async def answer_pattern(self, request: Request) -> Response:
         """One head's pattern: its tokens, and its entries a byte each."""
         asked = asking.read(request.query_params.multi_items())
-        return JSONResponse(await self.ask(request, lambda _: self.pattern(asked)))
+        return JSONResponse(await self.ask(request, lambda _: self.questions.pattern(asked)))
 
     async def answer_study(self, request: Request) -> Response:
         """A file to download."""
         asked = asking.read(request.query_params.multi_items())
-        text = await self.ask(request, lambda _: self.study_file(asked))
+        text = await self.ask(request, lambda _: self.questions.study_file(asked))
         headers = {"content-disposition": 'attachment; filename="explored.toml"'}
         return Response(text, media_type="application/toml", headers=headers)
 
@@ -263,7 +151,7 @@ class Explorer:
         newest = Newest()
 
         def work(pause: Pause) -> Line:
-            return patch_grid(self.model, asked, self.pair(asked), self.bos, pause, newest.put)
+            return self.questions.grid(asked, pause, newest.put)
 
         job = self.queue(work, long=True)
         return StreamingResponse(_lines(job, newest), media_type="application/x-ndjson")

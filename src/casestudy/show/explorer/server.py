@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from casestudy.errors import ServeError
+from casestudy.errors import CasestudyError, ServeError
 from casestudy.show.explorer.picks import Picks
 
 if TYPE_CHECKING:
@@ -50,14 +50,23 @@ def serve(
 
     from casestudy.show.explorer.app import Explorer
     from casestudy.show.explorer.asked import Asked
-    from casestudy.show.explorer.desk import Desk
+    from casestudy.show.explorer.desk import Desk, Pause
+    from casestudy.show.explorer.questions import Questions
 
     listening, name = listen(host, port), _bracketed(host)
     port = listening.getsockname()[1]
-    if sum(tensor.numel() for _, tensor in model.weights.named()) < SMALL:
-        torch.set_num_threads(1)
-    explorer = Explorer(model, Desk(), prepend_bos, picks)
-    explorer.probe(Asked())  # what is looked up once is looked up before the first request
+    questions, desk = Questions(model, prepend_bos), Desk()
+
+    def ready(pause: Pause) -> None:
+        if sum(tensor.numel() for _, tensor in model.weights.named()) < SMALL:
+            torch.set_num_threads(1)
+        # What is looked up once is looked up before the first request; a model that cannot run
+        # this prompt says so when it is asked.
+        with contextlib.suppress(CasestudyError):
+            questions.panels(Asked())
+
+    desk.ask(ready).answer.result()
+    explorer = Explorer(questions, desk, picks)
     config = uvicorn.Config(
         explorer.application(hosts(host, port), lambda: started(f"http://{name}:{port}/")),
         http="h11",  # which bounds a request's head before anything of it is kept

@@ -22,6 +22,9 @@ from casestudy.measure.patching import patch_prompts
 from casestudy.measure.result import Axis, Grid, Table
 from casestudy.model.model import Model
 from casestudy.show import draw
+from casestudy.study.check import Checked, Outcome
+from casestudy.study.compare import Comparison
+from casestudy.study.emergence import Emergence
 from tests.show import studies
 from tests.show.pages import Page
 
@@ -217,6 +220,33 @@ def test_patches_draw_their_share_of_the_difference(toy_model: Model) -> None:
     patched = patch_prompts(toy_model, [prompt], "z", by="all")
     assert patched.plot().data[0].z == pytest.approx(patched.normalised.values, nan_ok=True)
     assert "share of the difference" in patched._repr_html_()
+
+
+def test_what_holds_several_results_shows_the_one_that_says_most() -> None:
+    columns = {
+        "measurement": ["ledger", "lens"],
+        "cell": ["mlp 5", "0_pre"],
+        "unit": ["logits", "logits"],
+        "a_n": [14, 14],
+        "difference": [0.5, -0.2],
+        "lower": [0.4, None],
+        "upper": [0.7, None],
+    }
+    rows, none = Table("comparison", columns), Table("none", {"what": []})
+    compared = Comparison(("a", "b"), ("a", "b"), none, True, {"both": 14}, rows, none, ())
+    bars = compared.plot().data[0]
+    assert list(bars.y) == [0.5, -0.2]
+    assert list(bars.x) == ["ledger, mlp 5", "lens, 0_pre"]
+    assert bars.error_y.array[0] == pytest.approx(0.2)
+    assert np.isnan(bars.error_y.array[1])
+    assert "2 rows" in compared._repr_html_()
+    over = grid("contrast", "checkpoint")
+    emerged = Emergence((), (), over, {}, None, {})
+    assert [line.type for line in emerged.plot().data] == ["scatter"] * 3
+    outcomes = (Outcome("it does", "above 1", "holds", 2.0, 1.5, 2.5, 14, "logits"),)
+    checked = Checked("toy", "made", outcomes)
+    assert list(checked.plot().data[0].y) == [2.0]
+    assert "it does" in checked._repr_html_()
 
 
 def test_a_study_shows_its_ledger_and_what_it_holds(tmp_path: Path) -> None:

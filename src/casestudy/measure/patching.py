@@ -33,7 +33,7 @@ from casestudy.behaviour.counterfactual import Counterfactual, Score, propose
 from casestudy.behaviour.prompts import AnswerRule, Prompt, Role
 from casestudy.behaviour.roles import roles_of
 from casestudy.errors import BehaviourError, MeasureError, SiteError
-from casestudy.measure.result import Array, Axis, Grid, Table
+from casestudy.measure.result import Array, Axis, Grid, Shown, Table
 from casestudy.measure.stats import mean_interval, ratio_in_parts
 from casestudy.measure.sweep import (
     DEFAULT_MEMORY,
@@ -131,7 +131,7 @@ _RUN_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Patched:
+class Patched(Shown):
     """One grid of patches, with what is needed to read it.
 
     Attributes:
@@ -183,6 +183,11 @@ class Patched:
         )
 
     @property
+    def shown(self) -> Grid:
+        """The first of `summary`."""
+        return self.summary[0]
+
+    @property
     def summary(self) -> tuple[Grid, ...]:
         """`normalised`, where there is another run to be a share of, and `effect`."""
         if "other" in self.baselines.axis("run").labels:
@@ -192,13 +197,6 @@ class Patched:
     def grids(self) -> tuple[Grid, ...]:
         """All there is to keep of it."""
         return (*self.summary, self.raw, self.baselines, self.known)
-
-    def plot(self, **options: Any) -> Any:
-        """A plotly figure of the first grid of `summary`."""
-        return self.summary[0].plot(**options)
-
-    def _repr_html_(self) -> str:
-        return self.summary[0]._repr_html_()
 
 
 def _averaged(grid: Grid, values: Array) -> Grid:

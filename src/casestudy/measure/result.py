@@ -7,6 +7,7 @@ that was not measured is NaN, never zero. No torch here: a report is made from g
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -246,6 +247,22 @@ class Table:
 
 
 Result = Grid | Table
+
+
+class Shown(ABC):
+    """What holds several results, and shows itself by the one that says most."""
+
+    @property
+    @abstractmethod
+    def shown(self) -> Result:
+        """The grid or table it is looked at by."""
+
+    def plot(self, **options: Any) -> Any:
+        """A plotly figure of `shown`."""
+        return self.shown.plot(**options)
+
+    def _repr_html_(self) -> str:
+        return self.shown._repr_html_()
 
 
 def concatenate_tables(tables: Sequence[Table]) -> Table:

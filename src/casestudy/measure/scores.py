@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from casestudy.errors import MeasureError
 from casestudy.measure.graph import Graph, Rank, Scores
-from casestudy.measure.result import Table
+from casestudy.measure.result import Shown, Table
 from casestudy.measure.stats import midranks
 
 
 @dataclass(frozen=True)
-class EdgeScores:
+class EdgeScores(Shown):
     """A number per edge.
 
     Attributes:
@@ -47,6 +47,11 @@ class EdgeScores:
     def __repr__(self) -> str:
         measured = int((~np.isnan(self.values)).sum())
         return f"EdgeScores({self.method}, {measured} of {self.graph.n_edges} edges, n = {self.n})"
+
+    @property
+    def shown(self) -> Table:
+        """The first edges, as `table` gives them."""
+        return self.table()
 
     @property
     def nodes(self) -> NDArray[np.float64]:

@@ -35,7 +35,9 @@ ROWS_SHOWN = 20
 MOST_DRAWN = 64
 """Places of one axis that a notebook's drawing shows."""
 
-_ORDERED = ("depth", "layer", "proportion", "position", "pos", "query_pos", "key_pos")
+_CURVES = ("depth", "proportion", "checkpoint")
+"""Last axes along which each row of a grid is a line."""
+_ORDERED = (*_CURVES, "layer", "position", "pos", "query_pos", "key_pos")
 
 
 def as_array(values: Any) -> Array:
@@ -302,7 +304,7 @@ def plot_grid(grid: Grid, **where: Any) -> Any:
         return line(cut.values.reshape(1), x=[cut.name], unit=cut.unit, title=title)
     if names[-1] == "prompt":
         return _spread(cut, title)
-    if len(names) == 1 or names[-1] in ("depth", "proportion"):
+    if len(names) == 1 or names[-1] in _CURVES:
         return line(cut, title=title) if names[-1] in _ORDERED else _bars(cut, title)
     return heatmap(cut, title=title)
 
@@ -389,7 +391,7 @@ def bars(
 _MEASURED = ("mean", "value", "score", "difference", "flip_share", "prob", "seconds")
 """Columns of a table that a reader wants drawn, the first that is there."""
 
-_NO_LABEL = ("n", "id", "rank")
+_NO_LABEL = ("n", "id", "rank", "unit", "a_n", "b_n")
 
 
 def plot_table(table: Table, *, value: str = "", most: int = 40, **where: Any) -> Any:

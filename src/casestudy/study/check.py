@@ -15,7 +15,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from casestudy.behaviour.files import SUFFIXES, find_behaviour
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.errors import FindingError
 from casestudy.measure.patching import DEFAULT_EFFORT, Effort
+from casestudy.measure.result import Shown, Table
 from casestudy.measure.stats import BOOTSTRAP_FROM, Sums, place_interval, share_ends, units_of
 from casestudy.model.loading import load
 from casestudy.model.model import Model
@@ -129,7 +130,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Checked:
+class Checked(Shown):
     """A model put to the test.
 
     Attributes:
@@ -140,6 +141,15 @@ class Checked:
     model: str
     behaviour: str
     outcomes: tuple[Outcome, ...]
+
+    @property
+    def shown(self) -> Table:
+        """A row per finding."""
+        names = [field.name for field in fields(Outcome)]
+        columns = {name: [getattr(o, name) for o in self.outcomes] for name in names}
+        return Table(
+            f"findings about {self.model}", columns, "What was claimed, and what was measured."
+        )
 
     @property
     def holds(self) -> bool:

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casestudy.errors import StudyError
-from casestudy.measure.result import Array, Axis, Grid, Table
+from casestudy.measure.result import Array, Axis, Grid, Shown, Table
 from casestudy.measure.stats import Sums, difference_interval, ratio_in_parts, units_named
 from casestudy.study.store import Store, differences
 
@@ -57,7 +57,7 @@ class Kept(Protocol):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """Two studies side by side; "a" and "b" throughout.
 
     Attributes:
@@ -81,6 +81,11 @@ class Comparison:
     rows: Table
     absent: Table
     notes: tuple[str, ...]
+
+    @property
+    def shown(self) -> Table:
+        """The rows, what differs most first."""
+        return self.rows
 
     def of(self, measurement: str) -> list[dict[str, Any]]:
         """The rows of one measurement.

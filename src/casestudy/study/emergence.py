@@ -31,7 +31,7 @@ import numpy as np
 from casestudy.behaviour.files import find_behaviour
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.errors import ModelError, StudyError
-from casestudy.measure.result import Array, Axis, Grid, worst_error
+from casestudy.measure.result import Array, Axis, Grid, Shown, worst_error
 from casestudy.measure.stats import mean_over_prompts, share_ends, units_of
 from casestudy.model.loading import load
 from casestudy.study.compare import ANSWERS, answer_grid, headline
@@ -55,7 +55,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Emergence:
+class Emergence(Shown):
     """A behaviour over checkpoints.
 
     Attributes:
@@ -75,6 +75,11 @@ class Emergence:
     answers: Mapping[str, Grid]
     class_mass: Grid | None
     since: Mapping[str, str | None]
+
+    @property
+    def shown(self) -> Grid:
+        """The contrasts over the checkpoints."""
+        return self.contrasts
 
     def as_dict(self) -> dict[str, Any]:
         """All of it by checkpoint, for JSON."""

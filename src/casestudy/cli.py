@@ -314,7 +314,8 @@ def compare(
         str | None, typer.Option(metavar="R1,R2,…", help="Of the one model, in order.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="With --model: where the checkpoints' studies are kept.")
+        Path | None,
+        typer.Option(help="A page of the two, FILE.html; with --model, the studies' folder."),
     ] = None,
     answers: Annotated[
         str, typer.Option(help="With --model: the last checkpoint's answers for all, or own.")
@@ -342,13 +343,7 @@ def compare(
                 f"{len(given)} studies and no --model",
                 allowed="two studies' folders, or --model with --revisions",
             )
-        from casestudy.study.compare import compare
-
-        found = compare(*given, paired=False if two_samples else None)
-        if as_json:
-            _print_json(found.as_dict())
-        else:
-            _print_comparison(found, top)
+        _compare_two(given[0], given[1], two_samples, out, top, as_json)
         return
     if len(given) > 1:
         raise CasestudyError(f"{' '.join(given)} with --model", allowed="one behaviour")
@@ -607,6 +602,24 @@ def _print_headline(study: Study, path: Path) -> None:
             ],
         )
     print(f"report: {path}")
+
+
+def _compare_two(
+    a: str, b: str, two_samples: bool, out: Path | None, top: int, as_json: bool
+) -> None:
+    from casestudy.study.compare import compare
+
+    if out is not None and out.suffix != ".html":
+        raise CasestudyError(f"--out {out}", allowed="a name that ends in .html")
+    found = compare(a, b, paired=False if two_samples else None)
+    if out is not None:
+        from casestudy.show.compared import write_comparison
+
+        _say(f"page: {_escape(str(write_comparison(found, out)))}")
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        _print_comparison(found, top)
 
 
 def _print_comparison(found: Comparison, top: int) -> None:

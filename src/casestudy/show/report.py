@@ -67,10 +67,8 @@ def report_html(study: Stored) -> str:
             absent=absent,
             facts=provenance.facts(study),
             manifest=clean(json.dumps(provenance.short_manifest(study), indent=1, default=str)),
-            policy=_policy(),
-            style=Markup(font() + template_text("plot.css") + template_text("report.css")),
-            script=Markup(_script()),
             shared=prompts.shared(study),
+            **frame(),
         )
     )
 
@@ -107,15 +105,21 @@ def _section(
     return (Section(id, title, blocks) if blocks else None), absent
 
 
-def _script() -> str:
-    return template_text("figures.js") + template_text("report.js")
+def frame() -> dict[str, object]:
+    """What every page of this kind carries: its policy, its styles and its script."""
+    script = template_text("figures.js") + template_text("report.js")
+    return {
+        "policy": _policy(script),
+        "style": Markup(font() + template_text("plot.css") + template_text("report.css")),
+        "script": Markup(script),
+    }
 
 
-def _policy() -> str:
+def _policy(script: str) -> str:
     """Nothing may be fetched, and only our own script may run, even if escaping had failed."""
-    digest = hashlib.sha256(_script().encode("utf-8")).digest()
-    script = base64.b64encode(digest).decode("ascii")
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    known = base64.b64encode(digest).decode("ascii")
     return (
-        f"default-src 'none'; script-src 'sha256-{script}'; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src 'sha256-{known}'; style-src 'unsafe-inline'; "
         "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
     )

@@ -119,6 +119,21 @@ def test_a_pattern_is_the_heads_own(client: TestClient, toy_model: Model) -> Non
     assert client.get("/pattern", params=PAIR).status_code == 400
 
 
+def test_of_a_long_prompt_the_tokens_looked_at_most_are_shown(
+    client: TestClient, toy_model: Model
+) -> None:
+    text = " ".join("abcdefghij" * 6)
+    html = client.get("/panels", params={"prompt": text}).json()["html"]
+    shown = figure(html["attention"])
+    positions = [int(label.partition(":")[0]) for label in shown["axes"][1][1]]
+    assert len(positions) == 48
+    assert positions == sorted(set(positions))
+    assert "Without the" in html["attention"]
+    # 8 heads in all, so every one of them is among the first ten
+    most = probe(toy_model, [text]).grids["attention.0"].values.max((0, 1))
+    assert min(most[positions]) >= max(np.delete(most, positions))
+
+
 @pytest.mark.parametrize("site", list(asking.SITES))
 @pytest.mark.parametrize("direction", list(asking.DIRECTIONS))
 def test_a_patch_grid_is_the_sweeps_own(

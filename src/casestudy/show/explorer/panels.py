@@ -41,6 +41,8 @@ FIRST = 12
 """Predictions that are seen at once; the others can be unfolded."""
 TOP_HEADS = 10
 """Rows of the attention panel."""
+MOST_KEYS = 48
+"""Its columns: of a longer prompt, the tokens that one of these heads looks at most."""
 
 
 def panels(found: Probe, asked: Asked, edits: Sequence[tuple[str, str]]) -> dict[str, Markup]:
@@ -252,7 +254,10 @@ def _attention(found: Probe, asked: Asked) -> Figure:
     top = top_heads(_viewed(found.grids["attribution.head"], asked))
     values = np.stack([grid.select(layer=a, head=b).values for a, b in top])
     rows = [f"{a}.{b}" for a, b in top]
-    keys = grid.axis("key_pos").labels
+    every = grid.axis("key_pos").labels
+    most = np.sort(np.argsort(-values.max(0), kind="stable")[:MOST_KEYS])
+    values, keys = values[:, most], [every[k] for k in most]
+    left_out = len(every) - len(keys)
     tokens = [label.partition(":")[2] for label in keys]
     said = [
         f"{row} looks most at “{visible(tokens[k])}” ({percent(float(line[k]))})"
@@ -272,11 +277,10 @@ def _attention(found: Probe, asked: Asked) -> Figure:
             heads="row",
         ),
         f"Heatmap of attention by head and token: {listing(said)}.",
-        draw.Data(
-            [("head", rows), ("key_pos", [*keys])], {"value": draw.numbers(values)}, grid.unit
-        ),
-        "A click on a row opens the whole pattern. Looking is not using: what a head needs to see "
-        "only patching can tell.",
+        draw.Data([("head", rows), ("key_pos", keys)], {"value": draw.numbers(values)}, grid.unit),
+        (f"Without the {left_out} tokens that get least. " if left_out else "")
+        + "A click on a row opens the whole pattern. Looking is not using: what a head needs to "
+        "see only patching can tell.",
     )
 
 

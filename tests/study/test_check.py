@@ -15,6 +15,7 @@ from casestudy.errors import FindingError
 from casestudy.measure import patching
 from casestudy.measure.stats import mean_interval
 from casestudy.model.model import Model
+from casestudy.study.bench import Unmeasurable, Values
 from casestudy.study.check import Checked, Claim, Outcome, check, read_findings, verdict
 from casestudy.study.findings import KINDS
 from tests.conftest import ROOT
@@ -266,6 +267,13 @@ def test_what_the_prompts_say_nothing_about_is_no_pass(toy_model: Model) -> None
     assert not Checked("m", "b", outcomes).holds
 
 
+def test_a_share_of_nothing_is_no_number() -> None:
+    values = Values(np.array([[1.0], [2.0]]), 0, (0, 1), "logits")
+    assert values.as_share(np.array([1.0, 3.0]), "share").cells.mean() == pytest.approx(0.75)
+    with pytest.raises(Unmeasurable, match="what it would be a share of is zero"):
+        values.as_share(np.array([1.0, -1.0]), "share")
+
+
 # The file
 
 HEAD = {"measure": "attribution", "layer": 1, "head": 2}
@@ -308,6 +316,12 @@ PATCH = {"measure": "patching", "edit": EDIT, "site": "z", "layer": 0, "head": 1
         (PATCH | {"at": "start"}, "at 'start'. Allowed: last, all"),
         (PATCH | {"direction": "up"}, "Allowed: denoising, noising"),
         (PATCH | {"neuron": 1}, "a neuron with a site or a head"),
+        ({"measure": "flips", "edit": EDIT, "among_first": 1}, "a number that stands alone"),
+        (
+            {"measure": "patching", "edit": EDIT, "layer": 0, "neuron": 1, "at": "all"}
+            | {"among_first": 1},
+            "a number that stands alone",
+        ),
         ({"measure": "circuit", "edit": EDIT}, "a circuit of nothing"),
         ({"measure": "circuit", "edit": EDIT, "nodes": ["a9.h9"]}, "no node 'a9.h9'"),
         ({"measure": "circuit", "edit": EDIT, "edges": ["m0->m0"]}, "no edge 'm0->m0'"),

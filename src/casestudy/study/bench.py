@@ -60,9 +60,13 @@ class Values:
     def as_share(self, whole: Array, unit: str) -> Values:
         """The same as parts of a ratio of means: the cells' over the mean of `whole`, a number a
         prompt (see `ratio_in_parts`).
+
+        Raises: Unmeasurable where that mean is zero.
         """
         zero, cells = np.zeros(len(whole)), self.cells.T.astype(np.float64)
         parts = ratio_in_parts(cells, zero, whole.astype(np.float64))
+        if np.isnan(parts[self.which]).all() and not np.isnan(cells[self.which]).all():
+            raise Unmeasurable("what it would be a share of is zero")
         return replace(self, cells=parts.T, unit=unit)
 
 

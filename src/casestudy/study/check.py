@@ -201,6 +201,8 @@ def check(
         with _said_of(one.claim):
             if one.group is not None:
                 among("group", one.group, groups)
+            if one.must.among_first is not None and one.finding.alone:
+                raise FindingError("among_first of a number that stands alone", allowed="bounds")
             one.finding.check(bench)
     return Checked(ready.name, behaviour.name, tuple(_outcome(bench, one) for one in asked))
 

@@ -72,6 +72,11 @@ class Finding(ABC):
         """What is measured over all prompts at once, besides the predictions."""
         return ()
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is nothing to rank it among."""
+        return False
+
     @abstractmethod
     def check(self, bench: Bench) -> None:
         """See that what is meant exists.
@@ -309,6 +314,11 @@ class AnswerStands(Finding):
     measure: ClassVar[str] = "answer"
     what: str
 
+    @property
+    def alone(self) -> bool:
+        """It is."""
+        return True
+
     def check(self, bench: Bench) -> None:
         """See `Finding.check`."""
         among("what is", self.what, tuple(ANSWERS))
@@ -332,6 +342,11 @@ class Flips(Finding):
     measure: ClassVar[str] = "flips"
     edit: str
     contrast: str | None = None
+
+    @property
+    def alone(self) -> bool:
+        """It is."""
+        return True
 
     def check(self, bench: Bench) -> None:
         """See `Finding.check`."""
@@ -376,6 +391,11 @@ class _Swept(Finding):
     @property
     def _heads(self) -> str:
         return "kv_head" if "kv_head" in Site(self.site).axes else "head"
+
+    @property
+    def alone(self) -> bool:
+        """An embedding is."""
+        return self.layer is None
 
     def check_place(self, bench: Bench) -> None:
         """Raises: FindingError for a site, layer, head or place that is not there."""
@@ -450,6 +470,11 @@ class Patching(_Swept):
     neuron: int | None = None
     direction: str = "denoising"
     of: str = "difference"
+
+    @property
+    def alone(self) -> bool:
+        """Neurons are too many to be patched one by one for their order."""
+        return self.neuron is not None or super().alone
 
     def check(self, bench: Bench) -> None:
         """See `Finding.check`."""
@@ -558,6 +583,11 @@ class Faithfulness(Finding):
     tested: str = "circuit"
     ablation: str = "corrupted"
     contrast: str | None = None
+
+    @property
+    def alone(self) -> bool:
+        """It is."""
+        return True
 
     def check(self, bench: Bench) -> None:
         """See `Finding.check`."""

@@ -1,4 +1,4 @@
-"""Take the pictures of docs/images from studies' reports.
+"""Take the pictures of docs/images from studies' reports and from the explorer.
 
     python docs/screenshots.py STUDY CORPUS
 
@@ -10,10 +10,14 @@ do. Takes seconds.
 from __future__ import annotations
 
 import base64
+import contextlib
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from playwright.sync_api import sync_playwright
 
@@ -34,6 +38,12 @@ FIGURES = {
     "groups": "The same difference by group",
 }
 """Single figures, by the beginning of their titles."""
+EXPLORED = {
+    "prompt": "It was late. The dog slept.",
+    "corrupted": "it was late. the dog slept.",
+    "answer": " The",
+    "counterpart": " the",
+}
 
 
 def main(study: str, corpus: str) -> None:
@@ -74,7 +84,37 @@ def main(study: str, corpus: str) -> None:
                 with page.expect_download() as waiting:
                     figure.locator("[data-do=svg]").click()
                 waiting.value.save_as(IMAGES / f"{name}{'-dark' * (scheme == 'dark')}.svg")
+        _explorer(browser)
         browser.close()
+
+
+def _explorer(browser: Any) -> None:
+    with _served() as address:
+        for name, scheme, width, height in (
+            ("explorer", "light", 1280, 1440),
+            ("explorer-dark", "dark", 1280, 1440),
+            ("explorer-phone", "dark", 390, 844),
+            ("explorer-patch", "light", 900, 900),
+        ):
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            page.goto(f"{address}?{urlencode(EXPLORED)}")
+            page.locator("#patch svg").wait_for()
+            page.wait_for_timeout(500)
+            grid = page.locator("section", has=page.locator("#patch"))
+            (grid if name == "explorer-patch" else page).screenshot(path=IMAGES / f"{name}.png")
+
+
+@contextlib.contextmanager
+def _served() -> Iterator[str]:
+    """The explorer's address, on the bundled model."""
+    command = [sys.executable, "-c", "from casestudy.cli import main; main()"]
+    process = subprocess.Popen(
+        [*command, "serve", "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    yield process.stdout.readline().strip()
+    process.terminate()
+    process.wait()
 
 
 def _shown(page: Any, place: str, above: int) -> str:

@@ -91,17 +91,23 @@ def main(study: str, corpus: str) -> None:
 def _explorer(browser: Any) -> None:
     with _served() as address:
         for name, scheme, width, height in (
-            ("explorer", "light", 1280, 1440),
-            ("explorer-dark", "dark", 1280, 1440),
+            ("explorer", "light", 1280, 1400),
+            ("explorer-dark", "dark", 1280, 1400),
             ("explorer-phone", "dark", 390, 844),
             ("explorer-patch", "light", 900, 900),
         ):
-            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            page = browser.new_page(
+                viewport={"width": width, "height": height}, color_scheme=scheme
+            )
             page.goto(f"{address}?{urlencode(EXPLORED)}")
-            page.locator("#patch svg").wait_for()
+            page.locator("#patch svg.plot").wait_for()
             page.wait_for_timeout(500)
-            grid = page.locator("section", has=page.locator("#patch"))
-            (grid if name == "explorer-patch" else page).screenshot(path=IMAGES / f"{name}.png")
+            if name != "explorer-patch":
+                page.screenshot(path=IMAGES / f"{name}.png")
+                continue
+            box = page.locator("section", has=page.locator("#patch")).bounding_box()
+            around = {"x": 0, "y": box["y"] + 20, "width": width, "height": box["height"] - 8}
+            page.screenshot(path=IMAGES / f"{name}.png", clip=around, full_page=True)
 
 
 @contextlib.contextmanager

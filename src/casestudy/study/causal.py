@@ -81,7 +81,7 @@ def keep_causes(
 
     Raises: MeasureError where a sweep's own check fails.
     """
-    index = _chosen(behaviour, runnable)
+    index = chosen_prompts(behaviour, runnable)
     batch = run_batch(model, behaviour, index, [], prepend_bos=prepend_bos, top_k=top_k)
     contrast = batch.contrasts[0]
     proposals = propose(model, batch.prompts, roles=behaviour.roles, prepend_bos=prepend_bos)
@@ -104,8 +104,8 @@ def keep_causes(
         store.write_final(patched.grids())
 
 
-def _chosen(behaviour: Behaviour, runnable: Sequence[int]) -> list[int]:
-    """The main prompts, or some of them."""
+def chosen_prompts(behaviour: Behaviour, runnable: Sequence[int]) -> list[int]:
+    """The main prompts, or some of them, by index."""
     main = [i for i in runnable if behaviour.is_main(behaviour.prompts[i])] or list(runnable)
     return evenly(main)
 

@@ -38,6 +38,7 @@ from casestudy.measure.batch import Measurement
 from casestudy.measure.case_by_space import CASE_BY_SPACE
 from casestudy.measure.class_mass import CLASS_MASS
 from casestudy.measure.controls import CONTROL
+from casestudy.measure.evidence import Tell
 from casestudy.measure.ledger import LEDGER
 from casestudy.measure.lens import LENS
 from casestudy.measure.predictions import PREDICTIONS
@@ -46,7 +47,7 @@ from casestudy.measure.result import Grid, Result, Table
 from casestudy.measure.sweep import DEFAULT_MEMORY
 from casestudy.model.loading import load
 from casestudy.model.model import Model
-from casestudy.study import causal
+from casestudy.study import causal, circuit
 from casestudy.study.executors import Done, Work, left_out, local_chunks, threads_set
 from casestudy.study.join import join
 from casestudy.study.on_ray import ray_chunks
@@ -69,7 +70,7 @@ _NOT_MEASURED = {
         "causal effects",
         "no activation was patched: the ledger says who wrote, not who was needed",
     ),
-    "circuit": ("circuits", "no subgraph was tested for faithfulness"),
+    circuit.NAME: ("circuits", "no subgraph was tested for faithfulness"),
 }
 """What a reader might look for, by the measurement that would have it."""
 
@@ -174,6 +175,8 @@ def study(
     memory: int = DEFAULT_MEMORY,
     progress: Progress | None = None,
     patch_progress: causal.Progress | None = None,
+    search: circuit.Search | None = None,
+    circuit_progress: Tell | None = None,
 ) -> Study:
     """Run a behaviour's measurements on a model, or continue where a run of the same was killed.
 
@@ -193,6 +196,8 @@ def study(
         memory: bytes that a patch grid may use, beyond the model itself.
         progress: told how far the prompts are.
         patch_progress: told how far each patch grid is.
+        search: which circuit to look for, and how.
+        circuit_progress: told which step of that begins.
 
     Raises: StudyError where the folder holds another study or cannot be written; BehaviourError,
         PromptError, TokenError, ModelError for inputs that are not well formed.
@@ -201,7 +206,7 @@ def study(
     model = load(model) if isinstance(model, str) else model
     measurements = _choose(only)
     asked = [m.name for m in measurements]
-    asked += [causal.NAME] if only is None or causal.NAME in only else []
+    asked += [name for name in (causal.NAME, circuit.NAME) if only is None or name in only]
     check_classes(model, behaviour)
     check_roles(model.tokenizer, behaviour, prepend_bos=prepend_bos)
     folder = Path(tempfile.mkdtemp(prefix="casestudy-")) if out is None else Path(out)
@@ -243,8 +248,8 @@ def study(
         )
         _keep_chunks(store, work, plan, chunks, _Watch(plan, todo, lengths, progress))
         join(store, behaviour, measurements, left_out(behaviour, errors))
+        runnable = [i for i, n in enumerate(lengths) if n is not None]
         if causal.NAME in asked:
-            runnable = [i for i, n in enumerate(lengths) if n is not None]
             with threads_set(threads):
                 causal.keep_causes(
                     store,
@@ -255,6 +260,19 @@ def study(
                     top_k=top_k,
                     memory=memory,
                     progress=patch_progress,
+                )
+        if circuit.NAME in asked:
+            with threads_set(threads):
+                circuit.keep_circuit(
+                    store,
+                    model,
+                    behaviour,
+                    runnable,
+                    prepend_bos=prepend_bos,
+                    top_k=top_k,
+                    memory=memory,
+                    search=search,
+                    progress=circuit_progress,
                 )
         seconds = float(store.scan("chunks").select("seconds").sum().collect().item())
         store.manifest |= {"state": "complete", "finished": _now(), "seconds": seconds}
@@ -425,7 +443,7 @@ def _lengths(
 
 
 def _choose(only: Sequence[str] | None) -> list[Measurement]:
-    known = (*MEASUREMENTS, causal.NAME)
+    known = (*MEASUREMENTS, causal.NAME, circuit.NAME)
     unknown = [name for name in only or () if name not in known]
     if unknown:
         raise StudyError(f"no measurement is called {', '.join(unknown)}", allowed=", ".join(known))

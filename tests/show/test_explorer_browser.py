@@ -332,3 +332,28 @@ def test_it_works_without_script(visit: Callable[..., Any]) -> None:
     third.click()
     pressed = page.locator("#predictions button[name=answer][aria-pressed=true]")
     assert pressed.get_attribute("value") == token
+
+
+def test_a_busy_server_is_asked_again_and_a_gone_one_is_said(browser: Any, served: Served) -> None:
+    page = browser.new_page()
+    page.goto(f"{served.address}/")
+    refusals = [1, 1]
+
+    def busy(route: Any) -> None:
+        if refusals:
+            refusals.pop()
+            answer = {"status": 429, "headers": {"retry-after": "0"}, "body": '{"problem": "busy"}'}
+            route.fulfill(**answer)
+        else:
+            route.continue_()
+
+    page.route("**/panels?*", busy)
+    page.locator("#prompt").fill("The dog slept.")
+    page.locator("#tokens-0").get_by_text("·dog").wait_for()
+    assert refusals == []
+    assert page.locator("#status").inner_text() == ""
+    page.route("**/panels?*", lambda route: route.abort())
+    page.locator("#prompt").fill("The cat slept.")
+    page.locator("#status.wrong").wait_for()
+    assert "Is it still running?" in page.locator("#status").inner_text()
+    page.close()

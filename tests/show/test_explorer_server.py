@@ -9,10 +9,14 @@ import socket
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx2
 import pytest
+from typer.testing import CliRunner
 
+from casestudy import cli
+from casestudy.errors import ModelError, ServeError, StudyError
 from tests.show.serving import Served, serving
 
 ASKED = {"prompt": "It was late. He slept.", "corrupted": "It was late, he slept."}
@@ -75,6 +79,17 @@ def test_a_grid_arrives_before_it_is_finished(served: Served) -> None:
         told = [json.loads(line) for line in answer.iter_lines()]
     assert len(told) > 1
     assert told[0]["done"] < told[-1]["done"] == told[-1]["total"]
+
+
+def test_what_cannot_be_served_is_said_before_anything_is(tmp_path: Path) -> None:
+    for arguments, error in (
+        ([str(tmp_path)], StudyError),
+        (["--model", "no-such-model"], ModelError),
+        (["--host", "0.0.0.0", "--port", "0"], ServeError),
+    ):
+        ended = CliRunner().invoke(cli.app, ["serve", *arguments])
+        assert isinstance(ended.exception, error)
+        assert ended.stdout == ""
 
 
 @dataclass

@@ -186,6 +186,9 @@ def test_what_cannot_be_patched_says_why(
     assert "Type a corrupted prompt" in client.get("/patch").json()["problem"]
     monkeypatch.setattr(patches, "MOST_PLACES", 3)
     assert "at most 3" in lines(client, **PAIR)[-1]["problem"]
+    monkeypatch.setattr(patches, "MOST_CELLS", 16)
+    told = lines(client, **PAIR, site="z", by="position")
+    assert "at most 2 for z" in told[-1]["problem"]
 
 
 # The state is the address.

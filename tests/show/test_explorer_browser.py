@@ -305,6 +305,9 @@ def test_a_studys_prompts_can_be_picked_and_what_it_lacks_is_said(
     page.locator("#picks").select_option(index=2)
     until(page, "location.search.includes('Hello')")
     assert page.locator("#prompt").input_value() == studies.TEXTS[1]
+    page.locator("#picks").select_option(index=1)  # the same as the page's own example
+    page.locator("#tokens-0").get_by_text("·sentence").wait_for()
+    assert page.locator("#prompt").input_value() == studies.TEXTS[0]
 
 
 def test_the_study_file_and_the_link_can_be_taken_away(

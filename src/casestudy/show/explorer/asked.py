@@ -96,12 +96,12 @@ class Asked:
         return 1 if self.corrupted and self.view == "corrupted" else 0
 
     def query(self, **changes: str) -> str:
-        """The query string that asks for this, without what it need not say."""
+        """The query string that asks for this: the prompt, and what is not as usual."""
         asked, usual = replace(self, **changes), Asked()
         said = {
             f.name: getattr(asked, f.name)
             for f in fields(Asked)
-            if getattr(asked, f.name) != getattr(usual, f.name)
+            if f.name == "prompt" or getattr(asked, f.name) != getattr(usual, f.name)
         }
         return urlencode(said)
 

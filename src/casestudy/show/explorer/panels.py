@@ -130,7 +130,7 @@ def _predictions(found: Probe, asked: Asked) -> Markup:
             "chip": chip(row["token"]),
             "named": visible(row["token"]),
             "prob": percent(row["prob"]),
-            "share": round(row["prob"] / (rows[0]["prob"] or 1), 4),
+            "share": round(row["prob"] / (max(probs[asked.row].values()) or 1), 4),
             "other": None if other is None else percent(other.get(row["id"])),
             "logit": number(row["logit"]),
             "namable": row["namable"],

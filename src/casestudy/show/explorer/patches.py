@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 ROWS = 1024
 """Rows of a climb: a few hundredths of a second of the bundled model on one core."""
 EVERY = 0.15
-"""Seconds between two drawings of a grid that is not finished."""
+"""Seconds between two drawings of a grid that is not finished, which take a quarter at most."""
 MOST_PLACES = 256
 """Columns of a grid by position: beyond that it can be neither read nor awaited."""
+MOST_CELLS = 6000
+"""Cells of a grid by head and position."""
 
 Line = dict[str, Any]
 """What the page is told: `html` of the grid so far, `done` of `total` cells; or a `problem`."""
@@ -63,23 +65,26 @@ def patch_grid(
     tokens = [model.tokenize(text, prepend_bos=prepend_bos).rows()[0] for text in asked.texts]
     by = asked.by or ("" if len(tokens[0]) == len(tokens[1]) else "role")
     per_head = asked.site in ("z", "pattern", "q", "k", "v")
-    if (by == "position" or (not by and not per_head)) and len(tokens[0]) > MOST_PLACES:
+    rows = model.config.n_layers * (model.config.n_heads if per_head else 1)
+    most = min(MOST_PLACES, MOST_CELLS // rows)
+    if (by == "position" or (not by and not per_head)) and len(tokens[0]) > most:
         raise MeasureError(
             f"a grid by position over {len(tokens[0])} tokens",
-            allowed=f"at most {MOST_PLACES}",
+            allowed=f"at most {most} for {asked.site}",
             hint="Patch by role, all positions together, or the last token",
         )
     # the axis is of the run that is changed
     shown = model.tokenizer.strings(tokens[0 if asked.direction == "noising" else 1])
-    last = 0.0
+    after = 0.0
 
     def watch(found: Patched) -> None:
-        nonlocal last
+        nonlocal after
         pause()
-        now = time.perf_counter()
-        if now - last >= EVERY:
-            last = now
+        begun = time.perf_counter()
+        if begun >= after:
             tell(_line(found, asked, shown, finished=False))
+            took = time.perf_counter() - begun
+            after = begun + max(EVERY, 4 * took)
 
     prompt = Prompt(asked.prompt, answer=pair[0], counterpart=pair[1], corrupted=asked.corrupted)
     found = patch_prompts(

@@ -40,9 +40,12 @@
 
   // A question that is asked again while the server is busy, until it is answered or withdrawn.
   async function ask(address, signal) {
-    for (;;) {
+    for (let busy = false; ; busy = true) {
       const answer = await fetch(address, { signal });
-      if (answer.status !== 429) return answer;
+      if (answer.status !== 429) {
+        if (busy) say("");
+        return answer;
+      }
       say("The server is busy; asking again.");
       await wait(1000 * Number(answer.headers.get("retry-after") || 1), signal);
     }
@@ -85,6 +88,7 @@
         $$(".place").forEach((node) => node.classList.add("stale"));
         state = {};
         save();
+        progress.textContent = "";
         return say(found.problem, true);
       }
       state = found.state;
@@ -132,7 +136,6 @@
         if (line.problem) return failedPatch(line.problem);
         place("patch", line.html);
         tell(line.finished ? "" : `${line.done} of ${line.total} cells`);
-        say("");
       }
     } catch (error) {
       if (patching === own && error.name !== "AbortError") failedPatch(failed(error));
@@ -167,7 +170,7 @@
   });
 
   function choosePrompt(chosen) {
-    for (const name of ["prompt", "corrupted", "answer", "counterpart"]) fields[name].value = chosen.get(name) ?? usual[name] ?? fields[name].value;
+    for (const name of ["prompt", "corrupted", "answer", "counterpart"]) fields[name].value = chosen.get(name) ?? usual[name];
     update();
   }
 

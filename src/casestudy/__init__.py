@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from casestudy.measure.case_by_space import case_by_space
     from casestudy.measure.class_mass import class_mass
     from casestudy.measure.controls import controls
+    from casestudy.measure.edges import patch_edges
     from casestudy.measure.explain import explain_attention_score
+    from casestudy.measure.gradients import attribute_edges
+    from casestudy.measure.graph import Circuit, Graph
     from casestudy.measure.ledger import ledger
     from casestudy.measure.lens import lens, lens_by_role, logit_lens
     from casestudy.measure.predictions import logit_difference, predictions, score_answer
@@ -69,6 +72,9 @@ _ROOMS = {
     "casestudy.measure.lens": ("lens", "lens_by_role", "logit_lens"),
     "casestudy.measure.attribution": ("head_attribution", "neuron_attribution", "top_neurons"),
     "casestudy.measure.attention": ("attention_by_role", "attention_pattern"),
+    "casestudy.measure.edges": ("patch_edges",),
+    "casestudy.measure.gradients": ("attribute_edges",),
+    "casestudy.measure.graph": ("Circuit", "Graph"),
     "casestudy.measure.explain": ("explain_attention_score",),
     "casestudy.measure.profile": ("head_profile",),
     "casestudy.measure.result": ("Grid", "Table"),
@@ -83,10 +89,12 @@ _PLACES = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "Behaviour",
+    "Circuit",
     "ClassContrast",
     "ClassSet",
     "Contrast",
     "Edit",
+    "Graph",
     "Grid",
     "Keep",
     "Model",
@@ -99,6 +107,7 @@ __all__ = [
     "Trace",
     "attention_by_role",
     "attention_pattern",
+    "attribute_edges",
     "by_role",
     "case_by_space",
     "check",
@@ -120,6 +129,7 @@ __all__ = [
     "logit_lens",
     "neuron_attribution",
     "open_study",
+    "patch_edges",
     "predictions",
     "preset",
     "roles_of",

@@ -83,6 +83,7 @@ def run(
             memory=_bytes(memory),
             progress=progress,
             patch_progress=progress.cells,
+            circuit_progress=progress.step,
         )
     path = finished.report()
     if as_json:
@@ -214,6 +215,114 @@ def predict(
                 for s in scores
             ],
         )
+
+
+@app.command()
+def circuit(
+    behaviour: Annotated[
+        str, typer.Argument(metavar="[PRESET|FILE]", help="A preset's name or a behaviour file.")
+    ] = "full-stop-capitals",
+    model: ModelOption = "tiny",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder; studies/BEHAVIOUR-MODEL-circuit by default.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="eap, eap-ig-inputs or eap-ig-activations.")
+    ] = "eap-ig-inputs",
+    steps: Annotated[int, typer.Option(min=1, help="Of the integrals.")] = 5,
+    rank: Annotated[str, typer.Option(help="Edges by absolute or by signed score.")] = "absolute",
+    metric: Annotated[str, typer.Option(help="contrast, probability or kl.")] = "contrast",
+    ablation: Annotated[
+        str, typer.Option(help="What other edges carry: corrupted, mean or zero.")
+    ] = "corrupted",
+    faithful: Annotated[
+        float, typer.Option(min=0, max=1, help="What the smallest circuit must reach.")
+    ] = 0.85,
+    family: Annotated[
+        str | None, typer.Option(help="Of edits; the one that undoes the most by default.")
+    ] = None,
+    exact: Annotated[
+        int, typer.Option(min=0, help="How many edges to patch exactly, drawn at random.")
+    ] = 200,
+    seed: Annotated[int, typer.Option(help="Of the split, the controls and the bootstrap.")] = 0,
+    memory: MemoryOption = "2GB",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    bos: BosOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the circuit that carries a behaviour, with the evidence for and against it."""
+    from casestudy.measure.evidence import choices_of
+    from casestudy.measure.metrics import read_kind
+    from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, NAME, Search
+    from casestudy.study.study import study
+
+    loaded = _load(model, device, dtype)
+    asked = _behaviour(behaviour)
+    name = f"{asked.name}-{Path(model).name.replace('@', '-')}-circuit"
+    folder = out or Path("studies") / name
+    search = Search(
+        choices_of(
+            method=method,
+            steps=steps,
+            rank=rank,
+            ablation=ablation,
+            faithful=faithful,
+            exact_edges=exact,
+            seed=seed,
+        ),
+        read_kind(metric),
+        family,
+    )
+    with _progress("circuit") as progress:
+        finished = study(
+            asked,
+            loaded,
+            out=folder,
+            only=["predictions", "ledger", NAME],
+            prepend_bos=bos,
+            memory=_bytes(memory),
+            search=search,
+            circuit_progress=progress.step,
+        )
+    path = finished.report()
+    summary = finished.tables["circuit.summary"].rows()
+    files = {"card": folder / CARD_FILE, "importances": folder / IMPORTANCES_FILE, "report": path}
+    if as_json:
+        _print_json(
+            {"figures": summary, "edges": finished.tables["circuit.edges"].rows()}
+            | {name: str(file) for name, file in files.items()}
+        )
+        return
+    _table(
+        f"{asked.name} on {loaded.name}: the circuit",
+        ("figure", "value", "95 % interval", "pairs"),
+        [
+            (
+                row["figure"],
+                f"{row['value']:.3g}"
+                if row["figure"] in ("edges", "nodes")
+                else _figure(row["value"]),
+                _interval([row["lower"], row["upper"]]),
+                str(row["n"]),
+            )
+            for row in summary
+        ],
+    )
+    _table(
+        "its strongest edges",
+        ("edge", "score", "exact"),
+        [
+            (
+                f"{row['source']}->{row['target']}",
+                f"{row['score']:+.3f}",
+                "" if row.get("exact") is None else f"{row['exact']:+.3f}",
+            )
+            for row in finished.tables["circuit.edges"].rows()[:10]
+        ],
+    )
+    for name, file in files.items():
+        print(f"{name}: {file}")
 
 
 @app.command()
@@ -860,6 +969,10 @@ class _progress:
     def read(self, done: int, total: int) -> None:
         """Bytes read of all there are."""
         self._show(done, total, [f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"])
+
+    def step(self, name: str, done: int, total: int) -> None:
+        """Which step of how many begins."""
+        self._show(done, total, [f"{name} ({done + 1} of {total})"])
 
     def cells(self, name: str, done: int, total: int) -> None:
         """Patched (cell, prompt) pairs of one grid."""

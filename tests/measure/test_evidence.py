@@ -106,7 +106,7 @@ def test_a_card_says_what_was_found_and_against_what(made: Card) -> None:
     rank = summary["rank correlation with exact patching"]
     assert -1 <= rank["value"] <= 1
     assert "20 edges" in rank["about"]
-    with pytest.raises(MeasureError, match="no 'circuit[.]nothing'"):
+    with pytest.raises(MeasureError, match=r"no 'circuit[.]nothing'"):
         made["circuit.nothing"]
 
 

@@ -224,7 +224,10 @@ def full(texts: tuple[str, ...] = TEXTS, *, layers: int = 3, heads: int = 4) -> 
         by_group(ledger(n, layers=layers)[0], [[f"group {i % 5}"] for i in range(n)]),
         Table("attribution.head.ranking", _ranking(), "How often each is among the first 10."),
         Table("group_tests", _group_tests(), "Do two groups differ?"),
-        grid("circuit.faithfulness", "share", Axis("method", ("eap", "exact")), _proportions()),
+        grid("circuit.faithfulness", "share", Axis("method", _METHODS), _proportions()),
+        grid("circuit.sizes", "edges", Axis("method", _METHODS), _proportions()),
+        Table("circuit.summary", _summary(), "Figures."),
+        Table("circuit.nodes", _circuit_nodes(), "Nodes."),
         Table("attribution.neuron", _neurons(rng), "The neurons with the largest mean share."),
         *with_mean(
             "controls.logits", "logits", contrast, Axis("control", ("difference", "b_U")), prompt
@@ -245,6 +248,29 @@ def full(texts: tuple[str, ...] = TEXTS, *, layers: int = 3, heads: int = 4) -> 
         pattern.values[:] = lower / lower.sum(-1, keepdims=True)
         results.append(pattern)
     return results
+
+
+_METHODS = ("eap", "eap, zero ablation", "random circuits of the same size")
+
+
+def _summary() -> dict[str, list[Any]]:
+    return {
+        "figure": ["edges", "nodes", "faithfulness on pairs held out", "minimality"],
+        "value": [64.0, 14.0, 0.69, 0.03],
+        "lower": [None, None, 0.47, None],
+        "upper": [None, None, 0.9, None],
+        "n": [7, 7, 6, 6],
+        "about": ["1.8 % of all", "", "1 is the whole model", "a0.h1"],
+    }
+
+
+def _circuit_nodes() -> dict[str, list[Any]]:
+    return {
+        "node": ["a0.h1", "m1"],
+        "score": [1.5, 0.5],
+        "faithfulness_without": [0.1, 0.6],
+        "minimality": [0.6, 0.1],
+    }
 
 
 def _proportions() -> Axis:

@@ -88,6 +88,15 @@ def test_a_circuit_is_a_graph_of_its_nodes_layer_by_layer(full: Page) -> None:
     assert "Layered graph of 10 parts and 23 edges" in alt
 
 
+def test_a_circuits_verdict_is_a_sentence_of_its_figures(full: Page) -> None:
+    said = "A circuit of 64 of the model’s edges (1.8 % of all) and 14 parts carries 69 %"
+    assert said in full.text.replace("\u00a0", " ")
+    assert "0.47 to 0.90, n = 6" in full.text.replace("\u00a0", " ")
+    titles = ("Faithfulness of circuits by size, and controls", "with other ablations of the rest")
+    assert all(title in full.text for title in titles)
+    assert "head 0.1" in full.text
+
+
 def test_edges_whose_names_cannot_be_read_are_listed_all_the_same(tmp_path: Path) -> None:
     odd = Table("circuit.edges", {"source": ["left"], "target": ["right"], "score": [0.5]})
     results = [*studies.ledger(4), *studies.tables(studies.TEXTS), odd]

@@ -93,5 +93,5 @@ def test_prompts_that_no_edit_fits_leave_no_grid_and_say_so(
 def test_at_most_so_many_prompts_evenly_taken(monkeypatch: Any) -> None:
     monkeypatch.setattr(causal, "MOST_PAIRS", 4)
     many = behaviour(*(f"{i}." for i in range(10)))
-    assert causal._chosen(many, range(10)) == [0, 2, 5, 7]
-    assert causal._chosen(many, [1, 3]) == [1, 3]
+    assert causal.chosen_prompts(many, range(10)) == [0, 2, 5, 7]
+    assert causal.chosen_prompts(many, [1, 3]) == [1, 3]

@@ -25,7 +25,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -302,6 +302,21 @@ class Choices:
     exact_edges: int = 200
     replicates: int = 100
     seed: int = 0
+
+
+def choices_of(**typed: Any) -> Choices:
+    """Choices as typed by a person.
+
+    Raises: MeasureError for a name that is none of those allowed.
+    """
+    for name, allowed in (
+        ("method", get_args(Method)),
+        ("rank", get_args(Rank)),
+        ("ablation", get_args(Ablation)),
+    ):
+        if name in typed and typed[name] not in allowed:
+            raise MeasureError(f"{name} {typed[name]!r}", allowed=", ".join(allowed))
+    return Choices(**typed)
 
 
 @dataclass(frozen=True)
@@ -712,7 +727,7 @@ class _Work:
         rows: list[tuple[str, float, float | None, float | None, int, str]] = []
         held, found = len(self.held), len(self.found)
         share = circuit.n_edges / self.graph.n_edges
-        rows.append(("edges", circuit.n_edges, None, None, found, f"{share:.2%} of all"))
+        rows.append(("edges", circuit.n_edges, None, None, found, f"{share * 100:.2g} % of all"))
         rows.append(("nodes", len(circuit.nodes), None, None, found, "embeddings among them"))
         for name, (mean, low, high, n) in judged.items():
             rows.append((f"faithfulness {name}", mean, low, high, n, "1 is the whole model"))

@@ -8,7 +8,7 @@ Cost: the whole unembedding at every row, where a linear contrast needs a dot pr
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -38,7 +38,7 @@ def metric_of(
             the clean one, KL(clean ‖ run), in nats.
         clean: the clean prompts, for "kl".
 
-    Raises: MeasureError for another kind, and for "kl" without clean prompts.
+    Raises: MeasureError for "kl" without clean prompts.
     """
     match kind:
         case "contrast":
@@ -51,8 +51,17 @@ def metric_of(
             logits = run(model, clean, logits="last").logits
             assert logits is not None
             return kl_divergence(logits)
-        case _:
-            raise MeasureError(f"metric {kind!r}", allowed=", ".join(get_args(Kind)))
+
+
+def read_kind(name: str) -> Kind:
+    """A metric's name as typed by a person.
+
+    Raises: MeasureError listing the names.
+    """
+    for kind in get_args(Kind):
+        if name == kind:
+            return cast(Kind, kind)
+    raise MeasureError(f"metric {name!r}", allowed=", ".join(get_args(Kind)))
 
 
 def class_log_ratio(contrast: Contrast) -> Metric:

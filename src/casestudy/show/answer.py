@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.show import circuits
 from casestudy.show.causes import strongest
 from casestudy.show.means import Mean, against
 from casestudy.show.stored import UNEXPECTED, Missing, Stored
@@ -20,7 +21,7 @@ from casestudy.show.writers import group_means, present
 def paragraphs(study: Stored) -> list[Markup]:
     """The sentences that the study's values support, as one paragraph, or why there are none."""
     sentences: list[Markup] = []
-    for sentence in (_preference, _writers, _causes):
+    for sentence in (_preference, _writers, _causes, circuits.sentence):
         try:
             sentences.append(sentence(study))
         except (Missing, *UNEXPECTED):

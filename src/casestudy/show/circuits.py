@@ -9,22 +9,107 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.measure.result import Grid
 from casestudy.show import draw
-from casestudy.show.blocks import Block, Figure, Listing, paragraph
-from casestudy.show.means import spoken
+from casestudy.show.blocks import Block, Figure, Listing
+from casestudy.show.means import Mean, spoken
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import clean, number, percent, shorten, signed
+from casestudy.show.text import clean, count, interval, number, percent, shorten, signed
 
 EDGES = 30
+RANDOM = "random circuits of the same size"
+
+
+def verdict(study: Stored) -> list[Block]:
+    """What was found, in a sentence, and the figures for and against it."""
+    table = study.table("circuit.summary", "figure", "value", "lower", "upper", "n", "about")
+    rows = [row for row in table.rows() if isinstance(row["value"], float)]
+    if not rows:
+        raise Missing("the circuit has no figures")
+    listing = Listing(
+        "The circuit’s evidence",
+        ["Figure", "Value#", "95 % interval#", "Pairs#", "Note"],
+        [
+            [
+                clean(row["figure"]),
+                _figure(row["figure"], row["value"]),
+                _ends(row["lower"], row["upper"]),
+                clean(row["n"]),
+                clean(row["about"]),
+            ]
+            for row in rows
+        ],
+        clean(table.about),
+        data=table.columns,
+    )
+    return [Markup("<p>{}</p>").format(sentence(study)), listing]
+
+
+def sentence(study: Stored) -> Markup:
+    """How small a circuit carries how much, held against chance."""
+    table = study.table("circuit.summary", "figure", "value", "lower", "upper", "n", "about")
+    rows = {clean(row["figure"]): row for row in table.rows()}
+    size, parts = rows.get("edges"), rows.get("nodes")
+    names = [name for name in rows if name.startswith("faithfulness on") and "," not in name]
+    if size is None or parts is None or not names:
+        raise Missing("the circuit has no figures")
+    judged = rows[names[0]]
+    value, lower, upper = (_float(judged[end]) for end in ("value", "lower", "upper"))
+    mean = Mean(value, lower, upper, int(judged["n"]))
+    said = Markup(
+        "A circuit of <b>{} of the model’s edges</b> ({}) and {} carries <b>{} of the difference"
+        "</b> {} ({}), every other edge {}"
+    ).format(
+        f"{int(size['value']):,}",
+        clean(size["about"]),
+        count(int(parts["value"]), "part"),
+        percent(mean.value),
+        clean(names[0]).removeprefix("faithfulness "),
+        mean.bracket,
+        clean(study.about("circuit_about", "ablation") or "ablated"),
+    )
+    chance = _chance(study)
+    if chance is not None:
+        said += Markup("; random circuits of any size tried carry at most {}").format(
+            percent(chance)
+        )
+    return said + "."
+
+
+def _chance(study: Stored) -> float | None:
+    """The most that random circuits carry at any size but the whole."""
+    grid = study.grids.get("circuit.faithfulness")
+    if grid is None or RANDOM not in grid.axis("method").labels:
+        return None
+    values = grid.select(method=RANDOM).values
+    return float(np.nanmax(values)) if np.isfinite(values).any() else None
 
 
 def faithfulness(study: Stored) -> list[Block]:
-    """The share of the behaviour that circuits of growing size carry."""
+    """The share of the behaviour that circuits of growing size carry, against controls, and with
+    other ablations."""
     grid = study.grid("circuit.faithfulness", "method", "proportion")
-    methods, sizes = grid.axis("method").labels, grid.axis("proportion").labels
     if not np.isfinite(grid.values).any():
         raise Missing("no circuit was evaluated")
-    series = {spoken(m): draw.numbers(row) for m, row in zip(methods, grid.values, strict=True)}
+    methods = grid.axis("method").labels
+    other = [name for name in methods if name.endswith(" ablation")]
+    plain = [name for name in methods if name not in other]
+    blocks: list[Block] = [
+        _curves(grid.take("method", plain), "Faithfulness of circuits by size, and controls")
+    ]
+    if other:
+        base = [name for name in plain if any(o.startswith(f"{name}, ") for o in other)]
+        blocks.append(
+            _curves(
+                grid.take("method", [*base, *other]),
+                "The same circuits with other ablations of the rest",
+            )
+        )
+    return blocks
+
+
+def _curves(grid: Grid, title: str) -> Figure:
+    methods, sizes = grid.axis("method").labels, grid.axis("proportion").labels
 
     def edges_of(array: object) -> dict[str, list[draw.Number]]:
         rows = np.asarray(array, dtype=float)
@@ -38,24 +123,67 @@ def faithfulness(study: Stored) -> list[Block]:
             if enough is not None
             else f"{spoken(method)} never reaches 80 % of it"
         )
-    return [
-        paragraph("How much of the difference a circuit alone carries: {}.", "; ".join(said)),
-        Figure(
-            "Faithfulness of circuits by size",
-            draw.lines(
-                [_share(s) for s in sizes],
-                series,
-                unit=grid.unit,
-                axis="share of all edges",
-                lower=None if grid.lower is None else edges_of(grid.lower),
-                upper=None if grid.upper is None else edges_of(grid.upper),
-                final=1.0,
-            ),
-            f"Lines of faithfulness by share of edges, {len(methods)} methods: {'; '.join(said)}.",
-            draw.Data.of(grid),
-            f"{clean(grid.about)} 1 is the whole model, 0 none of its edges.",
+    return Figure(
+        title,
+        draw.lines(
+            [_share(s) for s in sizes],
+            edges_of(grid.values),
+            unit=grid.unit,
+            axis="share of all edges",
+            lower=None if grid.lower is None else edges_of(grid.lower),
+            upper=None if grid.upper is None else edges_of(grid.upper),
+            final=1.0,
         ),
+        f"Lines of faithfulness by share of edges, {len(methods)} of them: {'; '.join(said)}.",
+        draw.Data.of(grid),
+        f"{clean(grid.about)} 1 is the whole model, 0 none of its edges.",
+    )
+
+
+def nodes(study: Stored) -> list[Block]:
+    """What each part of the circuit is worth to it."""
+    table = study.table("circuit.nodes", "node", "faithfulness_without", "minimality")
+    rows = table.rows()
+    if not rows:
+        raise Missing("the circuit has no node")
+    return [
+        Listing(
+            "The circuit’s parts, the most needed first",
+            ["Part", "Attribution#", "Faithfulness without it#", "Largest change#"],
+            [
+                [
+                    _spoken_node(clean(row["node"])),
+                    number(_float(row.get("score"))),
+                    number(_float(row["faithfulness_without"])),
+                    number(_float(row["minimality"])),
+                ]
+                for row in rows
+            ],
+            clean(table.about),
+            fold=12,
+            data=table.columns,
+        )
     ]
+
+
+def _spoken_node(label: str) -> str:
+    place = _node(label)
+    if place is None:
+        return label
+    return place[0] if place[0].startswith(("mlp", "embed")) else f"head {place[0]}"
+
+
+def _figure(name: object, value: float) -> str:
+    return f"{int(value):,}" if name in ("edges", "nodes") else number(value, 3)
+
+
+def _ends(lower: object, upper: object) -> str:
+    low, high = _float(lower), _float(upper)
+    return "" if np.isnan(low) or np.isnan(high) else interval(low, high, 3)
+
+
+def _float(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def _share(label: str | None) -> str:

@@ -61,8 +61,10 @@ ARGUMENT: Sequence[Topic] = (
         "circuit",
         "What is the circuit?",
         [
+            ("a circuit’s evidence", circuits.verdict),
             ("the faithfulness of circuits", circuits.faithfulness),
             ("the edges of a circuit", circuits.edges),
+            ("the parts of a circuit", circuits.nodes),
         ],
     ),
     Topic(

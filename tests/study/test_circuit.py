@@ -1,0 +1,88 @@
+"""The circuit a study looks for: on which pairs, kept how, and what stands in its way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.errors import MeasureError, StudyError
+from casestudy.measure.evidence import Choices, choices_of, read_card
+from casestudy.measure.result import Grid
+from casestudy.model.loading import load
+from casestudy.model.model import Model
+from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, Search
+from casestudy.study.study import open_study, study
+
+TEXTS = ("The dog slept.", "A cat ran off.", "It was late.", "We sat down.", "She left early.")
+QUICK = Search(Choices(random_circuits=1, exact_edges=5, replicates=0, faithful=0.5))
+ONLY = ["predictions", "ledger", "circuit"]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Model:
+    return load("tiny")
+
+
+def behaviour(texts: tuple[str, ...] = TEXTS) -> Behaviour:
+    return Behaviour("stops", "A capital?", tuple(Prompt(text) for text in texts))
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("circuit") / "study"
+    study(behaviour(), tiny, out=out, only=ONLY, search=QUICK)
+    return out
+
+
+def test_a_study_keeps_its_circuit_with_card_and_importances(folder: Path, tiny: Model) -> None:
+    made = open_study(folder)
+    grid = made["circuit.faithfulness"]
+    assert isinstance(grid, Grid)
+    assert grid.error["gap"] <= grid.error["bound"]
+    edges = made.tables["circuit.edges"].rows()
+    circuit, _ = read_card(folder / CARD_FILE, tiny)
+    assert {f"{e['source']}->{e['target']}" for e in edges} == set(circuit.edges)
+    importances = json.loads((folder / IMPORTANCES_FILE).read_text())
+    assert sum(edge["in_graph"] for edge in importances["edges"].values()) == circuit.n_edges
+    about = made.manifest["circuit_about"]
+    assert about["mean_clean"] > about["mean_corrupted"]
+    assert not any(what["what"] == "circuits" for what in made.manifest["not_measured"])
+    assert "carries" in made.report().read_text()
+
+
+def test_the_same_again_does_nothing_and_another_search_is_refused(
+    folder: Path, tiny: Model
+) -> None:
+    before = (folder / CARD_FILE).stat().st_mtime_ns
+    study(behaviour(), tiny, out=folder, only=ONLY, search=QUICK)
+    assert (folder / CARD_FILE).stat().st_mtime_ns == before
+    other = Search(Choices(rank="signed"))
+    with pytest.raises(StudyError, match=r"absolute.*signed"):
+        study(behaviour(), tiny, out=folder, only=ONLY, search=other)
+
+
+def test_where_there_is_none_a_study_says_so_and_a_search_fails(
+    tiny: Model, tmp_path: Path
+) -> None:
+    one = behaviour(TEXTS[:1])
+    made = study(one, tiny, out=tmp_path / "one", only=ONLY)
+    assert any(
+        what["what"] == "circuits" and "two of these prompts" in what["why"]
+        for what in made.manifest["not_measured"]
+    )
+    with pytest.raises(MeasureError, match="no two pairs"):
+        study(
+            behaviour(), tiny, out=tmp_path / "f", only=ONLY, search=Search(family="names swapped")
+        )
+    with pytest.raises(MeasureError, match="rank 'best'"):
+        choices_of(rank="best")
+
+
+def test_other_metrics(tiny: Model, tmp_path: Path) -> None:
+    search = Search(QUICK.choices, "kl", "all lowered")
+    made = study(behaviour(), tiny, out=tmp_path / "kl", only=ONLY, search=search)
+    assert made.manifest["circuit_about"]["unit"] == "nats"
+    assert made.manifest["circuit_about"]["family"] == "all lowered"

@@ -688,6 +688,8 @@ def layered(
 ) -> Drawing:
     """A circuit: its nodes in rows by depth, the input below, edges as wide as they are strong.
 
+    On the page a node under the pointer leaves only its own edges in full colour.
+
     Args:
         nodes: by name, (depth, order within the row).
         edges: (source, target, score); the sign is the colour.
@@ -705,12 +707,14 @@ def layered(
             place[name] = (round(x, 2), height - (i + 0.5) * row)
     largest = max((abs(score) for _, _, score in edges), default=0.0) or 1.0
     parts = _Parts()
+    number = {name: i for i, name in enumerate(nodes)}
     for i, (source, target, score) in enumerate(edges):
         (x1, y1), (x2, y2) = place[source], place[target]
+        between = Markup(' data-ends="{} {}"').format(number[source], number[target])
         kind, width = "pos" if score >= 0 else "neg", round(0.8 + 4.2 * abs(score) / largest, 2)
         ends = (f"{x1}%", f"{x2}%", y1, y2)
         for name, size, data in (
-            (f"edge {kind}", width, Markup("")),
+            (f"edge {kind}", width, between),
             ("edge reach", 12, Markup(' data-i="{}"').format(i)),
         ):
             parts.add(
@@ -718,5 +722,6 @@ def layered(
                 *(*ends, name, size, data),
             )
     for name, (x, y) in place.items():
-        parts.text(f"{x}%", y, name, "v m node")
+        own = Markup(' data-node="{}"').format(number[name])
+        parts.text(f"{x}%", y, name, "v m node", own)
     return Drawing(parts.join(), height, (8, 30, 8, 30), 300)

@@ -95,6 +95,15 @@ const casestudy = (() => {
     said.textContent = tip.textContent;
   });
 
+  // A node of a circuit under the pointer: the edges that are not its own step back.
+  document.addEventListener("pointerover", (event) => {
+    const node = event.target.closest && event.target.closest("[data-node]");
+    $$(".plot .dim").forEach((edge) => edge.classList.remove("dim"));
+    if (!node) return;
+    $$("[data-ends]", node.closest(".plot")).forEach((edge) =>
+      edge.classList.toggle("dim", !edge.dataset.ends.split(" ").includes(node.dataset.node)));
+  });
+
   // The nearest mark in the next row that has any; cells without a value have no mark.
   function beyond(marks, now, turn, row) {
     const places = marks.map((mark) => Number(mark.dataset.i));
@@ -222,7 +231,7 @@ const casestudy = (() => {
         const value = style.getPropertyValue(name);
         if (value && value !== usual) to[i].setAttribute(name, rgb(value));
       }
-      for (const name of ["class", "style", "data-i", "data-head"]) to[i].removeAttribute(name);
+      for (const name of ["class", "style", "data-i", "data-head", "data-node", "data-ends"]) to[i].removeAttribute(name);
     });
     out.append(named, back, heading, inner);
     return [new XMLSerializer().serializeToString(out), width, height];

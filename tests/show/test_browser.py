@@ -179,6 +179,17 @@ def test_arrows_down_and_up_stay_in_their_column_where_cells_are_missing(
     assert page.locator(".said").inner_text().startswith("layer 0 head 0")
 
 
+def test_a_node_of_a_circuit_shows_its_own_edges(visit: Callable[..., Any]) -> None:
+    page = visit()
+    node = page.locator("[data-node]").first
+    node.scroll_into_view_if_needed()
+    node.hover(force=True)
+    own, edges = node.get_attribute("data-node"), page.locator("[data-ends]")
+    ends = edges.evaluate_all("all => all.map(e => [e.dataset.ends, e.classList.contains('dim')])")
+    assert {dim for _, dim in ends} == {True, False}
+    assert all(dim == (own not in pair.split()) for pair, dim in ends)
+
+
 def test_data_csv_svg_and_png_come_out(visit: Callable[..., Any], tmp_path: Path) -> None:
     page = visit(accept_downloads=True)
     figure = page.locator("figure", has=page.locator("rect.bar.total")).first

@@ -104,17 +104,20 @@ def keep_causes(
         store.write_final(patched.grids())
 
 
-def chosen_prompts(behaviour: Behaviour, runnable: Sequence[int]) -> list[int]:
+def chosen_prompts(
+    behaviour: Behaviour, runnable: Sequence[int], most: int | None = None
+) -> list[int]:
     """The main prompts, or some of them, by index."""
     main = [i for i in runnable if behaviour.is_main(behaviour.prompts[i])] or list(runnable)
-    return evenly(main)
+    return evenly(main, most)
 
 
-def evenly(prompts: Sequence[int]) -> list[int]:
-    """At most `MOST_PAIRS` of some prompts, evenly taken."""
-    if len(prompts) <= MOST_PAIRS:
+def evenly(prompts: Sequence[int], most: int | None = None) -> list[int]:
+    """At most so many (`MOST_PAIRS` by default) of some prompts, evenly taken."""
+    most = MOST_PAIRS if most is None else most
+    if len(prompts) <= most:
         return list(prompts)
-    return [prompts[i * len(prompts) // MOST_PAIRS] for i in range(MOST_PAIRS)]
+    return [prompts[i * len(prompts) // most] for i in range(most)]
 
 
 def _before_last(

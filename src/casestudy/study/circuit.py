@@ -23,6 +23,7 @@ from casestudy.measure.batch import Batch, run_batch
 from casestudy.measure.evidence import Card, Choices, Tell, card
 from casestudy.measure.metrics import Kind, metric_of
 from casestudy.measure.patching import Pairs, pairs_of
+from casestudy.measure.stats import BOOTSTRAP_FROM
 from casestudy.model.model import Model
 from casestudy.study.causal import chosen_prompts
 from casestudy.study.store import Store, differences, write_atomically
@@ -32,6 +33,7 @@ NAME = "circuit"
 
 CARD_FILE = "circuit.json"
 IMPORTANCES_FILE = "importances.json"
+MOST_PAIRS = 32
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def keep_circuit(
                 hint="Give another --out",
             )
         return
-    index = chosen_prompts(behaviour, runnable)
+    index = chosen_prompts(behaviour, runnable, MOST_PAIRS)
     batch = run_batch(model, behaviour, index, [], prepend_bos=prepend_bos, top_k=top_k)
     try:
         _find(store, batch, search, prepend_bos, memory, progress)
@@ -163,8 +165,8 @@ def circuit_pairs(
     return best, pairs, contrast[[pair.index for pair in best.pairs]]
 
 
-def _say_nothing(store: Store, why: str) -> None:
-    nothing = {"what": "circuits", "why": why}
+def _say_nothing(store: Store, why: str, what: str = "circuits") -> None:
+    nothing = {"what": what, "why": why}
     if nothing not in store.manifest["not_measured"]:
         store.manifest["not_measured"].append(nothing)
 
@@ -181,3 +183,6 @@ def _write(store: Store, made: Card, best: Score) -> None:
     importances = made.circuit.importances(made.scores.values)
     write_atomically(store.folder / IMPORTANCES_FILE, json.dumps(importances).encode())
     store.manifest["circuit_about"] = made.about
+    if made.scores.replicates is None:
+        why = f"{made.scores.n} pairs were too few to resample: {BOOTSTRAP_FROM} are needed"
+        _say_nothing(store, why, "how much of the circuit stays under resampling")

@@ -308,7 +308,9 @@ class _Chunk:
             out, delta: rows of some senders, from `first` on.
         """
         graph = self.graph
-        for start, end, limit, gradient in self.gradients(trace, value):
+        # receivers of earlier layers read none of these senders
+        layer = self.graph.senders[first].layer or 0
+        for start, end, limit, gradient in self.gradients(trace, value, layer):
             read = min(max(limit - first, 0), delta.shape[1])  # of these senders, the first so many
             if read:
                 # (batch, sender, pos d_model) · (batch, pos d_model, receiver)
@@ -317,10 +319,10 @@ class _Chunk:
         assert end == len(graph.receivers)
 
     def gradients(
-        self, trace: Trace, value: Float[Tensor, " batch"]
+        self, trace: Trace, value: Float[Tensor, " batch"], lowest: int
     ) -> Iterator[tuple[int, int, int, Float[Tensor, "batch receiver pos d_model"]]]:
-        """The metric's gradient at what each receiver reads, some receivers at a time: where they
-        begin and end, and how many senders they read.
+        """The metric's gradient at what each receiver reads, from a layer on, some receivers at a
+        time: where they begin and end, and how many senders they read.
 
         Of heads the gradient is taken at q, k and v and carried back through weights and norm,
         which is a matrix product: an input of its own for each head is never made.
@@ -329,7 +331,7 @@ class _Chunk:
         sites = [Site.Q, Site.K, Site.V, Site.MLP_IN, Site.MLP_PRE, Site.MLP_GATE]
         kept = [
             (site, layer)
-            for layer in range(config.n_layers)
+            for layer in range(lowest, config.n_layers)
             for site in sites
             if (site, layer) in trace.values
         ]
@@ -343,7 +345,7 @@ class _Chunk:
             for address, gradient in zip(kept, found, strict=False)
         }
         by_site[last] = found[-1]
-        for layer in range(config.n_layers):
+        for layer in range(lowest, config.n_layers):
             yield from self.gradients_of_heads(trace, by_site, layer)
             yield from self.gradients_of_mlp(trace, by_site, layer)
         final = found[-1].new_zeros(len(value), 1, self.clean.ids.shape[1], config.d_model)

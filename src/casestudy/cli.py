@@ -231,7 +231,7 @@ def circuit(
     ] = "eap-ig-inputs",
     steps: Annotated[int, typer.Option(min=1, help="Of the integrals.")] = 5,
     rank: Annotated[str, typer.Option(help="Edges by absolute or by signed score.")] = "absolute",
-    metric: Annotated[str, typer.Option(help="contrast, probability or kl.")] = "contrast",
+    metric: Annotated[str, typer.Option(help="contrast, class, probability or kl.")] = "contrast",
     ablation: Annotated[
         str, typer.Option(help="What other edges carry: corrupted, mean or zero.")
     ] = "corrupted",

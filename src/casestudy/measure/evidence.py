@@ -632,8 +632,9 @@ class _Work:
             there = ~np.isnan(table).all(1)
             mean = np.full(len(table), np.nan)
             low, high = mean.copy(), mean.copy()
-            mean[there] = table[there].mean(1)
-            low[there], high[there] = np.quantile(table[there], (0.025, 0.975), axis=1)
+            if there.any():
+                mean[there] = table[there].mean(1)
+                low[there], high[there] = np.quantile(table[there], (0.025, 0.975), axis=1)
             for rows, new in zip((values, lower, upper), (mean, low, high), strict=True):
                 rows.append(new)
             n.append(np.full(len(mean), len(self.held)))

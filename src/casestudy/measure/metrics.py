@@ -21,7 +21,7 @@ from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
 
-Kind = Literal["contrast", "kl", "probability"]
+Kind = Literal["contrast", "class", "probability", "kl"]
 
 
 def metric_of(
@@ -32,17 +32,19 @@ def metric_of(
     Args:
         model: the decoder.
         contrast: of the prompts, row by row.
-        kind: "contrast": the logit difference, or of a class contrast log p(A) - log p(B) at each
-            run's own probabilities; "probability": the same weights over probabilities, of single
-            tokens p(answer) - p(counterpart), of classes p(A) - p(B); "kl": how far a run is from
-            the clean one, KL(clean ‖ run), in nats.
+        kind: "contrast" is the logit difference; "class", also of a class contrast asked for as
+            "contrast", log p(A) - log p(B) at each run's own probabilities; "probability" the same
+            weights over probabilities, p(answer) - p(counterpart) or p(A) - p(B); "kl" how far a
+            run is from the clean one, KL(clean ‖ run), in nats.
         clean: the clean prompts, for "kl".
 
-    Raises: MeasureError for "kl" without clean prompts.
+    Raises: MeasureError for "kl" without clean prompts, and for "class" without classes.
     """
     match kind:
         case "contrast":
             return contrast if contrast.linear else class_log_ratio(contrast)
+        case "class":
+            return class_log_ratio(contrast)
         case "probability":
             return probability_difference(contrast)
         case "kl":
@@ -70,7 +72,10 @@ def class_log_ratio(contrast: Contrast) -> Metric:
     Raises: MeasureError for a contrast of single tokens, which has no classes.
     """
     if contrast.sides is None:
-        raise MeasureError(f"{contrast.name!r} is no class contrast")
+        raise MeasureError(
+            f"{contrast.name!r} is no class contrast",
+            hint="Name two classes in the behaviour (class_contrast)",
+        )
     ids, sides = contrast.ids, contrast.sides
 
     def metric(logits: Tensor, prompts: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ NAME = "circuit"
 CARD_FILE = "circuit.json"
 IMPORTANCES_FILE = "importances.json"
 MOST_PAIRS = 32
+UNITS = {"contrast": "logits", "class": "nats", "probability": "probability", "kl": "nats"}
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def _find(
     progress: Tell | None,
 ) -> None:
     best, pairs, contrast = circuit_pairs(batch, family=search.family, prepend_bos=prepend_bos)
+    if search.metric == "class":
+        contrast = batch.contrasts[-1][[pair.index for pair in best.pairs]]
     documents = [batch.prompts[pair.index].document for pair in best.pairs]
     made = card(
         batch.model,
@@ -119,7 +122,7 @@ def _find(
         metric_of(batch.model, contrast, search.metric, pairs.clean.to(batch.model.device)),
         search.choices,
         documents=documents if any(documents) else None,
-        unit={"contrast": "logits", "kl": "nats", "probability": "probability"}[search.metric],
+        unit=UNITS[search.metric],
         memory=memory,
         progress=progress,
     )

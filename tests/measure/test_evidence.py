@@ -50,6 +50,8 @@ def test_areas_are_linear_trapezoids_over_the_shares() -> None:
     assert found.cpr == pytest.approx(float((widths * (f[1:] + f[:-1]) / 2).sum()))
     away = np.abs(1 - f)
     assert found.cmd == pytest.approx(float((widths * (away[1:] + away[:-1]) / 2).sum()))
+    assert found.shown.values[-1] == pytest.approx(1)
+    assert "<svg" in found._repr_html_()
     for name, (low, high) in found.intervals().items():
         assert low <= getattr(found, name) <= high
 

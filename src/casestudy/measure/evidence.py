@@ -38,7 +38,7 @@ from casestudy.measure.gradients import STEPS, Method, attribute_edges
 from casestudy.measure.graph import Circuit, Graph, Mask, Rank, Scores
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.patching import Effort, Pairs
-from casestudy.measure.result import Array, Axis, Grid, Result, Table
+from casestudy.measure.result import Array, Axis, Grid, Result, Shown, Table
 from casestudy.measure.scores import EdgeScores, agreement
 from casestudy.measure.stats import (
     BOOTSTRAP_FROM,
@@ -63,7 +63,7 @@ CARD = 1
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Shown):
     """Faithfulness by size.
 
     Attributes:
@@ -73,6 +73,22 @@ class Curve:
 
     proportions: tuple[float, ...]
     evaluation: Evaluation
+
+    @property
+    def shown(self) -> Grid:
+        """Faithfulness by share of edges, with its interval over prompts."""
+        mean, lower, upper = self.evaluation.interval()
+        return Grid(
+            "circuit.curve",
+            mean,
+            (Axis("proportion", tuple(f"{p:g}" for p in self.proportions)),),
+            "share of the difference",
+            lower,
+            upper,
+            np.full(len(mean), self.evaluation.values.shape[1]),
+            error=self.evaluation.error,
+            about=f"Faithfulness by share of edges, the others {self.evaluation.ablation}.",
+        )
 
     @property
     def cpr(self) -> float:
@@ -320,7 +336,7 @@ def choices_of(**typed: Any) -> Choices:
 
 
 @dataclass(frozen=True)
-class Card:
+class Card(Shown):
     """A circuit with its evidence.
 
     Attributes:
@@ -348,6 +364,11 @@ class Card:
                 return result
         known = ", ".join(result.name for result in self.results)
         raise MeasureError(f"the card has no {name!r}", allowed=known)
+
+    @property
+    def shown(self) -> Result:
+        """The curves with their controls."""
+        return self["circuit.faithfulness"]
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """The figures of `circuit.summary` by name."""

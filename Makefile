@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT ?= studies/full-stop-capitals
 
-.PHONY: study test lint format docs docs-reference circuits-table bench bench-attribution bench-patching clean
+.PHONY: study test lint format docs docs-reference circuits-table bench bench-attribution bench-circuits bench-patching clean
 
 study: $(VENV)/.installed
 	$(BIN)/casestudy run full-stop-capitals --model tiny --out $(OUT)
@@ -36,11 +36,19 @@ docs-reference: $(VENV)/.installed
 circuits-table: $(VENV)/.installed
 	$(BIN)/python docs/circuits_table.py
 
+# What is found about the bundled model: docs/findings.md, from the presets and the kept-out books.
+.PHONY: findings
+findings: $(VENV)/.installed
+	$(BIN)/python -m docs.findings $(if $(CORPUS),--corpus $(CORPUS))
+
 # Side by side with the tools people use today, each in an environment of its own.
-bench: bench-attribution bench-patching
+bench: bench-attribution bench-circuits bench-patching
 
 bench-attribution: $(VENV)/.installed-test $(PEERS)/.installed
 	$(BIN)/python benchmarks/attribution.py
+
+bench-circuits: $(VENV)/.installed-test $(PEERS)/.installed
+	$(BIN)/python benchmarks/circuits.py --threads 2 --rounds 4
 
 bench-patching: $(VENV)/.installed-test $(PEERS)/.installed
 	$(BIN)/python benchmarks/patching.py --threads 2

@@ -12,6 +12,10 @@ not outputs. `_operations`, how many floating-point operations the work cannot d
 `rate_share`: their number / time / the machine's own rate of float32 matrix multiplication, taken
 after each turn, both in CPU seconds, which other work on the machine distorts less. `_work`, which
 share of the whole a turn was, scales a side's time up where a whole turn would take hours.
+
+Where the yardstick is casestudy itself, a case is named in `own`: `theirs` then runs in our
+environment too. What both sides must be given alike, `shared(folder, case)` makes beforehand, and
+`given()` reads it.
 """
 
 from __future__ import annotations
@@ -37,9 +41,18 @@ FULL_SIZE = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "v
 
 Work = Callable[[], Mapping[str, np.ndarray]]
 Side = Callable[[Path, str], Work]
+Shared = Callable[[Path, str], Mapping[str, np.ndarray]]
 
 
-def main(script: str, ours: Side, theirs: Side, cases: Sequence[str], out: Path) -> None:
+def main(
+    script: str,
+    ours: Side,
+    theirs: Side,
+    cases: Sequence[str],
+    out: Path,
+    own: Sequence[str] = (),
+    shared: Shared | None = None,
+) -> None:
     """Race in every case and write the results; in a worker process, be one side."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--case", choices=cases, action="append", help="only this case")
@@ -54,10 +67,12 @@ def main(script: str, ours: Side, theirs: Side, cases: Sequence[str], out: Path)
         work(side(arguments.model, arguments.case[0]), arguments.threads)
         return
     folder = arguments.model or random_gpt2()
-    rows = [
-        race(script, folder, case, arguments.rounds, arguments.threads)
-        for case in arguments.case or cases
-    ]
+    rows = []
+    for case in arguments.case or cases:
+        arrays = {} if shared is None else shared(folder, case)
+        rows.append(
+            race(script, folder, case, arguments.rounds, arguments.threads, case in own, arrays)
+        )
     print(table(rows))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if arguments.case and arguments.out.is_file():  # the other cases' rows stay
@@ -86,14 +101,24 @@ def _made(folder: Path) -> Path:
 
 
 def race(
-    script: str, folder: Path, case: str, rounds: int, threads: int = THREADS
+    script: str,
+    folder: Path,
+    case: str,
+    rounds: int,
+    threads: int = THREADS,
+    own: bool = False,
+    shared: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Let both sides take turns at one case, and compare what they found."""
     peers = Path(os.environ.get("CASESTUDY_PEERS", ROOT / ".venv-peers" / "bin" / "python"))
+    if own:
+        peers = Path(sys.executable)
     if not peers.exists():
         raise SystemExit(f"no {peers}: run `make .venv-peers/.installed`, or set CASESTUDY_PEERS")
     pythons = {"theirs": str(peers), "ours": sys.executable}
     with tempfile.TemporaryDirectory(prefix="race-") as scratch:
+        handed = Path(scratch) / "shared.npz"
+        np.savez(handed, **(shared or {}))
         workers = {
             side: subprocess.Popen(
                 [
@@ -105,7 +130,12 @@ def race(
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "benchmarks")},
+                env={
+                    **os.environ,
+                    "HF_HUB_OFFLINE": "1",
+                    "PYTHONPATH": str(ROOT / "benchmarks"),
+                    HANDED: str(handed),
+                },
             )
             for side, python in pythons.items()
         }
@@ -153,6 +183,13 @@ def race(
 
 
 TALK = sys.stderr
+HANDED = "CASESTUDY_RACE_SHARED"
+
+
+def given() -> dict[str, np.ndarray]:
+    """What the race's `shared` made for both sides."""
+    with np.load(os.environ[HANDED]) as arrays:
+        return dict(arrays)
 
 
 def ask(worker: subprocess.Popen[str], line: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def patch_edges(
         metric: a contrast, or a function of the last token's logits.
         edges: which, as a mask or by name; all by default.
         direction: "noising" or "denoising".
-        effort: memory, checking, progress (of a layer's cells).
+        effort: memory, checking, progress (of a sweep's cells).
 
     Error:  the sweeps' own: the largest gap from full forward passes in a sample of cells.
     Raises: MeasureError for pairs that are identical or of unequal length; SiteError for edges the
@@ -135,33 +135,32 @@ def _of_block(
         raise MeasureError("a run gave NaN or infinity", hint="Try dtype='float32'")
     total, errors = np.zeros(mask.shape), []
     chosen = np.flatnonzero(mask.any(0)).tolist()
-    for layer, group in groupby(chosen, key=lambda r: graph.receivers[r].layer):
-        if layer is None:
-            (r,) = group
-            senders = np.flatnonzero(mask[:, r])
-            found = path.read(path.told(senders.tolist()), metric, effort)
-            total[senders, r] = found.values.sum(1)
-            continue
-        for receivers in _shares(graph, mask, list(group), path, effort.memory):
-            places = [(s, r) for r in receivers for s in np.flatnonzero(mask[:, r]).tolist()]
-            values, error = _swept(path, graph, places, metric, effort)
-            rows, columns = zip(*places, strict=True)
-            total[list(rows), list(columns)] = values.sum(1)
-            errors.append(error)
+    last = len(graph.receivers) - 1
+    if last in chosen:
+        senders = np.flatnonzero(mask[:, last])
+        found = path.read(path.told(senders.tolist()), metric, effort)
+        total[senders, last] = found.values.sum(1)
+    # whatever their layers: each sweep takes the unpatched run anew
+    for receivers in _shares(graph, mask, [r for r in chosen if r != last], path, effort.memory):
+        places = [(s, r) for r in receivers for s in np.flatnonzero(mask[:, r]).tolist()]
+        values, error = _swept(path, graph, places, metric, effort)
+        rows, columns = zip(*places, strict=True)
+        total[list(rows), list(columns)] = values.sum(1)
+        errors.append(error)
     return total, errors, runs
 
 
 def _shares(
     graph: Graph, mask: Mask, receivers: Sequence[int], path: _Edges, memory: int
 ) -> list[list[int]]:
-    """Receivers of a layer, as many at once as their cells' values fit in a quarter of memory."""
-    shares: list[list[int]] = [[]]
+    """Receivers, as many at once as their cells' values fit in a quarter of memory."""
+    shares: list[list[int]] = []
     held = 0
     config, size = path.config, path.model.weights.W_E.element_size()
     for r in receivers:
         width = config.d_model if graph.receivers[r].kind == "mlp" else config.d_head
         cost = int(mask[:, r].sum()) * path.tokens.ids.numel() * width * size
-        if shares[-1] and held + cost > memory // 4:
+        if not shares or held + cost > memory // 4:
             shares.append([])
             held = 0
         shares[-1].append(r)

@@ -1,0 +1,527 @@
+"""Write docs/findings.md's blocks: how the bundled model comes to write a capital after a stop.
+
+    python -m docs.findings [--corpus FOLDER]
+
+Run it from the repository's root. Measures `tiny` on the presets and on contexts mined from the
+kept-out books (those of `training.corpus.HELD_OUT`; no other is read), keeps the numbers in
+findings.json and words them in findings.md. Without the books the presets are measured and the
+mined figures stay as they are. Nothing is drawn at random without a seed. Cost: a minute or two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from docs.findings_page import (
+    COMMA,
+    FIRST,
+    LOWERED,
+    NO_STOPS,
+    OWN,
+    OWN_LOWERED,
+    PAGE,
+    REST_LOWERED,
+    RESULTS,
+    STARTS,
+    filled,
+)
+from numpy.typing import NDArray
+from training.corpus import HELD_OUT
+
+import casestudy
+from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.counterfactual import FAMILIES, Family, Score, propose, score
+from casestudy.behaviour.mining import mine
+from casestudy.behaviour.presets import preset
+from casestudy.behaviour.prompts import Behaviour, Role
+from casestudy.behaviour.roles import STANDARD_ROLES
+from casestudy.measure.attention import attention_by_role
+from casestudy.measure.attribution import HEADS
+from casestudy.measure.batch import Batch, Measurement, run_batch
+from casestudy.measure.circuits import evaluate
+from casestudy.measure.class_mass import CLASS_MASS, class_mass
+from casestudy.measure.evidence import Card, Choices, card
+from casestudy.measure.ledger import B_U, LEDGER
+from casestudy.measure.patching import Direction, Pairs, pairs_of, patch
+from casestudy.measure.result import Grid
+from casestudy.measure.stats import Sums, difference_interval, mean_interval, units_named
+from casestudy.model.decoder import run
+from casestudy.model.edits import Edit
+from casestudy.model.model import Model
+from casestudy.model.sites import Site
+
+CORPUS = "CASESTUDY_CORPUS"
+
+FOUR = (LOWERED, STARTS, FIRST, COMMA)
+KINDS = ("sentence end", "abbreviation", "decimal point")
+MINED, LONGEST, PATCHED = 900, 64, 40
+CIRCUIT_PAIRS, CIRCUIT_LONGEST = 48, 32
+PRESET_CHOICES = Choices(random_circuits=5)
+MINED_CHOICES = Choices(random_circuits=3, replicates=50, exact_edges=100)
+
+_START = next(role.pattern for role in STANDARD_ROLES if role.name == "sentence starts")
+OWN_ROLE = Role(OWN, _START, which="last", take="first")
+"""In a prompt of one sentence it is the first word."""
+PLACES = ("first word", OWN, "earlier full stops", "final full stop")
+
+Found = dict[str, Any]
+
+
+# Numbers
+
+
+def mean(values: NDArray[np.float64], units: Sequence[str] | None = None) -> Found:
+    """A mean with its interval; paragraphs are resampled where they are known."""
+    middle, low, high, n = mean_interval(np.asarray(values, float)[:, None], documents=units)
+    return {"mean": number(middle[0]), "low": number(low[0]), "high": number(high[0]),
+            "n": int(n[0])}  # fmt: skip
+
+
+def number(value: float) -> float | None:
+    """As it is kept: digits enough for the page, too few to differ between machines."""
+    return None if np.isnan(value) else round(float(value), 4)
+
+
+def difference(
+    a: NDArray[np.float64], b: NDArray[np.float64], units: tuple[Sequence[str], Sequence[str]]
+) -> Found:
+    """The second mean minus the first with its interval."""
+    place = units_named([*units[0], *units[1]])
+    sides = []
+    for values, unit in ((a, place[: len(a)]), (b, place[len(a) :])):
+        sums = Sums(int(place.max()) + 1, 1)
+        sums.add(np.asarray(values, float)[:, None], unit)
+        sides.append(sums)
+    found = difference_interval(*sides)
+    return dict(zip(("mean", "low", "high"), (number(float(x[0])) for x in found), strict=True))
+
+
+def paragraph(text: str) -> str:
+    """What contexts of one paragraph share: they are prefixes of each other."""
+    return text[:60]
+
+
+def measured(batch: Batch, measurement: Measurement, name: str) -> Grid:
+    """One grid of a measurement that the batch was run for."""
+    found = next(result for result in measurement.measure(batch) if result.name == name)
+    assert isinstance(found, Grid)
+    return found
+
+
+def batch_of(model: Model, behaviour: Behaviour, index: Sequence[int]) -> Batch:
+    """Some prompts, run with all that is read of them here."""
+    return run_batch(model, behaviour, index, [LEDGER, HEADS, CLASS_MASS])
+
+
+# Who writes it?
+
+
+def parts(terms: Sequence[str], values: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """A ledger's terms (term, prompt), put together by kind."""
+    kinds: dict[str, NDArray[np.float64]] = {}
+    for name, row in zip(terms, values, strict=True):
+        kind = {"embed": "embedding and position", "pos_embed": "embedding and position"}.get(name)
+        kind = kind or {"attn": "attention", "mlp": "MLPs"}.get(name.split()[0], name)
+        kinds[kind] = kinds.get(kind, 0) + row
+    return kinds
+
+
+def written(batch: Batch, units: Sequence[str] | None = None) -> Found:
+    """The main contrast's ledger and its heads."""
+    grid = measured(batch, LEDGER, "ledger")
+    terms, values = grid.axis("term").labels, grid.values[0]
+    present = [i for i in range(len(terms)) if not np.isnan(values[i]).all()]
+    terms, values = tuple(terms[i] for i in present), values[present]
+    heads = measured(batch, HEADS, "attribution.head").values[0]  # layer head prompt
+    heads = heads[:, :-1]
+    order = np.argsort(-np.abs(heads.mean(2)).ravel())[:3]
+    return {
+        "difference": mean(values.sum(0), units),
+        "kinds": {kind: mean(row, units) for kind, row in parts(terms, values).items()},
+        "mlps": [mean(values[terms.index(f"mlp {layer}")], units)
+                 for layer in range(len(heads))],
+        "heads": [
+            {"head": f"{i // heads.shape[1]}.{i % heads.shape[1]}"}
+            | mean(heads[divmod(int(i), heads.shape[1])], units)
+            for i in order
+        ],
+        "b_U": mean(values[terms.index(B_U)], units),
+    }  # fmt: skip
+
+
+# Where does it come from?
+
+
+def families(batch: Batch, which: Iterable[Family]) -> list[Score]:
+    """Every family's pairs, edited and run."""
+    prompts = [replace(prompt, corrupted=None) for prompt in batch.prompts]
+    return list(score(batch.model, propose(batch.model, prompts, tuple(which)), batch.contrasts[0]))
+
+
+def edits(scores: Iterable[Score], units: Sequence[str] | None) -> dict[str, Found]:
+    """What each family does to the contrast."""
+    return {
+        s.family: {
+            "n": s.n,
+            "aligned": aligned(s).n,
+            "before_last": s.before_last.n,
+            "clean": mean(s.clean, chosen(units, s)),
+            "edited": mean(s.corrupted, chosen(units, s)),
+            "flips": number(s.flip_share),
+        }
+        for s in scores
+    }
+
+
+def chosen(units: Sequence[str] | None, s: Score) -> list[str] | None:
+    """The units of a family's pairs."""
+    return None if units is None else [units[pair.index] for pair in s.pairs]
+
+
+def aligned(s: Score) -> Score:
+    """The pairs of as many tokens."""
+    return s.only(lambda pair: pair.aligned == "position")
+
+
+def paired(batch: Batch, s: Score) -> tuple[Pairs, Contrast]:
+    """A family's aligned pairs with their contrasts."""
+    assert s.n
+    pairs = pairs_of(batch.model, s.pairs, roles=[OWN_ROLE])
+    return pairs, batch.contrasts[0][[pair.index for pair in s.pairs]]
+
+
+def by_place(batch: Batch, s: Score) -> Found:
+    """Clean streams put into the edited run at each place, layer by layer."""
+    pairs, contrast = paired(batch, s)
+    grid = patch(batch.model, pairs, contrast, "resid_pre", by="role").normalised
+    names = grid.axis("role").labels
+    shares = {p: [number(v) for v in grid.values[:, names.index(p)]]
+              for p in PLACES if p in names}  # fmt: skip
+    return {"n": s.n, "shares": shares}
+
+
+def by_head(batch: Batch, s: Score, direction: Direction) -> list[Found]:
+    """The three heads that matter most, all positions together."""
+    pairs, contrast = paired(batch, s)
+    grid = patch(batch.model, pairs, contrast, "z", by="all", direction=direction).normalised
+    assert grid.lower is not None
+    assert grid.upper is not None
+    width = grid.values.shape[1]
+    order = np.argsort(-np.abs(grid.values).ravel())[:3]
+    return [
+        {"head": f"{i // width}.{i % width}", "mean": number(grid.values.ravel()[i]),
+         "low": number(grid.lower.ravel()[i]), "high": number(grid.upper.ravel()[i])}
+        for i in order
+    ]  # fmt: skip
+
+
+def by_hand(batch: Batch, s: Score, head: str) -> float | None:
+    """The same for one head with two plain runs and an edit, and no machinery of patching."""
+    layer, index = map(int, head.split("."))
+    pairs, contrast = paired(batch, s)
+    model = batch.model
+    theirs = run(model, pairs.corrupted, keep=[Site.Z.at(layers=layer)], logits="last")
+
+    def exchange(x: Any) -> Any:
+        x = x.clone()
+        x[:, :, index] = theirs["z", layer][:, :, index]
+        return x
+
+    ours = run(model, pairs.clean, logits="last").logits
+    mixed = run(model, pairs.clean, edit=[Edit(Site.Z, layer, exchange)], logits="last").logits
+    assert ours is not None
+    assert mixed is not None
+    assert theirs.logits is not None
+    a, b, c = (float(contrast.value(x).mean()) for x in (ours, theirs.logits, mixed))
+    return number((c - a) / (b - a))
+
+
+def looks(model: Model, behaviour: Behaviour, head: str) -> dict[str, float | None]:
+    """Where a head looks from the last token, by place."""
+    layer, index = head.split(".")
+    behaviour = replace(behaviour, roles=(*behaviour.roles, OWN_ROLE), main=())
+    grid = attention_by_role(model, behaviour)
+    values = grid.select(layer=layer, head=index)
+    names = values.axis("role").labels
+    dim = values.dim("prompt")
+    means = np.nanmean(values.values, axis=dim)
+    return {place: number(means[names.index(place)]) for place in ("BOS", *PLACES)
+            if place in names}  # fmt: skip
+
+
+# How faithful is the smallest circuit?
+
+
+def told(made: Card) -> Found:
+    """A card's figures."""
+    summary = {
+        name: {key: (number(v) if isinstance(v, float) else v) for key, v in row.items()}
+        for name, row in made.summary().items()
+    }
+    grid = made["circuit.faithfulness"]
+    assert isinstance(grid, Grid)
+    curves = {
+        name: [number(v) for v in row]
+        for name, row in zip(grid.axis("method").labels, grid.values, strict=True)
+    }
+    sizes = made["circuit.sizes"]
+    assert isinstance(sizes, Grid)
+    nodes, edges = made["circuit.nodes"], made["circuit.edges"]
+    rows = [dict(row) for row in nodes.rows()]  # type: ignore[union-attr]
+    return {
+        "about": {k: made.about[k] for k in ("n_found_on", "n_judged_on", "held_out", "n_edges")},
+        "summary": summary,
+        "shares": list(grid.axis("proportion").labels),
+        "sizes": [int(n) for n in sizes.values[0]],
+        "curves": curves,
+        "nodes": [{"node": r["node"], "without": number(r["faithfulness_without"])} for r in rows],
+        "edges": [
+            {"edge": f"{r['source']}->{r['target']}", "score": number(r["score"])}
+            for r in list(edges.rows())[:6]  # type: ignore[union-attr]
+        ],
+    }
+
+
+# The two halves
+
+
+def measure_preset(model: Model) -> tuple[Found, Card]:
+    """All that the presets say, and the circuit found on the flagship's pairs."""
+    behaviour = preset("full-stop-capitals")
+    index = [i for i, prompt in enumerate(behaviour.prompts) if behaviour.is_main(prompt)]
+    batch = batch_of(model, behaviour, index)
+    scores = families(batch, (f for f in FAMILIES if f.name in FOUR))
+    pairs = {s.family: aligned(s) for s in scores}
+    lowered = pairs[FOUR[0]]
+    noising = by_head(batch, lowered, "noising")
+    made = card(model, *paired(batch, lowered), PRESET_CHOICES)
+    ordinary = replace(behaviour, prompts=batch.prompts, main=())
+    numbers = preset("decimal-point")
+    found = {
+        "weight_hash": model.weight_hash,
+        "written": written(batch),
+        "edits": edits(scores, None),
+        "places": {name: by_place(batch, pairs[name]) for name in FOUR},
+        "noising": noising,
+        "denoising": by_head(batch, lowered, "denoising"),
+        "by_hand": by_hand(batch, lowered, noising[0]["head"]),
+        "looks": looks(model, ordinary, noising[0]["head"]),
+        "card": told(made),
+        "decimal": decimal(model, numbers),
+    }
+    return found, made
+
+
+def decimal(model: Model, behaviour: Behaviour) -> Found:
+    """A number before the stop against a word there, in the same contexts."""
+    batch = batch_of(model, behaviour, range(len(behaviour)))
+    mass = measured(batch, CLASS_MASS, "class_mass")
+    names = mass.axis("class").labels
+    groups = {g: [i for i, p in enumerate(batch.prompts) if g in p.groups]
+              for g in behaviour.groups}  # fmt: skip
+    given = aligned(score(model, propose(model, batch.prompts, ()), batch.contrasts[0])[0])
+    given = given.only(lambda pair: "number" in pair.clean.groups)
+    pairs, contrast = paired(batch, given)
+    grid = patch(model, pairs, contrast, "resid_pre", by="role").normalised
+    roles = grid.axis("role").labels
+    return {
+        "mass": {g: {c: mean(mass.values[names.index(c), some])
+                     for c in ("digit", "space+Capital", "newline")}
+                 for g, some in groups.items()},
+        "n": given.n,
+        "shares": {place: [number(v) for v in grid.values[:, roles.index(place)]]
+                   for place in ("last word before the stop", "final full stop")},
+        "heads": by_head(batch, given, "noising"),
+    }  # fmt: skip
+
+
+def several(text: str) -> bool:
+    """Whether a context has more than one sentence."""
+    return len(OWN_ROLE.spans(text)) == 1 and OWN_ROLE.spans(text) != _first(text)
+
+
+def _first(text: str) -> list[tuple[int, int]]:
+    return Role("first", _START, which="first").spans(text)
+
+
+def _own_lowered(text: str) -> str | None:
+    spans = OWN_ROLE.spans(text)
+    if not spans:
+        return None
+    at = spans[0][0]
+    return text[:at] + text[at].lower() + text[at + 1 :]
+
+
+def _between_lowered(text: str) -> str | None:
+    """All but the first word and the last sentence's, which keep their letters."""
+    first, own = _first(text), OWN_ROLE.spans(text)
+    if not first or not own or first == own:
+        return None
+    head, tail = first[0][0] + 1, own[0][0]
+    return text[:head] + text[head:tail].lower() + text[tail] + text[tail + 1 :].lower()
+
+
+def _dots_to_commas(text: str) -> str | None:
+    role = next(r for r in STANDARD_ROLES if r.name == "earlier full stops")
+    spans = role.spans(text)
+    for start, end in spans:
+        text = text[:start] + "," + text[end:]
+    return text if spans else None
+
+
+EDITS = (
+    *(f for f in FAMILIES if f.name in FOUR),
+    Family(OWN_LOWERED, _own_lowered, "no word"),
+    Family(REST_LOWERED, _between_lowered, "one sentence"),
+    Family(NO_STOPS, _dots_to_commas, "no earlier stop"),
+)
+
+
+def measure_mined(model: Model, books: Sequence[Path], known: Card) -> Found:
+    """All that the kept-out books say."""
+    mined = mine(books, model.tokenizer, n=MINED, seed=0, max_tokens=LONGEST)
+    behaviour = mined.behaviour
+    index = [i for i, p in enumerate(behaviour.prompts) if p.category in KINDS]
+    behaviour = replace(behaviour, prompts=tuple(behaviour.prompts[i] for i in index))
+    of_kind = {k: [i for i, p in enumerate(behaviour.prompts) if p.category == k] for k in KINDS}
+    ends = batch_of(model, behaviour, of_kind["sentence end"])
+    units = [paragraph(p.text) for p in ends.prompts]
+    differences = np.array(ends.contrasts[0].value(ends.logits).tolist())
+    by_book = {
+        book: number(differences[[p.document == book for p in ends.prompts]].mean())
+        for book in sorted({p.document for p in ends.prompts})
+    }
+    some = [i for i, p in enumerate(ends.prompts) if several(p.text)]
+    many = batch_of(model, behaviour, [of_kind["sentence end"][i] for i in some])
+    their = [units[i] for i in some]
+    scores = families(many, EDITS)
+    first_person = np.array([answer == " I" for answer in ends.contrasts[0].answers])
+    comma = families(ends, (f for f in FAMILIES if f.name == FOUR[3]))[0]
+    flipped = comma.clean * comma.corrupted < 0
+    lowered = evenly(aligned(next(s for s in scores if s.family == FOUR[0])), PATCHED)
+    noising = by_head(many, lowered, "noising")
+    return {
+        "weight_hash": model.weight_hash,
+        "books": len(books),
+        "taken": {k: len(of_kind[k]) for k in KINDS},
+        "written": written(ends, units),
+        "by_book": by_book,
+        "first_person": number(first_person.mean()),
+        "comma_flips": {"I": number(flipped[first_person].mean()),
+                        "other": number(flipped[~first_person].mean())},
+        "several": len(some),
+        "edits": edits(scores, their),
+        "places": {s.family: by_place(many, evenly(aligned(s), PATCHED))
+                   for s in scores if s.family in FOUR},
+        "noising": noising,
+        "by_hand": by_hand(many, lowered, noising[0]["head"]),
+        "looks": looks(model, replace(behaviour, prompts=many.prompts), noising[0]["head"]),
+        "kinds": kinds(model, behaviour, of_kind),
+        **circuit(model, ends, known),
+    }  # fmt: skip
+
+
+def evenly(s: Score, most: int) -> Score:
+    """At most so many pairs, evenly taken."""
+    keep = {s.pairs[i * s.n // most].index for i in range(most)} if s.n > most else None
+    return s if keep is None else s.only(lambda pair: pair.index in keep)
+
+
+def kinds(model: Model, behaviour: Behaviour, of_kind: dict[str, list[int]]) -> Found:
+    """What differs between kinds of stops: class masses, ledgers, and in lower case."""
+    masses, lowered, ledgers, units = {}, {}, {}, {}
+    digits = preset("decimal-point").class_contrast
+    for kind, some in of_kind.items():
+        batch = batch_of(model, behaviour, some)
+        mass = measured(batch, CLASS_MASS, "class_mass")
+        masses[kind] = dict(zip(mass.axis("class").labels, mass.values, strict=True))
+        units[kind] = [paragraph(p.text) for p in batch.prompts]
+        low = class_mass(model, [p.text.lower() for p in batch.prompts])
+        lowered[kind] = dict(zip(low.axis("class").labels, low.values, strict=True))
+        for name, asked in (("capital", behaviour.class_contrast), ("digit", digits)):
+            grid = measured(
+                batch_of(model, replace(behaviour, class_contrast=asked), some), LEDGER, "ledger"
+            )
+            ledgers[name, kind] = parts(grid.axis("term").labels, grid.values[-1])
+            ledgers[name, kind]["sum"] = grid.values[-1].sum(0)
+    shown = ("space+Capital", "space+lower", "digit", "newline")
+
+    def against(name: str, kind: str) -> Found:
+        a, b = (ledgers[name, k] for k in (KINDS[0], kind))
+        return {p: difference(a[p], b[p], (units[KINDS[0]], units[kind])) for p in a}
+
+    return {
+        "mass": {k: {c: mean(masses[k][c], units[k]) for c in shown} for k in KINDS},
+        "lowered": {k: mean(lowered[k]["space+Capital"], units[k]) for k in KINDS},
+        "mass_difference": {
+            k: {c: difference(masses[KINDS[0]][c], masses[k][c], (units[KINDS[0]], units[k]))
+                for c in shown} for k in KINDS[1:]
+        },
+        "abbreviation_ledger": against("capital", "abbreviation"),
+        "decimal_ledger": against("digit", "decimal point"),
+        "decimal_books": len({behaviour.prompts[i].document for i in of_kind["decimal point"]}),
+    }  # fmt: skip
+
+
+def circuit(model: Model, ends: Batch, known: Card) -> Found:
+    """A circuit of the mined pairs, and what each of the two circuits carries on them."""
+    short = [f for f in FAMILIES if f.name == FOUR[0]]
+    s = aligned(families(ends, short)[0])
+    s = evenly(s.only(lambda pair: pair.last < CIRCUIT_LONGEST), CIRCUIT_PAIRS)
+    pairs, contrast = paired(ends, s)
+    documents = [ends.prompts[pair.index].document for pair in s.pairs]
+    made = card(model, pairs, contrast, MINED_CHOICES, documents=documents)
+    carried = evaluate(model, pairs, contrast, [known.circuit, made.circuit])
+    values, low, high = carried.interval()
+    shared = set(known.circuit.edges) & set(made.circuit.edges)
+    return {
+        "card": told(made),
+        "carried": {"mean": number(values[0]), "low": number(low[0]), "high": number(high[0]),
+                    "n": len(pairs.clean)},
+        "shared_edges": len(shared),
+        "longest": CIRCUIT_LONGEST,
+    }  # fmt: skip
+
+
+def books_in(folder: Path) -> list[Path]:
+    """The kept-out books that a folder has."""
+    return [path for name in HELD_OUT if (path := folder / name).is_file()]
+
+
+def measure(folder: Path, before: Found) -> Found:
+    """Both halves, or the presets' with the mined one as it was."""
+    model = casestudy.load("tiny")
+    print("the presets", file=sys.stderr)
+    found, made = measure_preset(model)
+    books = books_in(folder)
+    if not books:
+        print(f"no kept-out book in {folder}: the mined figures stay as they are; name a folder "
+              f"with --corpus or {CORPUS}", file=sys.stderr)  # fmt: skip
+        return {"preset": found, "mined": before["mined"]}
+    print(f"contexts of {len(books)} books", file=sys.stderr)
+    return {"preset": found, "mined": measure_mined(model, books, made)}
+
+
+def main() -> None:
+    """Measure, keep the numbers, and put the words into the page."""
+    parser = argparse.ArgumentParser(description="Measure docs/findings.md again.")
+    parser.add_argument("--corpus", type=Path, default=os.environ.get(CORPUS, "../shared/corpus"))
+    # Small matrices: a second thread mostly waits for the first, and for long on a busy machine.
+    torch.set_num_threads(1)
+    before = json.loads(RESULTS.read_text("utf-8"))
+    found = measure(Path(parser.parse_args().corpus), before)
+    RESULTS.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text("utf-8"), found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -156,7 +156,7 @@ def test_a_patch_grid_streams_and_fills(
     monkeypatch.setattr(patches, "EVERY", 0.0)
     told = lines(client, **PAIR)
     done = [line["done"] for line in told]
-    assert len(told) > 2
+    assert len(told) >= 2  # the first climb, and the end; between them as often as time allows
     assert done == sorted(done)
     assert done[0] < done[-1]
     assert [line["finished"] for line in told] == [False] * (len(told) - 1) + [True]

@@ -25,6 +25,7 @@ and of scores weighted at random for the bootstrap.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -211,6 +212,7 @@ class _Chunk:
         self.start = min(firsts[i] for i in some)
         self.readout = Readout(model, metric, len(some))
         self.values: dict[str, Tensor] = {}
+        self.buffer: Tensor | None = None
 
     def runs(self) -> NDArray[np.float64]:
         """The metric of the clean and of the corrupted run."""
@@ -228,8 +230,7 @@ class _Chunk:
         for side, tokens in zip(_SIDES, (self.clean, self.corrupted), strict=True):
             traces[side] = self.trace(tokens, grad=method == "eap" and side == base)
             self.values[side] = self.value(traces[side])
-        delta = self.written(traces["clean"]) - self.written(traces["corrupted"])
-        delta *= self.clean.mask[:, self.start :][:, None, :, None]
+        delta = self.difference(traces["clean"], traces["corrupted"])
         out = delta.new_zeros(len(delta), *self.graph.real.shape)
         if method == "eap":
             self.add(out, delta, traces[base], self.values[base])
@@ -291,8 +292,24 @@ class _Chunk:
             )
         return value
 
-    def written(self, trace: Trace) -> Float[Tensor, "batch sender pos d_model"]:
-        return contributions(self.model, self.graph, trace, self.start)
+    def difference(
+        self, clean: Trace, corrupted: Trace
+    ) -> Float[Tensor, "batch sender pos d_model"]:
+        """What each sender writes in the clean run and not in the corrupted; 0 in the padding."""
+        if any(site is Site.ATTN_POST_SCALE for site, _ in corrupted.values):
+            delta = contributions(self.model, self.graph, clean, self.start)
+            delta -= contributions(self.model, self.graph, corrupted, self.start)
+        else:  # linear in what was kept
+            change = {
+                (site, layer): clean.values[site, layer].detach() - x.detach()
+                for (site, layer), x in corrupted.values.items()
+                if (site, layer) == (Site.RESID_PRE, 0) or site in _WRITTEN
+            }
+            delta = contributions(
+                self.model, self.graph, replace(corrupted, values=change), self.start
+            )
+        mask = self.clean.mask[:, self.start :]
+        return delta if bool(mask.all()) else delta.mul_(mask[:, None, :, None])
 
     def add(
         self,
@@ -362,15 +379,15 @@ class _Chunk:
         )
         x = trace[Site.RESID_PRE, layer][:, self.start :].detach()
         place, limit = self.graph.first_receiver(layer), self.graph.first_sender(layer)
-        for site, W, b in (
-            (Site.Q, attn.W_Q, attn.b_Q),
-            (Site.K, attn.W_K, attn.b_K),
-            (Site.V, attn.W_V, attn.b_V),
-        ):
-            out = trace[site, layer][:, self.start :].detach()
-            gradient = self.through(norm, x, W, b, out, by_site[site, layer])
-            yield place, place + len(W), limit, gradient
-            place += len(W)
+        # q, k and v as heads of one map: their product with the senders is then wide enough to run
+        # at full rate
+        sites = (Site.Q, Site.K, Site.V)
+        out = torch.cat([trace[site, layer][:, self.start :].detach() for site in sites], 2)
+        slope = torch.cat([by_site[site, layer] for site in sites], 2)
+        W = torch.cat([attn.W_Q, attn.W_K, attn.W_V])
+        maps = ((attn.W_Q, attn.b_Q), (attn.W_K, attn.b_K), (attn.W_V, attn.b_V))
+        b = torch.cat([W.new_zeros(len(w), W.shape[2]) if b is None else b for w, b in maps])
+        yield place, place + len(W), limit, self.through(norm, x, W, b, out, slope)
 
     def gradients_of_mlp(
         self, trace: Trace, by_site: dict[tuple[Site, int | None], Tensor], layer: int
@@ -414,7 +431,7 @@ class _Chunk:
         """
         config = self.config
         if norm is None or config.norm == "none":
-            return torch.einsum("bphe,hde->bhpd", gradient, W)
+            return self.onto(gradient, W)
         weight = norm_weight(config, norm)
         maps = W if weight is None else W * weight[:, None]
         zero = W.new_zeros(()) if b is None else b
@@ -428,8 +445,23 @@ class _Chunk:
         unit = unit / scale
         slope = gradient / scale[..., None]
         along = (slope * (out - zero)).sum(-1) / config.d_model
-        y = torch.einsum("bphe,hde->bhpd", slope, maps)
+        y = self.onto(slope, maps)
         return y.addcmul_(unit[:, None], along.transpose(1, 2)[..., None], value=-1.0)
+
+    def onto(
+        self, slope: Float[Tensor, "batch pos head d_head"], W: Float[Tensor, "head d_model d_head"]
+    ) -> Float[Tensor, "batch head pos d_model"]:
+        """Σ_e slope_e W_e of each head, in a buffer that the next call takes again: these are the
+        largest tensors of a pass, and fresh memory for each layer's costs as much as the product.
+        """
+        batch, pos, heads, _ = slope.shape
+        rows = slope.permute(2, 0, 1, 3).flatten(1, 2)  # head (batch pos) d_head
+        shape = (heads, batch * pos, W.shape[1])
+        if self.buffer is None or self.buffer.shape != shape:
+            self.buffer = slope.new_empty(shape)
+        torch.bmm(rows, W.transpose(1, 2), out=self.buffer)
+        return self.buffer.view(heads, batch, pos, -1).transpose(0, 1)
 
 
 _SIDES = ("clean", "corrupted")
+_WRITTEN = frozenset({Site.Z, Site.MLP_OUT, Site.MLP_POST})

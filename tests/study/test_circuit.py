@@ -12,7 +12,6 @@ from casestudy.behaviour.classes import ClassContrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import MeasureError, StudyError
 from casestudy.measure.evidence import Choices, choices_of, read_card
-from casestudy.measure.metrics import Kind
 from casestudy.measure.result import Grid
 from casestudy.model.loading import load
 from casestudy.model.model import Model
@@ -84,17 +83,16 @@ def test_where_there_is_none_a_study_says_so_and_a_search_fails(
         choices_of(rank="best")
 
 
-@pytest.mark.parametrize(("kind", "unit"), [("kl", "nats"), ("class", "nats")])
-def test_other_metrics(kind: Kind, unit: str, tiny: Model, tmp_path: Path) -> None:
+def test_a_circuit_may_carry_a_class_contrast(tiny: Model, tmp_path: Path) -> None:
     few = Choices(random_circuits=0, exact_edges=0, replicates=0, faithful=0.5)
     asked = replace(
         behaviour(TEXTS[:2]),
         class_contrast=ClassContrast("capital mass", "space+Capital", "space+lower"),
     )
     made = study(
-        asked, tiny, out=tmp_path / "s", only=ONLY, search=Search(few, kind, "all lowered")
+        asked, tiny, out=tmp_path / "s", only=ONLY, search=Search(few, "class", "all lowered")
     )
     about = made.manifest["circuit_about"]
-    assert (about["unit"], about["family"]) == (unit, "all lowered")
+    assert (about["unit"], about["family"]) == ("nats", "all lowered")
     with pytest.raises(MeasureError, match="no class contrast"):
         study(behaviour(), tiny, out=tmp_path / "c", only=ONLY, search=Search(few, "class"))

@@ -70,7 +70,7 @@ def run(
 
     loaded = _load(model, device, dtype)
     asked = _behaviour(behaviour)
-    folder = out or Path("studies") / f"{asked.name}-{Path(model).name.replace('@', '-')}"
+    folder = out or _folder(asked.name, model)
     with _progress("prompts") as progress:
         finished = study(
             asked,
@@ -259,8 +259,7 @@ def circuit(
 
     loaded = _load(model, device, dtype)
     asked = _behaviour(behaviour)
-    name = f"{asked.name}-{Path(model).name.replace('@', '-')}-circuit"
-    folder = out or Path("studies") / name
+    folder = out or _folder(asked.name, model, "circuit")
     search = Search(
         choices_of(
             method=method,
@@ -603,6 +602,11 @@ def _load(model: str, device: str, dtype: str) -> Model:
     from casestudy.model.loading import load
 
     return load(model, device=device, dtype=dtype)
+
+
+def _folder(behaviour: str, model: str, *more: str) -> Path:
+    """Where a study is kept that no folder was named for."""
+    return Path("studies") / "-".join((behaviour, Path(model).name.replace("@", "-"), *more))
 
 
 def _behaviour(name: str) -> Any:

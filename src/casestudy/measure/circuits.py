@@ -40,13 +40,19 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.errors import MeasureError
-from casestudy.measure.contributions import after_norm, alike, contribution_sites, contributions
+from casestudy.measure.contributions import (
+    after_norm,
+    alike,
+    attention_bias,
+    contribution_sites,
+    contributions,
+)
 from casestudy.measure.gradients import differing
 from casestudy.measure.graph import Circuit, Graph
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.patching import Pairs, Roles, token_classes
-from casestudy.measure.stats import mean_interval, ratio_in_parts
-from casestudy.measure.sweep import DEFAULT_MEMORY, Metric, Progress, Readout
+from casestudy.measure.stats import mean_interval, ratio_in_parts, ratio_of_means
+from casestudy.measure.sweep import DEFAULT_MEMORY, Metric, Progress, Readout, rounding_bound
 from casestudy.model.decoder import (
     apply_norm,
     attend,
@@ -96,7 +102,7 @@ class Evaluation:
 
         1 is the whole model, 0 everything ablated; above 1 a circuit overshoots.
         """
-        return self.interval()[0]
+        return ratio_of_means(self.values, self.empty, self.full)
 
     def interval(
         self, documents: Sequence[str] | None = None
@@ -208,8 +214,8 @@ class _Engine:
         if not np.isfinite(values).all():
             raise MeasureError("a run gave NaN or infinity", hint="Try dtype='float32'")
         error = {"gap": gap, "checked": float(len(sample))}
-        bound = {torch.float64: 1e-9, torch.float32: 1e-4}.get(self.model.dtype)
-        if bound is not None:
+        bound = rounding_bound(self.model.dtype)
+        if bound < float("inf"):
             # a circuit's activations are not a run's, and may be larger: their rounding is too
             error["bound"] = bound = bound * max(1.0, float(np.abs(values).max()) / 10)
             if not gap <= bound:
@@ -435,8 +441,7 @@ class _Circuits:
         for layer, weights in enumerate(block.weights.blocks):
             first = self.graph.first_sender(layer)
             middle, end = first + config.n_heads, self.graph.first_sender(layer + 1)
-            norm = weights.attn_post_norm
-            bias = weights.attn.b_O if norm is None or config.norm == "none" else norm.bias
+            bias = attention_bias(config, weights)
             self.heads(layer, x)
             attn_out = ablated[:, first:middle].sum(1)
             attn_out = attn_out if bias is None else attn_out + bias
@@ -640,8 +645,7 @@ class _Plain:
         layer = self.graph.receivers[start].layer
         at_mlp = self.graph.receivers[start].kind in ("mlp", "neuron") and not self.config.parallel
         for before, block in enumerate(self.model.weights.blocks):
-            norm = block.attn_post_norm
-            bias = block.attn.b_O if norm is None or self.config.norm == "none" else norm.bias
+            bias = attention_bias(self.config, block)
             if bias is not None and (layer is None or before < layer + at_mlp):
                 x = x + bias
         shares = self.shares[:limit, start:end]

@@ -22,7 +22,7 @@ from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import Trace, norm_weight
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
-from casestudy.model.weights import Norm
+from casestudy.model.weights import Block, Norm
 
 
 def contribution_sites(model: Model, graph: Graph) -> Sequence[Keep]:
@@ -79,6 +79,12 @@ def contributions(
             whole = whole - neurons.sum(1)
         out[:, place + len(chosen)] = whole
     return out
+
+
+def attention_bias(config: ModelConfig, block: Block) -> Float[Tensor, " d_model"] | None:
+    """What a layer's attention writes that no head does: b_O, or the bias of a norm after it."""
+    norm = block.attn_post_norm
+    return block.attn.b_O if norm is None or config.norm == "none" else norm.bias
 
 
 USEFUL = 0.75

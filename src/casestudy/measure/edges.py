@@ -32,7 +32,6 @@ from casestudy.measure.paths import Path
 from casestudy.measure.result import Array, worst_error
 from casestudy.measure.scores import EdgeScores
 from casestudy.measure.sweep import Cell, Metric, Readout, sweep
-from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
@@ -98,11 +97,9 @@ class _Edges(Path):
     """
 
     def __init__(self, model: Model, graph: Graph, base: Tokens, source: Tokens) -> None:
-        super().__init__(model, base, source, LOGITS, "direct", "recomputed")
         sites = contribution_sites(model, graph)
-        ours, theirs = (
-            contributions(model, graph, run(model, side, keep=sites)) for side in (base, source)
-        )
+        super().__init__(model, base, source, LOGITS, "direct", "recomputed", sites)
+        ours, theirs = (contributions(model, graph, trace) for trace in (self.base, self.source))
         self.changes = theirs - ours  # batch sender pos d_model
 
     def told(self, senders: Sequence[int]) -> Float[Tensor, "sender row d_model"]:

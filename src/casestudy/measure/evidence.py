@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -249,21 +249,24 @@ def knock_out(
     n = len(places)
     rng = np.random.default_rng(seed)
     halves = rng.random((random_sets, n)) < 0.5
-    sets = np.concatenate([np.zeros((1, n), dtype=bool), np.eye(n, dtype=bool), halves])
+    alone = np.eye(n, dtype=bool)
+    sets = np.concatenate([np.zeros((1, n), dtype=bool), alone, halves])
 
     def without(chosen: Mask, of: Circuit) -> list[Circuit]:
         return [of.without([places[i] for i in np.flatnonzero(row)]) for row in chosen]
 
-    def faithful(circuits: list[Circuit]) -> NDArray[np.float64]:
+    def faithful(one: list[Circuit], other: list[Circuit]) -> NDArray[np.float64]:
+        """Both lists' faithfulness, a row each, in one evaluation of what they share."""
+        circuits = [*one, *other]
         return evaluate(
             model, pairs, metric, circuits, ablation=ablation, memory=memory, check=2, seed=seed
-        ).faithfulness
+        ).faithfulness.reshape(2, -1)
 
-    ours, theirs = faithful(without(sets, circuit)), faithful(without(sets, graph.full))
+    ours, theirs = faithful(without(sets, circuit), without(sets, graph.full))
     worst, gap = np.zeros(n, dtype=bool), -1.0
     for _ in range(min(greedy_steps, n)):
-        tries = np.stack([worst | np.eye(n, dtype=bool)[i] for i in range(n) if not worst[i]])
-        a, b = faithful(without(tries, circuit)), faithful(without(tries, graph.full))
+        tries = worst | alone[~worst]
+        a, b = faithful(without(tries, circuit), without(tries, graph.full))
         best = int(np.abs(a - b).argmax())
         if abs(a[best] - b[best]) <= gap:
             break
@@ -275,17 +278,10 @@ def knock_out(
         )
     # on its own, and with half of the others gone
     largest = np.abs(ours[1 : n + 1] - ours[0])
-    tops = [(row, i) for row in halves[: min(5, random_sets)] for i in range(n)]
-    if tops:
-        with_, bare = [], []
-        for row, i in tops:
-            alone = np.eye(n, dtype=bool)[i]
-            with_.append(row & ~alone)
-            bare.append(row | alone)
-        a, b = (
-            faithful(without(np.stack(with_), circuit)),
-            faithful(without(np.stack(bare), circuit)),
-        )
+    tops = halves[: min(5, random_sets)][:, None]  # set 1 node
+    if len(tops):
+        kept, gone = ((tops & ~alone).reshape(-1, n), (tops | alone).reshape(-1, n))
+        a, b = faithful(without(kept, circuit), without(gone, circuit))
         largest = np.maximum(largest, np.abs(a - b).reshape(-1, n).max(0))
     names = tuple(graph.senders[i].node for i in places)
     return Knockouts(names, sets, ours, theirs, largest)
@@ -691,23 +687,13 @@ class _Work:
 
     def edge_table(self, circuit: Circuit, scores: EdgeScores, exact: EdgeScores | None) -> Table:
         """The circuit's edges, strongest first."""
-        own = np.where(circuit.mask, scores.values, np.nan)
-        order = self.graph.order(own)
-        places = [divmod(int(i), len(self.graph.receivers)) for i in order]
-        columns: dict[str, list[Any]] = {
-            "source": [self.graph.senders[s].node for s, _ in places],
-            "target": [self.graph.receivers[r].input for _, r in places],
-            "score": [float(own[place]) for place in places],
-        }
-        if scores.replicates is not None:
-            low, high = scores.interval()
-            columns |= {
-                "lower": [float(low[place]) for place in places],
-                "upper": [float(high[place]) for place in places],
-            }
+        own = replace(scores, values=np.where(circuit.mask, scores.values, np.nan))
+        columns = dict(own.table(circuit.n_edges).columns)
+        n = columns.pop("n")
         if exact is not None:
-            columns["exact"] = [_measured(exact.values[place]) for place in places]
-        columns["n"] = [scores.n] * len(places)
+            ends = zip(columns["source"], columns["target"], strict=True)
+            columns["exact"] = [_measured(exact[f"{source}->{target}"]) for source, target in ends]
+        columns["n"] = n
         return Table(
             "circuit.edges",
             columns,

@@ -190,6 +190,7 @@ class Path:
         receiver: Receiver,
         mode: Mode,
         norms: Norms,
+        keep: Sequence[Keep | Site] = (),
     ) -> None:
         self.model, self.config = model, model.config
         self.tokens, self.receiver, self.mode, self.norms = base, receiver, mode, norms
@@ -197,8 +198,8 @@ class Path:
         if not self.config.parallel:
             sites.append(Site.RESID_MID)
         theirs: list[Keep | Site] = [Site.RESID_PRE.at(0), Site.Z, Site.MLP_OUT]
-        self.base: Trace = run(model, base, keep=[*sites, Site.FINAL_RESID])
-        self.source: Trace = run(model, source, keep=[*theirs, Site.FINAL_RESID])
+        self.base: Trace = run(model, base, keep=[*sites, Site.FINAL_RESID, *keep])
+        self.source: Trace = run(model, source, keep=[*theirs, Site.FINAL_RESID, *keep])
         self.first = first_differences(base, source)
         same = [b for b, n in enumerate(base.lengths.tolist()) if self.first[b] == n]
         if same:

@@ -264,6 +264,11 @@ def sweep(
         )
 
 
+def rounding_bound(dtype: torch.dtype) -> float:
+    """What two ways of computing one value may differ by; bfloat16 promises nothing."""
+    return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, float("inf"))
+
+
 def first_differences(base: Tokens, source: Tokens) -> list[int]:
     """Per pair, the first position at which the two differ (where one is a prefix: its length)."""
     found = []
@@ -652,7 +657,7 @@ class _Engine:
         whole = found()
         if np.isnan(whole.values[~absent]).any():
             raise MeasureError("a patched run gave NaN", hint="The replacement may not be finite")
-        bound = self.bound()
+        bound = rounding_bound(self.model.dtype)
         if not gap <= bound:
             raise MeasureError(
                 f"the sweep differs from full forward passes by {gap:.2e} logits",
@@ -663,10 +668,6 @@ class _Engine:
         if bound < float("inf"):
             error["bound"] = bound
         return replace(whole, error=error)
-
-    def bound(self) -> float:
-        """What two ways of computing one value may differ by; bfloat16 promises nothing."""
-        return {torch.float64: 1e-9, torch.float32: 1e-4}.get(self.model.dtype, float("inf"))
 
     def open_block(self, prompts: list[int], keeps: tuple[list[Keep], list[Keep]]) -> _Block:
         base = run(self.model, self.base[prompts], keep=keeps[0])

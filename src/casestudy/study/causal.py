@@ -88,9 +88,8 @@ def keep_causes(
     scores = score(model, proposals, contrast, prepend_bos=prepend_bos)
     store.write_final([counterfactual_table(scores)])
     tasks = [*_before_last(batch, scores, prepend_bos), *_at_last(batch, scores, prepend_bos)]
-    nothing = {"what": "causal effects", "why": "no minimal edit fits these prompts"}
-    if not tasks and nothing not in store.manifest["not_measured"]:
-        store.manifest["not_measured"].append(nothing)
+    if not tasks:
+        store.say_not_measured("causal effects", "no minimal edit fits these prompts")
     for task in tasks:
         last = f"{task.name}.known.raw"  # the last that is written of a grid
         if store.has_grid(last):
@@ -164,7 +163,7 @@ class _Side:
 
     def __init__(self, batch: Batch, score: Score, prepend_bos: bool | None, said: str) -> None:
         self.model, self.family, self.said = batch.model, score.family, said
-        self.pairs = _pairs(batch, score, prepend_bos)
+        self.pairs = scored_pairs(batch, score, prepend_bos)
         self.contrast = batch.contrasts[0][[pair.index for pair in score.pairs]]
 
     def grid(self, site: str, by: By, direction: Direction = "denoising") -> _Task:
@@ -200,7 +199,8 @@ class _Side:
         return replace(patched, raw=raw)
 
 
-def _pairs(batch: Batch, score: Score, prepend_bos: bool | None) -> Pairs:
+def scored_pairs(batch: Batch, score: Score, prepend_bos: bool | None) -> Pairs:
+    """A family's pairs on the model's device, labelled by their place in the behaviour."""
     assert batch.behaviour is not None
     labels = [str(batch.index[pair.index]) for pair in score.pairs]
     roles = batch.behaviour.roles

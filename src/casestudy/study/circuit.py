@@ -22,10 +22,10 @@ from casestudy.errors import MeasureError, StudyError
 from casestudy.measure.batch import Batch, run_batch
 from casestudy.measure.evidence import Card, Choices, Tell, card
 from casestudy.measure.metrics import Kind, metric_of
-from casestudy.measure.patching import Pairs, pairs_of
+from casestudy.measure.patching import Pairs
 from casestudy.measure.stats import BOOTSTRAP_FROM
 from casestudy.model.model import Model
-from casestudy.study.causal import chosen_prompts
+from casestudy.study.causal import chosen_prompts, scored_pairs
 from casestudy.study.store import Store, differences, write_atomically
 
 NAME = "circuit"
@@ -99,7 +99,7 @@ def keep_circuit(
     except MeasureError as problem:
         if not own:
             raise
-        _say_nothing(store, str(problem))
+        store.say_not_measured("circuits", str(problem))
     store.manifest["circuit"] = asked
     store.save_manifest()
 
@@ -119,7 +119,7 @@ def _find(
     made = card(
         batch.model,
         pairs,
-        metric_of(batch.model, contrast, search.metric, pairs.clean.to(batch.model.device)),
+        metric_of(batch.model, contrast, search.metric, pairs.clean),
         search.choices,
         documents=documents if any(documents) else None,
         unit=UNITS[search.metric],
@@ -163,15 +163,8 @@ def circuit_pairs(
             "no minimal edit leaves two of these prompts their number of tokens",
             hint="Bring corrupted partners of as many tokens in the behaviour file",
         )
-    labels = [str(batch.index[pair.index]) for pair in best.pairs]
-    pairs = pairs_of(batch.model, best.pairs, roles=roles, labels=labels, prepend_bos=prepend_bos)
+    pairs = scored_pairs(batch, best, prepend_bos)
     return best, pairs, contrast[[pair.index for pair in best.pairs]]
-
-
-def _say_nothing(store: Store, why: str, what: str = "circuits") -> None:
-    nothing = {"what": what, "why": why}
-    if nothing not in store.manifest["not_measured"]:
-        store.manifest["not_measured"].append(nothing)
 
 
 def _write(store: Store, made: Card, best: Score) -> None:
@@ -188,4 +181,4 @@ def _write(store: Store, made: Card, best: Score) -> None:
     store.manifest["circuit_about"] = made.about
     if made.scores.replicates is None:
         why = f"{made.scores.n} pairs were too few to resample: {BOOTSTRAP_FROM} are needed"
-        _say_nothing(store, why, "how much of the circuit stays under resampling")
+        store.say_not_measured("how much of the circuit stays under resampling", why)

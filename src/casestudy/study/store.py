@@ -166,6 +166,12 @@ class Store:
         text = json.dumps(self.manifest, indent=1, ensure_ascii=False)
         write_atomically(self.folder / "manifest.json", text.encode("utf-8"))
 
+    def say_not_measured(self, what: str, why: str) -> None:
+        """Put into the manifest what a reader might look for and why it is not there, once."""
+        entry = {"what": what, "why": why}
+        if entry not in self.manifest["not_measured"]:
+            self.manifest["not_measured"].append(entry)
+
     def has_chunk(self, chunk: int) -> bool:
         """Whether this chunk was finished."""
         return self._shard(chunk // SHARD).is_file() or self._chunk(chunk).is_file()

@@ -77,8 +77,8 @@ class Ours:
 
     def eap(self, n: int = PAIRS, **how: Any) -> Any:
         """Scores of the first n pairs."""
-        from casestudy.measure.evidence import some_pairs
-        from casestudy.measure.gradients import attribute_edges
+        from casestudy.circuits.card import some_pairs
+        from casestudy.circuits.edge_scores import attribute_edges
 
         some = list(range(n))
         return attribute_edges(self.model, some_pairs(self.pairs, some), self.contrast[some], **how)
@@ -86,8 +86,8 @@ class Ours:
 
 def shared(folder: Path, case: str) -> dict[str, np.ndarray]:
     """The circuits both sides evaluate, or the edges both sides patch: (…, sender, receiver)."""
-    from casestudy.measure.evidence import curve_circuits
-    from casestudy.measure.graph import Graph
+    from casestudy.circuits.card import curve_circuits
+    from casestudy.circuits.graph import Graph
 
     side = Ours(folder, case)
     graph = Graph(side.model.config)
@@ -108,11 +108,11 @@ def shared(folder: Path, case: str) -> dict[str, np.ndarray]:
 
 def ours(folder: Path, case: str) -> Work:
     """What a person would call."""
-    from casestudy.measure.circuits import evaluate
-    from casestudy.measure.edges import patch_edges
-    from casestudy.measure.evidence import curve
-    from casestudy.measure.graph import Circuit, Graph
-    from casestudy.measure.scores import EdgeScores
+    from casestudy.circuits.agreement import EdgeScores
+    from casestudy.circuits.card import curve
+    from casestudy.circuits.edge_patching import patch_edges
+    from casestudy.circuits.evaluate import evaluate
+    from casestudy.circuits.graph import Circuit, Graph
 
     side, shared = Ours(folder, case), given()
     graph, kind = Graph(side.model.config), case.split("/")[1]
@@ -153,7 +153,7 @@ def passes(folder: Path, case: str) -> Work:
     import torch
 
     import casestudy as cs
-    from casestudy.measure.sweep import Readout
+    from casestudy.engine.sweep import Readout
     from casestudy.model.edits import Edit
     from casestudy.model.sites import Site
 

@@ -2,7 +2,8 @@
 
     python docs/circuits_table.py
 
-Every method scores every edge of the hand-made models of `casestudy.measure.known`. Takes seconds;
+Every method scores every edge of the hand-made models of `benchmarks.known_circuits`. Takes
+seconds;
 the same numbers on every machine, but for a last digit.
 """
 
@@ -12,15 +13,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from benchmarks.known_circuits import KNOWN, KnownCircuit
 
-from casestudy.measure.circuits import evaluate
-from casestudy.measure.contributions import contribution_sites, contributions
-from casestudy.measure.edges import patch_edges
-from casestudy.measure.gradients import Method, attribute_edges
-from casestudy.measure.graph import Circuit, Graph
-from casestudy.measure.known import KNOWN, KnownCircuit
+from casestudy.circuits.agreement import EdgeScores
+from casestudy.circuits.contributions import contribution_sites, contributions
+from casestudy.circuits.edge_patching import patch_edges
+from casestudy.circuits.edge_scores import Method, attribute_edges
+from casestudy.circuits.evaluate import evaluate
+from casestudy.circuits.graph import Circuit, Graph
 from casestudy.measure.patching import Direction
-from casestudy.measure.scores import EdgeScores
 from casestudy.model.decoder import run
 
 PAGE = Path(__file__).with_name("circuits.md")

@@ -44,20 +44,20 @@ from casestudy.behaviour.mining import mine
 from casestudy.behaviour.presets import preset
 from casestudy.behaviour.prompts import Behaviour, Role
 from casestudy.behaviour.roles import STANDARD_ROLES
+from casestudy.circuits.card import Card, Choices, card
+from casestudy.circuits.evaluate import evaluate
+from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.attention import attention_by_role
 from casestudy.measure.attribution import HEADS
-from casestudy.measure.batch import Batch, Measurement, run_batch
-from casestudy.measure.circuits import evaluate
 from casestudy.measure.class_mass import CLASS_MASS, class_mass
-from casestudy.measure.evidence import Card, Choices, card
 from casestudy.measure.ledger import B_U, LEDGER
 from casestudy.measure.patching import Direction, Pairs, pairs_of, patch
-from casestudy.measure.result import Grid
-from casestudy.measure.stats import Sums, difference_interval, mean_interval, units_named
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
+from casestudy.results.result import Grid
+from casestudy.results.stats import Sums, difference_interval, mean_interval, units_named
 
 CORPUS = "CASESTUDY_CORPUS"
 

@@ -152,9 +152,9 @@ def python() -> str:
 
 
 MODULES = (
-    "casestudy.show.figures",
+    "casestudy.show.plotly_figures",
     "casestudy.measure.patching",
-    "casestudy.measure.paths",
+    "casestudy.circuits.paths",
     "casestudy.behaviour.counterfactual",
     "casestudy.behaviour.mining",
 )

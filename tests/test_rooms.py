@@ -15,12 +15,15 @@ import pytest
 import casestudy
 
 SOURCE = Path(casestudy.__file__).parent
-ROOMS = ("errors", "model", "behaviour", "measure", "study", "show", "compat", "cli")
+ROOMS = (
+    *("errors", "model", "results", "behaviour", "engine", "measure", "circuits", "study"),
+    *("claims", "show", "compat", "cli"),
+)
 # What was measured can show itself: doors upwards, opened only when somebody looks.
 EXCEPTIONS = {
-    ("measure/result.py", "casestudy.show.figures"),
-    ("model/decoder.py", "casestudy.show.figures"),
-    ("study/study.py", "casestudy.show.figures"),
+    ("results/result.py", "casestudy.show.plotly_figures"),
+    ("model/decoder.py", "casestudy.show.plotly_figures"),
+    ("study/study.py", "casestudy.show.plotly_figures"),
     ("study/study.py", "casestudy.show.report"),
 }
 MODULES = sorted(SOURCE.rglob("*.py"))
@@ -91,9 +94,9 @@ LIGHT = [
     "casestudy",
     "casestudy.errors",
     "casestudy.cli",
-    "casestudy.measure.result",
+    "casestudy.results.result",
     "casestudy.study.store",
-    "casestudy.study.compare",
+    "casestudy.claims.compare",
     *(
         "casestudy." + name(path).removesuffix(".py").replace("/", ".")
         for path in MODULES

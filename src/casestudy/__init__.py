@@ -23,31 +23,31 @@ if TYPE_CHECKING:
     from casestudy.behaviour.presets import preset
     from casestudy.behaviour.prompts import Behaviour, Prompt, Role
     from casestudy.behaviour.roles import roles_of
+    from casestudy.circuits.edge_patching import patch_edges
+    from casestudy.circuits.edge_scores import attribute_edges
+    from casestudy.circuits.graph import Circuit, Graph
+    from casestudy.claims.check import check
+    from casestudy.claims.compare import compare
+    from casestudy.claims.emergence import emergence
     from casestudy.compat.transformer_lens.arrays import to_numpy
     from casestudy.measure.attention import attention_by_role, attention_pattern
     from casestudy.measure.attribution import head_attribution, neuron_attribution, top_neurons
-    from casestudy.measure.by_role import by_role
     from casestudy.measure.case_by_space import case_by_space
     from casestudy.measure.class_mass import class_mass
     from casestudy.measure.controls import controls
-    from casestudy.measure.edges import patch_edges
     from casestudy.measure.explain import explain_attention_score
-    from casestudy.measure.gradients import attribute_edges
-    from casestudy.measure.graph import Circuit, Graph
+    from casestudy.measure.head_scores import head_profile
     from casestudy.measure.ledger import ledger
     from casestudy.measure.lens import lens, lens_by_role, logit_lens
     from casestudy.measure.predictions import logit_difference, predictions, score_answer
-    from casestudy.measure.profile import head_profile
-    from casestudy.measure.result import Grid, Table
     from casestudy.model.decoder import Trace, run
     from casestudy.model.edits import Edit
     from casestudy.model.loading import load
     from casestudy.model.model import Model
     from casestudy.model.sites import Keep, Site
-    from casestudy.show import figures
-    from casestudy.study.check import check
-    from casestudy.study.compare import compare
-    from casestudy.study.emergence import emergence
+    from casestudy.results.by_role import by_role
+    from casestudy.results.result import Grid, Table
+    from casestudy.show import plotly_figures as figures
     from casestudy.study.study import Study, open_study, study
 
 _ROOMS = {
@@ -64,7 +64,7 @@ _ROOMS = {
     "casestudy.behaviour.answers": ("choose_answers",),
     "casestudy.behaviour.contrast": ("Contrast",),
     "casestudy.measure.predictions": ("logit_difference", "predictions", "score_answer"),
-    "casestudy.measure.by_role": ("by_role",),
+    "casestudy.results.by_role": ("by_role",),
     "casestudy.measure.case_by_space": ("case_by_space",),
     "casestudy.measure.class_mass": ("class_mass",),
     "casestudy.measure.controls": ("controls",),
@@ -72,17 +72,17 @@ _ROOMS = {
     "casestudy.measure.lens": ("lens", "lens_by_role", "logit_lens"),
     "casestudy.measure.attribution": ("head_attribution", "neuron_attribution", "top_neurons"),
     "casestudy.measure.attention": ("attention_by_role", "attention_pattern"),
-    "casestudy.measure.edges": ("patch_edges",),
-    "casestudy.measure.gradients": ("attribute_edges",),
-    "casestudy.measure.graph": ("Circuit", "Graph"),
+    "casestudy.circuits.edge_patching": ("patch_edges",),
+    "casestudy.circuits.edge_scores": ("attribute_edges",),
+    "casestudy.circuits.graph": ("Circuit", "Graph"),
     "casestudy.measure.explain": ("explain_attention_score",),
-    "casestudy.measure.profile": ("head_profile",),
-    "casestudy.measure.result": ("Grid", "Table"),
+    "casestudy.measure.head_scores": ("head_profile",),
+    "casestudy.results.result": ("Grid", "Table"),
     "casestudy.show": ("figures",),
     "casestudy.compat.transformer_lens.arrays": ("to_numpy",),
-    "casestudy.study.check": ("check",),
-    "casestudy.study.compare": ("compare",),
-    "casestudy.study.emergence": ("emergence",),
+    "casestudy.claims.check": ("check",),
+    "casestudy.claims.compare": ("compare",),
+    "casestudy.claims.emergence": ("emergence",),
     "casestudy.study.study": ("Study", "open_study", "study"),
 }
 _PLACES = {name: room for room, names in _ROOMS.items() for name in names}

@@ -18,10 +18,10 @@ import typer
 from casestudy.errors import CasestudyError
 
 if TYPE_CHECKING:
+    from casestudy.claims.check import Checked, Outcome
+    from casestudy.claims.compare import Comparison
+    from casestudy.claims.emergence import Emergence
     from casestudy.model.model import Model
-    from casestudy.study.check import Checked, Outcome
-    from casestudy.study.compare import Comparison
-    from casestudy.study.emergence import Emergence
     from casestudy.study.study import State, Study
 
 app = typer.Typer(
@@ -252,7 +252,7 @@ def circuit(
     as_json: JsonOption = False,
 ) -> None:
     """Find the circuit that carries a behaviour, with the evidence for and against it."""
-    from casestudy.measure.evidence import choices_of
+    from casestudy.circuits.card import choices_of
     from casestudy.measure.metrics import read_kind
     from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, NAME, Search
     from casestudy.study.study import study
@@ -455,7 +455,7 @@ def compare(
         return
     if len(given) > 1:
         raise CasestudyError(f"{' '.join(given)} with --model", allowed="one behaviour")
-    from casestudy.study.emergence import ONLY, checkpoints, emergence, read_answers
+    from casestudy.claims.emergence import ONLY, checkpoints, emergence, read_answers
 
     asked = checkpoints(model, revisions.split(",") if revisions else ())
     behaviour = _behaviour(given[0] if given else "full-stop-capitals")
@@ -500,8 +500,8 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Measure each finding of a file on a model; fails (1) unless all of them hold."""
+    from casestudy.claims.check import check, read_findings
     from casestudy.measure.patching import Effort
-    from casestudy.study.check import check, read_findings
 
     findings = read_findings(file)
     name = model or findings.model
@@ -564,8 +564,8 @@ def serve(
     bos: BosOption = None,
 ) -> None:
     """Open the live explorer: type prompts, choose tokens, watch every panel follow."""
-    from casestudy.show.explorer.picks import picks_of
     from casestudy.show.explorer.server import serve
+    from casestudy.show.explorer.study_prompts import picks_of
 
     picks = None if study is None else picks_of(study)
     name = model or (picks.model if picks else "") or "tiny"
@@ -720,7 +720,7 @@ def _print_headline(study: Study, path: Path) -> None:
 def _compare_two(
     a: str, b: str, two_samples: bool, out: Path | None, top: int, as_json: bool
 ) -> None:
-    from casestudy.study.compare import compare
+    from casestudy.claims.compare import compare
 
     if out is not None and out.suffix != ".html":
         raise CasestudyError(f"--out {out}", allowed="a name that ends in .html")

@@ -17,8 +17,8 @@ from casestudy.behaviour.contrast import (
     class_contrast,
 )
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.engine.batch import run_batch
 from casestudy.errors import BehaviourError
-from casestudy.measure.batch import run_batch
 from casestudy.measure.ledger import ENTROPY, LEDGER, keep_for_ledger, ledger, ledger_terms
 from casestudy.model.decoder import run
 from casestudy.model.model import Model

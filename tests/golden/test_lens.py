@@ -11,10 +11,10 @@ import torch
 from casestudy.behaviour.contrast import Contrast
 from casestudy.measure.ledger import B_U, keep_for_ledger, ledger, ledger_terms
 from casestudy.measure.lens import LOGITS, lens
-from casestudy.measure.result import Grid
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
+from casestudy.results.result import Grid
 from tests.golden.test_predictions import behaviour
 
 CURVE = 1e-3

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from casestudy.behaviour.contrast import Contrast
+from casestudy.engine.sweep import first_differences
 from casestudy.measure.patching import Pairs, Patched, patch
-from casestudy.measure.result import Array
-from casestudy.measure.sweep import first_differences
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokenizer
+from casestudy.results.result import Array
 from tests.golden.conftest import DATA
 
 CURVE = 1e-3  # recorded to float32 from rewritten weights, which round differently

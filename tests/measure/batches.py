@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from casestudy.behaviour.answers import Answers
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.measure.batch import Batch, Measurement
+from casestudy.engine.batch import Batch, Measurement
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens

@@ -7,10 +7,10 @@ queries and neurons. It is what the known circuits and the methods are held to.
 from __future__ import annotations
 
 import torch
+from benchmarks.known_circuits import KnownCircuit
 from einops import einsum
 from torch import Tensor
 
-from casestudy.measure.known import KnownCircuit
 from casestudy.model.model import Model
 
 Streams = dict[str, Tensor]

@@ -25,12 +25,12 @@ from casestudy.measure.attribution import (
     value_bias,
 )
 from casestudy.measure.ledger import ledger, ledger_terms
-from casestudy.measure.result import Grid, Table
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
 from casestudy.model.folding import rewrite
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
+from casestudy.results.result import Grid, Table
 from casestudy.study.study import study
 from tests.measure.batches import alone, batch_of, rows
 from tests.measure.worlds import VARIANTS, decoder

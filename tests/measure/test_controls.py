@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from casestudy.behaviour.classes import CAPITAL_MASS
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.measure.batch import run_batch
+from casestudy.engine.batch import run_batch
 from casestudy.measure.class_mass import class_mass
 from casestudy.measure.controls import (
     CONTROLS,
@@ -20,11 +20,11 @@ from casestudy.measure.controls import (
     shuffle_words,
 )
 from casestudy.measure.ledger import B_U, ledger
-from casestudy.measure.result import Grid
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
 from casestudy.model.weights import Norm
+from casestudy.results.result import Grid
 
 ANSWERED = tuple(
     Prompt(t, " He", " he") for t in ("This is a sentence.", "Go.", "He went. Then he ran.")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.measure.batch import Measurement
+from casestudy.engine.batch import Measurement
 from casestudy.measure.ledger import keep_for_ledger, ledger_terms
 from casestudy.measure.lens import (
     LENS,
@@ -21,10 +21,10 @@ from casestudy.measure.lens import (
     measure_lens,
 )
 from casestudy.measure.predictions import predictions
-from casestudy.measure.result import Grid
 from casestudy.model.decoder import apply_norm, unembed
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
+from casestudy.results.result import Grid
 from casestudy.study.study import study
 from tests.measure.batches import alone, batch_of, rows, say, spoken
 from tests.measure.worlds import VARIANTS, decoder

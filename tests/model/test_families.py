@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.engine.sweep import Cell, Place, sweep
 from casestudy.errors import ModelError, RewriteError
 from casestudy.measure.ledger import gap_bound, keep_for_ledger, ledger_terms
-from casestudy.measure.sweep import Cell, Place, sweep
 from casestudy.model.decoder import run
 from casestudy.model.folding import REWRITES, rewrite
 from casestudy.model.loading import load

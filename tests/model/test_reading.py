@@ -17,7 +17,7 @@ from casestudy.errors import ModelError
 from casestudy.model.decoder import run
 from casestudy.model.families import FAMILIES, read_config
 from casestudy.model.loading import available, load
-from casestudy.model.memory import available as memory_available
+from casestudy.model.ram_check import available as memory_available
 from tests.model.test_families import CASES, pair_of
 
 WEIGHTS = "model.safetensors"
@@ -360,14 +360,14 @@ class TestFormats:
     def test_no_room(self, monkeypatch: pytest.MonkeyPatch, copied: Callable[[str], Path]) -> None:
         folder = copied("llama")
         read: list[str] = []
-        monkeypatch.setattr("casestudy.model.memory.available", lambda device: 2**20)
+        monkeypatch.setattr("casestudy.model.ram_check.available", lambda device: 2**20)
         monkeypatch.setattr(
             "casestudy.model.loading._check_finite", lambda path, key, tensor: read.append(key)
         )
         with pytest.raises(ModelError, match=r"need 1\.6 MiB, and cpu has 1\.0 MiB of memory"):
             load(folder, device="cpu")
         assert not read
-        monkeypatch.setattr("casestudy.model.memory.available", lambda device: None)
+        monkeypatch.setattr("casestudy.model.ram_check.available", lambda device: None)
         load(folder, device="cpu")
         assert read
 

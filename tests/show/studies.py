@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from casestudy.measure.result import Axis, Grid, Result, Table
-from casestudy.measure.stats import mean_over_prompts
+from casestudy.results.result import Axis, Grid, Result, Table
+from casestudy.results.stats import mean_over_prompts
 from casestudy.study.store import FORMAT, Store
 
 TEXTS = (

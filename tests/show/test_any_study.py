@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from casestudy.measure.result import Axis, Grid, Result, Table
+from casestudy.results.result import Axis, Grid, Result, Table
 from casestudy.show.report import report_html
 from casestudy.show.stored import Stored
 from tests.show import studies

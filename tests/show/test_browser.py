@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import casestudy.show.figures as figures
+import casestudy.show.plotly_figures as figures
 from casestudy.show.report import write_report
 from tests.show import studies
 

@@ -11,10 +11,10 @@ import pytest
 
 import casestudy as cs
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.claims.compare import Comparison, compare
 from casestudy.errors import StudyError
 from casestudy.model.model import Model
 from casestudy.show.compared import comparison_html, write_comparison
-from casestudy.study.compare import Comparison, compare
 from tests.helpers import call
 from tests.show.pages import Page
 

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casestudy.measure.result import Table
-from casestudy.measure.stats import mean_over_prompts
-from casestudy.show import distribution, draw
-from casestudy.show.means import Mean, Spread
+from casestudy.results.result import Table
+from casestudy.results.stats import mean_over_prompts
+from casestudy.show import distribution, svg
 from casestudy.show.report import report_html
 from casestudy.show.stored import Stored
+from casestudy.show.wording import Mean, Spread
 from tests.show import studies
 from tests.show.pages import Page
 
-NO_DOTS = draw.Data([], {}, "logits")
+NO_DOTS = svg.Data([], {}, "logits")
 
 
 def drawn(*lines: np.ndarray) -> distribution.Rows:

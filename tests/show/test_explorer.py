@@ -25,16 +25,16 @@ from casestudy.behaviour.prompts import Prompt
 from casestudy.errors import ServeError, StudyError
 from casestudy.measure.attention import attention_pattern
 from casestudy.measure.patching import Effort, patch_prompts
-from casestudy.measure.probe import probe
+from casestudy.measure.quick_look import probe
 from casestudy.model.model import Model
 from casestudy.show.explorer import asked as asking
 from casestudy.show.explorer import patches
 from casestudy.show.explorer.app import Explorer
-from casestudy.show.explorer.asked import Asked, Refusal, read
-from casestudy.show.explorer.desk import Busy, Desk, Pause, Stopped
-from casestudy.show.explorer.picks import picks_of
+from casestudy.show.explorer.page_state import Asked, Refusal, read
 from casestudy.show.explorer.questions import Questions
 from casestudy.show.explorer.server import hosts, listen
+from casestudy.show.explorer.study_prompts import picks_of
+from casestudy.show.explorer.worker import Busy, Desk, Pause, Stopped
 from casestudy.show.text import signed
 from tests.show import studies
 from tests.show.asgi import request

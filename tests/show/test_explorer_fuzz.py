@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from casestudy.model.model import Model
 from casestudy.show.explorer import asked as asking
 from casestudy.show.explorer.app import Explorer
-from casestudy.show.explorer.desk import Desk
 from casestudy.show.explorer.questions import Questions
+from casestudy.show.explorer.worker import Desk
 from tests.show.asgi import HOST, request
 
 PATHS = ("/", "/panels", "/patch", "/pattern", "/study.toml", "/static/explorer.js", "/static/x")

@@ -15,16 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import casestudy
-import casestudy.show.figures as figures
+import casestudy.show.plotly_figures as figures
 from casestudy.behaviour.prompts import Prompt
+from casestudy.claims.check import Checked, Outcome
+from casestudy.claims.compare import Comparison
+from casestudy.claims.emergence import Emergence
 from casestudy.errors import MeasureError
 from casestudy.measure.patching import patch_prompts
-from casestudy.measure.result import Axis, Grid, Table
 from casestudy.model.model import Model
-from casestudy.show import draw
-from casestudy.study.check import Checked, Outcome
-from casestudy.study.compare import Comparison
-from casestudy.study.emergence import Emergence
+from casestudy.results.result import Axis, Grid, Table
+from casestudy.show import svg
 from tests.show import studies
 from tests.show.pages import Page
 
@@ -163,7 +163,7 @@ def test_a_title_gives_the_interval_and_n_and_is_text() -> None:
     axis = Axis("class", (HOSTILE,))
     low, high, n = np.array([1.0]), np.array([3.0]), np.array([14])
     one = Grid("made", np.array([2.0]), (axis,), "logits", lower=low, upper=high, n=n)
-    assert draw.Data.of(one).titles() == [f"class {HOSTILE}: 2.00 logits [1.00 to 3.00], n = 14"]
+    assert svg.Data.of(one).titles() == [f"class {HOSTILE}: 2.00 logits [1.00 to 3.00], n = 14"]
     assert HOSTILE not in one._repr_html_()
 
 
@@ -270,7 +270,7 @@ def test_figures_are_reached_from_the_package() -> None:
 
 def test_figures_load_no_torch() -> None:
     code = (
-        "import sys, numpy as np; from casestudy.measure.result import Axis, Grid; "
+        "import sys, numpy as np; from casestudy.results.result import Axis, Grid; "
         "g = Grid('g', np.zeros(2), (Axis.count('depth', 2),), 'logits'); g._repr_html_(); "
         "g.plot(); assert 'torch' not in sys.modules"
     )

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from casestudy.errors import StudyError
-from casestudy.measure.result import Axis, Grid, Table
-from casestudy.measure.stats import mean_over_prompts
-from casestudy.show.prompts import patterns
+from casestudy.results.result import Axis, Grid, Table
+from casestudy.results.stats import mean_over_prompts
+from casestudy.show.contents import ARGUMENT
 from casestudy.show.report import write_report
-from casestudy.show.sections import ARGUMENT
+from casestudy.show.sections.prompts import patterns
 from casestudy.show.stored import Stored
 from casestudy.study.store import Store
 from tests.show import studies
@@ -188,13 +188,13 @@ def test_patterns_beyond_the_cap_are_said_to_be_left_out(
     entries = first[..., 0, 0].size * first.shape[-1] * (first.shape[-1] + 1) // 2
     whole = page_of(store)
     assert "are not on this page" not in whole.text
-    monkeypatch.setattr("casestudy.show.writers.MOST_PATTERN_BYTES", entries)
+    monkeypatch.setattr("casestudy.show.sections.ledger.MOST_PATTERN_BYTES", entries)
     stored = Stored.read(store)
     assert list(patterns(stored)) == ["0"]
     cut = page_of(store)
     assert "patterns of 1 prompt (1) are not on this page" in cut.text
     assert "arrays/pattern.1.safetensors" in cut.text
-    monkeypatch.setattr("casestudy.show.writers.MOST_PATTERN_BYTES", 0)
+    monkeypatch.setattr("casestudy.show.sections.ledger.MOST_PATTERN_BYTES", 0)
     none = page_of(store)
     assert "patterns of 2 prompts (0 and 1) are not on this page" in none.text
     assert not any("data-head" in a for _, a in none.tags), "nothing opens what is not there"

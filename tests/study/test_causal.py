@@ -8,8 +8,8 @@ import pytest
 
 import casestudy.study.causal as causal
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.measure.result import Table
 from casestudy.model.model import Model
+from casestudy.results.result import Table
 from casestudy.study.study import Study, study
 
 TEXTS = ("This is a sentence.", "It was late.", "She went home. He did not.")

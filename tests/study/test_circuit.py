@@ -10,11 +10,11 @@ import pytest
 
 from casestudy.behaviour.classes import ClassContrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.circuits.card import Choices, choices_of, read_card
 from casestudy.errors import MeasureError, StudyError
-from casestudy.measure.evidence import Choices, choices_of, read_card
-from casestudy.measure.result import Grid
 from casestudy.model.loading import load
 from casestudy.model.model import Model
+from casestudy.results.result import Grid
 from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, Search
 from casestudy.study.study import open_study, study
 

@@ -10,8 +10,8 @@ import casestudy.study.join as join_module
 from casestudy.behaviour.presets import preset
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import BehaviourError
-from casestudy.measure.result import Table, worst_error
 from casestudy.model.model import Model
+from casestudy.results.result import Table, worst_error
 from casestudy.study.study import State, open_study, study
 from tests.study.killed import behaviour
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from casestudy.errors import StudyError
-from casestudy.measure.result import Axis, Grid, Table
+from casestudy.results.result import Axis, Grid, Table
 from casestudy.study.store import (
     Store,
     Stored,

@@ -10,8 +10,8 @@ import casestudy.study.executors as executors
 import casestudy.study.study as study_module
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import StudyError
-from casestudy.measure.result import Grid, Table
 from casestudy.model.model import Model
+from casestudy.results.result import Grid, Table
 from casestudy.study.study import Study, open_study, plan_chunks
 
 TEXTS = ("Go.", "This is a sentence.", "It was late. She went home.", "Hello. Hello.", "No. Yes.")

@@ -19,14 +19,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.prompts import Behaviour
-from casestudy.measure.batch import Batch, Measurement, run_batch
+from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.examples import examples, position_labels
-from casestudy.measure.result import Axis, Grid, Result
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
+from casestudy.results.result import Axis, Grid, Result
 
 
 def keep_for_attention(config: ModelConfig) -> Sequence[Keep]:

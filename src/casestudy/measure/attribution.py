@@ -31,15 +31,15 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour
-from casestudy.measure.batch import Batch, Measurement, run_batch
+from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.ledger import final_direction, gap_bound, keep_for_ledger, ledger_terms
-from casestudy.measure.result import Array, Axis, Grid, Result, Table
-from casestudy.measure.stats import t_interval
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import Trace, merge_heads, norm_scale, norm_weight
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.weights import Block, Norm
+from casestudy.results.result import Array, Axis, Grid, Result, Table
+from casestudy.results.stats import t_interval
 
 BIAS = "bias"
 """The last place of a head or neuron axis: what the layer adds whatever its heads or neurons do."""

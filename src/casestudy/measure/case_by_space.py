@@ -30,10 +30,10 @@ from torch import Tensor
 
 from casestudy.behaviour.answers import FORMS
 from casestudy.behaviour.prompts import Behaviour
+from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.errors import MeasureError
-from casestudy.measure.batch import Batch, Measurement, run_batch
-from casestudy.measure.result import Axis, Grid, Result
 from casestudy.model.model import Model
+from casestudy.results.result import Axis, Grid, Result
 
 EFFECTS = ("case", "space", "interaction")
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from casestudy.behaviour.classes import STANDARD, ClassSet
 from casestudy.behaviour.prompts import Behaviour
-from casestudy.measure.batch import Batch, Measurement, run_batch
-from casestudy.measure.result import Axis, Grid, Result
+from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.model.model import Model
+from casestudy.results.result import Axis, Grid, Result
 
 
 def measure_class_mass(batch: Batch) -> list[Result]:

@@ -29,12 +29,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.prompts import Behaviour
+from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.errors import PromptError
-from casestudy.measure.batch import Batch, Measurement, run_batch
-from casestudy.measure.result import Axis, Grid, Result, Table
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
+from casestudy.results.result import Axis, Grid, Result, Table
 
 SEED = 0
 CONTROLS = ("difference", "b_U", "unigram", "shuffled")

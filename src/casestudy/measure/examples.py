@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from casestudy.measure.batch import Batch
+from casestudy.engine.batch import Batch
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
 

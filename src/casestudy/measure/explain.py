@@ -28,7 +28,6 @@ from torch import Tensor
 from casestudy.errors import SiteError
 from casestudy.measure.attribution import value_bias
 from casestudy.measure.ledger import gap_bound
-from casestudy.measure.result import Axis, Grid
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import (
     Trace,
@@ -42,6 +41,7 @@ from casestudy.model.decoder import (
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site, check_layer
 from casestudy.model.weights import Norm
+from casestudy.results.result import Axis, Grid
 
 BIAS = "bias"
 

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour
-from casestudy.measure.batch import Batch, Measurement, run_batch
-from casestudy.measure.result import Axis, Grid, Result
+from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import Trace, norm_weight
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
+from casestudy.results.result import Axis, Grid, Result
 
 B_U = "final norm bias (b_U)"
 """The term that a projection of the residual stream leaves out."""

@@ -34,16 +34,16 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour
-from casestudy.measure.batch import Batch, Measurement, run_batch
-from casestudy.measure.by_role import by_role
+from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.examples import examples
 from casestudy.measure.ledger import final_direction
-from casestudy.measure.result import Axis, Grid, Result, Table, concatenate_tables
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import Trace, apply_norm, run, unembed
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
+from casestudy.results.by_role import by_role
+from casestudy.results.result import Axis, Grid, Result, Table, concatenate_tables
 
 LOGITS = "logits"
 """The lens's last row: the logit difference itself, with b_U."""

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
+from casestudy.engine.sweep import Metric
 from casestudy.errors import MeasureError
-from casestudy.measure.sweep import Metric
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens

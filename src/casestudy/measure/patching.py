@@ -32,10 +32,7 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import Counterfactual, Score, propose
 from casestudy.behaviour.prompts import AnswerRule, Prompt, Role
 from casestudy.behaviour.roles import roles_of
-from casestudy.errors import BehaviourError, MeasureError, SiteError
-from casestudy.measure.result import Array, Axis, Grid, Shown, Table
-from casestudy.measure.stats import mean_interval, ratio_in_parts
-from casestudy.measure.sweep import (
+from casestudy.engine.sweep import (
     DEFAULT_MEMORY,
     Cell,
     Metric,
@@ -46,11 +43,14 @@ from casestudy.measure.sweep import (
     Values,
     sweep,
 )
+from casestudy.errors import BehaviourError, MeasureError, SiteError
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site, check_layer
 from casestudy.model.tokens import Tokens
+from casestudy.results.result import Array, Axis, Grid, Shown, Table
+from casestudy.results.stats import mean_interval, ratio_in_parts
 
 Roles = Sequence[Mapping[str, Sequence[int]]]
 """One mapping per prompt, from a role's name to its positions."""

@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.prompts import Behaviour
+from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.errors import TokenError
-from casestudy.measure.batch import Batch, Measurement, run_batch
-from casestudy.measure.result import Grid, Result, Table
 from casestudy.model.decoder import run, unembed
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
+from casestudy.results.result import Grid, Result, Table
 
 TOP_K = 20
 

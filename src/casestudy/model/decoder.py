@@ -97,14 +97,14 @@ class Trace:
             tokens: its tokens, to label positions with (`model.tokenizer.strings(ids)`).
             where: a label per axis to fix; axes beyond two are fixed at their first.
         """
-        from casestudy.show.figures import plot_activation  # looking is asked for from here
+        from casestudy.show.plotly_figures import plot_activation  # looking is asked for from here
 
         site, layer = self._address(key, self.values)
         values = self.of(key, prompt)
         return plot_activation(values, address_name(site, layer), site.axes[1:], tokens, **where)
 
     def _repr_html_(self) -> str:
-        from casestudy.show.figures import trace_html
+        from casestudy.show.plotly_figures import trace_html
 
         kept = [(address_name(*address), x.shape) for address, x in self.values.items()]
         kept += [(f"{address_name(*address)}, last", x.shape) for address, x in self.lasts.items()]

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from casestudy.errors import ModelError
 from casestudy.model.families import FAMILIES, read_config, read_weights
-from casestudy.model.in_memory import from_module
-from casestudy.model.memory import check_room
+from casestudy.model.from_transformers import from_module
 from casestudy.model.model import Model
+from casestudy.model.ram_check import check_room
 from casestudy.model.tokens import Tokenizer, json_object
 
 BUNDLED = Path(__file__).parent / "bundled"

@@ -14,8 +14,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from casestudy.show.draw import Data, Drawing
 from casestudy.show.stored import Stored
+from casestudy.show.svg import Data, Drawing
 from casestudy.show.text import clean
 
 

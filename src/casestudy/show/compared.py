@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from casestudy.show import draw
+from casestudy.claims.compare import Comparison
+from casestudy.show import svg
 from casestudy.show.blocks import Absent, Block, Figure, Listing, Section, columns_of, paragraph
-from casestudy.show.means import against
 from casestudy.show.page import environment
 from casestudy.show.report import frame
 from casestudy.show.text import clean, count, interval, number, shorten, signed
-from casestudy.study.compare import Comparison
+from casestudy.show.wording import against
 from casestudy.study.store import write_atomically
 
 MOST = 20
@@ -159,7 +159,7 @@ def _bars(
     largest = rows[max(range(len(rows)), key=lambda i: abs(value[i] or 0.0))]
     return Figure(
         title,
-        draw.bars(
+        svg.bars(
             labels,
             value,
             unit=unit,
@@ -169,7 +169,7 @@ def _bars(
         ),
         f"{title}; the largest is {_cell(largest)} with {signed(largest['difference'], 3)} "
         f"{clean(largest['unit'])}.",
-        draw.Data(
+        svg.Data(
             [("cell", [_cell(row) for row in rows])],
             {"value": value, "lower": lower, "upper": upper, "n": [row["b_n"] for row in rows]},
             unit,

@@ -15,10 +15,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from casestudy.measure.result import Array
-from casestudy.show import draw
-from casestudy.show.means import Mean, Spread, known
+from casestudy.results.result import Array
+from casestudy.show import svg
 from casestudy.show.text import MINUS
+from casestudy.show.wording import Mean, Spread, known
 
 MOST_DOTS = 100
 """Prompts in a row that are drawn one by one."""
@@ -37,8 +37,8 @@ class Rows:
         reading: how to read it, for the caption.
     """
 
-    drawing: draw.Drawing
-    data: draw.Data
+    drawing: svg.Drawing
+    data: svg.Data
     reading: str
 
 
@@ -49,8 +49,8 @@ def rows(
     means: Sequence[Mean | None],
     *,
     unit: str,
-    dots: draw.Data,
-    row: draw.Real = 46,
+    dots: svg.Data,
+    row: svg.Real = 46,
 ) -> Rows:
     """Every row's prompts as dots, or, where any row has too many, all rows as histograms.
 
@@ -64,13 +64,13 @@ def rows(
         row: height of a row of dots in pixels.
     """
     if max((len(known(line)) for line in values), default=0) <= MOST_DOTS:
-        drawing = draw.strip(
+        drawing = svg.strip(
             labels,
-            [draw.numbers(line) for line in values],
+            [svg.numbers(line) for line in values],
             unit=unit,
-            mean=[None if m is None else draw.finite(m.value) for m in means],
-            lower=[None if m is None else draw.finite(m.lower) for m in means],
-            upper=[None if m is None else draw.finite(m.upper) for m in means],
+            mean=[None if m is None else svg.finite(m.value) for m in means],
+            lower=[None if m is None else svg.finite(m.lower) for m in means],
+            upper=[None if m is None else svg.finite(m.upper) for m in means],
             row=row,
         )
         return Rows(
@@ -85,14 +85,14 @@ def rows(
     counts = np.stack([np.histogram(np.clip(known(line), *ends), edges)[0] for line in values])
     spreads = [Spread.of(line) for line in values]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    data = draw.Data(
+    data = svg.Data(
         [(axis, labels), ("from", [between(a, b) for a, b in pairwise(edges.tolist())])],
-        {"value": draw.numbers(counts), "share of the row": draw.numbers(shares)},
+        {"value": svg.numbers(counts), "share of the row": svg.numbers(shares)},
         "prompts",
         dots.source,
     )
     return Rows(
-        draw.histograms(labels, edges.tolist(), counts, spreads, means, unit=unit),
+        svg.histograms(labels, edges.tolist(), counts, spreads, means, unit=unit),
         data,
         "Each row counts its prompts in bins; the fullest bin of a row has the row’s height, so "
         "heights compare within a row only. Under it: a box from the first to the third quartile "
@@ -104,11 +104,11 @@ def rows(
 def bins(values: Array) -> Array:
     """Edges of at most about `MOST_BINS` bins of a round width that hold all values."""
     low, high = float(values.min()), float(values.max())
-    step = draw.round_step((high - low) or abs(high) or 1.0, MOST_BINS)
+    step = svg.round_step((high - low) or abs(high) or 1.0, MOST_BINS)
     first, last = math.floor(low / step), math.floor(high / step) + 1
     return np.arange(first, last + 1) * step
 
 
-def between(low: draw.Real, high: draw.Real) -> str:
+def between(low: svg.Real, high: svg.Real) -> str:
     """A bin in words: "0.5 to 1"."""
     return f"{low:.6g} to {high:.6g}".replace("-", MINUS)

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from casestudy.show import answer, prompts, provenance, sections
+from casestudy.show import contents
 from casestudy.show.blocks import Absent, Block, Part, Section
 from casestudy.show.page import environment, font, template_text
+from casestudy.show.sections import prompts, provenance, summary
 from casestudy.show.stored import UNEXPECTED, Missing, Stored
 from casestudy.show.text import clean, shorten
 from casestudy.study.store import Store, write_atomically
@@ -54,7 +55,7 @@ def report_html(study: Stored) -> str:
     found += [section for section, _ in extra if section is not None]
     absent += [a for _, missing in extra for a in missing if a.what]
     absent = [*declared, *absent]
-    said = answer.paragraphs(study)
+    said = summary.paragraphs(study)
     return (
         environment()
         .get_template("report.html")
@@ -79,7 +80,7 @@ def argument(study: Stored, declared: Sequence[Absent] = ()) -> tuple[list[Secti
     A section that the study itself declares unmeasured is not listed again part by part.
     """
     found, absent = [], []
-    for topic in sections.ARGUMENT:
+    for topic in contents.ARGUMENT:
         section, missing = _section(topic.id, topic.title, topic.parts, study)
         if section is not None:
             found.append(section)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from casestudy.errors import CasestudyError, StudyError
-from casestudy.measure.result import Array, Grid, Table
+from casestudy.results.result import Array, Grid, Table
 from casestudy.show.text import clean
 from casestudy.study.store import FORMAT, Store, read_results, read_table
 

@@ -23,7 +23,7 @@ from functools import partial
 
 from casestudy.behaviour.counterfactual import Score, propose, score, strongest
 from casestudy.behaviour.prompts import Behaviour
-from casestudy.measure.batch import Batch, run_batch
+from casestudy.engine.batch import Batch, run_batch
 from casestudy.measure.patching import (
     By,
     Direction,

@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass, field
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import Score, propose, score, strongest
 from casestudy.behaviour.prompts import Behaviour
+from casestudy.circuits.card import Card, Choices, Tell, card
+from casestudy.engine.batch import Batch, run_batch
 from casestudy.errors import MeasureError, StudyError
-from casestudy.measure.batch import Batch, run_batch
-from casestudy.measure.evidence import Card, Choices, Tell, card
 from casestudy.measure.metrics import Kind, metric_of
 from casestudy.measure.patching import Pairs
-from casestudy.measure.stats import BOOTSTRAP_FROM
 from casestudy.model.model import Model
+from casestudy.results.stats import BOOTSTRAP_FROM
 from casestudy.study.causal import chosen_prompts, scored_pairs
 from casestudy.study.store import Store, differences, write_atomically
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.measure.batch import Batch, Measurement, run_batch
-from casestudy.measure.result import Result, Table
+from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.model.model import Model
+from casestudy.results.result import Result, Table
 
 Done = tuple[int, list[Result]]
 """A chunk's number and its results."""

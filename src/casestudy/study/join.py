@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casestudy.behaviour.prompts import Behaviour
+from casestudy.engine.batch import Measurement
 from casestudy.errors import StudyError
-from casestudy.measure.batch import Measurement
-from casestudy.measure.result import Array, Axis, Grid, Result, Table, worst_error
-from casestudy.measure.stats import Sums, compare_groups, mean_grid, ranking, units_of
+from casestudy.results.result import Array, Axis, Grid, Result, Table, worst_error
+from casestudy.results.stats import Sums, compare_groups, mean_grid, ranking, units_of
 from casestudy.study.store import TABLE_ROWS, Store, merge_grids
 
 JOINED_CELLS = 1 << 24

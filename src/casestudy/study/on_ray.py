@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from casestudy.errors import CasestudyError, StudyError
-from casestudy.measure.result import Array
 from casestudy.model.model import Model
 from casestudy.model.weights import Weights, map_tensors
+from casestudy.results.result import Array
 from casestudy.study.executors import Done, Work
 
 ATTEMPTS = 3

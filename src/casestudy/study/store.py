@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from casestudy.errors import StudyError
-from casestudy.measure.result import Axis, Grid, Result, Table, concatenate
+from casestudy.results.result import Axis, Grid, Result, Table, concatenate
 
 if TYPE_CHECKING:
     import polars as pl

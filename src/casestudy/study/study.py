@@ -31,22 +31,22 @@ from casestudy.behaviour.contrast import check_classes
 from casestudy.behaviour.files import find_behaviour
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.behaviour.roles import check_roles
+from casestudy.circuits.card import Tell
+from casestudy.engine.batch import Measurement
+from casestudy.engine.sweep import DEFAULT_MEMORY
 from casestudy.errors import CasestudyError, StudyError
 from casestudy.measure.attention import ATTENTION
 from casestudy.measure.attribution import ATTRIBUTION
-from casestudy.measure.batch import Measurement
 from casestudy.measure.case_by_space import CASE_BY_SPACE
 from casestudy.measure.class_mass import CLASS_MASS
 from casestudy.measure.controls import CONTROL
-from casestudy.measure.evidence import Tell
+from casestudy.measure.head_scores import PROFILE
 from casestudy.measure.ledger import LEDGER
 from casestudy.measure.lens import LENS
 from casestudy.measure.predictions import PREDICTIONS
-from casestudy.measure.profile import PROFILE
-from casestudy.measure.result import Grid, Result, Table
-from casestudy.measure.sweep import DEFAULT_MEMORY
 from casestudy.model.loading import load
 from casestudy.model.model import Model
+from casestudy.results.result import Grid, Result, Table
 from casestudy.study import causal, circuit
 from casestudy.study.executors import Done, Work, left_out, local_chunks, threads_set
 from casestudy.study.join import join
@@ -141,7 +141,7 @@ class Study:
         return self.grids["ledger.mean"].plot(**options)
 
     def _repr_html_(self) -> str:
-        from casestudy.show.figures import study_html
+        from casestudy.show.plotly_figures import study_html
 
         about = self.manifest["behaviour"]
         return study_html(

@@ -23,14 +23,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from casestudy.errors import CasestudyError, PromptError
-from casestudy.show.explorer import asked as asking
-from casestudy.show.explorer.asked import Asked, Refusal
-from casestudy.show.explorer.desk import Busy, Desk, Job, Pause
+from casestudy.show.explorer import page_state as asking
 from casestudy.show.explorer.guard import Guard
+from casestudy.show.explorer.page_state import Asked, Refusal
 from casestudy.show.explorer.panels import PLACES, TITLES, problem
 from casestudy.show.explorer.patches import Line
-from casestudy.show.explorer.picks import Picks
 from casestudy.show.explorer.questions import Questions
+from casestudy.show.explorer.study_prompts import Picks
+from casestudy.show.explorer.worker import Busy, Desk, Job, Pause
 from casestudy.show.page import FONT, TEMPLATES, environment, font_face, template_text
 from casestudy.show.text import clean
 

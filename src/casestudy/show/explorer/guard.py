@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from casestudy.show.explorer.asked import MOST_QUERY
+from casestudy.show.explorer.page_state import MOST_QUERY
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

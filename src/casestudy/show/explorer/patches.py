@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from casestudy.errors import MeasureError
-from casestudy.measure.result import Grid
-from casestudy.show import draw
+from casestudy.results.result import Grid
+from casestudy.show import svg
 from casestudy.show.blocks import Figure
-from casestudy.show.explorer.asked import DIRECTIONS, Asked
+from casestudy.show.explorer.page_state import DIRECTIONS, Asked
 from casestudy.show.page import figure_html
 from casestudy.show.text import clean, number, signed, visible
 
 if TYPE_CHECKING:
     from casestudy.measure.patching import Patched
     from casestudy.model.model import Model
-    from casestudy.show.explorer.desk import Pause
+    from casestudy.show.explorer.worker import Pause
 
 ROWS = 1024
 """Rows of a climb: a few hundredths of a second of the bundled model on one core."""
@@ -119,12 +119,12 @@ def _figure(grid: Grid, asked: Asked, tokens: list[str], found: Patched, finishe
     ]
     values = np.asarray(grid.values, dtype=float)
     unit = "share of the difference between the runs"
-    data = draw.Data(
+    data = svg.Data(
         [
             (name, [f"{i}:{x}" for i, x in enumerate(own)] if name == "pos" else own)
             for name, own in zip(names, labels, strict=True)
         ],
-        {"value": draw.numbers(values)},
+        {"value": svg.numbers(values)},
         "of the difference",
     )
     if values.ndim == 3:  # layer, head and place: a row per head
@@ -133,9 +133,9 @@ def _figure(grid: Grid, asked: Asked, tokens: list[str], found: Patched, finishe
     title = f"Patching {asked.site}, {DIRECTIONS[asked.direction]}"
     if values.ndim == 1:
         rows = [f"{names[0]} {x}" for x in labels[0]]
-        drawing = draw.bars(rows, draw.numbers(values), unit=unit)
+        drawing = svg.bars(rows, svg.numbers(values), unit=unit)
     else:
-        drawing = draw.heatmap(
+        drawing = svg.heatmap(
             values,
             *labels,
             unit=unit,

@@ -16,13 +16,13 @@ from markupsafe import Markup
 
 from casestudy.errors import PromptError
 from casestudy.show.explorer import panels as drawing
-from casestudy.show.explorer.asked import Asked, Refusal
+from casestudy.show.explorer.page_state import Asked, Refusal
 from casestudy.show.explorer.patches import Line, patch_grid
 from casestudy.show.text import visible
 
 if TYPE_CHECKING:
     from casestudy.model.model import Model
-    from casestudy.show.explorer.desk import Pause
+    from casestudy.show.explorer.worker import Pause
 
 MOST_TOKENS = 1024
 """Tokens of a prompt, where the model could read more."""
@@ -52,7 +52,7 @@ class Questions:
 
         Raises: CasestudyError for a prompt that cannot be run.
         """
-        from casestudy.measure.probe import probe
+        from casestudy.measure.quick_look import probe
 
         self.check(asked)
         found = probe(
@@ -103,7 +103,7 @@ class Questions:
 
         Raises: CasestudyError where they cannot be weighed.
         """
-        from casestudy.measure.probe import weighed
+        from casestudy.measure.quick_look import weighed
 
         self.check(asked)
         given = (asked.answer or None, asked.counterpart or None)
@@ -111,7 +111,7 @@ class Questions:
 
     def pattern(self, asked: Asked) -> dict[str, Any]:
         """One head's pattern in the prompt that is looked at."""
-        from casestudy.measure.probe import head_pattern
+        from casestudy.measure.quick_look import head_pattern
 
         self.check(asked)
         if not asked.head:

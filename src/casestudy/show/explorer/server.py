@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from casestudy.errors import CasestudyError, ServeError
-from casestudy.show.explorer.picks import Picks
+from casestudy.show.explorer.study_prompts import Picks
 
 if TYPE_CHECKING:
     from casestudy.model.model import Model
@@ -49,9 +49,9 @@ def serve(
     import uvicorn
 
     from casestudy.show.explorer.app import Explorer
-    from casestudy.show.explorer.asked import Asked
-    from casestudy.show.explorer.desk import Desk, Pause
+    from casestudy.show.explorer.page_state import Asked
     from casestudy.show.explorer.questions import Questions
+    from casestudy.show.explorer.worker import Desk, Pause
 
     listening, name = listen(host, port), _bracketed(host)
     port = listening.getsockname()[1]

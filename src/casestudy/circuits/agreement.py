@@ -1,0 +1,131 @@
+"""How strong is every edge, how sure is that, and do two ways of scoring agree?
+
+What the scoring methods return, gradients and exact patching alike. Positive scores support the
+metric. Cost: a table of senders by receivers, and one more per bootstrap replicate; needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casestudy.circuits.graph import Graph, Rank, Scores
+from casestudy.errors import MeasureError
+from casestudy.results.result import Shown, Table
+from casestudy.results.stats import midranks
+
+
+@dataclass(frozen=True)
+class EdgeScores(Shown):
+    """A number per edge.
+
+    Attributes:
+        graph: whose edges.
+        method: how they were found ("eap-ig-inputs", "exact noising").
+        values: (sender, receiver) means over the prompts; NaN where there is no edge, or where it
+            was not measured. Unit: the metric's.
+        n: prompts.
+        clean, corrupted: (prompt,) the metric of either run.
+        replicates: (replicate, sender, receiver) the means under Poisson bootstrap weights.
+        flipped: (control, sender, receiver) the means with each prompt's sign turned as asked.
+        error: of exact scores, the sweeps' own check.
+    """
+
+    graph: Graph
+    method: str
+    values: Scores
+    n: int
+    clean: NDArray[np.float64]
+    corrupted: NDArray[np.float64]
+    replicates: NDArray[np.float32] | None = None
+    flipped: NDArray[np.float32] | None = None
+    error: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        measured = int((~np.isnan(self.values)).sum())
+        return f"EdgeScores({self.method}, {measured} of {self.graph.n_edges} edges, n = {self.n})"
+
+    @property
+    def shown(self) -> Table:
+        """The first edges, as `table` gives them."""
+        return self.table()
+
+    @property
+    def nodes(self) -> NDArray[np.float64]:
+        """(sender,) the sum over the edges that leave it: attribution patching of the node."""
+        return np.asarray(np.nansum(self.values, 1))
+
+    def __getitem__(self, edge: str) -> float:
+        """An edge's score by its name.
+
+        Raises: SiteError for an edge the model does not have.
+        """
+        return float(self.values[self.graph.edge(edge)])
+
+    def interval(self) -> tuple[Scores, Scores]:
+        """95 % Poisson-bootstrap intervals of the scores, lower and upper ends.
+
+        Raises: MeasureError where no replicates were kept.
+        """
+        if self.replicates is None:
+            raise MeasureError("scores without replicates", hint="Ask for replicates=")
+        low, high = np.quantile(self.replicates, (0.025, 0.975), axis=0)
+        return (
+            np.where(self.graph.real, low, np.nan),
+            np.where(self.graph.real, high, np.nan),
+        )
+
+    def stability(self, n: int, rank: Rank = "absolute") -> tuple[float, float, float]:
+        """How much the first n edges keep when prompts are resampled: mean Jaccard overlap of each
+        replicate's first n with these, and its 2.5 % and 97.5 % quantiles.
+
+        Raises: MeasureError where no replicates were kept.
+        """
+        if self.replicates is None:
+            raise MeasureError("scores without replicates", hint="Ask for replicates=")
+        own = self.graph.top(self.values, n, rank)
+        shared = [
+            own.overlap(self.graph.top(replicate.astype(np.float64), n, rank))
+            for replicate in self.replicates
+        ]
+        low, high = np.quantile(shared, (0.025, 0.975))
+        return float(np.mean(shared)), float(low), float(high)
+
+    def table(self, n: int = 30, rank: Rank = "absolute", name: str = "circuit.edges") -> Table:
+        """The first n edges, with intervals where replicates were kept."""
+        places = [
+            divmod(int(i), len(self.graph.receivers)) for i in self.graph.order(self.values, rank)
+        ]
+        places = places[:n]
+        columns: dict[str, list[object]] = {
+            "source": [self.graph.senders[s].node for s, _ in places],
+            "target": [self.graph.receivers[r].input for _, r in places],
+            "score": [float(self.values[place]) for place in places],
+        }
+        if self.replicates is not None:
+            low, high = self.interval()
+            columns["lower"] = [float(low[place]) for place in places]
+            columns["upper"] = [float(high[place]) for place in places]
+        columns["n"] = [self.n] * len(places)
+        return Table(
+            name,
+            columns,
+            f"The edges with the largest scores by {self.method} ({rank} rank): what the metric "
+            "loses, by estimate, when the edge carries the corrupted activation.",
+        )
+
+
+def agreement(a: Scores, b: Scores) -> tuple[float, int]:
+    """Spearman's rank correlation over the edges that both have, ties at their mean rank, and how
+    many those are; NaN below three of them, or where one side is all equal."""
+    both = ~np.isnan(a) & ~np.isnan(b)
+    n = int(both.sum())
+    if n < 3:
+        return float("nan"), n
+    x, y = (midranks(side[both]) for side in (a, b))
+    x, y = x - x.mean(), y - y.mean()
+    size = np.sqrt((x @ x) * (y @ y))
+    return (float(x @ y / size) if size > 0 else float("nan")), n

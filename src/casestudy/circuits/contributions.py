@@ -1,0 +1,125 @@
+"""What does each node write into the stream?
+
+The residual stream is a sum: embeddings, every head, every MLP (or its neurons), and what no input
+changes, the attention biases. A norm after attention or MLP (OLMo 2, Gemma) is taken at the layer's
+own scale in that run, which makes it linear, so that the parts still add up exactly.
+
+Assumes a trace that kept `contribution_sites`. Cost: one matrix product with W_O, and d_model
+numbers per node and token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from casestudy.circuits.graph import Graph
+from casestudy.errors import MeasureError
+from casestudy.model.config import ModelConfig
+from casestudy.model.decoder import Trace, norm_weight
+from casestudy.model.model import Model
+from casestudy.model.sites import Keep, Site
+from casestudy.model.weights import Block, Norm
+
+
+def contribution_sites(model: Model, graph: Graph) -> Sequence[Keep]:
+    """What a run must keep for `contributions`.
+
+    Raises: MeasureError for neurons before a norm, and for a bias there that would be nobody's.
+    """
+    sites = [Site.RESID_PRE.at(0), Site.Z.at(), Site.MLP_OUT.at()]
+    blocks = model.weights.blocks
+    if model.config.norm != "none" and any(b.attn_post_norm is not None for b in blocks):
+        if any(b.attn.b_O is not None for b in blocks):
+            raise MeasureError(
+                "an attention bias b_O before a norm",
+                allowed="one or the other",
+                hint="Its share of the stream changes with the norm's scale, and is no node's",
+            )
+        sites.append(Site.ATTN_POST_SCALE.at())
+    chosen = [layer for layer, neurons in graph.neurons.items() if neurons]
+    if chosen:
+        if any(b.mlp_post_norm is not None for b in blocks):
+            raise MeasureError(
+                "neurons as nodes of a model with a norm after its MLPs",
+                allowed="heads and whole MLPs: the norm mixes the neurons",
+            )
+        sites.append(Site.MLP_POST.at(chosen))
+    return sites
+
+
+def contributions(
+    model: Model, graph: Graph, trace: Trace, start: int = 0
+) -> Float[Tensor, "batch sender pos d_model"]:
+    """Every sender's output, from position `start` on."""
+    config = model.config
+    n = trace[Site.Z, 0].shape[0]
+    width = trace[Site.Z, 0].shape[1] - start
+    shape = (n, len(graph.senders), width, config.d_model)
+    out = torch.empty(shape, dtype=model.dtype, device=model.device)
+    out[:, 0] = trace[Site.RESID_PRE, 0][:, start:].detach()
+    for layer, block in enumerate(model.weights.blocks):
+        first = graph.first_sender(layer)
+        z = trace[Site.Z, layer][:, start:].detach()
+        heads = out[:, first : first + config.n_heads]
+        heads.copy_(torch.einsum("bphe,hed->bhpd", z, block.attn.W_O))
+        if block.attn_post_norm is not None and config.norm != "none":
+            scale = trace[Site.ATTN_POST_SCALE, layer][:, start:].detach()
+            heads.copy_(after_norm(config, block.attn_post_norm, heads, scale[:, None]))
+        chosen = list(graph.neurons.get(layer, ()))
+        place = first + config.n_heads
+        whole = trace[Site.MLP_OUT, layer][:, start:].detach()
+        if chosen:
+            post = trace[Site.MLP_POST, layer][:, start:, chosen].detach()
+            neurons = post.transpose(1, 2)[..., None] * block.mlp.W_out[chosen][:, None]
+            out[:, place : place + len(chosen)] = neurons
+            whole = whole - neurons.sum(1)
+        out[:, place + len(chosen)] = whole
+    return out
+
+
+def attention_bias(config: ModelConfig, block: Block) -> Float[Tensor, " d_model"] | None:
+    """What a layer's attention writes that no head does: b_O, or the bias of a norm after it."""
+    norm = block.attn_post_norm
+    return block.attn.b_O if norm is None or config.norm == "none" else norm.bias
+
+
+USEFUL = 0.75
+"""Of the positions that a batch computes, at least so many are its prompts' own."""
+
+
+def alike(
+    starts: Sequence[int], ends: Sequence[int], fits: Callable[[int, int, int], bool]
+) -> list[list[int]]:
+    """Pack prompts of like length and first difference, so that little is computed for nothing.
+
+    Args:
+        starts, ends: each prompt's positions that are computed.
+        fits: whether so many prompts of this length, computed at so many positions each, can be
+            taken at once; one prompt always is.
+    """
+    found: list[list[int]] = []
+    own = 0
+    for b in sorted(range(len(ends)), key=lambda b: (ends[b], starts[b])):
+        n = len(found[-1]) + 1 if found else 1
+        width = ends[b] - min(starts[i] for i in (*(found[-1] if found else ()), b))
+        own += ends[b] - starts[b]
+        if not found or own < USEFUL * n * width or not fits(n, ends[b], width):
+            found.append([])
+            own = ends[b] - starts[b]
+        found[-1].append(b)
+    return [sorted(some) for some in found]
+
+
+def after_norm(
+    config: ModelConfig, norm: Norm, x: Float[Tensor, "*rows d_model"], scale: Tensor
+) -> Float[Tensor, "*rows d_model"]:
+    """One part's share of a normalised sum, at the sum's scale; the norm's bias is nobody's."""
+    if config.norm == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    x = x / scale.to(x)
+    weight = norm_weight(config, norm)
+    return x if weight is None else x * weight

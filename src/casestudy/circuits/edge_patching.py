@@ -1,0 +1,191 @@
+"""What does each edge carry, exactly?
+
+Exact edge patching: one edge of the computation graph carries the other run's activation, all else
+is computed as usual (Wang et al. 2022's direct path, from every sender to every receiver). Noising
+runs the clean prompts and corrupts an edge: is it needed? Denoising runs the corrupted prompts and
+cleans one: is it enough? A score is what the edge is worth to the metric either way, m(clean) -
+m(edge corrupted) or m(edge clean) - m(corrupted), so that positive edges support it.
+
+Assumes pairs of equal length. Cost: a cell of the incremental sweep per edge and prompt, from the
+receiver's layer up; edges into the logits cost a dot product. All edges of a small model, a
+shortlist of a large one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.circuits.agreement import EdgeScores
+from casestudy.circuits.contributions import contribution_sites, contributions
+from casestudy.circuits.edge_scores import differing
+from casestudy.circuits.graph import LOGITS, Graph, Mask
+from casestudy.circuits.paths import Path
+from casestudy.engine.sweep import Cell, Metric, Readout, sweep
+from casestudy.errors import MeasureError
+from casestudy.measure.metrics import rows_of
+from casestudy.measure.patching import DEFAULT_EFFORT, Direction, Effort, Pairs
+from casestudy.model.model import Model
+from casestudy.model.sites import Site
+from casestudy.model.tokens import Tokens
+from casestudy.results.result import Array, worst_error
+
+
+def patch_edges(
+    model: Model,
+    pairs: Pairs,
+    metric: Contrast | Metric,
+    edges: Mask | Iterable[str] | None = None,
+    *,
+    direction: Direction = "noising",
+    effort: Effort = DEFAULT_EFFORT,
+) -> EdgeScores:
+    """Score edges by exchanging what they carry, each on its own.
+
+    Args:
+        model: the decoder.
+        pairs: clean and corrupted prompts of equal length.
+        metric: a contrast, or a function of the last token's logits.
+        edges: which, as a mask or by name; all by default.
+        direction: "noising" or "denoising".
+        effort: memory, checking, progress (of a sweep's cells).
+
+    Error:  the sweeps' own: the largest gap from full forward passes in a sample of cells.
+    Raises: MeasureError for pairs that are identical or of unequal length; SiteError for edges the
+            model does not have.
+    """
+    graph = Graph(model.config)
+    differing(pairs)
+    if edges is None:
+        mask = graph.real
+    elif isinstance(edges, np.ndarray):
+        mask = edges & graph.real
+    else:
+        mask = graph.mask(edges)
+    sides = pairs.sides(direction)
+    n = len(pairs.clean)
+    total = np.zeros(graph.real.shape)
+    runs = np.zeros((2, n))  # the base run, the other
+    errors = []
+    for some in _blocks(model, graph, pairs, effort.memory):
+        with torch.no_grad():
+            base, source = (side[some].to(model.device) for side in (sides.base, sides.source))
+            path = _Edges(model, graph, base, source)
+            found, error, ends = _of_block(path, graph, mask, rows_of(metric, some), effort)
+        total += found
+        errors += error
+        runs[:, some] = ends
+    sign = -1.0 if direction == "noising" else 1.0
+    values = np.where(mask, sign * (total / n - runs[0].mean()), np.nan)
+    clean, corrupted = runs if direction == "noising" else runs[::-1]
+    return EdgeScores(
+        graph, f"exact {direction}", values, n, clean, corrupted, error=worst_error(errors)
+    )
+
+
+class _Edges(Path):
+    """Direct paths on which a sender's change is that of its share of the stream.
+
+    They differ from `path_patch` after a norm of attention's output (OLMo 2, Gemma), where that
+    lets a changed head move the norm's scale, and heads would not add up.
+    """
+
+    def __init__(self, model: Model, graph: Graph, base: Tokens, source: Tokens) -> None:
+        sites = contribution_sites(model, graph)
+        super().__init__(model, base, source, LOGITS, "direct", "recomputed", sites)
+        ours, theirs = (contributions(model, graph, trace) for trace in (self.base, self.source))
+        self.changes = theirs - ours  # batch sender pos d_model
+
+    def told(self, senders: Sequence[int]) -> Float[Tensor, "sender row d_model"]:
+        """The stream that the receiver reads, sender by sender."""
+        site, layer = self.read_from()
+        changes = self.changes[self.prompts[None], torch.tensor(senders)[:, None], self.positions]
+        return self.rows(site, layer) + changes
+
+
+def _blocks(model: Model, graph: Graph, pairs: Pairs, memory: int) -> list[list[int]]:
+    """Prompts whose senders' messages to one receiver fit in a quarter of the memory."""
+    per_prompt = 5 * len(graph.senders) * pairs.clean.ids.shape[1] * model.config.d_model
+    size = max(1, memory // 4 // (per_prompt * model.weights.W_E.element_size()))
+    n = len(pairs.clean)
+    return [list(range(start, min(start + size, n))) for start in range(0, n, size)]
+
+
+def _of_block(
+    path: _Edges, graph: Graph, mask: Mask, metric: Contrast | Metric, effort: Effort
+) -> tuple[Array, list[dict[str, float]], Array]:
+    """Sums over a block's prompts of the metric with each edge exchanged, checks, and both runs."""
+    readout = Readout(path.model, metric, len(path.tokens))
+    runs = np.stack(
+        [
+            readout(trace.last(Site.FINAL_RESID), path.every).cpu().numpy()
+            for trace in (path.base, path.source)
+        ]
+    )
+    if not np.isfinite(runs).all():
+        raise MeasureError("a run gave NaN or infinity", hint="Try dtype='float32'")
+    total, errors = np.zeros(mask.shape), []
+    chosen = np.flatnonzero(mask.any(0)).tolist()
+    last = len(graph.receivers) - 1
+    if last in chosen:
+        senders = np.flatnonzero(mask[:, last])
+        found = path.read(path.told(senders.tolist()), metric, effort)
+        total[senders, last] = found.values.sum(1)
+    # whatever their layers: each sweep takes the unpatched run anew
+    for receivers in _shares(graph, mask, [r for r in chosen if r != last], path, effort.memory):
+        places = [(s, r) for r in receivers for s in np.flatnonzero(mask[:, r]).tolist()]
+        values, error = _swept(path, graph, places, metric, effort)
+        rows, columns = zip(*places, strict=True)
+        total[list(rows), list(columns)] = values.sum(1)
+        errors.append(error)
+    return total, errors, runs
+
+
+def _shares(
+    graph: Graph, mask: Mask, receivers: Sequence[int], path: _Edges, memory: int
+) -> list[list[int]]:
+    """Receivers, as many at once as their cells' values fit in a quarter of memory."""
+    shares: list[list[int]] = []
+    held = 0
+    config, size = path.config, path.model.weights.W_E.element_size()
+    for r in receivers:
+        width = config.d_model if graph.receivers[r].kind == "mlp" else config.d_head
+        cost = int(mask[:, r].sum()) * path.tokens.ids.numel() * width * size
+        if not shares or held + cost > memory // 4:
+            shares.append([])
+            held = 0
+        shares[-1].append(r)
+        held += cost
+    return shares
+
+
+def _swept(
+    path: _Edges,
+    graph: Graph,
+    places: Sequence[tuple[int, int]],
+    metric: Contrast | Metric,
+    effort: Effort,
+) -> tuple[Array, dict[str, float]]:
+    """The metric with each of these edges exchanged, (edge, prompt)."""
+    cells: list[Cell] = []
+    for r, group in groupby(places, key=lambda place: place[1]):
+        there = path.to(graph.receivers[r])
+        cells += there.cells(there.told([s for s, _ in group]))
+    found = sweep(
+        path.model,
+        path.tokens,
+        None,
+        cells,
+        metric,
+        memory=effort.memory,
+        check=effort.check,
+        seed=effort.seed,
+        progress=effort.progress,
+    )
+    return found.values, found.error

@@ -1,0 +1,467 @@
+"""Which edges matter, to first order?
+
+Edge attribution patching scores every edge at once: what the sender would write differently, times
+the metric's gradient at what the receiver reads. Three ways to take that gradient:
+
+- `eap` (Syed et al. 2023, "Attribution Patching Outperforms Automated Circuit Discovery"): at one
+  run, the clean one for noising, the corrupted one for denoising;
+- `eap-ig-inputs` (Hanna et al. 2024, "Have Faith in Faithfulness", section 3): averaged over runs
+  whose embeddings lie between the corrupted and the clean ones, at the midpoints of equal steps;
+- `eap-ig-activations` (the same authors' later code; Marks et al. 2024): for the edges that leave a
+  layer's heads, or its MLP, averaged over clean runs in which that output alone is moved.
+
+A score is an estimate of m(clean) - m(clean with the corrupted activation on that edge): positive
+edges support the metric. (The sources write the metric as a loss, which comes to the same sign.)
+A node's score, attribution patching, is the sum over the edges that leave it.
+
+These are approximations: `patch_edges` has the exact values, and `agreement` compares.
+
+Assumes pairs of equal length. Cost: two forward passes and one backward for eap, about a fifth more
+for the scores; one forward and one backward per step more for the integrals, and (2 layers + 1)
+times that for activations. Prompts are streamed and nothing is kept of them but sums: of scores,
+and of scores weighted at random for the bootstrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.circuits.agreement import EdgeScores
+from casestudy.circuits.contributions import alike, contribution_sites, contributions
+from casestudy.circuits.graph import Graph
+from casestudy.engine.sweep import (
+    DEFAULT_MEMORY,
+    Metric,
+    Progress,
+    Readout,
+    first_differences,
+)
+from casestudy.errors import MeasureError
+from casestudy.measure.metrics import rows_of
+from casestudy.measure.patching import Direction, Pairs, equal_lengths
+from casestudy.model.decoder import Trace, norm_scale, norm_weight, run
+from casestudy.model.edits import Edit
+from casestudy.model.model import Model
+from casestudy.model.sites import Keep, Site
+from casestudy.model.tokens import Tokens
+from casestudy.model.weights import Norm
+from casestudy.results.stats import BOOTSTRAP_FROM, units_of
+
+Method = Literal["eap", "eap-ig-inputs", "eap-ig-activations"]
+METHODS: tuple[Method, ...] = get_args(Method)
+STEPS = 5
+
+
+def attribute_edges(
+    model: Model,
+    pairs: Pairs,
+    metric: Contrast | Metric,
+    method: Method = "eap-ig-inputs",
+    *,
+    graph: Graph | None = None,
+    steps: int = STEPS,
+    direction: Direction = "noising",
+    replicates: int = 0,
+    documents: Sequence[str] | None = None,
+    signs: Sequence[Sequence[int]] = (),
+    memory: int = DEFAULT_MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> EdgeScores:
+    """Score every edge of the graph, by gradients.
+
+    Args:
+        model: the decoder.
+        pairs: clean and corrupted prompts of equal length.
+        metric: a contrast, or a function of the last token's logits with a gradient.
+        method: see above.
+        graph: the model's own by default; another to have neurons as nodes.
+        steps: of the integrals.
+        direction: where `eap` takes its gradient.
+        replicates: how many Poisson-bootstrap means to keep.
+        documents: per prompt, where it came from; resampled together.
+        signs: controls: per prompt 1 or -1, with which its scores are to count; each gives a mean
+            of its own (`flipped`), with nothing in it but chance.
+        memory: in bytes, of a chunk of prompts.
+        seed: of the bootstrap.
+        progress: told how many prompts are done.
+
+    Error:  none of its own; compare with exact values (`agreement`).
+    Raises: MeasureError for pairs that are identical or of unequal length, a metric without a
+            gradient, too few prompts for the bootstrap.
+    """
+    if method not in METHODS:
+        raise MeasureError(f"method {method!r}", allowed=", ".join(METHODS))
+    if steps < 1:
+        raise MeasureError(f"{steps} steps", allowed="1 or more")
+    n = len(pairs.clean)
+    if replicates and n < BOOTSTRAP_FROM:
+        raise MeasureError(
+            f"{n} prompts for a bootstrap", allowed=f"{BOOTSTRAP_FROM} or more, or replicates=0"
+        )
+    graph = Graph(model.config) if graph is None else graph
+    firsts = differing(pairs)
+    if any(len(row) != n for row in signs):
+        raise MeasureError(f"signs for other than {n} prompts", allowed="one per prompt")
+    weights = _poisson(n, replicates, documents, seed)
+    weights /= weights.sum(1, keepdim=True)
+    flips = torch.tensor([list(row) for row in signs], dtype=torch.float64).view(-1, n) / n
+    weights = torch.cat([weights, flips])
+    total = np.zeros(graph.real.shape)
+    drawn = torch.zeros(len(weights), *graph.real.shape)
+    runs = np.zeros((2, n))
+    done = 0
+    for some in _chunks(model, graph, pairs, firsts, memory):
+        work = _Chunk(model, graph, pairs, rows_of(metric, some), some, firsts)
+        found = work.scores(method, steps, direction)
+        runs[:, some] = work.runs()
+        total += found.double().sum(0).cpu().numpy()
+        if len(weights):
+            drawn += torch.einsum("kb,bsr->ksr", weights[:, some].float(), found.float().cpu())
+        done += len(some)
+        if progress is not None:
+            progress(done, n)
+    values = np.where(graph.real, total / n, np.nan)
+    kept = drawn.numpy()
+    return EdgeScores(
+        graph,
+        method,
+        values,
+        n,
+        runs[0],
+        runs[1],
+        replicates=kept[:replicates] if replicates else None,
+        flipped=kept[replicates:] if signs else None,
+    )
+
+
+def differing(pairs: Pairs) -> list[int]:
+    """Where each pair first differs.
+
+    Raises: MeasureError for pairs of unequal length or identical ones.
+    """
+    equal_lengths(pairs.clean, pairs.corrupted, "an edge by position")
+    firsts = first_differences(pairs.clean, pairs.corrupted)
+    lengths = pairs.clean.lengths.tolist()
+    same = [b for b, (d, n) in enumerate(zip(firsts, lengths, strict=True)) if d == n]
+    if same:
+        raise MeasureError(
+            f"clean and corrupted are identical in prompts {', '.join(map(str, same))}",
+            hint="Leave them out: no edge carries a difference between equal runs",
+        )
+    return firsts
+
+
+def _poisson(
+    n: int, replicates: int, documents: Sequence[str] | None, seed: int
+) -> Float[Tensor, "replicate prompt"]:
+    """Poisson(1) weights per resampled unit: a bootstrap that can be streamed."""
+    unit = units_of(n, documents, seed=seed)
+    rng = np.random.default_rng(seed)
+    drawn = rng.poisson(1.0, size=(replicates, int(unit.max()) + 1))
+    drawn[drawn.sum(1) == 0] = 1  # a replicate of nothing would be no mean
+    return torch.tensor(drawn[:, unit], dtype=torch.float64)
+
+
+def _chunks(
+    model: Model, graph: Graph, pairs: Pairs, firsts: Sequence[int], memory: int
+) -> list[list[int]]:
+    """Prompts of like length and first difference, as many as the memory takes."""
+    lengths = pairs.clean.lengths.tolist()
+    config = model.config
+    # activations and their gradients of a pass, contributions, and one layer's receivers
+    per_token = config.n_layers * (12 * config.d_model + 3 * config.d_mlp)
+    per_window = (len(graph.senders) + 6 * config.n_heads + 3 * _most(graph)) * config.d_model
+    size = model.weights.W_E.element_size()
+
+    def fits(n: int, length: int, width: int) -> bool:
+        return n * size * (length * per_token + width * per_window) <= memory
+
+    return alike(firsts, lengths, fits)
+
+
+def _most(graph: Graph) -> int:
+    return max((len(chosen) for chosen in graph.neurons.values()), default=0)
+
+
+class _Chunk:
+    """Some pairs, with what their senders write."""
+
+    def __init__(
+        self,
+        model: Model,
+        graph: Graph,
+        pairs: Pairs,
+        metric: Contrast | Metric,
+        some: list[int],
+        firsts: Sequence[int],
+    ) -> None:
+        self.model, self.graph, self.config = model, graph, model.config
+        self.clean, self.corrupted = (
+            tokens[some].to(model.device) for tokens in (pairs.clean, pairs.corrupted)
+        )
+        self.start = min(firsts[i] for i in some)
+        self.readout = Readout(model, metric, len(some))
+        self.values: dict[str, Tensor] = {}
+        self.buffer: Tensor | None = None
+
+    def runs(self) -> NDArray[np.float64]:
+        """The metric of the clean and of the corrupted run."""
+        found = [self.values[side].detach().double().cpu().numpy() for side in _SIDES]
+        if not np.isfinite(found).all():
+            raise MeasureError("a run gave NaN or infinity", hint="Try dtype='float32'")
+        return np.stack(found)
+
+    def scores(
+        self, method: Method, steps: int, direction: Direction
+    ) -> Float[Tensor, "batch sender receiver"]:
+        """Every prompt's scores."""
+        base = "clean" if direction == "noising" else "corrupted"
+        traces = {}
+        for side, tokens in zip(_SIDES, (self.clean, self.corrupted), strict=True):
+            traces[side] = self.trace(tokens, grad=method == "eap" and side == base)
+            self.values[side] = self.value(traces[side])
+        delta = self.difference(traces["clean"], traces["corrupted"])
+        out = delta.new_zeros(len(delta), *self.graph.real.shape)
+        if method == "eap":
+            self.add(out, delta, traces[base], self.values[base])
+            return out
+        points = [(step + 0.5) / steps for step in range(steps)]
+        whole = slice(0, len(self.graph.senders))
+        if method == "eap-ig-inputs":
+            for point in points:
+                moved = self.moved(traces, Site.RESID_PRE, 0, point)
+                self.step(out, delta, whole, moved)
+        else:
+            for senders, site, layer in self.groups():
+                for point in points:
+                    self.step(out, delta, senders, self.moved(traces, site, layer, point))
+        return out / steps
+
+    def groups(self) -> Iterator[tuple[slice, Site, int]]:
+        """Senders whose outputs are moved together, and where."""
+        yield slice(0, 1), Site.RESID_PRE, 0
+        for layer in range(self.config.n_layers):
+            first = self.graph.first_sender(layer)
+            yield slice(first, first + self.config.n_heads), Site.Z, layer
+            end = self.graph.first_sender(layer + 1)
+            yield slice(first + self.config.n_heads, end), Site.MLP_OUT, layer
+
+    def moved(self, traces: dict[str, Trace], site: Site, layer: int, point: float) -> list[Edit]:
+        """A site between the corrupted (0) and the clean (1) run's."""
+        clean, corrupted = (traces[side][site, layer].detach() for side in _SIDES)
+        return [Edit.replace(site, layer, corrupted + point * (clean - corrupted))]
+
+    def step(self, out: Tensor, delta: Tensor, senders: slice, edits: list[Edit]) -> None:
+        """Add one run's scores to the rows of some senders."""
+        trace = self.trace(self.clean, grad=True, edits=edits)
+        self.add(out[:, senders], delta[:, senders], trace, self.value(trace), senders.start)
+
+    def trace(self, tokens: Tokens, *, grad: bool, edits: Sequence[Edit] = ()) -> Trace:
+        keep: list[Keep | Site] = [*contribution_sites(self.model, self.graph)]
+        keep.append(Site.FINAL_RESID.at(last=True))
+        if grad:
+            keep += [Site.RESID_PRE, Site.Q, Site.K, Site.V, Site.MLP_IN]
+            chosen = [layer for layer, neurons in self.graph.neurons.items() if neurons]
+            if chosen:
+                keep.append(Site.MLP_PRE.at(chosen))
+                if self.config.gated_mlp:
+                    keep.append(Site.MLP_GATE.at(chosen))
+        return run(self.model, tokens, keep=keep, edit=edits, grad=grad)
+
+    def value(self, trace: Trace) -> Float[Tensor, " batch"]:
+        """The metric at the last tokens, part of the trace's graph."""
+        rows = torch.arange(len(self.clean), device=self.model.device)
+        last = trace.lasts[Site.FINAL_RESID, None]
+        with torch.set_grad_enabled(last.requires_grad):
+            value = self.readout(last, rows)
+        if last.requires_grad and not value.requires_grad:
+            raise MeasureError(
+                "the metric has no gradient",
+                allowed="a function of the logits made of differentiable operations",
+                hint="Take a logit difference, a probability or KL, or score edges exactly",
+            )
+        return value
+
+    def difference(
+        self, clean: Trace, corrupted: Trace
+    ) -> Float[Tensor, "batch sender pos d_model"]:
+        """What each sender writes in the clean run and not in the corrupted; 0 in the padding."""
+        if any(site is Site.ATTN_POST_SCALE for site, _ in corrupted.values):
+            delta = contributions(self.model, self.graph, clean, self.start)
+            delta -= contributions(self.model, self.graph, corrupted, self.start)
+        else:  # linear in what was kept
+            change = {
+                (site, layer): clean.values[site, layer].detach() - x.detach()
+                for (site, layer), x in corrupted.values.items()
+                if (site, layer) == (Site.RESID_PRE, 0) or site in _WRITTEN
+            }
+            delta = contributions(
+                self.model, self.graph, replace(corrupted, values=change), self.start
+            )
+        mask = self.clean.mask[:, self.start :]
+        return delta if bool(mask.all()) else delta.mul_(mask[:, None, :, None])
+
+    def add(
+        self,
+        out: Tensor,
+        delta: Tensor,
+        trace: Trace,
+        value: Float[Tensor, " batch"],
+        first: int = 0,
+    ) -> None:
+        """Add Σ over positions of delta · gradient to the scores of each edge.
+
+        Args:
+            out, delta: rows of some senders, from `first` on.
+        """
+        graph = self.graph
+        # receivers of earlier layers read none of these senders
+        layer = self.graph.senders[first].layer or 0
+        for start, end, limit, gradient in self.gradients(trace, value, layer):
+            read = min(max(limit - first, 0), delta.shape[1])  # of these senders, the first so many
+            if read:
+                # (batch, sender, pos d_model) · (batch, pos d_model, receiver)
+                pair = torch.bmm(delta[:, :read].flatten(2), gradient.flatten(2).transpose(1, 2))
+                out[:, :read, start:end] += pair
+        assert end == len(graph.receivers)
+
+    def gradients(
+        self, trace: Trace, value: Float[Tensor, " batch"], lowest: int
+    ) -> Iterator[tuple[int, int, int, Float[Tensor, "batch receiver pos d_model"]]]:
+        """The metric's gradient at what each receiver reads, from a layer on, some receivers at a
+        time: where they begin and end, and how many senders they read.
+
+        Of heads the gradient is taken at q, k and v and carried back through weights and norm,
+        which is a matrix product: an input of its own for each head is never made.
+        """
+        config, graph = self.config, self.graph
+        sites = [Site.Q, Site.K, Site.V, Site.MLP_IN, Site.MLP_PRE, Site.MLP_GATE]
+        kept = [
+            (site, layer)
+            for layer in range(lowest, config.n_layers)
+            for site in sites
+            if (site, layer) in trace.values
+        ]
+        last = (Site.FINAL_RESID, None)
+        wanted = [trace.values[address] for address in kept] + [trace.lasts[last]]
+        found = torch.autograd.grad(
+            value, wanted, torch.ones_like(value), allow_unused=True, materialize_grads=True
+        )
+        by_site: dict[tuple[Site, int | None], Tensor] = {
+            address: gradient[:, self.start :]
+            for address, gradient in zip(kept, found, strict=False)
+        }
+        by_site[last] = found[-1]
+        for layer in range(lowest, config.n_layers):
+            yield from self.gradients_of_heads(trace, by_site, layer)
+            yield from self.gradients_of_mlp(trace, by_site, layer)
+        final = found[-1].new_zeros(len(value), 1, self.clean.ids.shape[1], config.d_model)
+        final[torch.arange(len(value)), 0, self.clean.last] = found[-1]
+        end = len(graph.receivers)
+        yield end - 1, end, len(graph.senders), final[:, :, self.start :]
+
+    def gradients_of_heads(
+        self, trace: Trace, by_site: dict[tuple[Site, int | None], Tensor], layer: int
+    ) -> Iterator[tuple[int, int, int, Tensor]]:
+        attn, norm = (
+            self.model.weights.blocks[layer].attn,
+            self.model.weights.blocks[layer].attn_norm,
+        )
+        x = trace[Site.RESID_PRE, layer][:, self.start :].detach()
+        place, limit = self.graph.first_receiver(layer), self.graph.first_sender(layer)
+        # q, k and v as heads of one map: their product with the senders is then wide enough to run
+        # at full rate
+        sites = (Site.Q, Site.K, Site.V)
+        out = torch.cat([trace[site, layer][:, self.start :].detach() for site in sites], 2)
+        slope = torch.cat([by_site[site, layer] for site in sites], 2)
+        W = torch.cat([attn.W_Q, attn.W_K, attn.W_V])
+        maps = ((attn.W_Q, attn.b_Q), (attn.W_K, attn.b_K), (attn.W_V, attn.b_V))
+        b = torch.cat([W.new_zeros(len(w), W.shape[2]) if b is None else b for w, b in maps])
+        yield place, place + len(W), limit, self.through(norm, x, W, b, out, slope)
+
+    def gradients_of_mlp(
+        self, trace: Trace, by_site: dict[tuple[Site, int | None], Tensor], layer: int
+    ) -> Iterator[tuple[int, int, int, Tensor]]:
+        block, chosen = self.model.weights.blocks[layer], list(self.graph.neurons.get(layer, ()))
+        whole = by_site[Site.MLP_IN, layer][:, None]
+        end = self.graph.first_receiver(layer + 1)
+        limit = self.graph.limit(self.graph.receivers[end - 1])
+        if chosen:
+            site = Site.RESID_PRE if self.config.parallel else Site.MLP_IN
+            x = trace[site, layer][:, self.start :].detach()
+            neurons = whole.new_zeros(len(whole), len(chosen), *whole.shape[2:])
+            maps = [(Site.MLP_PRE, block.mlp.W_in, block.mlp.b_in)]
+            if block.mlp.W_gate is not None:
+                maps.append((Site.MLP_GATE, block.mlp.W_gate, block.mlp.b_gate))
+            for at, W, b in maps:
+                columns = W[:, chosen].T[..., None]  # neuron d_model 1: heads of one dimension
+                bias = None if b is None else b[chosen][:, None]
+                out = trace[at, layer][:, self.start :, chosen, None].detach()
+                slope = by_site[at, layer][..., chosen, None]
+                neurons += self.through(block.mlp_norm, x, columns, bias, out, slope)
+            yield end - 1 - len(chosen), end - 1, limit, neurons
+            whole = whole - neurons.sum(1, keepdim=True)
+        yield end - 1, end, limit, whole
+
+    def through(
+        self,
+        norm: Norm | None,
+        x: Float[Tensor, "batch pos d_model"],
+        W: Float[Tensor, "head d_model d_head"],
+        b: Float[Tensor, "head d_head"] | None,
+        out: Float[Tensor, "batch pos head d_head"],
+        gradient: Float[Tensor, "batch pos head d_head"],
+    ) -> Float[Tensor, "batch head pos d_model"]:
+        """The gradient at each head's own input, from that at `out` = norm(x) W + b.
+
+        With x̂ the normalised stream before the norm's weight w and y = (g W^T) w, the norm's
+        Jacobian gives (y - mean(y) - x̂ mean(y x̂)) / scale, without the first mean for RMSNorm.
+        Centring the columns of w W takes out that mean beforehand, and y·x̂ is g·(out - out at
+        x̂ = 0), so that one pass over the heads' inputs is enough.
+        """
+        config = self.config
+        if norm is None or config.norm == "none":
+            return self.onto(gradient, W)
+        weight = norm_weight(config, norm)
+        maps = W if weight is None else W * weight[:, None]
+        zero = W.new_zeros(()) if b is None else b
+        if norm.bias is not None:
+            zero = zero + torch.einsum("d,hde->he", norm.bias, W)
+        scale = norm_scale(config, x).to(x.dtype)
+        unit = x
+        if config.norm == "layer":
+            unit = x - x.mean(-1, keepdim=True)
+            maps = maps - maps.mean(1, keepdim=True)
+        unit = unit / scale
+        slope = gradient / scale[..., None]
+        along = (slope * (out - zero)).sum(-1) / config.d_model
+        y = self.onto(slope, maps)
+        return y.addcmul_(unit[:, None], along.transpose(1, 2)[..., None], value=-1.0)
+
+    def onto(
+        self, slope: Float[Tensor, "batch pos head d_head"], W: Float[Tensor, "head d_model d_head"]
+    ) -> Float[Tensor, "batch head pos d_model"]:
+        """Σ_e slope_e W_e of each head, in a buffer that the next call takes again: these are the
+        largest tensors of a pass, and fresh memory for each layer's costs as much as the product.
+        """
+        batch, pos, heads, _ = slope.shape
+        rows = slope.permute(2, 0, 1, 3).flatten(1, 2)  # head (batch pos) d_head
+        shape = (heads, batch * pos, W.shape[1])
+        if self.buffer is None or self.buffer.shape != shape:
+            self.buffer = slope.new_empty(shape)
+        torch.bmm(rows, W.transpose(1, 2), out=self.buffer)
+        return self.buffer.view(heads, batch, pos, -1).transpose(0, 1)
+
+
+_SIDES = ("clean", "corrupted")
+_WRITTEN = frozenset({Site.Z, Site.MLP_OUT, Site.MLP_POST})

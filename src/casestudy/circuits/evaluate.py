@@ -1,0 +1,709 @@
+"""How much of a behaviour does a subgraph carry on its own?
+
+Edge ablation: the clean prompts are run with every edge outside the circuit carrying an ablated
+activation, the corrupted run's, a mean, or zero. What is left of the metric between everything
+ablated (0) and the whole model (1) is the circuit's faithfulness.
+
+Many circuits are evaluated at once, and no more than differs is computed. Let a_s be what sender s
+writes when ablated; a receiver reads Σ_s a_s + Σ over its edges in the circuit of (out_s - a_s). So
+only senders with an edge into the circuit are followed, and where the ablation is the corrupted run
+only positions from a pair's first difference on. The sums over edges are one matrix product per
+circuit and layer; projections, MLPs and attention run over all circuits' rows together, each head's
+weights once. The whole graph needs nothing but the clean run, and a graph that lacks whole nodes
+(knockouts) is a forward pass in which those write what they write when ablated.
+
+Circuits are pruned first: a node that nothing in the circuit reaches stays ablated (where the
+ablation is not a run of its own, its output for ablated inputs would be another thing), and one
+that reaches nothing is left out. A norm's scale is each run's own, and so is the pattern: nothing
+is frozen. A random sample is computed again the plain way, with a full forward pass in which every
+head's inputs are edited, and the largest gap is kept.
+
+Assumes pairs of equal length. Cost: per circuit, its nodes' share of a forward pass without the
+unembedding, plus 2 · edges · d_model operations per token.
+Sources: Wang et al. 2022 (mean ablation, faithfulness, completeness, minimality); Conmy et al. 2023
+(edges); Hanna et al. 2024 and Mueller et al. 2025, "MIB" (the evaluation).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.circuits.contributions import (
+    after_norm,
+    alike,
+    attention_bias,
+    contribution_sites,
+    contributions,
+)
+from casestudy.circuits.edge_scores import differing
+from casestudy.circuits.graph import Circuit, Graph
+from casestudy.engine.sweep import DEFAULT_MEMORY, Metric, Progress, Readout, rounding_bound
+from casestudy.errors import MeasureError
+from casestudy.measure.metrics import rows_of
+from casestudy.measure.patching import Pairs, Roles, token_classes
+from casestudy.model.decoder import (
+    apply_norm,
+    attend,
+    merge_heads,
+    mlp,
+    norm_scale,
+    position_queries_and_keys,
+    project,
+    run,
+    visible_keys,
+)
+from casestudy.model.edits import Edit
+from casestudy.model.model import Model
+from casestudy.model.sites import Keep, Site
+from casestudy.model.weights import MLP, Block
+from casestudy.results.stats import mean_interval, ratio_in_parts, ratio_of_means
+
+Ablation = Literal["corrupted", "mean", "zero"]
+
+_ROWS = 1024
+"""Tokens per block and circuit: matrix products at full rate, buffers still near the cache."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What circuits carry.
+
+    Attributes:
+        circuits: as they were evaluated, pruned.
+        values: (circuit, prompt) the metric with all other edges ablated.
+        full: (prompt,) the metric of the whole model.
+        empty: (prompt,) the metric with everything ablated.
+        ablation: what the other edges carried.
+        error: {"gap": largest difference from the plain way in the sample, "bound": allowed (none
+            in bfloat16), "checked": sample size}.
+    """
+
+    circuits: tuple[Circuit, ...]
+    values: NDArray[np.float64]
+    full: NDArray[np.float64]
+    empty: NDArray[np.float64]
+    ablation: Ablation
+    error: Mapping[str, float]
+
+    @property
+    def faithfulness(self) -> NDArray[np.float64]:
+        """(circuit,) (mean value - mean empty) / (mean full - mean empty); NaN where those agree.
+
+        1 is the whole model, 0 everything ablated; above 1 a circuit overshoots.
+        """
+        return ratio_of_means(self.values, self.empty, self.full)
+
+    def interval(
+        self, documents: Sequence[str] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Faithfulness and the ends of its 95 % interval over prompts, the ratio linearised."""
+        parts = ratio_in_parts(self.values, self.empty, self.full)
+        mean, lower, upper, _ = mean_interval(parts.T, documents=documents)
+        return mean, lower, upper
+
+
+def evaluate(
+    model: Model,
+    pairs: Pairs,
+    metric: Contrast | Metric,
+    circuits: Sequence[Circuit],
+    *,
+    ablation: Ablation = "corrupted",
+    memory: int = DEFAULT_MEMORY,
+    check: int = 4,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run the clean prompts through each circuit, all other edges ablated.
+
+    Args:
+        model: the decoder.
+        pairs: clean and corrupted prompts of equal length.
+        metric: a contrast, or a function of the last token's logits.
+        circuits: subsets of one graph's edges.
+        ablation: "corrupted" puts in what the corrupted prompts have there, "mean" the mean of the
+            corrupted prompts at a token's role (or position, where roles are not known), "zero"
+            nothing.
+        memory: in bytes, beyond the model itself.
+        check: how many (circuit, prompt) pairs to compute again the plain way.
+        seed: which those are.
+        progress: told how many (circuit, prompt) pairs are done.
+
+    Shape:  values (circuit, prompt).
+    Unit:   the metric's.
+    Error:  largest gap between the sampled values and full forward passes.
+    Raises: MeasureError for pairs that are identical or of unequal length, circuits of several
+            graphs, NaN in a run, or a failed check.
+    """
+    if not circuits:
+        raise MeasureError("no circuit to evaluate")
+    graph = circuits[0].graph
+    if any(c.graph is not graph and c.graph != graph for c in circuits):
+        raise MeasureError("circuits of different graphs", allowed="one graph for all")
+    if graph.config != model.config:
+        raise MeasureError("a circuit of another model", hint="Its config differs from this one's")
+    firsts = differing(pairs)
+    pruned = tuple(circuit.pruned() for circuit in circuits)
+    # Equal circuits, as the smallest of a curve often are, are evaluated once.
+    place: dict[Circuit, int] = {}
+    for circuit in (graph.full, graph.empty, *pruned):
+        place.setdefault(circuit, len(place))
+    distinct = list(place)
+    with torch.no_grad():
+        engine = _Engine(model, graph, pairs, metric, ablation, firsts)
+        values, error = engine.evaluate(distinct, memory, check, seed, progress)
+    rows = [place[circuit] for circuit in pruned]
+    return Evaluation(pruned, values[rows], values[0], values[1], ablation, error)
+
+
+class _Engine:
+    """Blocks of prompts, each with all circuits."""
+
+    def __init__(
+        self,
+        model: Model,
+        graph: Graph,
+        pairs: Pairs,
+        metric: Contrast | Metric,
+        ablation: Ablation,
+        firsts: Sequence[int],
+    ) -> None:
+        self.model, self.graph, self.config = model, graph, model.config
+        self.pairs, self.metric, self.ablation, self.firsts = pairs, metric, ablation, firsts
+        self.means = _Means(model, graph, pairs) if ablation == "mean" else None
+
+    def evaluate(
+        self,
+        circuits: Sequence[Circuit],
+        memory: int,
+        check: int,
+        seed: int,
+        progress: Progress | None,
+    ) -> tuple[NDArray[np.float64], dict[str, float]]:
+        n, done, gap = len(self.pairs.clean), 0, 0.0
+        values = np.full((len(circuits), n), np.nan)
+        # what is known by construction needs no check; the two ends are cheap all the same
+        sample = random.Random(seed).sample(range(len(circuits) * n), min(check, len(circuits) * n))
+        for some in self.blocks(memory):
+            block = _Block(self, some)
+            for group in self.groups(circuits, block, memory):
+                masks = torch.tensor(
+                    np.stack([circuits[i].mask for i in group]), device=self.model.device
+                )
+                found = block.run(masks, [self.knocked_out(circuits[i], block) for i in group])
+                values[np.ix_(group, some)] = found.cpu().numpy()
+                done += len(group) * len(some)
+                if progress is not None:
+                    progress(done, len(circuits) * n)
+            for number in sample:
+                i, b = divmod(number, n)
+                if b in some:
+                    plain = _Plain(self, circuits[i], b).value()
+                    gap = max(gap, abs(plain - values[i, b]))
+        if not np.isfinite(values).all():
+            raise MeasureError("a run gave NaN or infinity", hint="Try dtype='float32'")
+        error = {"gap": gap, "checked": float(len(sample))}
+        bound = rounding_bound(self.model.dtype)
+        if bound < float("inf"):
+            # a circuit's activations are not a run's, and may be larger: their rounding is too
+            error["bound"] = bound = bound * max(1.0, float(np.abs(values).max()) / 10)
+            if not gap <= bound:
+                raise MeasureError(
+                    f"circuits differ from full forward passes by {gap:.2e}",
+                    allowed=f"at most {bound:.0e}",
+                    hint="Please report it with the model and the circuit",
+                )
+        return values, error
+
+    def knocked_out(self, circuit: Circuit, block: _Block) -> tuple[int, ...] | None:
+        """The senders that a circuit lacks, where it is the graph without those and has all else.
+
+        None where it is not, and where a forward pass would be dearer than its edges: a norm after
+        attention mixes the heads, neurons are no site, and most positions may be the clean run's.
+        """
+        gone = tuple(np.flatnonzero(~circuit.senders).tolist())
+        if not gone:
+            return () if circuit == self.graph.full else None
+        senders = [self.graph.senders[i] for i in gone]
+        split = any(self.graph.neurons.get(s.layer or 0) for s in senders)
+        posts = any(b.attn_post_norm is not None for b in self.model.weights.blocks)
+        late = 2 * len(block.positions) < block.clean.ids.shape[1]
+        if split or posts or late or senders[0].kind == "embed":
+            return None
+        return gone if self.graph.full.without(gone).pruned() == circuit else None
+
+    def blocks(self, memory: int) -> list[list[int]]:
+        """Prompts of like length and first difference; one circuit's rows fit in the memory."""
+        lengths = self.pairs.clean.lengths.tolist()
+        start = [d if self.ablation == "corrupted" else 0 for d in self.firsts]
+        most = max(1, min(_ROWS, memory // 2 // (self.row_floats() * self.itemsize)))
+        return alike(start, lengths, lambda n, _, width: n * width <= most)
+
+    def groups(self, circuits: Sequence[Circuit], block: _Block, memory: int) -> list[list[int]]:
+        """Circuits that are run together, as many as fit."""
+        found: list[list[int]] = [[]]
+        held = 0
+        for i, circuit in enumerate(circuits):
+            senders = int(circuit.senders.sum())
+            used = np.flatnonzero(np.asarray(circuit.mask.any(0)))
+            layers = [self.graph.receivers[r].layer for r in used]
+            most = max((layers.count(layer) for layer in set(layers)), default=0)
+            cost = block.rows * self.itemsize * self.circuit_floats(senders, most)
+            if found[-1] and held + cost > memory // 2:
+                found.append([])
+                held = 0
+            found[-1].append(i)
+            held += cost
+        return found
+
+    def ablated(self, some: Sequence[int], start: int) -> Float[Tensor, "batch sender pos d_model"]:
+        """What these prompts' senders write when ablated, from a position on."""
+        model, graph = self.model, self.graph
+        tokens = self.pairs.corrupted[list(some)].to(model.device)
+        width = tokens.ids.shape[1]
+        if self.means is not None:
+            return self.means.at(some, width)[:, :, start:]
+        if self.ablation == "corrupted":
+            trace = run(model, tokens, keep=contribution_sites(model, graph))
+            return contributions(model, graph, trace, start)
+        shape = (len(some), len(graph.senders), width - start, self.config.d_model)
+        return torch.zeros(shape, dtype=model.dtype, device=model.device)
+
+    @property
+    def itemsize(self) -> int:
+        return self.model.weights.W_E.element_size()
+
+    def circuit_floats(self, senders: int, receivers: int) -> int:
+        """Numbers per token of one circuit: its senders, a layer's inputs and what they become."""
+        config = self.config
+        per_head = 4 * config.n_heads * config.d_head
+        return config.d_model * (senders + 3 * receivers + 4) + 3 * config.d_mlp + per_head
+
+    def row_floats(self) -> int:
+        """Numbers per token of the ablated run, its traces, and the largest circuit."""
+        receivers = self.config.n_heads + 2 * self.config.n_kv_heads
+        whole = self.circuit_floats(len(self.graph.senders), receivers)
+        return 2 * len(self.graph.senders) * self.config.d_model + whole
+
+
+class _Means:
+    """Each sender's mean output over the corrupted prompts, by the role or position of a token."""
+
+    def __init__(self, model: Model, graph: Graph, pairs: Pairs) -> None:
+        theirs: Roles | None = pairs.corrupted_roles or pairs.roles
+        self.wanted, known, n = token_classes(pairs.clean, pairs.roles, pairs.corrupted, theirs)
+        shape = (n, len(graph.senders), model.config.d_model)
+        total = torch.zeros(shape, dtype=torch.float64, device=model.device)
+        for start in range(0, len(pairs.corrupted), 16):
+            some = list(range(start, min(start + 16, len(pairs.corrupted))))
+            tokens = pairs.corrupted[some].to(model.device)
+            trace = run(model, tokens, keep=contribution_sites(model, graph))
+            written = contributions(model, graph, trace).transpose(1, 2)  # batch pos sender d_model
+            which = known[some][:, : tokens.ids.shape[1]].to(model.device)
+            total.index_add_(0, which[which >= 0], written[which >= 0].double())
+        counts = known[known >= 0].bincount(minlength=n).clamp(min=1).to(model.device)
+        self.values = (total / counts[:, None, None]).to(model.dtype)
+
+    def at(self, some: Sequence[int], width: int) -> Float[Tensor, "batch sender pos d_model"]:
+        """The means at these prompts' tokens; padding gets any."""
+        which = self.wanted[list(some)][:, :width].clamp(min=0).to(self.values.device)
+        return self.values[which].transpose(1, 2)
+
+
+class _Block:
+    """Some prompts with what their senders write when ablated, from the first difference on."""
+
+    def __init__(self, engine: _Engine, some: Sequence[int]) -> None:
+        self.engine, self.model, self.graph = engine, engine.model, engine.graph
+        self.config, self.weights = engine.config, engine.model.weights
+        model, config = self.model, self.config
+        self.clean = clean = engine.pairs.clean[list(some)].to(model.device)
+        width = clean.ids.shape[1]
+        from_run = engine.ablation == "corrupted"
+        self.start = min(engine.firsts[b] for b in some) if from_run else 0
+        keep: list[Keep | Site] = [Site.RESID_PRE.at(0), Site.FINAL_RESID.at(last=True)]
+        if self.start:
+            keep += [Site.K, Site.V]  # before the first difference they are every run's
+        trace = run(model, clean, keep=keep)
+        self.ablated = engine.ablated(some, self.start)
+        self.embed = trace[Site.RESID_PRE, 0][:, self.start :] - self.ablated[:, 0]
+        self.before = {
+            layer: tuple(trace[site, layer][:, : self.start] for site in (Site.K, Site.V))
+            for layer in range(config.n_layers if self.start else 0)
+        }
+        self.positions = torch.arange(self.start, width, device=model.device)
+        self.last = clean.last - self.start
+        self.readout = Readout(model, rows_of(engine.metric, list(some)), len(clean))
+        prompts = torch.arange(len(clean), device=model.device)
+        self.full = self.readout(trace.last(Site.FINAL_RESID), prompts)
+
+    @property
+    def rows(self) -> int:
+        """Tokens that are computed."""
+        return len(self.clean) * len(self.positions)
+
+    def run(
+        self,
+        masks: Bool[Tensor, "circuit sender receiver"],
+        lacks: Sequence[tuple[int, ...] | None],
+    ) -> Float[Tensor, "circuit batch"]:
+        """The metric of each circuit; `lacks` as `_Engine.knocked_out` gives it."""
+        found = self.full.new_empty(len(masks), len(self.clean))
+        by_edges = [i for i, gone in enumerate(lacks) if gone is None]
+        by_nodes = [i for i, gone in enumerate(lacks) if gone]
+        found[[i for i, gone in enumerate(lacks) if gone == ()]] = self.full
+        if by_edges:
+            found[by_edges] = _Circuits(self, masks[by_edges]).climb()
+        if by_nodes:
+            found[by_nodes] = self.without([lacks[i] or () for i in by_nodes])
+        return found
+
+    def without(self, sets: Sequence[tuple[int, ...]]) -> Float[Tensor, "set batch"]:
+        """The metric with sets of nodes writing what they write when ablated."""
+        n, layers = len(self.clean), self.model.weights.blocks
+        tokens = self.clean[list(range(n)) * len(sets)]
+        heads: dict[int, list[tuple[int, int]]] = {}
+        edits: list[Edit] = []
+        for c, gone in enumerate(sets):
+            for i in gone:
+                sender, rows = self.graph.senders[i], slice(c * n, (c + 1) * n)
+                assert sender.layer is not None
+                if sender.kind == "head":
+                    heads.setdefault(sender.layer, []).append((c, i))
+                else:
+                    edits.append(Edit(Site.MLP_OUT, sender.layer, partial(self.put, rows, i)))
+        for layer, chosen in heads.items():
+            attn = layers[layer].attn
+            kept: list[Tensor] = []
+
+            def note(z: Tensor, kept: list[Tensor] = kept) -> Tensor:
+                kept[:] = [z]
+                return z
+
+            def exchange(
+                x: Tensor,
+                kept: list[Tensor] = kept,
+                chosen: list[tuple[int, int]] = chosen,
+                W_O: Tensor = attn.W_O,
+            ) -> Tensor:
+                x = x.clone()
+                for c, i in chosen:
+                    rows, head = slice(c * n, (c + 1) * n), self.graph.senders[i].head
+                    own = kept[0][rows, self.start :, head] @ W_O[head]
+                    x[rows, self.start :] += self.ablated[:, i] - own
+                return x
+
+            edits += [Edit(Site.Z, layer, note), Edit(Site.ATTN_OUT, layer, exchange)]
+        trace = run(self.model, tokens, keep=[Site.FINAL_RESID.at(last=True)], edit=edits)
+        prompts = torch.arange(n, device=self.full.device).repeat(len(sets))
+        return self.readout(trace.last(Site.FINAL_RESID), prompts).view(len(sets), n)
+
+    def put(self, rows: slice, sender: int, x: Tensor) -> Tensor:
+        """A sender's ablated output in some rows, from the block's start on."""
+        x = x.clone()
+        x[rows, self.start :] = self.ablated[:, sender]
+        return x
+
+
+class _Circuits:
+    """Several circuits on a block, layer by layer."""
+
+    def __init__(self, block: _Block, masks: Bool[Tensor, "circuit sender receiver"]) -> None:
+        self.block, self.graph, self.config = block, block.graph, block.config
+        self.masks = masks
+        self.shares = masks.to(block.embed.dtype)
+        live = masks.any(2)
+        self.live = live.cpu().numpy()
+        batch, pos, d_model = block.embed.shape
+        # what each live sender writes beyond its ablated output, in the order they are computed
+        self.deltas = [block.embed.new_empty(int(n), batch, pos, d_model) for n in self.live.sum(1)]
+        self.slot = self.live.cumsum(1) - 1
+        self.senders = [row.nonzero()[:, 0] for row in live]
+
+    def climb(self) -> Float[Tensor, "circuit batch"]:
+        """From the embeddings to the metric."""
+        block, config = self.block, self.config
+        ablated = block.ablated
+        x = ablated[:, 0].clone()  # the stream with everything ablated
+        for c in np.flatnonzero(self.live[:, 0]):
+            self.deltas[c][0] = block.embed
+        for layer, weights in enumerate(block.weights.blocks):
+            first = self.graph.first_sender(layer)
+            middle, end = first + config.n_heads, self.graph.first_sender(layer + 1)
+            bias = attention_bias(config, weights)
+            self.heads(layer, x)
+            attn_out = ablated[:, first:middle].sum(1)
+            attn_out = attn_out if bias is None else attn_out + bias
+            if config.parallel:
+                self.mlps(layer, x)
+                x = x + attn_out
+            else:
+                x = x + attn_out
+                self.mlps(layer, x)
+            x = x + ablated[:, middle:end].sum(1)
+        return self.read(x)
+
+    def mixed(
+        self, c: int, receivers: Int[Tensor, " receiver"], limit: int
+    ) -> Float[Tensor, "receiver batch pos d_model"]:
+        """What a circuit's edges add to what some receivers read."""
+        n = int(self.live[c, :limit].sum())
+        deltas = self.deltas[c][:n]
+        shares = self.shares[c][self.senders[c][:n]][:, receivers]  # sender receiver
+        return (shares.T @ deltas.flatten(1)).view(-1, *deltas.shape[1:])
+
+    def inputs(
+        self, start: int, end: int, limit: int, x: Float[Tensor, "batch pos d_model"]
+    ) -> tuple[Int[Tensor, " read"], Int[Tensor, " read"], Float[Tensor, "read batch pos d_model"]]:
+        """What the live receivers among some read, receiver by receiver: which circuits', which
+        receivers (counted from `start`), and the streams."""
+        entered = self.masks[:, :limit, start:end].any(1)  # circuit receiver
+        which, circuits = entered.T.nonzero(as_tuple=True)
+        read = x.new_empty(len(which), *x.shape)
+        for c in circuits.unique().tolist():
+            mine = (circuits == c).nonzero()[:, 0]
+            read[mine] = self.mixed(c, which[mine] + start, limit) + x
+        return circuits, which, read
+
+    def keep(self, circuits: Sequence[int], sender: int, out: Tensor) -> None:
+        """Store what a sender writes beyond its ablated output, circuit by circuit."""
+        ablated = self.block.ablated[:, sender]
+        for c, rows in zip(circuits, out, strict=True):
+            torch.sub(rows, ablated, out=self.deltas[c][self.slot[c, sender]])
+
+    def heads(self, layer: int, x: Float[Tensor, "batch pos d_model"]) -> None:
+        """Every live head of a layer."""
+        block, config, graph = self.block, self.config, self.graph
+        weights = block.weights.blocks[layer]
+        attn, norm = weights.attn, weights.attn_norm
+        start, first = graph.first_receiver(layer), graph.first_sender(layer)
+        n_inputs = config.n_heads + 2 * config.n_kv_heads
+        circuits, which, read = self.inputs(start, start + n_inputs, first, x)
+        if not len(circuits):
+            return
+        active = circuits.unique()
+        row = torch.full((len(self.masks),), -1, device=x.device)
+        row[active] = torch.arange(len(active), device=x.device)
+        read = apply_norm(config, norm, read)
+        base = apply_norm(config, norm, x)
+        found, place = [], 0
+        for W, b in ((attn.W_Q, attn.b_Q), (attn.W_K, attn.b_K), (attn.W_V, attn.b_V)):
+            # what no edge enters is projected from the ablated stream
+            out = project(base, W, b).expand(len(active), -1, -1, -1, -1).clone()
+            for head in range(len(W)):
+                mine = (which == place + head).nonzero()[:, 0]
+                if len(mine):
+                    part = slice(int(mine[0]), int(mine[-1]) + 1)  # sorted by receiver
+                    bias = None if b is None else b[head : head + 1]
+                    rows = project(read[part], W[head : head + 1], bias)[..., 0, :]
+                    out[row[circuits[part]], :, :, head] = rows
+            found.append(out.flatten(0, 1))
+            place += len(W)
+        z = self.attend(layer, *found).unflatten(0, (len(active), -1))
+        post, scale = weights.attn_post_norm, None
+        if post is not None and config.norm != "none":
+            scale = norm_scale(config, merge_heads(z, attn))
+        for head in range(config.n_heads):
+            theirs = [c for c in active.tolist() if self.live[c, first + head]]
+            if theirs:
+                out = z[row[theirs], :, :, head] @ attn.W_O[head]
+                if scale is not None and post is not None:
+                    out = after_norm(config, post, out, scale[row[theirs]])
+                self.keep(theirs, first + head, out)
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "batch pos head d_head"],
+        k: Float[Tensor, "batch pos kv_head d_head"],
+        v: Float[Tensor, "batch pos kv_head d_head"],
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """z of rows of all circuits; keys and values before the window are the clean run's."""
+        block, config = self.block, self.config
+        everywhere = block.positions
+        if block.start:
+            times = len(k) // len(block.clean)
+            before = [t.repeat(times, 1, 1, 1) for t in block.before[layer]]
+            k, v = torch.cat((before[0], k), 1), torch.cat((before[1], v), 1)
+            everywhere = torch.arange(k.shape[1], device=k.device)
+        attn = block.weights.blocks[layer].attn
+        q, k = position_queries_and_keys(config, attn, layer, q, k, block.positions, everywhere)
+        visible = visible_keys(config, layer, block.positions, everywhere)
+        return attend(config, layer, q, k, v, visible)
+
+    def mlps(self, layer: int, x: Float[Tensor, "batch pos d_model"]) -> None:
+        """The live parts of a layer's MLP: chosen neurons one by one, and the rest of it."""
+        config, graph = self.config, self.graph
+        weights = self.block.weights.blocks[layer]
+        end = graph.first_receiver(layer + 1)
+        chosen = graph.neurons.get(layer, ())
+        start, limit = end - 1 - len(chosen), graph.limit(graph.receivers[end - 1])
+        circuits, which, read = self.inputs(start, end, limit, x)
+        if not len(circuits):
+            return
+        read = apply_norm(config, weights.mlp_norm, read)
+        first = graph.first_sender(layer) + config.n_heads
+        for i in which.unique().tolist():
+            part = (which == i).nonzero()[:, 0]
+            neuron = None if i == len(chosen) else chosen[i]
+            out = _mlp_part(self.block.model, layer, read[part], neuron, chosen)
+            if weights.mlp_post_norm is not None:
+                out = apply_norm(config, weights.mlp_post_norm, out)
+            mine = circuits[part].tolist()
+            there = [j for j, c in enumerate(mine) if self.live[c, first + i]]
+            self.keep([mine[j] for j in there], first + i, out[there])
+
+    def read(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "circuit batch"]:
+        """The metric at each prompt's last position."""
+        block = self.block
+        batch = torch.arange(len(x), device=x.device)
+        final = x[batch, block.last].expand(len(self.masks), -1, -1).clone()
+        for c, deltas in enumerate(self.deltas):
+            shares = self.shares[c, self.senders[c], -1]
+            final[c] += torch.einsum("s,sbd->bd", shares, deltas[:, batch, block.last])
+        rows = self.block.readout(final.flatten(0, 1), batch.repeat(len(final)))
+        return rows.view(len(final), -1)
+
+
+def _mlp_part(
+    model: Model,
+    layer: int,
+    x: Float[Tensor, "*rows d_model"],
+    neuron: int | None,
+    chosen: Sequence[int],
+) -> Float[Tensor, "*rows d_model"]:
+    """What one neuron of an MLP writes, or (None) all that are not chosen, with the bias."""
+    weights = model.weights.blocks[layer].mlp
+    if neuron is not None:
+        return mlp(model.config, _neurons(weights, [neuron]), x)
+    if chosen:
+        rest = [i for i in range(weights.W_in.shape[1]) if i not in set(chosen)]
+        weights = replace(_neurons(weights, rest), b_out=weights.b_out)
+    return mlp(model.config, weights, x)
+
+
+def _neurons(weights: MLP, index: list[int]) -> MLP:
+    """Some of an MLP's neurons as an MLP, without the bias of its output."""
+
+    def at(bias: Tensor | None) -> Tensor | None:
+        return None if bias is None else bias[index]
+
+    gate = None if weights.W_gate is None else weights.W_gate[:, index]
+    return MLP(
+        weights.W_in[:, index], weights.W_out[index], gate, at(weights.b_in), at(weights.b_gate)
+    )
+
+
+class _Plain:
+    """One circuit on one prompt by a full forward pass, every reader's input edited.
+
+    Shares nothing with the fast way but the ablated outputs' definition: the decoder's own blocks
+    run, each head's q, k and v, each MLP and the final norm reading what the circuit lets through.
+    """
+
+    def __init__(self, engine: _Engine, circuit: Circuit, prompt: int) -> None:
+        self.model, self.graph, self.config = engine.model, engine.graph, engine.config
+        self.prompt, self.metric = prompt, engine.metric
+        self.clean = engine.pairs.clean[[prompt]].to(self.model.device)
+        self.ablated = engine.ablated([prompt], 0)[0]  # sender pos d_model
+        self.out = self.ablated.clone()
+        self.shares = torch.tensor(circuit.mask, device=self.model.device).to(self.model.dtype)
+
+    def value(self) -> float:
+        """The metric at the last token."""
+        edits = [Edit(Site.RESID_PRE, 0, lambda x: self.told(0, 1, x[0, None], x))]
+        for layer, block in enumerate(self.model.weights.blocks):
+            edits += self.at_heads(layer, block)
+            edits += self.at_mlp(layer, block)
+        end = len(self.graph.receivers)
+        edits.append(Edit(Site.FINAL_RESID, None, lambda _: self.read(end - 1, end)[:, :, 0]))
+        logits = run(self.model, self.clean, edit=edits, logits="last").logits
+        assert logits is not None
+        readout = Readout(self.model, rows_of(self.metric, [self.prompt]), 1)
+        return float(readout.of_logits(logits, torch.zeros(1, dtype=torch.long)))
+
+    def told(self, start: int, end: int, out: Tensor, x: Tensor) -> Tensor:
+        """Note what some senders wrote, (sender, pos, d_model); the activation stays as it is."""
+        self.out[start:end] = out
+        return x
+
+    def read(self, start: int, end: int) -> Float[Tensor, "one pos receiver d_model"]:
+        """What some receivers read, each through its own edges."""
+        limit = self.graph.limit(self.graph.receivers[start])
+        x = self.ablated[:limit].sum(0)
+        layer = self.graph.receivers[start].layer
+        at_mlp = self.graph.receivers[start].kind in ("mlp", "neuron") and not self.config.parallel
+        for before, block in enumerate(self.model.weights.blocks):
+            bias = attention_bias(self.config, block)
+            if bias is not None and (layer is None or before < layer + at_mlp):
+                x = x + bias
+        shares = self.shares[:limit, start:end]
+        change = torch.einsum("sr,spd->prd", shares, self.out[:limit] - self.ablated[:limit])
+        return (x[:, None] + change)[None]
+
+    def at_heads(self, layer: int, block: Block) -> list[Edit]:
+        config, start = self.config, self.graph.first_receiver(layer)
+        first = self.graph.first_sender(layer)
+        edits = []
+        for site, n in (
+            (Site.Q_IN, config.n_heads),
+            (Site.K_IN, config.n_kv_heads),
+            (Site.V_IN, config.n_kv_heads),
+        ):
+            edits.append(Edit(site, layer, partial(self.instead, start, start + n)))
+            start += n
+        norm = block.attn_post_norm
+
+        def result(x: Tensor) -> Tensor:
+            return self.told(first, first + config.n_heads, x[0].transpose(0, 1), x)
+
+        def scale(x: Tensor) -> Tensor:
+            assert norm is not None
+            raw = self.out[first : first + config.n_heads]
+            return self.told(first, first + config.n_heads, after_norm(config, norm, raw, x[0]), x)
+
+        edits.append(Edit(Site.RESULT, layer, result))
+        if norm is not None and config.norm != "none":
+            edits.append(Edit(Site.ATTN_POST_SCALE, layer, scale))
+        return edits
+
+    def at_mlp(self, layer: int, block: Block) -> list[Edit]:
+        chosen = self.graph.neurons.get(layer, ())
+        end = self.graph.first_receiver(layer + 1)
+        first = self.graph.first_sender(layer) + self.config.n_heads
+
+        def neurons(post: Tensor) -> Tensor:
+            normed = apply_norm(
+                self.config, block.mlp_norm, self.read(end - 1 - len(chosen), end - 1)[0]
+            )  # pos neuron d_model
+            for i, neuron in enumerate(chosen):
+                own = _neurons(block.mlp, [neuron])
+                self.out[first + i] = mlp(self.config, own, normed[:, i])
+            post = post.clone()
+            post[..., list(chosen)] = 0  # what is left writes for the rest alone
+            return post
+
+        def whole(x: Tensor) -> Tensor:
+            return self.told(first + len(chosen), first + len(chosen) + 1, x, x)
+
+        def read(_: Tensor) -> Tensor:
+            return self.read(end - 1, end)[:, :, 0]
+
+        edits = [Edit(Site.MLP_IN, layer, read)]
+        edits += [Edit(Site.MLP_POST, layer, neurons)] if chosen else []
+        return [*edits, Edit(Site.MLP_OUT, layer, whole)]
+
+    def instead(self, start: int, end: int, _: Tensor) -> Tensor:
+        """Some receivers' inputs, whatever the stream holds."""
+        return self.read(start, end)

@@ -1,0 +1,1 @@
+"""What is said of studies: compared, checked, followed along training."""

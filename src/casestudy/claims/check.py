@@ -1,0 +1,375 @@
+"""Do the findings still hold?
+
+A file of findings (docs/checking-explanations.md) is an explanation written so that it can be
+wrong: each names a number, as `findings` has them, and what it has to be. Here they are measured on
+a model, this one or another, and each holds, fails, or is not measurable; what was measured stands
+beside what was claimed, with n and a 95 % interval.
+
+By default the mean decides. A finding that says `confidently` holds only where the whole interval
+does what is claimed, and fails also where it might not. Cost: see `findings`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from casestudy.behaviour.files import SUFFIXES, find_behaviour
+from casestudy.behaviour.prompts import Behaviour
+from casestudy.claims.context import Bench, Unmeasurable, Values, among
+from casestudy.claims.findings import Finding, read_finding
+from casestudy.errors import FindingError
+from casestudy.measure.patching import DEFAULT_EFFORT, Effort
+from casestudy.model.loading import load
+from casestudy.model.model import Model
+from casestudy.results.result import Shown, Table
+from casestudy.results.stats import BOOTSTRAP_FROM, Sums, place_interval, share_ends, units_of
+
+Verdict = Literal["holds", "fails", "not measurable"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a number has to be.
+
+    Attributes:
+        at_least, at_most: bounds, the ends included.
+        sign: "positive" or "negative": zero is neither.
+        among_first: one of so many with the largest sizes, among its like.
+        confidently: whether the whole interval has to, not the mean alone.
+    """
+
+    at_least: float | None = None
+    at_most: float | None = None
+    sign: str | None = None
+    among_first: int | None = None
+    confidently: bool = False
+
+    def __str__(self) -> str:
+        said = [] if self.at_least is None else [f"at least {self.at_least:g}"]
+        said += [] if self.at_most is None else [f"at most {self.at_most:g}"]
+        said += [] if self.sign is None else [self.sign]
+        said += [] if self.among_first is None else [f"among the first {self.among_first}"]
+        return " and ".join(said) + (", confidently" if self.confidently else "")
+
+    def met_by(self, value: float) -> bool:
+        """Whether a number is as claimed, its place aside."""
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.sign is None or (value > 0 if self.sign == "positive" else value < 0))
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One finding of a file.
+
+    Attributes:
+        claim: in words.
+        finding: which number.
+        must: what it has to be.
+        group: of which prompts; the headline prompts by default.
+    """
+
+    claim: str
+    finding: Finding
+    must: Claim
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A file of findings.
+
+    Attributes:
+        asked: the findings.
+        behaviour: a preset's name or a behaviour file's path.
+        model: what `load` takes; None where the file names none.
+        prepend_bos: None for the family's convention.
+    """
+
+    asked: tuple[Asked, ...]
+    behaviour: str
+    model: str | None = None
+    prepend_bos: bool | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one finding.
+
+    Attributes:
+        claim: in words.
+        must: what was claimed of the number.
+        verdict: "holds", "fails" or "not measurable".
+        value, lower, upper, n, unit: what was measured, where something was; an interval needs two
+            prompts or documents.
+        place: by size among its like, the first is 1, with the ends of its 95 % interval where it
+            has one; None where it was not asked for.
+        why: of what is not measurable, and of what is not sure.
+    """
+
+    claim: str
+    must: str
+    verdict: Verdict
+    value: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    n: int = 0
+    unit: str = ""
+    place: tuple[int, ...] | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Checked(Shown):
+    """A model put to the test.
+
+    Attributes:
+        model, behaviour: which.
+        outcomes: one per finding, in order.
+    """
+
+    model: str
+    behaviour: str
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def shown(self) -> Table:
+        """A row per finding."""
+        names = [field.name for field in fields(Outcome)]
+        columns = {name: [getattr(o, name) for o in self.outcomes] for name in names}
+        return Table(
+            f"findings about {self.model}", columns, "What was claimed, and what was measured."
+        )
+
+    @property
+    def holds(self) -> bool:
+        """Whether all findings hold."""
+        return all(outcome.verdict == "holds" for outcome in self.outcomes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {"holds": self.holds, **asdict(self)}
+
+
+def check(
+    findings: Findings | Mapping[str, Any] | str | os.PathLike[str],
+    model: Model | str | None = None,
+    *,
+    behaviour: Behaviour | str | None = None,
+    effort: Effort = DEFAULT_EFFORT,
+) -> Checked:
+    """Measure each finding on a model.
+
+    Args:
+        findings: a file, its contents as a mapping, or what `read_findings` gave.
+        model: a `Model` or what `load` takes, instead of the file's.
+        behaviour: instead of the file's.
+        effort: how sweeps are run.
+
+    Raises: FindingError for a file that is not well formed, and for a finding about what the model
+        or the behaviour does not have, before any sweep; ModelError and BehaviourError as they do.
+    """
+    if not isinstance(findings, Findings):
+        findings = read_findings(findings)
+    asked = findings.asked
+    if model is None and findings.model is None:
+        raise FindingError("no model", allowed="a model in the file, or --model")
+    of = findings.behaviour if behaviour is None else behaviour
+    behaviour = find_behaviour(of) if isinstance(of, str) else of
+    chosen = findings.model if model is None else model
+    ready = chosen if isinstance(chosen, Model) else load(str(chosen))
+    groups = behaviour.groups
+    needs = {need.name: need for one in asked for need in one.finding.needs}
+    bench = Bench(
+        ready,
+        behaviour,
+        tuple(needs.values()),
+        effort=effort,
+        prepend_bos=findings.prepend_bos,
+    )
+    for one in asked:
+        with _said_of(one.claim):
+            if one.group is not None:
+                among("group", one.group, groups)
+            if one.must.among_first is not None and one.finding.alone:
+                raise FindingError("among_first of a number that stands alone", allowed="bounds")
+            one.finding.check(bench)
+    return Checked(ready.name, behaviour.name, tuple(_outcome(bench, one) for one in asked))
+
+
+@contextmanager
+def _said_of(claim: str) -> Iterator[None]:
+    """Errors say which finding they are about."""
+    try:
+        yield
+    except FindingError as error:
+        came = f"“{claim}”: {error.came}"
+        raise FindingError(came, allowed=error.allowed, hint=error.hint) from error
+
+
+# What was measured?
+
+
+def _outcome(bench: Bench, one: Asked) -> Outcome:
+    """Measure a finding, and see."""
+    ranked = one.must.among_first is not None
+    try:
+        values = one.finding.values(bench, one.group, ranked=ranked)
+    except Unmeasurable as reason:
+        return Outcome(one.claim, str(one.must), "not measurable", why=str(reason))
+    documents = [bench.behaviour.prompts[i].document for i in values.prompts]
+    unit = units_of(len(values.prompts), documents)
+    sums = Sums(int(unit.max(initial=-1)) + 1, values.cells.shape[1])
+    sums.add(values.cells, unit)
+    mean, low, high, n = (part[values.which] for part in sums.interval())
+    if not n:
+        why = "no prompt has it" if len(values.prompts) else "no prompt can be asked"
+        return Outcome(one.claim, str(one.must), "not measurable", why=why)
+    if values.yes_or_no:
+        low, high = share_ends(mean, low, high, int(sums.counts.any(1).sum()))
+    ends = None if np.isnan(low) else (float(low), float(high))
+    place = _place(sums, mean, values) if ranked else None
+    found, why = verdict(one.must, float(mean), ends, place)
+    return Outcome(
+        one.claim,
+        str(one.must),
+        found,
+        value=float(mean),
+        lower=ends and ends[0],
+        upper=ends and ends[1],
+        n=int(n),
+        unit=values.unit,
+        place=place,
+        why=why,
+    )
+
+
+def _place(sums: Sums, mean: float, values: Values) -> tuple[int, ...]:
+    """Where a cell is by size among its like, the first being 1, and the place's interval."""
+    found = place_interval(sums, values.which)
+    if found is not None:
+        return tuple(place + 1 for place in found)
+    means = sums.interval()[0]
+    return (1 + int((np.nan_to_num(np.abs(means)) > abs(mean)).sum()),)
+
+
+def verdict(
+    must: Claim, mean: float, ends: tuple[float, float] | None, place: tuple[int, ...] | None
+) -> tuple[Verdict, str]:
+    """Whether it is as claimed, and why it is not sure."""
+
+    def first_enough(where: int) -> bool:
+        return must.among_first is None or where <= must.among_first
+
+    plain = must.met_by(mean) and (place is None or first_enough(place[0]))
+    if not must.confidently:
+        return ("holds" if plain else "fails"), ""
+    if ends is None:
+        return "not measurable", "one prompt or document has no interval"
+    if place is not None and len(place) == 1:
+        return "not measurable", f"fewer than {BOOTSTRAP_FROM} prompts give no interval of a place"
+    sure = all(map(must.met_by, ends)) and (place is None or first_enough(place[2]))
+    if sure and plain:
+        return "holds", ""
+    return "fails", "the mean is as claimed, but not the whole interval" if plain else ""
+
+
+# The file
+
+_FILE = ("behaviour", "model", "bos", "confidently", "about", "finding")
+_CLAIMS = ("at_least", "at_most", "between", "sign", "among_first")
+_COMMON = ("claim", "group", "confidently", *_CLAIMS)
+
+
+def read_findings(file: Mapping[str, Any] | str | os.PathLike[str]) -> Findings:
+    """Read a file of findings, or what one would hold.
+
+    A behaviour file it names is looked for beside it.
+
+    Raises: FindingError naming the finding, the key and what is allowed there.
+    """
+    if isinstance(file, Mapping):
+        return _findings(file, Path())
+    path = Path(file)
+    try:
+        return _findings(tomllib.loads(path.read_text(encoding="utf-8")), path.parent)
+    except OSError as error:
+        raise FindingError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FindingError(f"{path} is not TOML in UTF-8: {error}") from error
+    except FindingError as error:
+        came = f"{path.name}: {error.came}"
+        raise FindingError(came, allowed=error.allowed, hint=error.hint) from error
+
+
+def _findings(table: Mapping[str, Any], folder: Path) -> Findings:
+    for key in table:
+        among("the key", key, _FILE)
+    rows = table.get("finding", [])
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise FindingError("no finding", allowed="[[finding]] tables, at least one")
+    behaviour = _typed(table, "behaviour", str, "full-stop-capitals")
+    if Path(behaviour).suffix in SUFFIXES:
+        behaviour = str(folder / behaviour)
+    sure = _typed(table, "confidently", bool, False)
+    _typed(table, "about", str, "")
+    return Findings(
+        tuple(_asked(i, row, sure) for i, row in enumerate(rows)),
+        behaviour,
+        _typed(table, "model", str, None),
+        _typed(table, "bos", bool, None),
+    )
+
+
+def _asked(number: int, row: Mapping[str, Any], sure: bool) -> Asked:
+    claim = row.get("claim")
+    if not isinstance(claim, str) or not claim.strip():
+        raise FindingError(f"finding {number + 1} without its claim", allowed="a sentence")
+    with _said_of(claim):
+        finding = read_finding({key: row[key] for key in row if key not in _COMMON})
+        return Asked(claim, finding, _claim(row, sure), _typed(row, "group", str, None))
+
+
+def _claim(row: Mapping[str, Any], sure: bool) -> Claim:
+    if not any(key in row for key in _CLAIMS):
+        raise FindingError("nothing is claimed of the number", allowed=", ".join(_CLAIMS))
+    low, high = (_typed(row, key, float, None) for key in ("at_least", "at_most"))
+    if "between" in row:
+        ends = row["between"]
+        if (low, high) != (None, None) or not isinstance(ends, list) or len(ends) != 2:
+            raise FindingError(f"between is {ends!r}", allowed="[low, high], and no other bound")
+        low, high = (_typed({"between": end}, "between", float, None) for end in ends)
+    if low is not None and high is not None and low > high:
+        raise FindingError(f"at least {low:g} and at most {high:g}", allowed="low before high")
+    sign = _typed(row, "sign", str, None)
+    if sign is not None:
+        among("sign", sign, ("positive", "negative"))
+    first = _typed(row, "among_first", int, None)
+    if first is not None and first < 1:
+        raise FindingError(f"among_first is {first}", allowed="1 and more")
+    return Claim(low, high, sign, first, _typed(row, "confidently", bool, sure))
+
+
+def _typed(table: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    """An entry of one type; whole numbers pass for numbers, and truth values for nothing else.
+
+    Raises: FindingError saying what it is.
+    """
+    if key not in table:
+        return default
+    value = table[key]
+    fits = isinstance(value, int | float if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+        raise FindingError(f"{key} is {value!r}", allowed=names[kind])
+    return kind(value)

@@ -1,0 +1,694 @@
+"""What differs between two studies, and how sure is that?
+
+Two finished studies, of two models, two checkpoints, two sets of prompts, side by side: what their
+manifests disagree about, and for every measurement that both have each cell's mean in either, the
+difference, and a 95 % interval of the difference. Where the same prompts ran in both (matched by
+their text) a prompt is compared with itself, and only prompts measured in both count; otherwise the
+studies are two samples. Documents, where they are known, are what is resampled (see
+`measure/stats`). What only one study has is named, never taken for zero; what cannot be compared
+says why.
+
+A cell's `size` is its difference over the largest mean of its measurement in either study, so that
+logits, shares and probabilities stand in one order. Among hundreds of cells one in twenty intervals
+leaves out zero where nothing differs: read the first rows, not the last clear one.
+
+Assumes that layers and heads correspond where two models have as many of both, which holds for
+checkpoints and rewrites of one model, not for models trained apart. No model and no torch is
+needed. Cost: reading both studies' stored numbers, one measurement at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casestudy.errors import StudyError
+from casestudy.results.result import Array, Axis, Grid, Shown, Table
+from casestudy.results.stats import Sums, difference_interval, ratio_in_parts, units_named
+from casestudy.study.store import Store, differences
+
+_COMPARED = ("model", "behaviour", "settings", "measurements", "versions")
+"""The parts of a manifest in which two studies may differ."""
+_MEANS = (".mean", ".by_group")
+_CHECKS = ("ledger.check",)
+"""Per-prompt grids whose mean would mean nothing."""
+_BY_LAYER = frozenset({"layer", "head", "kv_head", "neuron", "depth"})
+_LAYER_TERM = re.compile(r"(?:attn|mlp) \d+\Z")
+_PLAIN = frozenset({"contrast", "term", "class", "role", "score", "control", "effect", "part"})
+"""Axes whose labels say by themselves what they are."""
+SHARE = "share of the difference between the runs"
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """What has a study's folder: a `Study`."""
+
+    @property
+    def store(self) -> Store:
+        """The folder."""
+
+
+@dataclass(frozen=True)
+class Comparison(Shown):
+    """Two studies side by side; "a" and "b" throughout.
+
+    Attributes:
+        names: what to call them: their folders.
+        about: behaviour and model of either.
+        differs: what the manifests disagree about; columns what, a, b.
+        paired: whether prompts are compared with themselves.
+        prompts: how many of the headline prompts are in "both", only in "a", only in "b".
+        rows: a row per cell that both have, what differs most first: cells whose interval leaves
+            out zero (`clear`) before the others, by `size` within each. `a_n` and `b_n` are the
+            prompts behind either mean; intervals are None where there are too few of them.
+        absent: what only one study has (`only_in`), or neither can be asked (`why`).
+        notes: what to keep in mind.
+    """
+
+    names: tuple[str, str]
+    about: tuple[str, str]
+    differs: Table
+    paired: bool
+    prompts: Mapping[str, int]
+    rows: Table
+    absent: Table
+    notes: tuple[str, ...]
+
+    @property
+    def shown(self) -> Table:
+        """The rows, what differs most first."""
+        return self.rows
+
+    def of(self, measurement: str) -> list[dict[str, Any]]:
+        """The rows of one measurement.
+
+        Raises: StudyError listing those compared.
+        """
+        known = dict.fromkeys(self.rows.columns["measurement"])
+        if measurement not in known:
+            raise StudyError(f"{measurement!r} was not compared", allowed=", ".join(known))
+        return [row for row in self.rows.rows() if row["measurement"] == measurement]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "a": {"folder": self.names[0], "about": self.about[0]},
+            "b": {"folder": self.names[1], "about": self.about[1]},
+            "differs": self.differs.rows(),
+            "paired": self.paired,
+            "prompts": dict(self.prompts),
+            "rows": self.rows.rows(),
+            "absent": self.absent.rows(),
+            "notes": list(self.notes),
+        }
+
+
+def compare(
+    a: Kept | Store | str | os.PathLike[str],
+    b: Kept | Store | str | os.PathLike[str],
+    *,
+    paired: bool | None = None,
+) -> Comparison:
+    """Set two finished studies side by side.
+
+    Args:
+        a, b: studies, or their folders.
+        paired: compare prompts with themselves; by default where at least half of the smaller
+            study's headline prompts are in the other.
+
+    Unit:   of each row's measurement; `difference` is b minus a.
+    Raises: StudyError where a folder holds no finished study, where the two share no contrast, and
+        where pairs are asked for and no prompt is in both.
+    Source: intervals as `stats.difference_interval` has them.
+    """
+    stores = _finished(a), _finished(b)
+    _check_contrasts(stores)
+    prompts = _Prompts.of(stores, paired)
+    sources = [_sources(store) for store in stores]
+    rows: list[_Row] = []
+    absent: list[_Absent] = []
+    for name in dict.fromkeys((*sources[0], *sources[1])):
+        have = [name in there for there in sources]
+        if not all(have):
+            absent.append((name, "a" if have[0] else "b", "not measured in the other"))
+            continue
+        why = _incomparable(name, stores)
+        if why is not None:
+            absent.append((name, None, why))
+            continue
+        found, missing = _cells(name, sources[0][name], sources[1][name], prompts, stores)
+        rows += found
+        absent += missing
+    rows += _of_tables(stores)
+    if not rows:
+        raise StudyError(
+            "the two studies have no measurement that can be compared: "
+            + "; ".join(f"{what}: {why}" for what, _, why in absent[:5]),
+            hint="Run both with the same measurements",
+        )
+    return Comparison(
+        names=(str(stores[0].folder), str(stores[1].folder)),
+        about=(_about(stores[0]), _about(stores[1])),
+        differs=_differs(stores),
+        paired=prompts.paired,
+        prompts={"both": prompts.both, "a": prompts.only[0], "b": prompts.only[1]},
+        rows=_ordered(rows),
+        absent=_table(
+            "absent", ("what", "only_in", "why"), absent, "What is not compared, and why."
+        ),
+        notes=tuple(_notes(stores, prompts)),
+    )
+
+
+def _finished(study: Kept | Store | str | os.PathLike[str]) -> Store:
+    if isinstance(study, str | os.PathLike):
+        store = Store.open(study)
+    else:
+        store = study if isinstance(study, Store) else study.store
+    if store.manifest.get("state") != "complete":
+        raise StudyError(
+            f"the study in {store.folder} is not finished",
+            hint="The command that began it continues it",
+        )
+    return store
+
+
+def _about(store: Store) -> str:
+    return f"{store.manifest['behaviour']['name']} on {store.manifest['model']['name']}"
+
+
+# Which prompts are the same?
+
+Key = tuple[str, int]
+"""A prompt's text, and how many prompts of the same text come before it."""
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Both studies' headline prompts, and which of them are the same.
+
+    Attributes:
+        paired: whether prompts are compared with themselves.
+        both, only: how many are in both studies, and in either alone.
+        units: how many units of resampling there are.
+        unit: for either study, each prompt's unit by its index; -1 for one that does not count.
+        pair: likewise its place among the pairs.
+        twins: the pairs' indices in either study.
+    """
+
+    paired: bool
+    both: int
+    only: tuple[int, int]
+    units: int
+    unit: tuple[NDArray[np.int64], NDArray[np.int64]]
+    pair: tuple[NDArray[np.int64], NDArray[np.int64]]
+    twins: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, stores: _Two, paired: bool | None) -> _Prompts:
+        """Match two studies' prompts by text.
+
+        Raises: StudyError where pairs are asked for and there are none.
+        """
+        keys, documents, sizes = zip(*(headline(store) for store in stores), strict=True)
+        places = [{key: index for index, key in own.items()} for own in keys]
+        twins = tuple((i, places[1][key]) for key, i in places[0].items() if key in places[1])
+        if paired and not twins:
+            raise StudyError("no prompt is in both studies", hint="Compare them as two samples")
+        if paired is None:
+            paired = 0 < min(map(len, keys)) <= 2 * len(twins)
+        named = [
+            [
+                (side, index, documents[side].get(index, ""), key)
+                for index, key in keys[side].items()
+                if not paired or key in places[1 - side]
+            ]
+            for side in (0, 1)
+        ]
+        counted = [*named[0], *named[1]]
+        known = len({document for _, _, document, _ in counted}) > 1
+        names = [
+            f"document {document}" if known and document else f"prompt {key!r}"
+            for _, _, document, key in counted
+        ]
+        unit_of = units_named(names)
+        unit = tuple(np.full(size, -1, dtype=np.int64) for size in sizes)
+        pair = tuple(np.full(size, -1, dtype=np.int64) for size in sizes)
+        for (side, index, _, _), which in zip(counted, unit_of.tolist(), strict=True):
+            unit[side][index] = which
+        for place, two in enumerate(twins):
+            for side, index in enumerate(two):
+                pair[side][index] = place
+        return cls(
+            paired,
+            len(twins),
+            (len(keys[0]) - len(twins), len(keys[1]) - len(twins)),
+            int(unit_of.max(initial=-1)) + 1,
+            (unit[0], unit[1]),
+            (pair[0], pair[1]),
+            twins,
+        )
+
+    def sums(
+        self, parts: tuple[_Parts, _Parts], axes: Sequence[Axis]
+    ) -> tuple[tuple[Sums, Sums], tuple[Array, Array]]:
+        """Sums per unit of both studies' cells, over the prompts that count; and which cells either
+        study has of any headline prompt.
+        """
+        cells = int(np.prod([len(axis) for axis in axes]))
+        made = Sums(self.units, cells), Sums(self.units, cells)
+        if self.paired and all(isinstance(part, Grid) for part in parts):
+            values = [np.full((self.both, cells), np.nan) for _ in made]
+            for side, part in enumerate(parts):
+                assert isinstance(part, Grid)
+                index, flat = _flat(part, axes)
+                place = self.pair[side][index]
+                values[side][place[place >= 0]] = flat[place >= 0]
+            there = [np.asarray(~np.isnan(own).all(0)) for own in values]
+            # a prompt counts where both have it
+            hole = np.isnan(values[0]) | np.isnan(values[1])
+            unit = self.unit[0][[first for first, _ in self.twins]]
+            for own, sums in zip(values, made, strict=True):
+                sums.add(np.where(hole, np.nan, own), unit)
+            return made, (there[0], there[1])
+        for side, part in enumerate(parts):
+            for grid in [part] if isinstance(part, Grid) else part:
+                index, flat = _flat(grid, axes)
+                unit = self.unit[side][index]
+                made[side].add(flat[unit >= 0], unit[unit >= 0])
+        counted = [np.asarray(sums.counts.any(0)) for sums in made]
+        return made, (counted[0], counted[1])
+
+
+def headline(store: Store) -> tuple[dict[int, Key], dict[int, str], int]:
+    """By index, the keys and documents of the prompts that headline means are taken over; and the
+    number of all prompts.
+    """
+    main = set(store.manifest["behaviour"].get("main") or ())
+    frame = store.columns("prompts", ["prompt", "text", "groups", "document"]).sort("prompt")
+    seen: dict[str, int] = {}
+    keys: dict[int, Key] = {}
+    documents: dict[int, str] = {}
+    for index, text, groups, document in frame.iter_rows():
+        if not main or main & set(groups):
+            keys[index] = (text, seen.get(text, 0))
+            documents[index] = document
+            seen[text] = seen.get(text, 0) + 1
+    return keys, documents, len(frame)
+
+
+def _flat(grid: Grid, axes: Sequence[Axis]) -> tuple[NDArray[np.int64], Array]:
+    """The prompts' indices, and these cells as (prompt, cell)."""
+    for axis in axes:
+        if grid.axis(axis.name).labels != axis.labels:
+            grid = grid.take(axis.name, axis.labels)
+    index = np.array([int(label) for label in grid.axis("prompt").labels], dtype=np.int64)
+    values = np.moveaxis(grid.values, grid.dim("prompt"), 0)
+    return index, values.reshape(len(index), -1).astype(np.float64)
+
+
+# What did each measure?
+
+_Parts = Grid | Iterator[Grid]
+"""A measurement's per-prompt values: whole, or shard by shard where they are too many."""
+
+
+def _sources(store: Store) -> dict[str, Callable[[], _Parts]]:
+    """What a study measured, by name, and how to read it; nothing is read yet."""
+    found: dict[str, Callable[[], _Parts]] = {}
+    if "answers" in store.tables():
+        for what in ANSWERS:
+            found[f"answer.{what}"] = partial(answer_grid, store, what)
+    names = [name for name in store.grids() if name not in _CHECKS]
+    for name in names:
+        if name.startswith("pattern.") or name.endswith((".by_group", ".known.raw")):
+            continue
+        if name.endswith(".baselines.raw"):
+            of = name.removesuffix(".baselines.raw")
+            found[of] = partial(_patched, store, of, share=True)
+            found[f"{of}.effect"] = partial(_patched, store, of, share=False)
+        elif name.endswith(".mean") and name.removesuffix(".mean") not in names:
+            found[name.removesuffix(".mean")] = partial(store.stream, name.removesuffix(".mean"))
+        elif not name.endswith((".mean", ".raw")):
+            found.setdefault(name, partial(_read, store, name))
+    return found
+
+
+def _read(store: Store, name: str) -> Grid:
+    return store.grids()[name]
+
+
+def _patched(store: Store, name: str, *, share: bool) -> Grid:
+    """A patch per prompt: its part of the normalised share, or its change in logits."""
+    raw, baselines = _read(store, f"{name}.raw"), _read(store, f"{name}.baselines.raw")
+    runs = dict(zip(baselines.axis("run").labels, baselines.values, strict=True))
+    if share:
+        values = ratio_in_parts(raw.values, runs["unpatched"], runs["other"])
+        return replace(raw, values=values, unit=SHARE)
+    return replace(raw, values=raw.values - runs["unpatched"])
+
+
+ANSWERS = {
+    "probability": ("prob", "probability"),
+    "rank": ("rank", "rank (0 is the first)"),
+    "top-1": ("rank", "share of prompts"),
+}
+"""What the answers' table says of each prompt's answer: its column, and the unit."""
+
+
+def answer_grid(store: Store, what: str) -> Grid:
+    """Each prompt's answer as the model sees it; prompts without an answer are not in it.
+
+    Args:
+        store: a study that measured predictions.
+        what: "probability", "rank", or "top-1": 1 where the answer is the first prediction.
+
+    Shape:  (prompt).
+    Raises: StudyError where the study has no answers.
+    """
+    column, unit = ANSWERS[what]
+    frame = store.columns("answers", ["prompt", "form", column])
+    own = frame.filter(frame["form"] == "answer").sort("prompt")
+    values = own[column].to_numpy().astype(np.float64)
+    if what == "top-1":
+        values = (values == 0).astype(np.float64)
+    labels = tuple(map(str, own["prompt"].to_list()))
+    return Grid(f"answer.{what}", values, (Axis("prompt", labels),), unit)
+
+
+# Can they be compared?
+
+_Two = tuple[Store, Store]
+
+
+def _check_contrasts(stores: _Two) -> None:
+    """Raises: StudyError where both weigh answers and none alike."""
+    grids = [store.grids() for store in stores]
+    if not all("logit_difference" in found for found in grids):
+        return
+    a, b = (found["logit_difference"].axis("contrast").labels for found in grids)
+    if not set(a) & set(b):
+        raise StudyError(
+            f"the studies share no contrast: {', '.join(a)} in {stores[0].folder}; "
+            f"{', '.join(b)} in {stores[1].folder}",
+            allowed="two studies of one question",
+        )
+
+
+def _same(stores: _Two, part: str, *entries: str) -> bool:
+    one, other = (store.manifest.get(part, {}) for store in stores)
+    return all(one.get(entry) == other.get(entry) for entry in entries)
+
+
+def _incomparable(name: str, stores: _Two) -> str | None:
+    """Why a measurement means another thing in either study, where its manifest says so."""
+    if name == "class_mass" and not _same(stores, "behaviour", "classes"):
+        return "the classes are defined otherwise"
+    if name.startswith("patching."):
+        of = name.removesuffix(".effect")
+        families = [store.manifest.get("patch_families", {}).get(of) for store in stores]
+        if None in families:
+            return "which edits were exchanged is not in the manifest; run the study anew"
+        if families[0] != families[1]:
+            return f"other edits: “{families[0]}” in a, “{families[1]}” in b"
+    return None
+
+
+def _shared_axes(
+    name: str, a: Grid, b: Grid, stores: _Two
+) -> tuple[list[Axis] | None, list[_Absent]]:
+    """The cells that both grids have, axis by axis, None for none; and what is left out."""
+    one, other = ([axis for axis in grid.axes if axis.name != "prompt"] for grid in (a, b))
+    if a.unit != b.unit:
+        return None, [(name, None, f"in {a.unit} in a, in {b.unit} in b")]
+    if [axis.name for axis in one] != [axis.name for axis in other]:
+        return None, [(name, None, "its axes differ")]
+    alike = _same(stores, "model", "family", "n_layers", "n_heads", "d_model")
+    if not alike and _BY_LAYER & {axis.name for axis in one}:
+        return None, [(name, None, "the models have other layers or heads")]
+    axes: list[Axis] = []
+    absent: list[_Absent] = []
+    for mine, theirs in zip(one, other, strict=True):
+        barred: dict[str, str] = {}
+        if not alike and mine.name == "term":
+            layered = [t for t in (*mine.labels, *theirs.labels) if _LAYER_TERM.match(t)]
+            barred = dict.fromkeys(layered, "the models have other layers or heads")
+        if mine.name == "contrast" and not _same(stores, "behaviour", "classes", "class_contrast"):
+            barred = dict.fromkeys(_class_contrasts(stores), "the classes are defined otherwise")
+        every = dict.fromkeys((*mine.labels, *theirs.labels))
+        left = {
+            label: ("a" if label in mine.labels else "b", "not measured in the other")
+            for label in every
+            if (label in mine.labels) != (label in theirs.labels)
+        } | {label: (None, why) for label, why in barred.items() if label in every}
+        for side, why in dict.fromkeys(left.values()):
+            labels = [label for label, reason in left.items() if reason == (side, why)]
+            absent.append((f"{name}: {mine.name} {_first(labels)}", side, why))
+        both = [x for x in mine.labels if x in theirs.labels and x not in barred]
+        axes.append(Axis(mine.name, tuple(both)))
+    return (axes if all(map(len, axes)) else None), absent
+
+
+def _class_contrasts(stores: _Two) -> list[str]:
+    asked = [store.manifest["behaviour"].get("class_contrast") for store in stores]
+    return [str(contrast["name"]) for contrast in asked if contrast]
+
+
+# The differences
+
+_Row = dict[str, Any]
+_Absent = tuple[str, str | None, str]
+"""What, the only study that has it ("a", "b", None), and why it is not compared."""
+
+
+def _cells(
+    name: str,
+    read_a: Callable[[], _Parts],
+    read_b: Callable[[], _Parts],
+    prompts: _Prompts,
+    stores: _Two,
+) -> tuple[list[_Row], list[_Absent]]:
+    """One measurement's rows, and what of it is not compared."""
+    parts = read_a(), read_b()
+    first = [part if isinstance(part, Grid) else next(part) for part in parts]
+    axes, absent = _shared_axes(name, first[0], first[1], stores)
+    if axes is None:
+        return [], absent or [(name, None, "no cell in common")]
+    labels = [_cell(axes, place) for place in np.ndindex(*map(len, axes))]
+    unit = first[0].unit
+    if "prompt" not in {axis.name for axis in first[0].axes}:
+        return _of_models(name, first[0], first[1], axes, labels), absent
+    if not all(isinstance(part, Grid) for part in parts):
+        parts = read_a(), read_b()  # anew, since their first shard has been taken
+    (a, b), there = prompts.sums(parts, axes)
+    difference, lower, upper = difference_interval(a, b)
+    means = [sums.interval() for sums in (a, b)]
+    largest = max(float(np.nanmax(np.abs(mean), initial=0.0)) for mean, *_ in means)
+    rows = []
+    for i, (contrast, cell) in enumerate(labels):
+        if np.isnan(difference[i]):
+            continue
+        row: _Row = {"measurement": name, "contrast": contrast, "cell": cell, "unit": unit}
+        for side, (mean, low, high, n) in zip("ab", means, strict=True):
+            row |= {side: float(mean[i]), f"{side}_lower": _number(low[i])}
+            row |= {f"{side}_upper": _number(high[i]), f"{side}_n": int(n[i])}
+        row |= {"difference": float(difference[i])}
+        row |= {"lower": _number(lower[i]), "upper": _number(upper[i])}
+        rows.append(row | _weight(row, largest))
+    return rows, [*absent, *_holes(name, labels, there, difference)]
+
+
+def _holes(
+    name: str, labels: Sequence[_Label], there: tuple[Array, Array], difference: Array
+) -> Iterator[_Absent]:
+    """The cells that one study has, or both of other prompts."""
+    a, b = there
+    for side, cells in (("a", a & ~b), ("b", b & ~a), (None, a & b & np.isnan(difference))):
+        which = [", ".join(filter(None, labels[i])) for i in np.flatnonzero(cells).tolist()]
+        if which:
+            why = "no prompt has it in both" if side is None else "not measured in the other"
+            yield f"{name}: {_first(which)}", side, why
+
+
+def _first(names: Sequence[str], most: int = 3) -> str:
+    """Some names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return "; ".join(names[:most]) + more
+
+
+def _of_models(
+    name: str, a: Grid, b: Grid, axes: Sequence[Axis], labels: Sequence[_Label]
+) -> list[_Row]:
+    """What the models have by themselves, whatever the prompts: no n, and no interval."""
+    values = []
+    for grid in (a, b):
+        for axis in axes:
+            grid = grid.take(axis.name, axis.labels)
+        values.append(grid.values.reshape(-1))
+    largest = float(np.nanmax(np.abs(np.stack(values)), initial=0.0))
+    rows = []
+    for (contrast, cell), one, other in zip(labels, *values, strict=True):
+        if not np.isnan(other - one):
+            row: _Row = {"measurement": name, "contrast": contrast, "cell": cell, "unit": a.unit}
+            row |= dict.fromkeys(_COLUMNS[4:])
+            row |= {"a": float(one), "b": float(other), "difference": float(other - one)}
+            rows.append(row | _weight(row, largest))
+    return rows
+
+
+_TABLES = {
+    "attribution.neuron": (("contrast", "layer", "neuron"), ("mean",)),
+    "counterfactuals": (("family",), ("mean_clean", "mean_corrupted")),
+}
+"""Tables that keep no more than means and their intervals: what names a row, and its means."""
+
+
+def _of_tables(stores: _Two) -> Iterator[_Row]:
+    """What is kept as a mean with its interval: rows that both tables have, as two samples.
+
+    The neurons are those that come first in both studies, over all of their prompts.
+    """
+    alike = _same(stores, "model", "family", "n_layers", "n_heads", "d_model")
+    defined = _same(stores, "behaviour", "classes", "class_contrast")
+    barred = [] if defined else _class_contrasts(stores)
+    for name, (keys, means) in _TABLES.items():
+        tables = [store.tables() for store in stores]
+        if not all(name in known for known in tables) or ("layer" in keys and not alike):
+            continue
+        one, other = (
+            {tuple(row[key] for key in keys): row for row in known[name].rows()} for known in tables
+        )
+        rows: list[_Row] = []
+        for key in one:
+            at = dict(zip(keys, key, strict=True))
+            contrast = at.get("contrast")
+            if key not in other or contrast in barred:
+                continue
+            for mean in means:
+                row = _of_intervals(one[key], other[key], mean)
+                if row is not None:
+                    cell = (
+                        f"neuron {at['layer']}.{at['neuron']}"
+                        if "neuron" in at
+                        else f"{at['family']}, {mean.removeprefix('mean_')}"
+                    )
+                    rows.append(
+                        {"measurement": name, "contrast": contrast, "cell": cell}
+                        | {"unit": "logits", **row}
+                    )
+        largest = max((abs(row[side]) for row in rows for side in "ab"), default=0.0)
+        yield from (row | _weight(row, largest) for row in rows)
+
+
+def _of_intervals(a: Mapping[str, Any], b: Mapping[str, Any], mean: str) -> _Row | None:
+    """A row from two means' own intervals (MOVER; Zou and Donner 2008)."""
+    if a[mean] is None or b[mean] is None:
+        return None
+    row: _Row = {}
+    ends = [f"{mean}_lower", f"{mean}_upper"] if f"{mean}_lower" in a else ["lower", "upper"]
+    for side, of in (("a", a), ("b", b)):
+        row |= {side: of[mean], f"{side}_n": of["n"]}
+        row |= {f"{side}_lower": of[ends[0]], f"{side}_upper": of[ends[1]]}
+    row |= {"difference": b[mean] - a[mean], "lower": None, "upper": None}
+    if None not in [of[end] for of in (a, b) for end in ends]:
+        up = math.hypot(b[ends[1]] - b[mean], a[mean] - a[ends[0]])
+        down = math.hypot(b[mean] - b[ends[0]], a[ends[1]] - a[mean])
+        row |= {"lower": row["difference"] - down, "upper": row["difference"] + up}
+    return row
+
+
+def _weight(row: _Row, largest: float) -> _Row:
+    """Whether a difference is clear of zero, and how large it is for its measurement."""
+    known = row["lower"] is not None and row["upper"] is not None
+    clear = known and (row["lower"] > 0 or row["upper"] < 0)
+    return {"clear": clear, "size": abs(row["difference"]) / largest if largest else 0.0}
+
+
+_Label = tuple[str | None, str]
+"""A cell's contrast, and the rest of it in words."""
+
+
+def _cell(axes: Sequence[Axis], place: tuple[int, ...]) -> _Label:
+    at = {axis.name: axis.labels[i] for axis, i in zip(axes, place, strict=True)}
+    contrast = at.pop("contrast", None)
+    words = []
+    for kind in ("head", "kv_head"):
+        if kind in at and "layer" in at:
+            head = at.pop(kind)
+            layer = at.pop("layer")
+            words.append(
+                f"layer {layer} {head}" if not head.isdigit() else f"{kind} {layer}.{head}"
+            )
+    words += [label if axis in _PLAIN else f"{axis} {label}" for axis, label in at.items()]
+    return contrast, ", ".join(words)
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return None if number != number else number
+
+
+_COLUMNS = (
+    *("measurement", "contrast", "cell", "unit"),
+    *("a", "a_lower", "a_upper", "a_n", "b", "b_lower", "b_upper", "b_n"),
+    *("difference", "lower", "upper", "clear", "size"),
+)
+
+
+def _ordered(rows: Sequence[_Row]) -> Table:
+    order = sorted(rows, key=lambda row: (not row["clear"], -row["size"]))
+    return _table(
+        "comparison",
+        _COLUMNS,
+        [tuple(row[column] for column in _COLUMNS) for row in order],
+        "Means of two studies with 95 % intervals, and b minus a with its own.",
+    )
+
+
+def _table(name: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]], about: str) -> Table:
+    return Table(name, {c: [row[i] for row in rows] for i, c in enumerate(columns)}, about)
+
+
+def _differs(stores: _Two) -> Table:
+    one, other = ({part: s.manifest.get(part) for part in _COMPARED} for s in stores)
+    return _table(
+        "differs",
+        ("what", "a", "b"),
+        list(differences(one, other)),
+        "What the manifests disagree about.",
+    )
+
+
+def _notes(stores: _Two, prompts: _Prompts) -> Iterator[str]:
+    if not _same(stores, "model", "weight_hash") and _same(
+        stores, "model", "family", "n_layers", "n_heads", "d_model"
+    ):
+        yield (
+            "Layers and heads are matched by number, which means something for checkpoints of one "
+            "model, and little for models trained apart."
+        )
+    if prompts.paired and all("answers" in store.tables() for store in stores):
+        tokens = []
+        for store in stores:
+            frame = store.columns("answers", ["prompt", "form", "token"])
+            own = frame.filter(frame["form"] == "answer")
+            tokens.append(dict(zip(own["prompt"], own["token"], strict=True)))
+        twins = [
+            (tokens[0][i], tokens[1][j])
+            for i, j in prompts.twins
+            if i in tokens[0] and j in tokens[1]
+        ]
+        other = sum(x != y for x, y in twins)
+        if other:
+            yield (
+                f"{other} of {len(twins)} prompts have another answer in b: each study chose its "
+                "own, so contrasts of single answers weigh other tokens there."
+            )

@@ -1,0 +1,261 @@
+"""On what are findings tried?
+
+A model and the prompts of a behaviour: run once, with all that the findings need kept; pairs of
+edited prompts and batches for ablation are made when one asks for them, and kept for the next.
+
+Cost: one forward pass over the prompts. Sweeps take at most `MOST_PAIRS` prompts, evenly taken, as
+a study's do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.counterfactual import FAMILIES, GIVEN, Score, propose, score
+from casestudy.behaviour.prompts import Behaviour
+from casestudy.behaviour.roles import role_names
+from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.errors import BehaviourError, CasestudyError, FindingError
+from casestudy.measure.patching import (
+    Effort,
+    Pairs,
+    pairs_of,
+)
+from casestudy.measure.predictions import PREDICTIONS
+from casestudy.model.model import Model
+from casestudy.results.result import Array, Grid, Result, Table
+from casestudy.results.stats import ratio_in_parts
+from casestudy.study.causal import evenly
+from casestudy.study.store import merge
+from casestudy.study.study import plan_chunks
+
+_CHUNK_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Values:
+    """The numbers a finding is about, prompt by prompt.
+
+    Attributes:
+        cells: (prompt, cell): what is meant, beside what it is ranked among; NaN where a prompt
+            has none.
+        which: the cell that is meant.
+        prompts: the prompts, by index in the behaviour.
+        unit: of the numbers, and of their mean.
+        yes_or_no: whether each number is 0 or 1, so that the mean is a share of prompts.
+    """
+
+    cells: Array
+    which: int
+    prompts: tuple[int, ...]
+    unit: str
+    yes_or_no: bool = False
+
+    def as_share(self, whole: Array, unit: str) -> Values:
+        """The same as parts of a ratio of means: the cells' over the mean of `whole`, a number a
+        prompt (see `ratio_in_parts`).
+
+        Raises: Unmeasurable where that mean is zero.
+        """
+        zero, cells = np.zeros(len(whole)), self.cells.T.astype(np.float64)
+        parts = ratio_in_parts(cells, zero, whole.astype(np.float64))
+        if np.isnan(parts[self.which]).all() and not np.isnan(cells[self.which]).all():
+            raise Unmeasurable("what it would be a share of is zero")
+        return replace(self, cells=parts.T, unit=unit)
+
+
+class Unmeasurable(Exception):
+    """A finding that these prompts say nothing about; the reason."""
+
+
+class Bench:
+    """A model and a behaviour, measured once for all findings.
+
+    Attributes:
+        model, behaviour: what is asked of which.
+        prompts: those that can be run, by index.
+        grids, tables: results by name, over all of these prompts.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        behaviour: Behaviour,
+        needs: Sequence[Measurement],
+        *,
+        effort: Effort,
+        prepend_bos: bool | None,
+    ) -> None:
+        self.model, self.behaviour = model, behaviour
+        self.effort, self.prepend_bos = effort, prepend_bos
+        lengths: list[int | None] = []
+        for prompt in behaviour.prompts:
+            try:
+                tokens = model.tokenizer.tokenize(prompt.text, prepend_bos=prepend_bos)
+                lengths.append(int(tokens.lengths[0]))
+            except CasestudyError:
+                lengths.append(None)
+        self._asked: dict[tuple[str, str | None], _Asked] = {}
+        self._scores: dict[tuple[str, str, str | None], Score] = {}
+        self.prompts = tuple(i for i, n in enumerate(lengths) if n is not None)
+        if not self.prompts:
+            raise BehaviourError(f"no prompt of {behaviour.name!r} can be run by {model.name}")
+        chunks = []
+        for chunk in plan_chunks(lengths, chunk_tokens=_CHUNK_TOKENS):
+            batch = self.batch(chunk, (PREDICTIONS, *needs))
+            chunks.append([r for need in (PREDICTIONS, *needs) for r in need.measure(batch)])
+        results: list[Result] = merge(chunks, ())
+        self.grids = {result.name: result for result in results if isinstance(result, Grid)}
+        self.tables = {result.name: result for result in results if isinstance(result, Table)}
+
+    def batch(self, index: Sequence[int], needs: Sequence[Measurement] = ()) -> Batch:
+        """Some prompts, run."""
+        return run_batch(self.model, self.behaviour, index, needs, prepend_bos=self.prepend_bos)
+
+    @cached_property
+    def contrasts(self) -> tuple[str, ...]:
+        """By name, the main one first."""
+        return self.grids["logit_difference"].axis("contrast").labels
+
+    @cached_property
+    def roles(self) -> tuple[str, ...]:
+        """Every role the prompts may have."""
+        return role_names(self.behaviour)
+
+    def contrast(self, name: str | None) -> str:
+        """A contrast's name; the main one's by default.
+
+        Raises: FindingError where the behaviour has none of this name.
+        """
+        if name is not None:
+            among("contrast", name, self.contrasts)
+        return self.contrasts[0] if name is None else name
+
+    def check_head(self, layer: int, head: int) -> None:
+        """Raises: FindingError where the model has no such head."""
+        check_count("layer", layer, self.model.config.n_layers)
+        check_count("head", head, self.model.config.n_heads)
+
+    def check_edit(self, edit: str) -> None:
+        """Raises: FindingError where there is no such edit."""
+        among("edit", edit, (*(family.name for family in FAMILIES), GIVEN))
+
+    def members(self, group: str | None) -> tuple[int, ...]:
+        """The prompts of a group; the headline prompts by default."""
+        prompts = self.behaviour.prompts
+        if group is None:
+            return tuple(i for i in self.prompts if self.behaviour.is_main(prompts[i]))
+        return tuple(i for i in self.prompts if group in prompts[i].groups)
+
+    def asked(self, contrast: str, group: str | None) -> _Asked:
+        """Some of a group's prompts that have this contrast, for sweeps; at most `MOST_PAIRS`.
+
+        Raises: Unmeasurable where there are none.
+        """
+        key = (contrast, group)
+        if key not in self._asked:
+            values = self.grids["logit_difference"].select(contrast=contrast)
+            known = dict(zip(values.axis("prompt").labels, values.values, strict=True))
+            index = [i for i in self.members(group) if not np.isnan(known[str(i)])]
+            if not index:
+                raise Unmeasurable("no prompt has this contrast")
+            batch = self.batch(evenly(index))
+            self._asked[key] = _Asked(batch, batch.contrasts[self.contrasts.index(contrast)])
+        return self._asked[key]
+
+    def pairs(
+        self, edit: str, contrast: str, group: str | None, *, aligned: bool = False
+    ) -> _Edited:
+        """A group's pairs of one edit; `aligned` leaves out those of unequal length.
+
+        Raises: Unmeasurable where there are none.
+        """
+        asked = self.asked(contrast, group)
+        found = self._score(edit, contrast, group)
+        why = found.why
+        if aligned:
+            found = found.only(lambda pair: pair.aligned == "position")
+        if not found.n:
+            raise Unmeasurable(f"no pair of the edit {edit!r} fits: {why or 'lengths differ'}")
+        pairs = pairs_of(
+            self.model, found.pairs, roles=self.behaviour.roles, prepend_bos=self.prepend_bos
+        )
+        rows = [pair.index for pair in found.pairs]
+        device = self.model.device
+        return _Edited(
+            tuple(asked.batch.index[row] for row in rows),
+            found,
+            replace(pairs, clean=pairs.clean.to(device), corrupted=pairs.corrupted.to(device)),
+            asked.contrast[rows],
+        )
+
+    def _score(self, edit: str, contrast: str, group: str | None) -> Score:
+        """What one edit does to a group's prompts, made once."""
+        key = (edit, contrast, group)
+        if key not in self._scores:
+            asked = self.asked(contrast, group)
+            made = propose(
+                self.model,
+                asked.batch.prompts,
+                [family for family in FAMILIES if family.name == edit],
+                roles=self.behaviour.roles,
+                prepend_bos=self.prepend_bos,
+            )
+            scores = score(self.model, made, asked.contrast, prepend_bos=self.prepend_bos)
+            found = [one for one in scores if one.family == edit]
+            if not found:
+                raise Unmeasurable("no prompt brings a corrupted partner")
+            self._scores[key] = found[0]
+        return self._scores[key]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Some prompts, run, and one of their contrasts."""
+
+    batch: Batch
+    contrast: Contrast
+
+
+@dataclass(frozen=True)
+class _Edited:
+    """Pairs of one edit.
+
+    Attributes:
+        index: the prompts, by index in the behaviour.
+        score: what the edit does to the contrast.
+        pairs: to patch between.
+        contrast: of the clean prompts.
+    """
+
+    index: tuple[int, ...]
+    score: Score
+    pairs: Pairs
+    contrast: Contrast
+
+
+# What is there?
+
+
+def among(what: str, name: str, allowed: Sequence[str]) -> None:
+    """Raises: FindingError for a name that is not allowed, with the nearest that is."""
+    if name in allowed:
+        return
+    close = difflib.get_close_matches(name, allowed, n=1)
+    raise FindingError(
+        f"{what} {name!r}",
+        allowed=", ".join(allowed),
+        hint=f"Did you mean {close[0]!r}?" if close else None,
+    )
+
+
+def check_count(what: str, number: int, n: int) -> None:
+    """Raises: FindingError for a layer, head or neuron that the model does not have."""
+    if not 0 <= number < n:
+        raise FindingError(f"{what} {number}, of a model with {n}", allowed=f"0 to {n - 1}")

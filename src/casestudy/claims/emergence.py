@@ -1,0 +1,344 @@
+"""When does a behaviour emerge?
+
+One behaviour on several checkpoints of a model: a study of each, in a folder of its own, and side
+by side the contrasts with their intervals, the answer's rank, how often it is the first prediction,
+and the mass of each class. A contrast has emerged at the first checkpoint from which on every
+interval leaves out zero, on the side of the last one's.
+
+Which answer? A checkpoint's own favourite capital wins against its lower case before anything is
+learned, since it was chosen for being large. So by default every checkpoint is asked for the
+answers of the last; with `answers="own"` each chooses, which says how it completes the prompts, not
+when it learned to. A class contrast needs no answers, but is not zero before training either where
+one class holds more tokens than the other: look where it changes.
+
+Cost: a study per checkpoint, of the predictions and class masses alone unless asked otherwise, and
+one of the last checkpoint's predictions to have its answers. The same call continues where it was
+stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+
+from casestudy.behaviour.files import find_behaviour
+from casestudy.behaviour.prompts import Behaviour
+from casestudy.claims.compare import ANSWERS, answer_grid, headline
+from casestudy.errors import ModelError, StudyError
+from casestudy.model.loading import load
+from casestudy.results.result import Array, Axis, Grid, Shown, worst_error
+from casestudy.results.stats import mean_over_prompts, share_ends, units_of
+from casestudy.study.study import State, Study, study
+
+ONLY = ("predictions", "class_mass")
+Answers = Literal["last", "own"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One model to be asked.
+
+    Attributes:
+        label: what it is called: its revision, or its folder's name.
+        model: what `load` takes.
+    """
+
+    label: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Emergence(Shown):
+    """A behaviour over checkpoints.
+
+    Attributes:
+        checkpoints: in the order they were given.
+        studies: one each.
+        contrasts: (contrast, checkpoint), logits; means over the headline prompts with n and
+            interval.
+        answers: "rank", "top-1" and "probability" of the answer, (checkpoint) each.
+        class_mass: (class, checkpoint), probability; None where it was not measured.
+        since: per contrast, the first checkpoint from which on its interval leaves out zero on the
+            side of the last one's; None where the last one's does not.
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    studies: tuple[Study, ...]
+    contrasts: Grid
+    answers: Mapping[str, Grid]
+    class_mass: Grid | None
+    since: Mapping[str, str | None]
+
+    @property
+    def shown(self) -> Grid:
+        """The contrasts over the checkpoints."""
+        return self.contrasts
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it by checkpoint, for JSON."""
+        return {"since": dict(self.since), "checkpoints": [self._at(i) for i in self._places]}
+
+    @property
+    def _places(self) -> range:
+        return range(len(self.checkpoints))
+
+    def _at(self, place: int) -> dict[str, Any]:
+        one = self.checkpoints[place]
+        found: dict[str, Any] = {"checkpoint": one.label, "model": one.model}
+        found["contrasts"] = _entries(self.contrasts, place)
+        found["answer"] = {what: _entry(grid, (place,)) for what, grid in self.answers.items()}
+        if self.class_mass is not None:
+            found["class_mass"] = _entries(self.class_mass, place)
+        return found
+
+
+def checkpoints(models: Sequence[str], revisions: Sequence[str] = ()) -> tuple[Checkpoint, ...]:
+    """What to ask, by name.
+
+    Args:
+        models: several models; or one with `revisions`; or a folder whose sub-folders are
+            checkpoints, which are then taken in the order of the numbers in their names.
+        revisions: of the one model: sub-folders where it is a folder, revisions on the hub or in
+            its cache otherwise.
+
+    Raises: ModelError for fewer than two, two of one name, and revisions that a folder lacks.
+    """
+    if revisions and len(models) != 1:
+        raise ModelError(f"{len(models)} models with revisions", allowed="revisions of one model")
+    folder = Path(models[0] if models else "").expanduser()
+    inside = sorted((path.parent.name for path in folder.glob("*/config.json")), key=_by_number)
+    is_parent = folder.is_dir() and not (folder / "config.json").is_file()
+    if revisions and is_parent:
+        strangers = [revision for revision in revisions if revision not in inside]
+        if strangers:
+            raise ModelError(
+                f"{folder} has no checkpoint {strangers[0]}", allowed=", ".join(inside) or None
+            )
+        found = [Checkpoint(revision, str(folder / revision)) for revision in revisions]
+    elif revisions:
+        found = [Checkpoint(revision, f"{models[0]}@{revision}") for revision in revisions]
+    elif len(models) == 1 and is_parent:
+        found = [Checkpoint(name, str(folder / name)) for name in inside]
+    else:
+        names = [Path(model).name for model in models]
+        found = [
+            Checkpoint(name if names.count(name) == 1 else model, model)
+            for name, model in zip(names, models, strict=True)
+        ]
+    if len({one.label for one in found}) < max(2, len(found)):
+        raise ModelError(
+            f"the checkpoints {', '.join(one.model for one in found) or 'none'}",
+            allowed="two or more, each once",
+            hint="Give --revisions, --model several times, or a folder of checkpoints",
+        )
+    return tuple(found)
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """step512 before step1000: digits count as numbers."""
+    return [(int(part or 0), "") if part.isdigit() else (-1, part) for part in _split(name)]
+
+
+def _split(name: str) -> list[str]:
+    return [part for part in re.split(r"(\d+)", name) if part]
+
+
+def emergence(
+    models: str | Sequence[str] | Sequence[Checkpoint],
+    behaviour: Behaviour | str = "full-stop-capitals",
+    *,
+    out: str | os.PathLike[str],
+    revisions: Sequence[str] = (),
+    answers: Answers = "last",
+    only: Sequence[str] | None = ONLY,
+    prepend_bos: bool | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[str, State], None] | None = None,
+) -> Emergence:
+    """Run a behaviour on each checkpoint, or continue, and put the results side by side.
+
+    Args:
+        models, revisions: as `checkpoints` takes them, or what it gave.
+        behaviour: a `Behaviour`, a preset's name or the path of a behaviour file.
+        out: a folder; each checkpoint's study is a sub-folder, named after its label.
+        answers: "last" asks every checkpoint for the last one's answers, "own" for its own (see
+            the module).
+        only: names of measurements, predictions among them; None for all.
+        prepend_bos, threads: as `study` takes them.
+        device, dtype: as `load` takes them.
+        progress: told each checkpoint's label and how far its prompts are.
+
+    Raises: ModelError and StudyError as `load` and `study` do; StudyError where the last
+        checkpoint has no answer to any headline prompt.
+    """
+    asked = _checkpoints(models, revisions)
+    if only is not None and "predictions" not in only:
+        raise StudyError(f"only {', '.join(only)}", allowed="predictions, and others beside them")
+    behaviour = find_behaviour(behaviour) if isinstance(behaviour, str) else behaviour
+    folder = Path(out)
+
+    def run(one: Checkpoint, of: Behaviour, name: str, only: Sequence[str] | None) -> Study:
+        model = load(one.model, device=device, dtype=dtype)
+        tell = None if progress is None else partial(progress, one.label)
+        return study(
+            of,
+            model,
+            out=folder / re.sub(r"[^\w.+=-]+", "-", name).strip("-"),
+            only=only,
+            prepend_bos=prepend_bos,
+            threads=threads,
+            progress=tell,
+        )
+
+    if answers == "last" and behaviour.answers != "given":
+        chosen = run(asked[-1], behaviour, f"answers of {asked[-1].label}", ("predictions",))
+        behaviour = with_answers(behaviour, chosen)
+    return side_by_side(asked, [run(one, behaviour, one.label, only) for one in asked])
+
+
+def read_answers(text: str) -> Answers:
+    """Whose answers, from the command line.
+
+    Raises: StudyError listing them.
+    """
+    if text not in get_args(Answers):
+        raise StudyError(f"answers {text!r}", allowed=", ".join(get_args(Answers)))
+    return cast(Answers, text)
+
+
+def _checkpoints(
+    models: str | Sequence[str] | Sequence[Checkpoint], revisions: Sequence[str]
+) -> tuple[Checkpoint, ...]:
+    if isinstance(models, str):
+        return checkpoints([models], revisions)
+    ready = [model for model in models if isinstance(model, Checkpoint)]
+    return tuple(ready) or checkpoints([str(model) for model in models], revisions)
+
+
+def with_answers(behaviour: Behaviour, study: Study) -> Behaviour:
+    """The behaviour with the answers that a study's model chose, for other models to be asked.
+
+    Prompts to which it had none are left out, and counted in the notes.
+
+    Raises: StudyError where that leaves no headline prompt.
+    """
+    frame = study.store.columns("answers", ["prompt", "form", "token"])
+    forms: dict[int, dict[str, str]] = {}
+    for prompt, form, token in frame.iter_rows():
+        forms.setdefault(prompt, {})[form] = token
+    kept = [
+        replace(
+            prompt,
+            answer=forms[i]["answer"],
+            counterpart=forms[i].get("counterpart", prompt.counterpart),
+        )
+        for i, prompt in enumerate(behaviour.prompts)
+        if i in forms
+    ]
+    if not any(map(behaviour.is_main, kept)):
+        raise StudyError(
+            f"{study.manifest['model']['name']} has no answer to any headline prompt",
+            hint="Ask each checkpoint for its own: answers='own'",
+        )
+    there = {name for prompt in kept for name in prompt.groups}
+    left = len(behaviour) - len(kept)
+    note = f"{left} prompts to which the last checkpoint has no answer were left out"
+    return replace(
+        behaviour,
+        prompts=tuple(kept),
+        main=tuple(name for name in behaviour.main if name in there),
+        notes=(*behaviour.notes, *([note] if left else [])),
+    )
+
+
+def side_by_side(checkpoints: Sequence[Checkpoint], studies: Sequence[Study]) -> Emergence:
+    """Finished studies of one behaviour on several checkpoints, as they developed."""
+    axis = Axis("checkpoint", tuple(one.label for one in checkpoints))
+    contrasts = _stacked([study.grids["logit_difference.mean"] for study in studies], axis)
+    answers = {
+        what: _stacked([_mean_answer(study, what) for study in studies], axis) for what in ANSWERS
+    }
+    masses = [study.grids.get("class_mass.mean") for study in studies]
+    known = [mass for mass in masses if mass is not None]
+    return Emergence(
+        tuple(checkpoints),
+        tuple(studies),
+        contrasts,
+        answers,
+        _stacked(known, axis) if len(known) == len(studies) else None,
+        {name: since(contrasts.select(contrast=name)) for name in contrasts.axes[0].labels},
+    )
+
+
+def _mean_answer(study: Study, what: str) -> Grid:
+    """The mean over the headline prompts that have an answer."""
+    keys, documents, _ = headline(study.store)
+    grid = answer_grid(study.store, what)
+    labels = [label for label in grid.axis("prompt").labels if int(label) in keys]
+    names = [documents[int(label)] for label in labels]
+    mean = mean_over_prompts(grid.take("prompt", labels), documents=names)
+    if what != "top-1":
+        return mean
+    assert mean.lower is not None
+    assert mean.upper is not None
+    units = len(set(units_of(len(names), names).tolist()))
+    low, high = share_ends(float(mean.values), float(mean.lower), float(mean.upper), units)
+    return replace(mean, lower=np.array(low), upper=np.array(high))
+
+
+def _stacked(grids: Sequence[Grid], axis: Axis) -> Grid:
+    """One grid per checkpoint as one, the checkpoints last."""
+    first = grids[0]
+
+    def stack(part: str) -> Array:
+        return np.stack([getattr(grid, part) for grid in grids], -1)
+
+    return replace(
+        first,
+        name=first.name.removesuffix(".mean"),
+        values=stack("values"),
+        lower=stack("lower"),
+        upper=stack("upper"),
+        n=stack("n"),
+        axes=(*first.axes, axis),
+        error=worst_error([grid.error for grid in grids]),
+    )
+
+
+def _entries(grid: Grid, checkpoint: int) -> dict[str, Any]:
+    labels = grid.axes[0].labels
+    return {label: _entry(grid, (i, checkpoint)) for i, label in enumerate(labels)}
+
+
+def _entry(grid: Grid, place: tuple[int, ...]) -> dict[str, Any] | None:
+    """A mean with its interval and n; None where nothing was measured."""
+    assert grid.lower is not None
+    assert grid.upper is not None
+    assert grid.n is not None
+    if not grid.n[place]:
+        return None
+    ends = (grid.lower[place], grid.upper[place])
+    interval = None if np.isnan(ends).any() else [float(end) for end in ends]
+    return {"mean": float(grid.values[place]), "interval": interval, "n": int(grid.n[place])}
+
+
+def since(contrast: Grid) -> str | None:
+    """The first checkpoint from which on the interval stays on the last one's side of zero."""
+    assert contrast.lower is not None
+    assert contrast.upper is not None
+    side = np.where(contrast.lower > 0, 1, np.where(contrast.upper < 0, -1, 0))
+    since = None
+    for label, here in zip(reversed(contrast.axes[-1].labels), reversed(side), strict=True):
+        if here == 0 or here != side[-1]:
+            break
+        since = label
+    return since

@@ -1,0 +1,125 @@
+"""What does a measurement get to see?
+
+One `Batch`: some prompts of a behaviour, the single run made of them, and the contrasts chosen from
+its predictions. A measurement declares the sites it reads; the run keeps the union of what all of
+them ask, so that a study is one streaming pass and never holds more than a batch's activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtyping import Float
+from torch import Tensor
+
+from casestudy.behaviour.answers import FORMS, Answers, choose_answers
+from casestudy.behaviour.contrast import Contrast, class_contrast
+from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.behaviour.roles import role_names, roles_of
+from casestudy.model.config import ModelConfig
+from casestudy.model.decoder import Trace, run
+from casestudy.model.model import Model
+from casestudy.model.sites import Keep
+from casestudy.model.tokens import Tokens
+from casestudy.results.result import Axis, Result
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts, their run, and what is contrasted.
+
+    Attributes:
+        index: each prompt's place in the behaviour; results are labelled with it.
+        trace: the run, with logits at the last positions.
+        contrasts: by name, the main one first; the class contrast, where there is one, last.
+        behaviour: what the prompts are from; None for a batch made by hand, which has no roles.
+    """
+
+    model: Model
+    index: tuple[int, ...]
+    prompts: tuple[Prompt, ...]
+    tokens: Tokens
+    trace: Trace
+    answers: Answers
+    contrasts: tuple[Contrast, ...]
+    behaviour: Behaviour | None = None
+
+    @property
+    def logits(self) -> Float[Tensor, "batch d_vocab"]:
+        """At each prompt's last position."""
+        assert self.trace.logits is not None
+        return self.trace.logits
+
+    @property
+    def prompt_axis(self) -> Axis:
+        """The axis along which this batch's results are joined to other batches'."""
+        return Axis("prompt", tuple(map(str, self.index)))
+
+    @property
+    def contrast_axis(self) -> Axis:
+        """One label per contrast."""
+        return Axis("contrast", tuple(c.name for c in self.contrasts))
+
+    @property
+    def role_names(self) -> tuple[str, ...]:
+        """Every role the behaviour's prompts may have, the same in all its batches."""
+        return () if self.behaviour is None else role_names(self.behaviour)
+
+    @cached_property
+    def roles(self) -> tuple[Mapping[str, tuple[int, ...]], ...]:
+        """Each prompt's roles, as token indices; a role it does not have is not there."""
+        if self.behaviour is None:
+            return ({},) * len(self.prompts)
+        return tuple(
+            roles_of(self.model.tokenizer, prompt, row, self.behaviour.roles)
+            for prompt, row in zip(self.prompts, self.tokens.rows(), strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One question asked of every batch.
+
+    Attributes:
+        name: as in `casestudy run --only NAME`.
+        keep: the sites it reads, given the model's shape.
+        measure: from a batch to named results. Grids with a prompt axis and tables are joined over
+            chunks, and the grids averaged; a grid without one (a single prompt's pattern, the
+            model's own profile) is kept as it is.
+        partial: names of results that only mean something once all chunks' are put together.
+        combine: from all chunks' partial results, by name, to what is kept instead of them.
+    """
+
+    name: str
+    keep: Callable[[ModelConfig], Sequence[Keep]]
+    measure: Callable[[Batch], list[Result]]
+    partial: tuple[str, ...] = ()
+    combine: Callable[[Mapping[str, Sequence[Result]]], list[Result]] = lambda _: []
+
+
+def run_batch(
+    model: Model,
+    behaviour: Behaviour,
+    index: Sequence[int],
+    measurements: Sequence[Measurement],
+    *,
+    prepend_bos: bool | None = None,
+    top_k: int = 100,
+) -> Batch:
+    """Run some prompts of a behaviour once, keeping what the measurements ask."""
+    prompts = tuple(behaviour.prompts[i] for i in index)
+    tokens = model.tokenize([p.text for p in prompts], prepend_bos=prepend_bos)
+    keep = [k for m in measurements for k in m.keep(model.config)]
+    trace = run(model, tokens, keep=keep, logits="last")
+    assert trace.logits is not None
+    classes = class_contrast(model, behaviour, prompts, trace.logits)
+    answers = choose_answers(
+        model, prompts, trace.logits, rule=behaviour.answers, top_k=top_k, classes=classes
+    )
+    forms = FORMS if behaviour.answers == "space-capital" else ("counterpart",)
+    contrasts = tuple(answers.contrast(model, form) for form in forms)
+    if classes is not None:
+        contrasts = (*contrasts, classes)
+    return Batch(model, tuple(index), prompts, tokens, trace, answers, contrasts, behaviour)

@@ -1,0 +1,248 @@
+"""What kind of head is each, whatever the prompts?
+
+Scores of every head that follow from the model alone, most of them from its attention on random
+tokens, where nothing but the mechanism itself can be at work:
+
+    text     = BOS r₁ … r_L r₁ … r_L,  r random, distinct, not special;  pattern[q, k]
+    previous_token   mean of pattern[q, q - 1]           over queries past the first random token
+    duplicate_token  mean of pattern[q, q - L]           over queries of the second half
+    induction        mean of pattern[q, q - L + 1]       over queries of the second half
+    entropy          mean of -Σ p ln p, in nats          over all queries but BOS
+    bos              mean of pattern[q, 0]               over all queries but BOS
+    copying          Σ Re λ / Σ |λ|                      λ: eigenvalues of W_E W_V W_O W_U
+
+A score is 1 for a head that does exactly that (entropy aside, which is 0 for a head that looks at
+one key). Attending where an induction head would is not yet copying what is there: that is the last
+score's question. Without BOS the text is the random tokens alone, and `bos` is not measured.
+
+Sources: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits" (copying, by the
+eigenvalues of the full OV circuit; previous-token heads); Olsson et al. 2022, "In-context Learning
+and Induction Heads" (prefix matching on repeated random tokens); Wang et al. 2023 (duplicate-token
+heads). Where we differ: the models of Elhage et al. had no norms, so here the layer's and the final
+norm's weights and mean subtraction are folded in and their scales, which differ by position, left
+out; and W_U is centred over the vocabulary, since adding the same to every logit changes nothing.
+
+Cost: a forward pass over a few hundred tokens, one product of W_U with W_E, and the eigenvalues of
+d_head × d_head matrices: W_E W_V · W_O W_U has the same non-zero ones as W_O W_U · W_E W_V. Kept by
+weight hash in this process and in the user's cache directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from casestudy.engine.batch import Batch, Measurement
+from casestudy.errors import MeasureError
+from casestudy.measure.attention import entropy
+from casestudy.model.config import ModelConfig
+from casestudy.model.decoder import norm_weight, run
+from casestudy.model.model import Model
+from casestudy.model.sites import Site
+from casestudy.model.tokens import Tokens
+from casestudy.model.weights import Norm
+from casestudy.results.result import Array, Axis, Grid, Result
+
+SCORES = ("previous_token", "duplicate_token", "induction", "copying", "entropy", "bos")
+HALF = 50
+"""Random tokens before they repeat, where the vocabulary and the context have room."""
+TEXTS = 4
+_BLOCK = 8192
+_VERSION = 1
+"""Of the definitions above: a change of any of them makes old caches useless."""
+
+_known: dict[str, Array] = {}
+
+
+def head_profile(model: Model, *, seed: int = 0) -> Grid:
+    """What kind of head each is, by the scores this module defines.
+
+    Args:
+        model: any decoder.
+        seed: of the random tokens.
+
+    Shape:  (score, layer, head).
+    Unit:   share of attention; copying from -1 to 1, entropy in nats.
+    Raises: MeasureError where context or vocabulary have no room for repeated tokens.
+    """
+    bos = model.tokenizer.bos_id if model.tokenizer.prepend_bos else None
+    settings = repr((_VERSION, model.config, bos, seed, HALF, TEXTS))
+    key = f"{model.weight_hash}-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+    if key not in _known:
+        path = _cache_folder() / f"{key}.json"
+        shape = (len(SCORES), model.config.n_layers, model.config.n_heads)
+        values = _read(path, shape)
+        if values is None:
+            values = _profile(model, seed)
+            _write(path, values)
+        _known[key] = values
+    return Grid(
+        "head_profile",
+        _known[key].copy(),
+        (
+            Axis("score", SCORES),
+            Axis.count("layer", model.config.n_layers),
+            Axis.count("head", model.config.n_heads),
+        ),
+        "score",
+        about=f"Attention on random repeated tokens ({TEXTS} texts, seed {seed}) and the copying "
+        "score of W_E W_V W_O W_U; 1 is a head that does exactly that. Entropy in nats.",
+    )
+
+
+def _profile(model: Model, seed: int) -> Array:
+    scores = attention_scores(model, repeated_tokens(model, seed=seed))
+    order = [copying(model) if name == "copying" else scores[name] for name in SCORES]
+    return torch.stack(order).double().cpu().numpy()
+
+
+def repeated_tokens(model: Model, *, seed: int = 0) -> Tokens:
+    """Random distinct tokens, twice over, after BOS where the model's texts start with it.
+
+    Raises: MeasureError where context or vocabulary have no room for two of each.
+    """
+    usable, half = _room(model)
+    if half < 2:
+        raise MeasureError(
+            f"{len(usable)} usable tokens in a context of {model.config.n_ctx}",
+            allowed="room for two different tokens, twice, and BOS where it is prepended",
+        )
+    bos = model.tokenizer.bos_id if model.tokenizer.prepend_bos else None
+    rng = np.random.default_rng(seed)
+    halves = [rng.choice(usable, half, replace=False).tolist() for _ in range(TEXTS)]
+    start = [] if bos is None else [bos]
+    return Tokens.of([start + h + h for h in halves], bos=bos is not None).to(model.device)
+
+
+def _room(model: Model) -> tuple[list[int], int]:
+    """The ordinary tokens, and how many of them fit twice into the context after BOS."""
+    tokenizer, config = model.tokenizer, model.config
+    known = range(min(tokenizer.d_vocab, config.d_vocab))
+    usable = [id for id in known if not _control(model, id)]
+    starts = tokenizer.prepend_bos and tokenizer.bos_id is not None
+    return usable, min(HALF, (config.n_ctx - starts) // 2, len(usable))
+
+
+def _control(model: Model, id: int) -> bool:
+    return id == model.tokenizer.bos_id or model.tokenizer.is_special(id)
+
+
+def attention_scores(model: Model, tokens: Tokens) -> dict[str, Float[Tensor, "layer head"]]:
+    """The scores that are read off attention patterns, one text's patterns at a time."""
+    texts = [_scores_of_text(model, tokens[[i]]) for i in range(len(tokens))]
+    return {name: torch.stack([text[name] for text in texts]).mean(0) for name in texts[0]}
+
+
+def _scores_of_text(model: Model, tokens: Tokens) -> dict[str, Float[Tensor, "layer head"]]:
+    trace = run(model, tokens, keep=[Site.PATTERN])
+    layers = [trace[Site.PATTERN, i] for i in range(model.config.n_layers)]
+    pattern = torch.cat(layers).double()  # layer head query_pos key_pos
+    first, n = int(tokens.bos), tokens.ids.shape[1]  # where the random tokens begin and end
+    half = (n - first) // 2
+
+    def back(distance: int, start: int) -> Float[Tensor, "layer head"]:
+        queries = torch.arange(start, n, device=pattern.device)
+        return pattern[:, :, queries, queries - distance].mean(-1)
+
+    bos = pattern[:, :, first:, 0].mean(-1)
+    return {
+        "previous_token": back(1, first + 1),
+        "duplicate_token": back(half, first + half),
+        "induction": back(half - 1, first + half),
+        "entropy": entropy(pattern[:, :, first:]).mean(-1),
+        "bos": bos if tokens.bos else torch.full_like(bos, float("nan")),
+    }
+
+
+def copying(model: Model) -> Float[Tensor, "layer head"]:
+    """Σ Re λ / Σ |λ| over the eigenvalues of every head's W_E W_V W_O W_U, norms folded.
+
+    1 where seeing any token raises that same token's logit, -1 where it lowers it.
+    """
+    config, weights = model.config, model.weights
+    core = _folded(config, weights.final_norm, _unembedding_of_embedding(model))
+    layers = []
+    for block in weights.blocks:
+        attn = block.attn
+        seen = _folded(config, block.attn_norm, attn.W_V.double())
+        seen = seen.repeat_interleave(config.n_heads // config.n_kv_heads, 0)
+        moved = _folded(config, block.attn_post_norm, core @ seen)  # head d_model d_head
+        eigenvalues = torch.linalg.eigvals(attn.W_O.double() @ moved)  # head d_head
+        layers.append(eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1))
+    return torch.stack(layers)
+
+
+def _folded(
+    config: ModelConfig, norm: Norm | None, x: Float[Tensor, "*rows d_model n"]
+) -> Float[Tensor, "*rows d_model n"]:
+    """What reads a norm's output, as it reads the norm's input, the scale left out."""
+    if norm is None or config.norm == "none":
+        return x
+    weight = norm_weight(config, norm)
+    x = x if weight is None else weight.double()[:, None] * x
+    return x - x.mean(-2, keepdim=True) if config.norm == "layer" else x
+
+
+def _unembedding_of_embedding(model: Model) -> Float[Tensor, "d_model d_model"]:
+    """W_U W_E, every direction's logits centred, in float64, a block of tokens at a time."""
+    W_U, W_E = model.weights.W_U, model.weights.W_E
+    d_model, d_vocab = W_U.shape
+    total = W_U.new_zeros(d_model, d_model, dtype=torch.float64)
+    sum_U, sum_E = total[0].clone(), total[0].clone()
+    for start in range(0, d_vocab, _BLOCK):
+        u = W_U[:, start : start + _BLOCK].double()
+        e = W_E[start : start + _BLOCK].double()
+        total += u @ e
+        sum_U += u.sum(1)
+        sum_E += e.sum(0)
+    return total - torch.outer(sum_U, sum_E) / d_vocab
+
+
+def _cache_folder() -> Path:
+    """CASESTUDY_CACHE, or the user's cache directory."""
+    own = os.environ.get("CASESTUDY_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "casestudy"
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> Array | None:
+    """A kept profile; None where there is none, or what is there is not one."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        values = np.array(entries["scores"], dtype=np.float64)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return values if values.shape == shape else None
+
+
+def _write(path: Path, values: Array) -> None:
+    """Keep a profile, whole or not at all; a cache that cannot be written costs only time."""
+    part = ""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"scores": values.tolist()}, file)  # NaN as NaN, which json reads back
+        os.replace(part, path)
+        return
+    if part:
+        Path(part).unlink(missing_ok=True)
+
+
+def measure_profile(batch: Batch) -> list[Result]:
+    """The model's profile; none for a model with no room for it, whose study goes on without."""
+    return [head_profile(batch.model)] if _room(batch.model)[1] >= 2 else []
+
+
+PROFILE = Measurement("profile", lambda config: (), measure_profile)

@@ -1,0 +1,113 @@
+"""What does a stored study offer to look at?
+
+Its prompts, with the answers it chose, and the model it asked. A study that lacks a table costs
+what the table would have given, and the page says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from casestudy.errors import StudyError
+from casestudy.results.result import Table
+from casestudy.show.explorer.page_state import MOST_TEXT, MOST_TOKEN, Asked
+from casestudy.show.stored import UNEXPECTED
+from casestudy.show.text import clean, excerpt
+from casestudy.study.store import FORMAT, Store, read_table
+
+MOST = 500
+"""Prompts offered; a list of more is not read by anybody."""
+
+
+@dataclass(frozen=True)
+class Picks:
+    """What a study offers.
+
+    Attributes:
+        name: of the study's behaviour.
+        model: what its model was called; "" where it does not say.
+        dtype: its number format; likewise.
+        bos: whether its prompts start with BOS; None where it does not say.
+        prompts: a label and the query that asks for it.
+        notices: what could not be read, and why.
+    """
+
+    name: str
+    model: str
+    dtype: str
+    bos: bool | None
+    prompts: list[tuple[str, str]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+
+def picks_of(folder: str | os.PathLike[str]) -> Picks:
+    """A study's prompts.
+
+    Raises: StudyError where the folder holds no study.
+    """
+    store = Store.open(folder)
+    manifest = store.manifest
+    bos = _entry(manifest, "settings", "prepend_bos")
+    found = Picks(
+        _text(manifest, "behaviour", "name") or "study",
+        _text(manifest, "model", "name"),
+        _text(manifest, "model", "dtype"),
+        bos if isinstance(bos, bool) else None,
+    )
+    if manifest.get("format") != FORMAT:
+        found.notices.append(
+            f"The study was stored in format {clean(manifest.get('format'))}; this version of "
+            f"casestudy writes format {FORMAT}. What it could read is offered."
+        )
+    prompts = _table(store, "prompts", ("prompt", "text"), "none of its prompts is offered", found)
+    answers = _table(
+        store, "answers", ("prompt", "form", "token"), "its prompts come without answers", found
+    )
+    pairs: dict[Any, dict[str, str]] = {}
+    for row in [] if answers is None else answers.rows():
+        pairs.setdefault(row["prompt"], {})[str(row["form"])] = str(row["token"])
+    for row in [] if prompts is None else prompts.rows():
+        text, forms = row["text"], pairs.get(row["prompt"], {})
+        if not isinstance(text, str) or not 0 < len(text) <= MOST_TEXT:
+            continue
+        other = next((token for form, token in forms.items() if form != "answer"), "")
+        answer = forms.get("answer", "")
+        if max(len(answer), len(other)) > MOST_TOKEN:
+            answer = other = ""
+        asked = Asked(prompt=text, answer=answer, counterpart=other)
+        found.prompts.append((f"{row['prompt']}: {excerpt(text, 80)}", asked.query()))
+        if len(found.prompts) == MOST:
+            break
+    return found
+
+
+def _table(
+    store: Store, name: str, columns: tuple[str, ...], lost: str, found: Picks
+) -> Table | None:
+    path = store.folder / "tables" / f"{name}.parquet"
+    try:
+        if not path.is_file():
+            raise StudyError(f"The study’s folder has no {path.parent.name}/{path.name}")
+        table = read_table(path, most=20 * MOST)
+        absent = [column for column in columns if column not in table.columns]
+        if absent:
+            raise StudyError(f"The study’s table “{name}” has no column {', '.join(absent)}")
+    except UNEXPECTED as error:
+        found.notices.append(f"{clean(error).rstrip('.')}: {lost}.")
+        return None
+    return table
+
+
+def _entry(manifest: Mapping[str, Any], *keys: str) -> Any:
+    value: Any = manifest
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _text(manifest: Mapping[str, Any], *keys: str) -> str:
+    value = _entry(manifest, *keys)
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,362 @@
+"""By how much? Every prompt's logit difference, means by contrast and group, and the controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.results.result import Array, Grid
+from casestudy.show import distribution, svg
+from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
+from casestudy.show.stored import Missing, Stored
+from casestudy.show.text import clean, count, interval, number, percent, signed
+from casestudy.show.wording import NOTHING, Mean, Spread, against, known, spoken
+
+
+def differences(study: Stored) -> list[Block]:
+    """Every prompt's logit difference, and the means."""
+    grid = study.grid("logit_difference", "contrast", "prompt")
+    means = study.grid("logit_difference.mean", "contrast")
+    labels = grid.axis("contrast").labels
+    found = {name: Mean.of(means, contrast=name) for name in labels}
+    main = found[study.contrast]
+    values = grid.select(contrast=study.contrast).values
+    everyone = int(np.isfinite(values).sum())
+    counted = known(values[study.main_prompts(grid.axis("prompt").labels)])
+    blocks: list[Block] = [preference(study.contrast, main, counted)]
+    others = [name for name in labels if name != study.contrast]
+    if others:
+        said = [
+            f"against {against(name)} it is {signed(found[name].value)} ({found[name].bracket})"
+            for name in others
+        ]
+        blocks.append(paragraph("{}.", _capital("; ".join(said))))
+    drawn = distribution.rows(
+        "contrast",
+        [spoken(label) for label in labels],
+        list(grid.values),
+        list(found.values()),
+        unit="logit difference, logits",
+        dots=svg.Data.of(grid),
+        row=54,
+    )
+    caption = f"logit(answer) − logit(counterpart) after every prompt. {drawn.reading}"
+    if main.n < everyone:
+        caption += (
+            f" Means are over the {main.n:,} prompts of the behaviour’s main groups; all "
+            f"{everyone:,} are drawn."
+        )
+    spread = Spread.of(counted)
+    blocks.append(
+        Figure(
+            "The logit difference of every prompt",
+            drawn.drawing,
+            f"Distribution of logit differences. Mean against {against(study.contrast)}: "
+            f"{signed(main.value)} logits, {main.bracket}; median {number(spread.median)}, "
+            f"range {number(counted.min())} to {number(counted.max())}."
+            if spread is not None
+            else "Distribution without a measured value; 0 prompts.",
+            drawn.data,
+            caption,
+        )
+    )
+    return blocks
+
+
+MOST_GROUPS = 24
+"""Groups that are drawn; the table beside them has all."""
+
+
+def by_group(study: Stored) -> list[Block]:
+    """The main contrast by group of prompts, where there are groups."""
+    grid = study.grid("logit_difference", "contrast", "prompt").select(contrast=study.contrast)
+    members = _groups(study)
+    if len(members) < 2:
+        raise Missing("the prompts are not in groups")
+    place = {label: i for i, label in enumerate(grid.axis("prompt").labels)}
+    stored = study.grid("logit_difference.by_group", "group", "contrast")
+    stored = stored.select(contrast=study.contrast)
+    known_groups = stored.axis("group").labels
+    groups = {
+        name: _Group(
+            [p for p in prompts if p in place],
+            grid.values[[place[p] for p in prompts if p in place]],
+            Mean.of(stored, group=name) if name in known_groups else NOTHING,
+        )
+        for name, prompts in members.items()
+    }
+    largest = sorted(groups, key=lambda name: -len(groups[name].prompts))[:MOST_GROUPS]
+    names = [name for name in groups if name in largest]
+    drawn = distribution.rows(
+        "group",
+        names,
+        [groups[name].values for name in names],
+        [groups[name].mean if groups[name].mean.n > 1 else None for name in names],
+        unit="logit difference, logits",
+        dots=_dots(grid, {name: groups[name] for name in names}),
+        row=42,
+    )
+    said = [
+        f"{name} {signed(groups[name].mean.value)} ({groups[name].mean.bracket})"
+        for name in names
+        if groups[name].mean.n > 1
+    ]
+    rest = (
+        f" The {len(names)} largest of {len(groups):,} groups." if len(names) < len(groups) else ""
+    )
+    return [
+        Figure(
+            "The same difference by group of prompts",
+            drawn.drawing,
+            f"Distribution of the logit difference by group, {len(names)} groups. "
+            + "; ".join(said),
+            drawn.data,
+            f"Contrast against {against(study.contrast)}. {drawn.reading} A prompt may stand in "
+            f"several groups; a group of one prompt has no mean.{rest}",
+        ),
+        _group_numbers(groups, grid.unit),
+        *_group_tests(study),
+    ]
+
+
+@dataclass(frozen=True)
+class _Group:
+    prompts: Sequence[str]
+    values: Array
+    mean: Mean
+
+
+def _dots(grid: Grid, groups: Mapping[str, _Group]) -> svg.Data:
+    """Each group's prompts side by side; shorter groups end in cells that were not measured."""
+    width = max(len(group.prompts) for group in groups.values())
+    cells: list[svg.Number] = []
+    prompts: list[svg.Number] = []
+    for group in groups.values():
+        none: list[svg.Number] = [None] * (width - len(group.prompts))
+        cells += [*svg.numbers(group.values), *none]
+        prompts += [*(int(p) if p.isdigit() else None for p in group.prompts), *none]
+    return svg.Data(
+        [("group", list(groups)), ("place", [str(i) for i in range(width)])],
+        {"value": cells, "prompt": prompts},
+        grid.unit,
+        "arrays/logit_difference.safetensors",
+    )
+
+
+def _group_numbers(groups: Mapping[str, _Group], unit: str) -> Listing:
+    """The groups in numbers: means and quantiles."""
+    rows: list[list[str | Markup]] = []
+    raw: dict[str, list[object]] = {name: [] for name in ("group", *_NUMBERS)}
+    for name, group in groups.items():
+        mean, spread = group.mean, Spread.of(group.values)
+        rows.append(
+            [
+                name,
+                f"{spread.n if spread else 0:,}",
+                signed(mean.value) if mean.n else "",
+                interval(mean.lower, mean.upper) if mean.n > 1 else "",
+                number(spread.median) if spread else "",
+                interval(spread.first, spread.third) if spread and spread.n > 1 else "",
+                percent(spread.positive) if spread else "",
+            ]
+        )
+        cells = (
+            *(spread.n if spread else 0, mean.value, mean.lower, mean.upper),
+            *((getattr(spread, part) if spread else None) for part in _NUMBERS[4:]),
+        )
+        for key, value in zip(raw, (name, *cells), strict=True):
+            raw[key].append(value)
+    return Listing(
+        "The groups in numbers",
+        ["Group", "n#", "Mean#", "95\u00a0% interval#", "Median#", "Quartiles#", "Above zero#"],
+        rows,
+        f"In {unit}. Quartiles are the 25th and 75th percentile; the last column is the share of "
+        "prompts in which the answer is preferred.",
+        fold=MOST_GROUPS,
+        data=raw,
+    )
+
+
+_NUMBERS = (
+    *("n", "mean", "lower", "upper"),
+    *("low", "first", "median", "third", "high", "positive"),
+)
+
+
+def _group_tests(study: Stored) -> list[Block]:
+    """Which groups' means differ, after correction for looking at every pair."""
+    try:
+        table = study.table("group_tests", "contrast", "group", "other", "difference", "p_holm")
+    except Missing:
+        return []
+    rows = [r for r in table.rows() if r["contrast"] == study.contrast and r["p_holm"] is not None]
+    if not rows:
+        return []
+    clear = sorted((r for r in rows if r["p_holm"] < 0.05), key=lambda r: r["p_holm"])
+    said = [
+        f"“{clean(r['group'])}” against “{clean(r['other'])}” {signed(r['difference'])} "
+        f"(p\u00a0=\u00a0{number(r['p_holm'], 3)})"
+        for r in clear[:6]
+    ]
+    more = len(clear) - len(said)
+    said += [f"and {count(more, 'pair')} more"] if more else []
+    rows.sort(key=lambda r: r["p_holm"])
+    cells: list[list[str | Markup]] = [
+        [
+            clean(r["group"]),
+            clean(r["other"]),
+            signed(r["difference"]),
+            number(r["p"], 4) if r.get("p") is not None else "",
+            number(r["p_holm"], 4),
+        ]
+        for r in rows
+    ]
+    head = ["Group", "Other", "Difference#", "p#", "p, corrected#"]
+    listing = Listing(
+        "Every pair of groups, tested",
+        head,
+        cells,
+        clean(table.about),
+        fold=6,
+        data=columns_of(rows),
+    )
+    return [
+        paragraph(
+            "Of {} pairs of groups, {} differ in their mean difference at the 5\u00a0% level after "
+            "Holm’s correction{}{}.",
+            *(len(rows), len(clear) or "none", ": " if said else "", "; ".join(said)),
+        ),
+        listing,
+    ]
+
+
+def _groups(study: Stored) -> dict[str, list[str]]:
+    rows = study.table("prompts", "prompt").rows()
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for name in row.get("groups") or ():
+            found.setdefault(clean(name), []).append(str(row["prompt"]))
+    return found
+
+
+def case_by_space(study: Stored) -> list[Block]:
+    """The 2 x 2 of case and space: main effects and interaction."""
+    means = study.grid("case_by_space.mean", "effect")
+    effects = means.axis("effect").labels
+    said = []
+    for effect in effects:
+        mean = Mean.of(means, effect=effect)
+        zero = "" if mean.clear or np.isnan(mean.lower) else ", undecided"
+        said.append(f"{spoken(effect)} {signed(mean.value)} ({mean.bracket}{zero})")
+    return [
+        paragraph(
+            "The four forms of the answer, capital or lower case, with and without a leading "
+            "space, make a 2 × 2. Its effects in logits: {}.",
+            "; ".join(said),
+        ),
+        Figure(
+            "Case and space apart",
+            svg.mean_bars(means, [spoken(e) for e in effects]),
+            f"Bars of the 2 × 2’s effects: {'; '.join(said)}.",
+            svg.Data.of(means),
+            clean(means.about) or "Means over prompts with 95 % intervals.",
+        ),
+    ]
+
+
+CONTROLS = {
+    "difference": "the difference itself",
+    "b_U": "b_U alone",
+    "unigram": "after BOS alone",
+    "shuffled": "words in another order",
+}
+"""The controls in words."""
+
+
+def controls(study: Stored) -> list[Block]:
+    """What simpler explanations would give, as dots and means."""
+    grid = study.grid("controls.logits", "contrast", "control", "prompt")
+    means = study.grid("controls.logits.mean", "contrast", "control")
+    grid, means = grid.select(contrast=study.contrast), means.select(contrast=study.contrast)
+    names = grid.axis("control").labels
+    labels = [CONTROLS.get(name, spoken(name)) for name in names]
+    found = {name: Mean.of(means, control=name) for name in names}
+    said = [
+        f"{label} {signed(found[name].value)} ({found[name].bracket})"
+        for name, label in zip(names, labels, strict=True)
+        if found[name].n and name != "difference"
+    ]
+    if not said:
+        raise Missing("no control could be measured")
+    drawn = distribution.rows(
+        "control",
+        labels,
+        list(grid.values),
+        list(found.values()),
+        unit=grid.unit,
+        dots=svg.Data.of(grid),
+    )
+    figure = Figure(
+        "The difference beside what simpler explanations give",
+        drawn.drawing,
+        f"Distribution of the logit difference beside controls: {'; '.join(said)}.",
+        drawn.data,
+        f"{clean(grid.about)} {drawn.reading}",
+    )
+    return [
+        paragraph(
+            "Simpler explanations give, of the same contrast: {}.{}",
+            *("; ".join(said), _copied(study)),
+        ),
+        figure,
+    ]
+
+
+def _copied(study: Stored) -> str:
+    """In how many of the main prompts the answer's word already stands."""
+    try:
+        table = study.table("controls", "prompt", "copied")
+    except Missing:
+        return ""
+    main = set(study.main_prompts([str(p) for p in table.columns["prompt"]]))
+    copied = [c for i, c in enumerate(table.columns["copied"]) if i in main and c is not None]
+    return (
+        f" The answer’s word stands in the prompt itself in {sum(map(bool, copied))} of "
+        f"{count(len(copied), 'prompt')}."
+    )
+
+
+def preference(contrast: str, mean: Mean, known: Any) -> Markup:
+    """The headline: the mean difference's direction and size, or that it is undecided."""
+    ratio = float(np.exp(min(abs(mean.value), 700.0)))
+    positive, n = int((known > 0).sum()), len(known)
+    signs = f"The difference is positive in {positive:,} of {count(n, 'prompt')}."
+    size = f"{signed(mean.value)} logits ({mean.bracket})"
+    if np.isnan(mean.value):
+        return paragraph("No mean difference against {} could be computed.", against(contrast))
+    if mean.n < 2 or np.isnan(mean.lower):
+        return paragraph(
+            "Against {}, the answer’s logit difference is {}. One prompt gives no interval, and "
+            "says nothing about others.",
+            *(against(contrast), size),
+        )
+    if not mean.clear:
+        return paragraph(
+            "Against {}, the mean logit difference is {}: the interval includes zero, so these "
+            "prompts do not show a preference in either direction. {}",
+            *(against(contrast), size, signs),
+        )
+    more = "more" if mean.value > 0 else "less"
+    return paragraph(
+        "Against {}, the answer’s mean logit difference is <strong>{}</strong>: as a geometric "
+        "mean over prompts it is {} times {} probable. {}",
+        *(against(contrast), size, number(ratio, 1 if ratio < 100 else 0), more, signs),
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,425 @@
+"""Who writes it? The ledger, its heads and neurons, and where along the depth it appears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.results.result import Axis, Grid
+from casestudy.show import svg
+from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
+from casestudy.show.page import figure_html
+from casestudy.show.stored import Missing, Stored
+from casestudy.show.text import clean, interval, listing, number, ordinal, percent, signed
+from casestudy.show.wording import NOTHING, Mean, against, spoken
+
+B_U = "final norm bias (b_U)"
+
+
+def ledger_mean(study: Stored) -> list[Block]:
+    """The account of the mean difference, as a waterfall, b_U as its own line; others folded."""
+    figure, total, terms = _waterfall(study, study.contrast)
+    others = []
+    for name in study.contrasts:
+        if name != study.contrast:
+            try:
+                others.append(_waterfall(study, name)[0])
+            except Missing:
+                continue
+    blocks: list[Block] = [_groups(study, terms), figure, _b_u(study, total)]
+    if others:
+        blocks.append(folded("The same account of the other contrasts", others))
+    return blocks
+
+
+def folded(title: str, figures: Sequence[Figure]) -> Markup:
+    """Figures that a reader may ask for."""
+    return Markup('<details class="more"><summary>{}</summary>{}</details>').format(
+        title, Markup("").join(figure_html(figure) for figure in figures)
+    )
+
+
+def present(grid: Grid) -> Grid:
+    """A ledger without the terms that this contrast does not have (a soft cap, an entropy term)."""
+    keep = np.flatnonzero(np.isfinite(grid.values))
+    labels = tuple(grid.axis("term").labels[i] for i in keep)
+    return grid._map(lambda array: array[keep], (Axis("term", labels),))
+
+
+def _waterfall(study: Stored, contrast: str) -> tuple[Figure, Mean, list[str]]:
+    means = study.grid("ledger.mean", "contrast", "term").select(contrast=contrast)
+    total = Mean.of(study.grid("logit_difference.mean", "contrast"), contrast=contrast)
+    means = present(means)
+    terms = list(means.axis("term").labels)
+    if np.isnan(total.value) or not terms:
+        raise Missing("no prompt has a ledger to average")
+    lower = None if means.lower is None else svg.numbers(means.lower)
+    upper = None if means.upper is None else svg.numbers(means.upper)
+    values = means.values.tolist()
+    gap = abs(float(means.values.sum()) - total.value)
+    order = sorted(range(len(terms)), key=lambda i: -abs(values[i]))
+    largest = [
+        f"{clean(terms[i])} ({signed(values[i])} [{interval(lower[i], upper[i])}])"
+        if lower and upper and lower[i] is not None
+        else f"{clean(terms[i])} ({signed(values[i])})"
+        for i in order[:3]
+    ]
+    main = contrast == study.contrast
+    caption = Markup(
+        "Contrast against {}. Each bar starts where the one above ended, so the last bar must "
+        "end where the account ends; lines are 95\u00a0% intervals of a term’s mean "
+        "(n\u00a0=\u00a0{}). The terms sum to {}, the logit difference is {}: a gap of {} logits.{}"
+    ).format(
+        against(contrast),
+        total.n,
+        number(float(means.values.sum()), 3),
+        number(total.value, 3),
+        number(gap),
+        " The outlined bar is the final norm’s bias through the unembedding."
+        if B_U in terms
+        else "",
+    )
+    figure = Figure(
+        "The ledger: every term of the mean logit difference"
+        if main
+        else f"The ledger of the contrast “{spoken(contrast)}”",
+        svg.waterfall(terms, values, total.value, lower=lower, upper=upper, marked=(B_U,)),
+        f"Waterfall from 0 to the mean logit difference, {signed(total.value)} logits "
+        f"({total.bracket}). Largest terms: {listing(largest)}. Gap between the sum of the terms "
+        f"and the difference: {number(gap)} logits.",
+        ledger_data(means, total),
+        caption,
+    )
+    return figure, total, terms
+
+
+def ledger_data(terms: Grid, total: Mean | float) -> svg.Data:
+    """A waterfall's cells: the terms and the total, and where each bar ends."""
+    ends = np.cumsum(np.nan_to_num(terms.values))
+    mean = total if isinstance(total, Mean) else Mean(total, float("nan"), float("nan"), 0)
+    columns: dict[str, list[svg.Number]] = {
+        "value": svg.numbers(np.append(terms.values, mean.value)),
+        "ends at": svg.numbers(np.append(ends, mean.value)),
+    }
+    if isinstance(total, Mean):
+        for name, end in (("lower", total.lower), ("upper", total.upper), ("n", total.n)):
+            array = getattr(terms, name)
+            if array is not None:
+                columns[name] = svg.numbers(np.append(array, end))
+    labels = [*terms.axis("term").labels, "logit difference"]
+    return svg.Data([("term", labels)], columns, terms.unit, "arrays/ledger.safetensors")
+
+
+GROUPS: Mapping[str, Callable[[str], bool]] = {
+    "attention layers": lambda term: term.startswith("attn "),
+    "MLP layers": lambda term: term.startswith("mlp "),
+    "token and position embeddings": lambda term: term in ("embed", "pos_embed"),
+    "the final norm’s bias b_U": lambda term: term == B_U,
+    "other biases": lambda term: term in ("unembedding bias", "soft cap", "entropy term"),
+}
+
+
+def group_means(study: Stored) -> dict[str, Mean]:
+    """The ledger summed by kind of part, per prompt, then averaged."""
+    grid = study.grid("ledger", "contrast", "term", "prompt").select(contrast=study.contrast)
+    terms = grid.axis("term").labels
+    main = study.main_prompts(grid.axis("prompt").labels)
+    found = {}
+    for name, belongs in GROUPS.items():
+        rows = [i for i, term in enumerate(terms) if belongs(term)]
+        if rows:
+            # A term that this contrast does not have is NaN in every prompt.
+            there = [i for i in rows if np.isfinite(grid.values[i]).any()]
+            mean = Mean.over(grid.values[there].sum(0)[main]) if there else NOTHING
+            if mean.n:
+                found[name] = mean
+    return found
+
+
+def _groups(study: Stored, terms: Sequence[str]) -> Markup:
+    try:
+        groups = group_means(study)
+    except Missing:
+        return Markup("")
+    said = [
+        Markup("{} <b>{}</b> [{}]").format(name, signed(m.value), interval(m.lower, m.upper))
+        for name, m in sorted(groups.items(), key=lambda item: -abs(item[1].value))
+    ]
+    n = max((m.n for m in groups.values()), default=0)
+    return paragraph(
+        "With the final norm’s scale frozen at its measured value, the difference is a sum over "
+        "the parts of the model that wrote to the residual stream. By kind of part: {} "
+        "(logits, mean over n\u00a0=\u00a0{} with 95 % interval). The share a part writes directly "
+        "is not its causal effect: it may pass on what an earlier part wrote.",
+        Markup(", ").join(said),
+        n,
+    )
+
+
+def _b_u(study: Stored, total: Mean) -> Markup:
+    """With and without b_U: what a projection of the residual stream alone would have given."""
+    try:
+        check = study.grid("ledger.check", "contrast", "quantity", "prompt")
+        check = check.select(contrast=study.contrast)
+        without = check.select(quantity="without b_U").values
+    except Exception as error:
+        raise Missing(f"the ledger’s check is not as expected: {error}") from error
+    without = without[study.main_prompts(check.axis("prompt").labels)]
+    known = without[np.isfinite(without)]
+    if not known.size or "ledger.mean" not in study.grids:
+        return Markup("")
+    terms = study.grid("ledger.mean", "contrast", "term")
+    if B_U not in terms.axis("term").labels:
+        return paragraph("This model’s final norm has no bias: there is no b_U to account for.")
+    bias = Mean.of(terms, contrast=study.contrast, term=B_U)
+    return Markup(
+        '<aside class="note"><h3>With and without b_U</h3><p>The logit difference is '
+        "<strong>{}</strong>; projecting the residual stream on the unembedding alone gives "
+        "<strong>{}</strong>. What is left, {} [{}], is the final norm’s bias: it gives every "
+        "token a constant, b_U, which does not cancel between answer and counterpart. It is the "
+        "same whatever the prompt says, for the same two tokens.</p></aside>"
+    ).format(
+        number(total.value, 3),
+        number(float(known.mean()), 3),
+        signed(bias.value, 3),
+        interval(bias.lower, bias.upper, 3),
+    )
+
+
+def lens(study: Stored) -> list[Block]:
+    """Where along the depth the difference appears."""
+    frozen = study.grid("lens.mean", "contrast", "depth").select(contrast=study.contrast)
+    depths = list(frozen.axis("depth").labels)
+    # The stored curve may end in the logits themselves, b_U included: what it should arrive at.
+    final = float(frozen.values[-1]) if depths and depths[-1] == "logits" else None
+    keep = len(depths) - (final is not None)
+    series = {"norm’s scale frozen": svg.numbers(frozen.values[:keep])}
+    lower = {k: svg.numbers(frozen.lower[:keep]) for k in series if frozen.lower is not None}
+    upper = {k: svg.numbers(frozen.upper[:keep]) for k in series if frozen.upper is not None}
+    if "lens.own_norm.mean" in study.grids:
+        own = study.grid("lens.own_norm.mean", "contrast", "depth").select(contrast=study.contrast)
+        if own.axis("depth").labels == tuple(depths[:keep]):
+            series["as if the model ended here"] = svg.numbers(own.values)
+    study.shown |= {"lens", "lens.own_norm"}
+    values = frozen.values[:keep]
+    steps = np.diff(values)
+    n = Mean.of(frozen, depth=depths[0]).n
+    largest = int(np.nanargmax(np.abs(steps))) if np.isfinite(steps).any() else 0
+    half = next((d for d, v in zip(depths, values, strict=False) if v >= values[-1] / 2), "")
+    reached = (
+        f" The curve first reaches half of its last value at {clean(half)}."
+        if values[-1] > 0 and half
+        else ""
+    )
+    arrival = (
+        f" The dashed line is the logit difference itself, {number(final)}: what is missing at the "
+        "end is b_U."
+        if final is not None
+        else ""
+    )
+    return [
+        paragraph(
+            "Projected on the contrast at every depth, the residual stream of the last token "
+            "gains most between {} and {} ({} logits, n\u00a0=\u00a0{}).{}",
+            *(clean(depths[largest]), clean(depths[largest + 1]), signed(float(steps[largest]))),
+            *(n, reached),
+        ),
+        Figure(
+            "The difference by depth: the accumulated logit lens",
+            svg.lines(
+                ["end" if d == "final_post" else clean(d) for d in depths[:keep]],
+                series,
+                unit=frozen.unit,
+                axis="depth: before and in the middle of each layer",
+                lower=lower,
+                upper=upper,
+                final=final,
+            ),
+            f"Line from {number(float(values[0]))} at {clean(depths[0])} to "
+            f"{number(float(values[-1]))} logits at {clean(depths[keep - 1])}, "
+            f"n\u00a0=\u00a0{n}.{reached}",
+            _series_data(depths[:keep], series, lower, upper),
+            "Mean over prompts; the band is its 95 % interval. With the final norm’s scale frozen "
+            "at its measured value, each step is the ledger’s term of the part in between."
+            + arrival,
+        ),
+    ]
+
+
+def _series_data(
+    depths: Sequence[str],
+    series: Mapping[str, Sequence[svg.Number]],
+    lower: Mapping[str, Sequence[svg.Number]],
+    upper: Mapping[str, Sequence[svg.Number]],
+) -> svg.Data:
+    none: list[svg.Number] = [None] * len(depths)
+    columns = {
+        "value": [v for line in series.values() for v in line],
+        "lower": [v for name in series for v in lower.get(name, none)],
+        "upper": [v for name in series for v in upper.get(name, none)],
+    }
+    axes = [("reading", list(series)), ("depth", list(depths))]
+    return svg.Data(axes, columns, "logits", "arrays/lens.safetensors")
+
+
+def heads(study: Stored) -> list[Block]:
+    """The share of every head."""
+    means = study.grid("attribution.head.mean", "contrast", "layer", "head")
+    means = means.select(contrast=study.contrast)
+    study.shown |= {"attribution.head", "attribution.mlp", "attribution.mlp.mean"}
+    layers, names = means.axis("layer").labels, means.axis("head").labels
+    top = top_heads(study, 5)
+    if not top:
+        raise Missing("no head’s share was measured")
+    layer, head, first = top[0]
+    digits = 2 if abs(first.value) >= 0.1 else 3
+    said = [
+        Markup("{} ({} [{}])").format(
+            head_button(study, a, b), signed(m.value, digits), interval(m.lower, m.upper, digits)
+        )
+        for a, b, m in top
+    ]
+    clickable = has_patterns(study)
+    return [
+        paragraph(
+            "The heads with the largest direct shares: {} (logits, mean over "
+            "n\u00a0=\u00a0{} with 95 % interval). They were chosen for being large out of {}, "
+            "so on new prompts their means will tend to be smaller.",
+            *(Markup(", ").join(said), first.n, int(np.isfinite(means.values).sum())),
+        ),
+        Figure(
+            "The direct share of every attention head",
+            svg.heatmap(
+                means.values,
+                [clean(x) for x in layers],
+                [clean(x) for x in names],
+                unit=means.unit,
+                row_name="layer",
+                col_name="head",
+                heads="cell" if clickable else None,
+            ),
+            f"Heatmap of direct shares by layer and head; the largest is head "
+            f"{layer}.{head} with {signed(first.value, digits)} logits ({first.bracket}).",
+            svg.Data.of(means),
+            f"Contrast against {against(study.contrast)}; mean over prompts. Blue pushes towards "
+            "the answer, orange away from it."
+            + (" A click on a cell opens the head’s attention pattern." if clickable else ""),
+        ),
+    ]
+
+
+def ranking(study: Stored) -> list[Block]:
+    """How stable the order of the heads is over prompts."""
+    table = study.table("attribution.head.ranking", "layer", "head", "mean", "rank", "in_top_10")
+    ranked = sorted(table.rows(), key=lambda row: row["rank"])
+    rows = ranked[:10]
+    if not rows:
+        raise Missing("too few prompts to resample the order of the heads")
+    cells: list[list[str | Markup]] = [
+        [
+            head_button(study, str(r["layer"]), str(r["head"])),
+            signed(r["mean"], 3),
+            percent(r["in_top_10"]),
+            f"{ordinal(r['rank'] + 1)}",
+            f"{ordinal(int(r['rank_lower']) + 1)} to {ordinal(int(r['rank_upper']) + 1)}"
+            if r.get("rank_lower") is not None
+            else "",
+            str(r.get("n", "")),
+        ]
+        for r in rows
+    ]
+    head = ["Head", "Mean share#", "Among the first ten#", "Place#", "95\u00a0% interval#", "n#"]
+    return [
+        Listing(
+            "The heads in order, and how sure the order is",
+            head,
+            cells,
+            f"{clean(table.about)} The CSV has every head.",
+            data=columns_of(ranked),
+        )
+    ]
+
+
+def top_heads(study: Stored, most: int) -> list[tuple[str, str, Mean]]:
+    """The heads with the largest mean direct share, with the share."""
+    if "attribution.head.mean" not in study.grids:
+        return []
+    means = study.grid("attribution.head.mean", "contrast", "layer", "head")
+    means = means.select(contrast=study.contrast)
+    layers, names = means.axis("layer").labels, means.axis("head").labels
+    cells = [
+        (abs(value), layers[i], names[j])
+        for (i, j), value in np.ndenumerate(means.values)
+        if np.isfinite(value) and names[j].isdigit()
+    ]
+    cells.sort(key=lambda cell: -cell[0])
+    return [(a, b, Mean.of(means, layer=a, head=b)) for _, a, b in cells[:most]]
+
+
+MOST_PATTERN_BYTES = 3_000_000
+"""Attention patterns are the largest thing a report holds; beyond this, prompts are left out."""
+
+PATTERN_AXES = ("layer", "head", "query_pos", "key_pos")
+
+
+def pattern_names(study: Stored) -> tuple[list[str], list[str]]:
+    """The whole attention patterns that are put on the page, and those that are not.
+
+    A byte per entry on and below the diagonal, the shortest names first, as far as they fit.
+    """
+    shown: list[str] = []
+    left_out: list[str] = []
+    size = 0
+    names = [name for name in study.grids if name.startswith("pattern.")]
+    for name in sorted(names, key=lambda name: (len(name), name)):
+        axes = {axis.name: len(axis) for axis in study.grids[name].axes}
+        if sorted(axes) != sorted(PATTERN_AXES) or axes["query_pos"] != axes["key_pos"]:
+            continue
+        n = axes["key_pos"]
+        size += axes["layer"] * axes["head"] * n * (n + 1) // 2
+        (shown if size <= MOST_PATTERN_BYTES else left_out).append(name)
+    return shown, left_out
+
+
+def has_patterns(study: Stored) -> bool:
+    """Whether there is a whole attention pattern to open."""
+    return bool(pattern_names(study)[0])
+
+
+def head_button(study: Stored, layer: str, head: str) -> Markup:
+    """A head's name; where patterns are stored, a button that opens its pattern."""
+    if not has_patterns(study):
+        return Markup("<b>{}.{}</b>").format(layer, head)
+    return Markup(
+        '<button type="button" class="link" data-head="{}.{}" aria-haspopup="dialog">{}.{}</button>'
+    ).format(layer, head, layer, head)
+
+
+def neurons(study: Stored) -> list[Block]:
+    """The neurons with the largest share."""
+    table = study.table("attribution.neuron", "contrast", "layer", "neuron", "mean")
+    rows = [row for row in table.rows() if row["contrast"] == study.contrast]
+    if not rows:
+        raise Missing("no neuron’s share was measured for this contrast")
+    rows.sort(key=lambda row: -abs(row["mean"]))
+    cells: list[list[str | Markup]] = [
+        [
+            f"{row['layer']}.{row['neuron']}",
+            signed(row["mean"], 3),
+            interval(row.get("lower"), row.get("upper"), 3),
+            str(row.get("n", "")),
+        ]
+        for row in rows[:10]
+    ]
+    total = "" if len(rows) <= 10 else f" The first 10 of {len(rows)} stored; the CSV has all."
+    return [
+        Listing(
+            "The neurons with the largest direct share",
+            ["Layer.neuron", "Mean#", "95 % interval#", "n#"],
+            cells,
+            clean(table.about) + total,
+            data=columns_of(rows),
+        )
+    ]

@@ -1,0 +1,273 @@
+"""What happened in this one prompt?
+
+The page's averages can be opened up: for every example prompt its tokens, what the model expected,
+the answer and its counterparts, and its own ledger.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.results.result import Grid
+from casestudy.show import svg
+from casestudy.show.blocks import Block, Figure, paragraph
+from casestudy.show.distribution import MOST_DOTS
+from casestudy.show.page import figure_html
+from casestudy.show.sections.ledger import B_U, PATTERN_AXES, ledger_data, pattern_names, present
+from casestudy.show.sections.predictions import EXAMPLES, MOST_TEXT, example_prompts
+from casestudy.show.stored import Missing, Stored
+from casestudy.show.text import (
+    chip,
+    chips,
+    clean,
+    excerpt,
+    number,
+    ordinal,
+    percent,
+    prose,
+    shorten,
+    signed,
+    visible,
+)
+from casestudy.show.wording import against
+
+TOP = 10
+FOLD = 14
+"""Prompts listed before the rest has to be asked for."""
+
+
+def one_by_one(study: Stored) -> list[Block]:
+    """An account of each example prompt, folded."""
+    rows = {int(r["prompt"]): r for r in study.table("prompts", "prompt", "text").rows()}
+    examples = example_prompts(study)
+    blocks: list[Block] = []
+    if len(examples) < len(rows):
+        blocks.append(
+            paragraph(
+                "{} of {} prompts: the first of each group (up to {}), then evenly spaced from the "
+                "smallest logit difference to the largest. The others are in the study’s folder.",
+                *(len(examples), f"{len(rows):,}", EXAMPLES // 2),
+            )
+        )
+    by_prompt: dict[int, dict[str, list[Mapping[str, Any]]]] = {i: {} for i in examples}
+    for name in ("predictions", "answers"):
+        if name in study.tables:
+            for row in study.table(name, "prompt").rows():
+                if row["prompt"] in by_prompt:
+                    by_prompt[row["prompt"]].setdefault(name, []).append(row)
+    found = [_prompt(study, rows[i], by_prompt[i]) for i in examples]
+    shown = len(found) if len(found) <= FOLD + 3 else FOLD
+    blocks += found[:shown]
+    if found[shown:]:
+        blocks.append(
+            Markup('<details class="more"><summary>{} more</summary>{}</details>').format(
+                len(found) - shown, Markup("").join(found[shown:])
+            )
+        )
+    return blocks
+
+
+def _prompt(
+    study: Stored, row: Mapping[str, Any], found: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Markup:
+    prompt = str(row["prompt"])
+    tokens = row.get("tokens") or [excerpt(row["text"], MOST_TEXT)]
+    parts: list[Markup] = [
+        Markup('<p class="prompt-tokens">{}</p>').format(chips(tokens)),
+    ]
+    if row.get("error"):
+        parts.append(paragraph("Left out of the contrasts: {}", clean(row["error"])))
+    top = sorted(found.get("predictions", []), key=lambda r: r["rank"])[:TOP]
+    if top:
+        parts.append(figure_html(_expected(prompt, top)))
+    if found.get("answers"):
+        parts.append(_answers(found["answers"]))
+    try:
+        parts.append(figure_html(_ledger(study, prompt)))
+    except Missing as reason:
+        parts.append(paragraph("No ledger of its own: {}.", str(reason)))
+    parts.append(lens_table(study, prompt))
+    difference = _difference(study, prompt)
+    return Markup(
+        '<details class="one" id="prompt-{}"><summary><span class="no">{}</span> '
+        '<bdi class="prompt">{}</bdi> <span class="q">{}</span></summary>{}</details>'
+    ).format(
+        prompt,
+        prompt,
+        excerpt(row["text"], MOST_TEXT),
+        "" if difference is None else f"{signed(difference)} logits",
+        Markup("").join(parts),
+    )
+
+
+def _difference(study: Stored, prompt: str) -> float | None:
+    grid = study.grids.get("logit_difference")
+    if grid is None or prompt not in grid.axis("prompt").labels:
+        return None
+    value = float(grid.select(contrast=study.contrast, prompt=prompt).values)
+    return value if np.isfinite(value) else None
+
+
+def _expected(prompt: str, top: Sequence[Mapping[str, Any]]) -> Figure:
+    labels = [visible(r["token"]) for r in top]
+    probs = [float(r["prob"]) for r in top]
+    return Figure(
+        "Most probable next tokens",
+        svg.bars(
+            labels,
+            probs,
+            unit="probability",
+            shown=[percent(p) for p in probs],
+            row=19,
+            tokens=True,
+        ),
+        f"Bars of the {len(top)} most probable next tokens after prompt {prompt}: first "
+        f"{labels[0]} with {percent(probs[0])}.",
+        svg.Data(
+            [("token", labels)],
+            {"value": probs, "logit": [r.get("logit") for r in top]},
+            "probability",
+            "tables/predictions.parquet",
+        ),
+    )
+
+
+def _answers(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    cells = [
+        Markup("<tr><th scope=row>{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>").format(
+            str(r["form"]).replace("_", " "),
+            chip(r["token"]),
+            ordinal(int(r["rank"]) + 1),
+            number(r["logit"]),
+            percent(r["prob"]),
+        )
+        for r in rows
+    ]
+    return Markup(
+        '<div class="scroll" tabindex="0"><table><thead><tr><th scope=col>Form</th>'
+        "<th scope=col>Token</th><th scope=col>Place</th><th scope=col>Logit</th>"
+        "<th scope=col>Probability</th></tr></thead><tbody>{}</tbody></table></div>"
+    ).format(Markup("").join(cells))
+
+
+def _ledger(study: Stored, prompt: str) -> Figure:
+    ledger = _of_prompt(study.grid("ledger", "contrast", "term", "prompt"), study, prompt)
+    check = _of_prompt(study.grid("ledger.check", "contrast", "quantity", "prompt"), study, prompt)
+    if not np.isfinite(ledger.values).any():
+        raise Missing("it has no answer with a counterpart")
+    return ledger_figure(
+        ledger, check, "Its ledger", of=f"prompt {prompt}’s", contrast=against(study.contrast)
+    )
+
+
+def ledger_figure(ledger: Grid, check: Grid, title: str, *, of: str, contrast: str) -> Figure:
+    """One prompt's account.
+
+    Args:
+        ledger, check: `ledger` and `ledger.check` at one contrast and prompt.
+        title: of the figure.
+        of: whose logit difference it is, in the genitive.
+        contrast: what the answer is weighed against, in words.
+    """
+    total = float(check.select(quantity="logit difference").values)
+    gap = float(check.select(quantity="gap").values)
+    ledger = present(ledger)
+    terms = list(ledger.axis("term").labels)
+    values = ledger.values.tolist()
+    top = max(range(len(terms)), key=lambda i: abs(values[i]))
+    return Figure(
+        title,
+        svg.waterfall(terms, values, total, marked=(B_U,), row=16),
+        f"Waterfall from 0 to {of} logit difference, {signed(total)} logits; largest "
+        f"term {terms[top]} ({signed(values[top])}); gap {number(gap)}.",
+        ledger_data(ledger, total),
+        f"Against {contrast}. Sum of the terms {number(sum(values), 4)}, logit "
+        f"difference {number(total, 4)}, gap {number(gap)} logits.",
+    )
+
+
+def _of_prompt(grid: Grid, study: Stored, prompt: str) -> Grid:
+    if prompt not in grid.axis("prompt").labels:
+        raise Missing("it was not measured")
+    return grid.select(contrast=study.contrast, prompt=prompt)
+
+
+def lens_table(study: Stored, prompt: str) -> Markup:
+    """The classic logit lens: what every position would predict, were the model to end there."""
+    if "lens.top" not in study.tables:
+        return Markup("")
+    table = study.table("lens.top", "prompt", "depth", "pos", "read", "rank", "token", "prob")
+    rows = [r for r in table.rows() if str(r["prompt"]) == prompt and r["rank"] == 0]
+    if not rows:
+        return Markup("")
+    depths = list(dict.fromkeys(r["depth"] for r in rows))
+    read = {r["pos"]: r["read"] for r in rows}
+    cells = {(r["depth"], r["pos"]): r for r in rows}
+    head = Markup("").join(
+        Markup("<th scope=col>{}</th>").format(chip(read[pos])) for pos in sorted(read)
+    )
+    lines = [
+        Markup("<tr><th scope=row>{}</th>{}</tr>").format(
+            clean(depth),
+            Markup("").join(_lens_cell(cells.get((depth, pos))) for pos in sorted(read)),
+        )
+        for depth in reversed(depths)
+    ]
+    return Markup(
+        '<div class="listing"><p class="head">What each position would predict at each depth</p>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Logit lens of prompt {}">'
+        '<table class="lens"><thead><tr><th scope=col>depth</th>{}</tr></thead><tbody>{}</tbody>'
+        '</table></div><p class="caption">{} The darker, the more probable; the last column is '
+        "where the answer is decided.</p></div>"
+    ).format(prompt, head, Markup("").join(lines), prose(table.about))
+
+
+def _lens_cell(row: Mapping[str, Any] | None) -> Markup:
+    if row is None:
+        return Markup("<td></td>")
+    prob = float(row["prob"])
+    return Markup('<td style="--t:{}" title="{}"><bdi>{}</bdi></td>').format(
+        round(min(1.0, prob), 3), percent(prob), shorten(visible(row["token"]), 12)
+    )
+
+
+def patterns(study: Stored) -> dict[str, Any]:
+    """Whole attention patterns for the page's script, a byte per entry on and below the diagonal.
+
+    A byte resolves 1/255, four parts in a thousand, which is finer than the eye; the study's
+    folder has the exact values.
+    """
+    found: dict[str, Any] = {}
+    for name in pattern_names(study)[0]:
+        grid = study.grid(name, *PATTERN_AXES)
+        labels = grid.axis("key_pos").labels
+        rows, cols = np.tril_indices(len(labels))
+        packed = (np.clip(np.nan_to_num(grid.values), 0, 1)[..., rows, cols] * 255).round()
+        found[name.removeprefix("pattern.")] = {
+            "layers": list(grid.axis("layer").labels),
+            "heads": list(grid.axis("head").labels),
+            "tokens": [visible(label.partition(":")[2]) for label in labels],
+            "bytes": base64.b64encode(packed.astype(np.uint8).tobytes()).decode("ascii"),
+        }
+    return found
+
+
+def shared(study: Stored) -> dict[str, Any]:
+    """What the page's script needs of every figure: the prompts' texts, and the patterns.
+
+    Beyond so many prompts no figure names them one by one, and only the patterns' are needed.
+    """
+    table = study.tables["prompts"].columns if "prompts" in study.tables else {}
+    found = patterns(study)
+    numbers = table.get("prompt", [])
+    named = {str(i) for i in numbers} if len(numbers) <= MOST_DOTS else set(found)
+    texts = zip(map(str, numbers), table.get("text", []), strict=False)
+    return {
+        "prompts": {i: excerpt(text, 160) for i, text in texts if i in named},
+        "patterns": found,
+    }

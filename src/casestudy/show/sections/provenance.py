@@ -1,0 +1,176 @@
+"""Where do the numbers come from, and what is not among them?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.results.result import Grid
+from casestudy.show import svg
+from casestudy.show.blocks import Absent, Block, Figure, Listing
+from casestudy.show.stored import Missing, Stored
+from casestudy.show.text import clean, number, shorten, signed
+
+_BOOKKEEPING = frozenset({"ledger.check", "chunks"})
+MOST_CELLS = 4000
+"""A figure of the appendix shows at most so many cells; larger grids are named with their shape."""
+
+
+def declared_absent(study: Stored) -> list[Absent]:
+    """What the study itself says it did not measure."""
+    found = study.manifest.get("not_measured", [])
+    return [
+        Absent(clean(entry.get("what", "")), clean(entry.get("why", "")))
+        for entry in (found if isinstance(found, list) else [])
+        if isinstance(entry, Mapping)
+    ]
+
+
+def facts(study: Stored) -> list[tuple[str, str]]:
+    """The lines of provenance a reader looks for first."""
+    model, behaviour = "model", "behaviour"
+    shape = [
+        (study.about(model, key), what)
+        for key, what in (
+            ("n_layers", "layers"),
+            ("n_heads", "heads"),
+            ("d_model", "dimensions"),
+            ("d_vocab", "tokens in the vocabulary"),
+        )
+    ]
+    rewrites = study.manifest.get("model", {})
+    rewrites = rewrites.get("rewrites") if isinstance(rewrites, Mapping) else None
+    lines = [
+        (
+            "Behaviour",
+            f"{study.about(behaviour, 'name')}: {study.about(behaviour, 'about')}".strip(": "),
+        ),
+        ("Model", study.about(model, "name")),
+        ("Architecture", ", ".join(f"{value} {what}" for value, what in shape if value)),
+        ("Weights", study.about(model, "weight_hash")),
+        (
+            "Rewrites",
+            ", ".join(map(clean, rewrites)) if rewrites else "none" if rewrites == [] else "",
+        ),
+        (
+            "Arithmetic",
+            ", ".join(filter(None, (study.about(model, "dtype"), study.about(model, "device")))),
+        ),
+        (
+            "BOS",
+            {"True": "prepended", "False": "not prepended"}.get(
+                study.about("settings", "prepend_bos"), ""
+            ),
+        ),
+        ("Versions", _versions(study)),
+        ("Started", study.about("created")),
+        ("Finished", study.about("finished")),
+        ("Computing time", f"{number(_float(study.manifest.get('seconds')), 1)} s"),
+    ]
+    return [(name, value) for name, value in lines if value and value != "not measured s"]
+
+
+def _float(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _versions(study: Stored) -> str:
+    versions = study.manifest.get("versions", {})
+    if not isinstance(versions, Mapping):
+        return ""
+    return ", ".join(f"{clean(name)} {clean(value)}" for name, value in versions.items())
+
+
+def short_manifest(study: Stored) -> dict[str, Any]:
+    """The manifest as far as a reader wants it on a page: long lists by their length."""
+
+    def brief(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(k): brief(v) for k, v in value.items()}
+        if isinstance(value, list):
+            if len(value) > 12:
+                return [*map(brief, value[:8]), f"… {len(value) - 8} more"]
+            return [brief(v) for v in value]
+        return shorten(value, 400) if isinstance(value, str) else value
+
+    found = brief(study.manifest)
+    return found if isinstance(found, dict) else {}
+
+
+def leftovers(study: Stored) -> list[Block]:
+    """Whatever was stored that no section drew: a figure each while it can be drawn, else a row."""
+    unknown = [study.grids[n] for n in sorted(set(study.grids) - study.shown - _BOOKKEEPING)]
+    # what a mean already shows is named; what nothing else shows is drawn
+    drawn = [g for g in unknown if _drawable(g) and f"{g.name}.mean" not in study.shown]
+    blocks: list[Block] = [_plain(grid) for grid in drawn]
+    for name in sorted(set(study.tables) - study.shown - _BOOKKEEPING):
+        table = study.tables[name]
+        rows = table.rows()
+        if not rows:
+            continue
+        shown = [[_cell(value) for value in row.values()] for row in rows[:30]]
+        more = f" The first 30 of {len(rows):,} rows." if len(rows) > 30 else ""
+        blocks.append(
+            Listing(
+                clean(name),
+                list(map(clean, table.columns)),
+                shown,
+                clean(table.about) + more,
+                data={key: column[:MOST_CELLS] for key, column in table.columns.items()},
+            )
+        )
+    rest = [_summary(g) for g in unknown if g.name not in {grid.name for grid in drawn}]
+    if rest:
+        head = ["Name", "Axes", "Smallest#", "Largest#", "Unit"]
+        about = "Each is a file of its own under `arrays/` in the study’s folder."
+        blocks.append(Listing("Arrays that were stored and are not drawn here", head, rest, about))
+    if not blocks:
+        raise Missing("")
+    return blocks
+
+
+def _drawable(grid: Grid) -> bool:
+    known = np.isfinite(np.asarray(grid.values, dtype=float)).any()
+    several = grid.name.endswith((".by_group", ".raw"))
+    return (
+        bool(known)
+        and 1 <= grid.values.ndim <= 2
+        and grid.values.size <= MOST_CELLS
+        and not several
+    )
+
+
+def _summary(grid: Grid) -> list[str | Markup]:
+    values = np.asarray(grid.values, dtype=float)
+    known = values[np.isfinite(values)]
+    ends = [number(float(known.min())), number(float(known.max()))] if known.size else ["", ""]
+    shape = " × ".join(f"{len(axis)} {axis.name}" for axis in grid.axes) or "one number"
+    return [clean(grid.name), clean(shape), *ends, clean(grid.unit)]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return number(value, 3)
+    return "" if value is None else shorten(clean(value), 60)
+
+
+def _plain(grid: Grid) -> Figure:
+    """A grid nobody taught the report about, drawn by its number of axes."""
+    values = np.asarray(grid.values, dtype=float)
+    about = f"{clean(grid.about)} Axes: {', '.join(a.name for a in grid.axes)}."
+    where = np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)
+    at = ", ".join(f"{a.name} {clean(a.labels[i])}" for a, i in zip(grid.axes, where, strict=True))
+    alt = (
+        f"{clean(grid.name)}: largest magnitude {signed(float(values[where]))} {grid.unit} at {at}."
+    )
+    labels = [list(map(clean, axis.labels)) for axis in grid.axes]
+    if grid.values.ndim == 1:
+        drawing = svg.mean_bars(grid, labels[0])
+    else:
+        drawing = svg.heatmap(
+            values, *labels, unit=grid.unit, row_name=grid.axes[0].name, col_name=grid.axes[1].name
+        )
+    return Figure(clean(grid.name), drawing, alt, svg.Data.of(grid), about)

@@ -1,0 +1,727 @@
+"""How is a measurement drawn, so that it needs nothing but the page it stands on?
+
+Each drawing is an SVG made here, without a plotting library: it appears with the page, prints,
+follows the page's light or dark colours, and stays legible at any width, because positions across
+are percentages of the plot while text keeps its size. Marks carry `data-i`, their place in the
+figure's data, from which a few lines of script show values on hover, under the keyboard, and as
+CSV. Without script the drawing is complete.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from markupsafe import Markup
+
+from casestudy.results.result import Array, Grid
+from casestudy.show.text import MINUS, columns, digits, number, shorten, signed, visible
+from casestudy.show.wording import Mean, Spread
+
+CHARACTER = 6.6
+"""Width in pixels reserved for one column of a label; a little more than most fonts take."""
+
+Real = float | int
+Number = float | int | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a figure shows, cell by cell in the order of its axes.
+
+    Attributes:
+        axes: (name, labels) of each dimension.
+        columns: for each quantity its cells, flat, the last axis fastest.
+        unit: of the first quantity.
+        source: the file in the study's folder that holds the whole of it.
+    """
+
+    axes: Sequence[tuple[str, Sequence[str]]]
+    columns: Mapping[str, Sequence[Number]]
+    unit: str
+    source: str = ""
+
+    @classmethod
+    def of(cls, grid: Grid) -> Data:
+        """A grid's values, and its interval and n where it has them."""
+        columns = {"value": numbers(grid.values)}
+        for name in ("lower", "upper", "n"):
+            array = getattr(grid, name)
+            if array is not None:
+                columns[name] = numbers(array)
+        axes = [(axis.name, axis.labels) for axis in grid.axes]
+        return cls(axes, columns, grid.unit, f"arrays/{grid.name}.safetensors")
+
+    def titles(self) -> list[str]:
+        """What each cell says of itself: where it is, its value, interval and n."""
+        found = [""]
+        for name, labels in self.axes:
+            found = [f"{f}, {name} {x}".removeprefix(", ") for f in found for x in labels]
+        value = self.columns["value"]
+        places = digits(value)
+        lower, upper, n = (self.columns.get(name) for name in ("lower", "upper", "n"))
+        for i, where in enumerate(found):
+            said = f"{where}: {number(value[i], places)}"
+            said += f" {self.unit}" if value[i] is not None else ""
+            low, high = (None if ends is None else ends[i] for ends in (lower, upper))
+            if low is not None and high is not None:
+                said += f" [{number(low, places)} to {number(high, places)}]"
+            count = n[i] if n is not None else None
+            found[i] = said + (f", n = {count:,.0f}" if count is not None else "")
+        return found
+
+    def to_json(self) -> dict[str, object]:
+        """For the page: seven significant digits, as many as float32 has."""
+        return {
+            "axes": [[name, list(labels)] for name, labels in self.axes],
+            "columns": {name: [_short(v) for v in cells] for name, cells in self.columns.items()},
+            "unit": self.unit,
+            "source": self.source,
+        }
+
+
+def numbers(array: Array) -> list[Number]:
+    """A flat list, None where nothing was measured."""
+    return [finite(v) for v in np.asarray(array, dtype=float).ravel().tolist()]
+
+
+def finite(value: Real) -> Number:
+    """The value, None where it was not measured."""
+    return value if math.isfinite(value) else None
+
+
+def _short(value: Number) -> Number:
+    if value is None or value == int(value):
+        return None if value is None else int(value)
+    return float(f"{value:.7g}")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An SVG's parts: everything inside, and the paddings around the plot.
+
+    Attributes:
+        body: markup; x in percent of the plot's width, y in pixels from its top.
+        height: of the plot, in pixels.
+        pad: top, right, bottom, left of it, in pixels, where labels stand.
+        min_width: below this the figure scrolls within its own box.
+    """
+
+    body: Markup
+    height: Real
+    pad: tuple[Real, Real, Real, Real]
+    min_width: Real = 0
+
+    def svg(self, alt: str, titles: Sequence[str] = ()) -> Markup:
+        """The SVG element, with the text that stands for it where it is not seen.
+
+        Args:
+            alt: that text.
+            titles: of the marks, in the order of the data: what a browser shows on hover where no
+                script does it.
+        """
+        top, right, bottom, left = self.pad
+        return Markup(
+            '<svg class="plot" role="img" tabindex="0" aria-label="{}" data-pad="{}" '
+            'style="padding:{}px {}px {}px {}px;height:{}px{}">{}</svg>'
+        ).format(
+            alt,
+            f"{top:g} {right:g} {bottom:g} {left:g}",
+            *(f"{p:g}" for p in self.pad),
+            f"{top + self.height + bottom:g}",
+            f";min-width:{self.min_width:g}px" if self.min_width else "",
+            titled(self.body, titles) if titles else self.body,
+        )
+
+
+def titled(body: Markup, titles: Sequence[str]) -> Markup:
+    """The same marks, each with a title of its own inside."""
+
+    def title(found: re.Match[str]) -> str:
+        name, attributes, place = found.group("name", "attributes", "place")
+        return str(
+            Markup("<{}{}><title>{}</title></{}>").format(
+                name, Markup(attributes), titles[int(place)], name
+            )
+        )
+
+    return Markup(_MARK.sub(title, body))
+
+
+_MARK = re.compile(r'<(?P<name>\w+)(?P<attributes>[^<>]* data-i="(?P<place>\d+)"[^<>]*)/>')
+
+
+@dataclass
+class _Parts:
+    parts: list[Markup] = field(default_factory=list)
+
+    def add(self, template: str, *values: object) -> None:
+        self.parts.append(Markup(template).format(*values))
+
+    def text(self, x: object, y: object, text: str, kind: str = "", extra: str = "") -> None:
+        # `extra` is this module's own markup: an offset or a rotation.
+        self.add(
+            '<text x="{}" y="{}" class="{}"{}>{}</text>', x, y, kind or "l", Markup(extra), text
+        )
+
+    def join(self) -> Markup:
+        return Markup("").join(self.parts)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values to percent of the plot's width."""
+
+    low: Real
+    high: Real
+
+    @classmethod
+    def over(cls, values: Sequence[Number], *, zero: bool = True, margin: Real = 0.04) -> Scale:
+        """A scale that holds all the values, and zero."""
+        known = [float(v) for v in values if v is not None and math.isfinite(v)]
+        known += [0.0] if zero or not known else []
+        low, high = min(known), max(known)
+        room = (high - low) * margin or 1.0
+        return cls(low - room if low < 0 or not zero else 0.0, high + room if high > 0 else room)
+
+    def at(self, value: Real) -> float:
+        """Percent from the left."""
+        return round(100 * (value - self.low) / (self.high - self.low), 3)
+
+    def ticks(self, most: int = 8) -> list[Real]:
+        """Round values within the scale."""
+        step = round_step(self.high - self.low, most)
+        first = math.ceil(self.low / step)
+        return [float(f"{i * step:.12g}") for i in range(first, math.floor(self.high / step) + 1)]
+
+
+def round_step(span: Real, most: int) -> float:
+    """The smallest of 1, 2 or 5 times a power of ten that a span holds at most `most` times."""
+    step = 10.0 ** math.floor(math.log10(span / most))
+    return step * next(m for m in (1, 2, 5, 10) if span / (step * m) <= most)
+
+
+def label_width(labels: Sequence[str], most: int = 22) -> float:
+    """Pixels for the widest label, at most `most` columns of them."""
+    return 10 + CHARACTER * min(most, max((columns(label) for label in labels), default=0))
+
+
+def _x_axis(parts: _Parts, scale: Scale, height: Real, unit: str) -> None:
+    ticks = scale.ticks()
+    for tick in ticks:
+        x = f"{scale.at(tick)}%"
+        kind = "zero" if tick == 0 else "grid"
+        parts.add('<line x1="{}" x2="{}" y1="0" y2="{}" class="{}"/>', x, x, height, kind)
+        # every other number yields on a narrow screen, never zero
+        step = round(tick / (ticks[1] - ticks[0])) if len(ticks) > 1 else 0
+        kind = "t m alt" if step % 2 else "t m"
+        parts.text(x, height + 15, f"{tick:g}".replace("-", MINUS), kind)
+    parts.text("50%", height + 31, unit, "t m u")
+
+
+def waterfall(
+    terms: Sequence[str],
+    values: Sequence[float],
+    total: Real,
+    *,
+    unit: str = "logits",
+    lower: Sequence[Number] | None = None,
+    upper: Sequence[Number] | None = None,
+    marked: Sequence[str] = (),
+    total_label: str = "logit difference",
+    row: Real = 19,
+) -> Drawing:
+    """Each term as a bar that starts where the one above ended; the last bar is the total from 0.
+
+    The last term's bar ends at the sum of the terms, the total's bar at the total: that the two
+    meet is the ledger's claim, and the eye can check it.
+
+    Args:
+        terms: from the input up.
+        values: their contributions; NaN is drawn as "not measured".
+        total: the logit difference itself, measured apart from the terms.
+        unit: of all of them.
+        lower, upper: a 95 % interval of each term, drawn around its bar's end.
+        marked: terms drawn with an outline (b_U).
+        total_label: what the last bar is called.
+        row: height of a row in pixels.
+    """
+    ends = np.cumsum(np.nan_to_num(np.asarray(values, dtype=float)))
+    starts = np.concatenate([[0.0], ends[:-1]])
+    spread: list[Number] = [*starts.tolist(), *ends.tolist(), float(total)]
+    if lower is not None and upper is not None:
+        for start, low, high in zip(starts, lower, upper, strict=True):
+            spread += [float(start + v) for v in (low, high) if v is not None]
+    scale = Scale.over(spread)
+    height = row * (len(terms) + 1) + 6
+    parts = _Parts()
+    _x_axis(parts, scale, height, unit)
+    for i, (term, value) in enumerate(zip(terms, values, strict=True)):
+        y, middle = i * row, i * row + row / 2
+        parts.add(
+            '<rect x="0" y="{}" width="100%" height="{}" class="hit" data-i="{}"/>', y, row, i
+        )
+        parts.text("-8", middle, shorten(term, 22), "l e b" if term in marked else "l e")
+        if math.isnan(value):
+            parts.text("100%", middle, "not measured", "v q", ' dx="8"')
+            continue
+        left, right = sorted((scale.at(starts[i]), scale.at(ends[i])))
+        kind = ("pos" if value >= 0 else "neg") + (" marked" if term in marked else "")
+        parts.add(
+            '<rect x="{}%" y="{}" width="{}%" height="{}" class="bar {}"/>',
+            *(left, y + 3, max(round(right - left, 3), 0.15), row - 6, kind),
+        )
+        low, high = (None if a is None else a[i] for a in (lower, upper))
+        if low is not None and high is not None:
+            _whisker(parts, scale.at(starts[i] + low), scale.at(starts[i] + high), middle)
+        end = scale.at(ends[i])
+        parts.add(
+            '<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="step"/>',
+            *(end, end, y + row - 3, y + row + (9 if i == len(terms) - 1 else 3)),
+        )
+        parts.text("100%", middle, signed(value), "v", ' dx="8"')
+    y = len(terms) * row + 6
+    left, right = sorted((scale.at(0), scale.at(total)))
+    i = len(terms)
+    parts.add('<line x1="0" x2="100%" y1="{}" y2="{}" class="rule"/>', y - 3, y - 3)
+    parts.add('<rect x="0" y="{}" width="100%" height="{}" class="hit" data-i="{}"/>', y, row, i)
+    parts.text("-8", y + row / 2, shorten(total_label, 22), "l e b")
+    parts.add(
+        '<rect x="{}%" y="{}" width="{}%" height="{}" class="bar total"/>',
+        *(left, y + 3, max(round(right - left, 3), 0.15), row - 6),
+    )
+    parts.text("100%", y + row / 2, signed(total), "v b", ' dx="8"')
+    return Drawing(parts.join(), height, (6, 62, 38, label_width([*terms, total_label])))
+
+
+def bars(
+    labels: Sequence[str],
+    values: Sequence[Number],
+    *,
+    unit: str,
+    lower: Sequence[Number] | None = None,
+    upper: Sequence[Number] | None = None,
+    shown: Sequence[str] | None = None,
+    row: Real = 22,
+    tokens: bool = False,
+) -> Drawing:
+    """One bar from zero per label, with its interval as a line and its value at the right.
+
+    Args:
+        labels: one per row.
+        values: None where nothing was measured.
+        unit: of the values.
+        lower, upper: ends of a 95 % interval.
+        shown: texts of the values; the numbers themselves by default.
+        row: height of a row in pixels.
+        tokens: labels are tokens, set in the tokens' type.
+    """
+    scale = Scale.over([*values, *(lower or ()), *(upper or ())])
+    height = row * len(labels)
+    parts = _Parts()
+    _x_axis(parts, scale, height, unit)
+    texts = shown or [number(v, digits(values)) for v in values]
+    for i, (label, value) in enumerate(zip(labels, values, strict=True)):
+        y, middle = i * row, i * row + row / 2
+        parts.add(
+            '<rect x="0" y="{}" width="100%" height="{}" class="hit" data-i="{}"/>', y, row, i
+        )
+        parts.text("-8", middle, shorten(label, 24), "l e tk" if tokens else "l e")
+        if value is None:
+            parts.text("100%", middle, "not measured", "v q", ' dx="8"')
+            continue
+        left, right = sorted((scale.at(0), scale.at(value)))
+        parts.add(
+            '<rect x="{}%" y="{}" width="{}%" height="{}" class="bar {}"/>',
+            *(left, y + 4, max(round(right - left, 3), 0.15), row - 8),
+            "pos" if value >= 0 else "neg",
+        )
+        low, high = (None if a is None else a[i] for a in (lower, upper))
+        if low is not None and high is not None:
+            _whisker(parts, scale.at(low), scale.at(high), middle)
+        parts.text("100%", middle, texts[i], "v", ' dx="8"')
+    right = 16 + CHARACTER * max((columns(t) for t in texts), default=0)
+    return Drawing(parts.join(), height, (6, right, 38, label_width(labels, 24)))
+
+
+def _whisker(parts: _Parts, low: Real, high: Real, y: Real) -> None:
+    """An interval across a bar: light beneath dark, so that it shows on and off the bar."""
+    for kind in ("halo", "whisker"):
+        parts.add('<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="{}"/>', low, high, y, y, kind)
+
+
+def mean_bars(means: Grid, labels: Sequence[str], *, row: Real = 22) -> Drawing:
+    """A one-dimensional grid of means as bars with their intervals."""
+    lower, upper = (None if a is None else numbers(a) for a in (means.lower, means.upper))
+    return bars(labels, numbers(means.values), unit=means.unit, lower=lower, upper=upper, row=row)
+
+
+def strip(
+    labels: Sequence[str],
+    values: Sequence[Sequence[Number]],
+    *,
+    unit: str,
+    mean: Sequence[Number] | None = None,
+    lower: Sequence[Number] | None = None,
+    upper: Sequence[Number] | None = None,
+    row: Real = 54,
+) -> Drawing:
+    """Every prompt as a dot, a row per label, with the mean and its interval below the dots.
+
+    Dots are spread upwards only so far that they do not hide one another; their height means
+    nothing.
+    """
+    everything = [v for line in values for v in line]
+    scale = Scale.over([*everything, *(lower or ()), *(upper or ()), *(mean or ())])
+    height = row * len(labels)
+    radius = 3.6 if max(map(len, values), default=0) <= 60 else 2.4
+    parts = _Parts()
+    _x_axis(parts, scale, height, unit)
+    place = 0
+    for i, (label, line) in enumerate(zip(labels, values, strict=True)):
+        base = i * row + row * 0.62
+        parts.text("-8", base - 4, shorten(label, 22), "l e")
+        lanes: list[float] = []
+        order = sorted((v, j) for j, v in enumerate(line) if v is not None)
+        for value, j in order:
+            x = scale.at(value)
+            lane = next((k for k, end in enumerate(lanes) if x - end > 1.4), len(lanes))
+            lanes[lane : lane + 1] = [x]
+            # With very many dots the lanes wrap: density shows as overlap of translucent dots.
+            rise = (lane % max(1, int(row * 0.5 / (2 * radius)))) * 2 * radius
+            parts.add(
+                '<circle cx="{}%" cy="{}" r="{}" class="dot {}" data-i="{}"/>',
+                *(x, round(base - 4 - rise, 1), radius, "pos" if value >= 0 else "neg"),
+                place + j,
+            )
+        place += len(line)
+        m, low, high = (None if a is None else a[i] for a in (mean, lower, upper))
+        _mean(parts, scale, base + 6, m, low, high)
+    return Drawing(parts.join(), height, (8, 62, 38, label_width(labels)))
+
+
+def _mean(parts: _Parts, scale: Scale, y: Real, mean: Number, low: Number, high: Number) -> None:
+    """A mean and its interval below a row's prompts, and its value at the right."""
+    if low is not None and high is not None:
+        parts.add(
+            '<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="mean"/>',
+            *(scale.at(low), scale.at(high), y, y),
+        )
+    if mean is not None:
+        parts.add('<circle cx="{}%" cy="{}" r="3.4" class="mean"/>', scale.at(mean), y)
+        parts.text("100%", y, signed(mean), "v", ' dx="8"')
+
+
+def histograms(
+    labels: Sequence[str],
+    edges: Sequence[Real],
+    counts: Array,
+    spreads: Sequence[Spread | None],
+    means: Sequence[Mean | None],
+    *,
+    unit: str,
+    row: Real = 64,
+) -> Drawing:
+    """A histogram per label, with its quartiles in a box and its mean below.
+
+    Args:
+        labels: one per row.
+        edges: of the bins, the same for every row.
+        counts: (row, bin).
+        spreads: each row's quantiles; None where it has no values.
+        means: each row's mean with its interval; None where it has none.
+        unit: of the edges.
+        row: height of a row in pixels.
+    """
+    ends = [v for m in means if m is not None for v in (m.lower, m.upper)]
+    scale = Scale.over([*edges, *ends])
+    height, tall = row * len(labels), row - 34
+    parts = _Parts()
+    _x_axis(parts, scale, height, unit)
+    for i, (label, line) in enumerate(zip(labels, counts.tolist(), strict=True)):
+        base = i * row + tall + 4
+        spread, mean = spreads[i], means[i]
+        parts.text("-8", base - 16, shorten(label, 22), "l e")
+        parts.text("-8", base - 1, f"n = {spread.n if spread else 0:,}", "t e k")
+        fullest = max(line) or 1
+        for j, count in enumerate(line):
+            if not count:
+                continue
+            left, right = scale.at(edges[j]), scale.at(edges[j + 1])
+            # a bin with one prompt of thousands is drawn too
+            size = round(max(1.0, tall * count / fullest), 2)
+            parts.add(
+                '<rect x="{}%" y="{}" width="{}%" height="{}" class="bin {}" data-i="{}"/>',
+                *(left, round(base - size, 2), round(right - left, 3), size),
+                *("neg" if edges[j] < 0 else "pos", i * len(line) + j),
+            )
+        if spread is not None:
+            _box(parts, scale, base + 8, spread)
+        if mean is not None:
+            _mean(parts, scale, base + 20, *map(finite, (mean.value, mean.lower, mean.upper)))
+    return Drawing(parts.join(), height, (8, 62, 38, label_width(labels)))
+
+
+def _box(parts: _Parts, scale: Scale, y: Real, spread: Spread) -> None:
+    low, first, median, third, high = (
+        scale.at(v) for v in (spread.low, spread.first, spread.median, spread.third, spread.high)
+    )
+    parts.add('<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="box"/>', low, high, y, y)
+    parts.add(
+        '<rect x="{}%" y="{}" width="{}%" height="8" class="box"/>',
+        *(first, y - 4, max(round(third - first, 3), 0.15)),
+    )
+    parts.add('<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="box"/>', median, median, y - 4, y + 4)
+
+
+def heatmap(
+    values: Array,
+    rows: Sequence[str],
+    cols: Sequence[str],
+    *,
+    unit: str,
+    row_name: str = "",
+    col_name: str = "",
+    limit: Real | None = None,
+    tokens: bool = False,
+    slanted: bool = False,
+    heads: Literal["cell", "row"] | None = None,
+) -> Drawing:
+    """Cells coloured by value, zero always the colour of the page, both signs on one scale.
+
+    Args:
+        values: (rows, cols); NaN is drawn grey, "not measured".
+        rows, cols: their labels.
+        unit: of the values, for the legend.
+        row_name, col_name: what the axes are.
+        limit: the value of full colour; by default the largest magnitude.
+        tokens: column labels are tokens (white space visible, slanted).
+        slanted: column labels are too long to stand side by side.
+        heads: what opens a head's attention pattern: a "cell" of (layer, head), or every cell of
+            a "row" that is called "layer.head".
+    """
+    known = np.abs(values[np.isfinite(values)])
+    limit = limit or (float(known.max()) if known.size else 0.0) or 1.0
+    cell = 22 if len(rows) <= 16 else 17 if len(rows) <= 40 else 12
+    height = cell * len(rows)
+    parts = _Parts()
+    wide = 100 / max(1, len(cols))
+    for i, row in enumerate(values.tolist()):
+        parts.text("-8", i * cell + cell / 2, shorten(rows[i], 18), "l e")
+        for j, value in enumerate(row):
+            k = i * len(cols) + j
+            kind, depth = _shade(value, limit)
+            head = rows[i] if heads == "row" else f"{rows[i]}.{cols[j]}" if heads else ""
+            # an attention layer's biases stand beside its heads, and have no pattern
+            extra = Markup(' data-head="{}"').format(head) if head[-1:].isdigit() else ""
+            parts.add(
+                '<rect x="{}%" y="{}" width="{}%" height="{}" class="c {}"{} data-i="{}"{}/>',
+                *(round(j * wide, 3), i * cell, round(wide, 3), cell, kind),
+                Markup(' style="--t:{}"').format(depth) if depth else "",
+                k,
+                extra,
+            )
+    shown = [visible(c) if tokens else c for c in cols]
+    longest = min(20, max(map(columns, shown), default=1))
+    fits = longest * len(cols) <= (45 if slanted else 60)
+    narrow = not tokens and (fits or (longest <= 3 and not slanted))
+    every = 1 if tokens or len(cols) <= 16 else math.ceil(len(cols) / 16)
+    for j, label in enumerate(shown):
+        if j % every:
+            continue
+        x = f"{round((j + 0.5) * wide, 3)}%"
+        if narrow:
+            parts.text(x, height + 14, label, "t m")
+        else:
+            # SVG rotates about a point in user units, so the label hangs in a nested svg.
+            parts.add(
+                '<svg x="{}" y="{}" overflow="visible"><text class="t e{}" '
+                'transform="rotate(-45)">{}</text></svg>',
+                *(x, height + 10, " tk" if tokens else "", shorten(label, 20)),
+            )
+    # slanted at 45 degrees, a label reaches down by 0.71 of its length
+    below = 18 if narrow else 12 + 0.71 * (CHARACTER if tokens else 5.8) * longest
+    if col_name:
+        parts.text("50%", height + below + 10, col_name, "t m u")
+        below += 16
+    _legend(parts, height + below + 12, limit, unit, bool((values < 0).any()))
+    left = label_width([*rows, row_name], 18)
+    if not narrow:
+        # a slanted label reaches left of its column's middle as far as down
+        for j, label in enumerate(shown[:8]):
+            size = (CHARACTER if tokens else 5.8) * columns(shorten(label, 20))
+            left = max(left, round(0.71 * size - 15 * (j + 0.5)))
+    if row_name:
+        parts.text("-8", -9, row_name, "l e u")
+    least = left + 20 + (15 if not narrow else 17) * len(cols)
+    pad = (18 if row_name else 6, 14, below + (40 if columns(unit) <= SHORT_UNIT else 54), left)
+    return Drawing(parts.join(), height, pad, least if least > 300 else 0)
+
+
+def _shade(value: Real, limit: Real) -> tuple[str, float]:
+    if not math.isfinite(value):
+        return "nan", 0.0
+    return ("p" if value >= 0 else "n"), round(min(1.0, abs(value) / limit), 3)
+
+
+SHORT_UNIT = 14
+"""Units of so many columns stand beside the colour scale, longer ones below it."""
+
+
+def _legend(parts: _Parts, y: Real, limit: Real, unit: str, both: bool) -> None:
+    """The colour scale: 21 steps from -limit to limit, or 11 from zero."""
+    steps = range(-10, 11) if both else range(11)
+    for k, step in enumerate(steps):
+        parts.add(
+            '<rect x="{}" y="{}" width="7.2" height="8" class="c {}" style="--t:{}"/>',
+            *(k * 7, y, "p" if step >= 0 else "n", abs(step) / 10),
+        )
+    end = 7 * len(steps)
+    if both:
+        parts.text(0, y + 19, number(-limit), "t m")
+        parts.text(end / 2, y + 19, "0", "t m")
+    else:
+        parts.text(0, y + 19, "0", "t m")
+    parts.text(end, y + 19, number(limit), "t m")
+    if columns(unit) <= SHORT_UNIT:
+        parts.text(end + 10, y + 8, unit, "t")
+    else:
+        parts.text(0, y + 34, shorten(unit, 48), "t")
+
+
+def lines(
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[Number]],
+    *,
+    unit: str,
+    axis: str = "",
+    lower: Mapping[str, Sequence[Number]] | None = None,
+    upper: Mapping[str, Sequence[Number]] | None = None,
+    final: Number = None,
+    height: Real = 240,
+) -> Drawing:
+    """Values along an ordered axis, one line per series, with bands where intervals are known.
+
+    Args:
+        labels: the places along the axis, in order.
+        series: by name; None breaks the line.
+        unit: of the values.
+        axis: what the axis is.
+        lower, upper: the bands' edges, by series name.
+        final: a value drawn across as a dashed line (what the curve should arrive at).
+        height: of the plot in pixels.
+    """
+    bands = [v for edges in (lower or {}, upper or {}) for line in edges.values() for v in line]
+    scale = Scale.over([*(v for line in series.values() for v in line), *bands, final])
+    n = max(1, len(labels))
+
+    def x(i: int) -> float:
+        return round(100 * (i + 0.5) / n, 3)
+
+    def y(value: Real) -> float:
+        return round(height * (1 - scale.at(value) / 100), 2)
+
+    parts = _Parts()
+    for tick in scale.ticks():
+        kind = "zero" if tick == 0 else "grid"
+        parts.add('<line x1="0" x2="100%" y1="{}" y2="{}" class="{}"/>', y(tick), y(tick), kind)
+        parts.text("-8", y(tick), f"{tick:g}".replace("-", MINUS), "t e k")
+    if final is not None:
+        parts.add('<line x1="0" x2="100%" y1="{}" y2="{}" class="final"/>', y(final), y(final))
+    for k, (name, line) in enumerate(series.items()):
+        low, high = ((edges or {}).get(name) for edges in (lower, upper))
+        if low is not None and high is not None:
+            known = [i for i in range(n) if low[i] is not None and high[i] is not None]
+            edge = [f"{x(i)},{y(float(high[i] or 0))}" for i in known]
+            edge += [f"{x(i)},{y(float(low[i] or 0))}" for i in reversed(known)]
+            parts.add(
+                '<svg width="100%" height="{}" viewBox="0 0 100 {}" preserveAspectRatio="none">'
+                '<polygon points="{}" class="band s{}"/></svg>',
+                *(height, height, " ".join(edge), k % 6),
+            )
+        runs = _runs(line)
+        for run in runs:
+            points = " ".join(f"{x(i)},{y(float(line[i] or 0))}" for i in run)
+            parts.add(
+                '<svg width="100%" height="{}" viewBox="0 0 100 {}" preserveAspectRatio="none">'
+                '<polyline points="{}" class="line s{}"/></svg>',
+                *(height, height, points, k % 6),
+            )
+        for i, value in enumerate(line):
+            if value is not None:
+                parts.add(
+                    '<circle cx="{}%" cy="{}" r="3" class="point s{}" data-i="{}"/>',
+                    *(x(i), y(value), k % 6, k * len(labels) + i),
+                )
+    every = math.ceil(n / 14)
+    for k, i in enumerate(range(0, n, every)):
+        # every other label yields on a narrow screen
+        parts.text(f"{x(i)}%", height + 15, shorten(labels[i], 9), "t m alt" if k % 2 else "t m")
+    parts.text("50%", height + 31, axis, "t m u")
+    parts.text("0", -9, unit, "t u")
+    top = 22
+    if len(series) > 1:
+        for k, name in enumerate(series):
+            up = -26 - 15 * (len(series) - 1 - k)
+            parts.add('<line x1="0" x2="22" y1="{}" y2="{}" class="line s{}"/>', up, up, k % 6)
+            parts.text(28, up, shorten(name, 44), "t k")
+        top = 22 + 15 * len(series) + 4
+    return Drawing(parts.join(), height, (top, 14, 38, 46), 300 if n > 20 else 0)
+
+
+def _runs(line: Sequence[Number]) -> list[list[int]]:
+    runs: list[list[int]] = [[]]
+    for i, value in enumerate(line):
+        if value is None:
+            runs.append([])
+        else:
+            runs[-1].append(i)
+    return [run for run in runs if len(run) > 1]
+
+
+def layered(
+    nodes: Mapping[str, tuple[int, int]], edges: Sequence[tuple[str, str, float]]
+) -> Drawing:
+    """A circuit: its nodes in rows by depth, the input below, edges as wide as they are strong.
+
+    On the page a node under the pointer leaves only its own edges in full colour.
+
+    Args:
+        nodes: by name, (depth, order within the row).
+        edges: (source, target, score); the sign is the colour.
+    """
+    depths = sorted({depth for depth, _ in nodes.values()})
+    row = 52
+    height = row * len(depths)
+    place: dict[str, tuple[float, float]] = {}
+    for i, depth in enumerate(depths):
+        level = sorted((order, name) for name, (d, order) in nodes.items() if d == depth)
+        for j, (_, name) in enumerate(level):
+            x = 100 * (j + 0.5) / len(level)
+            # Rows of few nodes step aside in turn, so that edges do not hide behind one another.
+            x += (7 if i % 2 else -7) if len(level) < 3 and 0 < i < len(depths) - 1 else 0
+            place[name] = (round(x, 2), height - (i + 0.5) * row)
+    largest = max((abs(score) for _, _, score in edges), default=0.0) or 1.0
+    parts = _Parts()
+    number = {name: i for i, name in enumerate(nodes)}
+    for i, (source, target, score) in enumerate(edges):
+        (x1, y1), (x2, y2) = place[source], place[target]
+        between = Markup(' data-ends="{} {}"').format(number[source], number[target])
+        kind, width = "pos" if score >= 0 else "neg", round(0.8 + 4.2 * abs(score) / largest, 2)
+        ends = (f"{x1}%", f"{x2}%", y1, y2)
+        for name, size, data in (
+            (f"edge {kind}", width, between),
+            ("edge reach", 12, Markup(' data-i="{}"').format(i)),
+        ):
+            parts.add(
+                '<line x1="{}" x2="{}" y1="{}" y2="{}" class="{}" stroke-width="{}"{}/>',
+                *(*ends, name, size, data),
+            )
+    for name, (x, y) in place.items():
+        own = Markup(' data-node="{}"').format(number[name])
+        parts.text(f"{x}%", y, name, "v m node", own)
+    return Drawing(parts.join(), height, (8, 30, 8, 30), 300)

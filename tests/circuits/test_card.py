@@ -1,0 +1,155 @@
+"""What is said for and against a circuit: areas, knockouts, controls and the card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from casestudy.circuits.agreement import EdgeScores
+from casestudy.circuits.card import (
+    PROPORTIONS,
+    Card,
+    Choices,
+    card,
+    curve,
+    knock_out,
+    read_card,
+    smallest,
+    some_pairs,
+    split,
+)
+from casestudy.circuits.edge_scores import attribute_edges
+from casestudy.circuits.evaluate import evaluate
+from casestudy.errors import MeasureError, SiteError
+from casestudy.results.result import Grid, Table
+from tests.circuits.test_edge_scores import pair_of, world
+from tests.measure.worlds import contrast
+
+LENGTHS = [5, 6, 5, 6, 7, 5, 6, 5]
+QUICK = Choices(random_circuits=3, exact_edges=20, faithful=0.9)
+
+
+def scored() -> EdgeScores:
+    return attribute_edges(world("gpt2"), pair_of(LENGTHS), contrast(8))
+
+
+@pytest.fixture(scope="module")
+def made() -> Card:
+    return card(world("gpt2"), pair_of(LENGTHS), contrast(8), QUICK)
+
+
+def test_areas_are_linear_trapezoids_over_the_shares() -> None:
+    model, both, values = world("gpt2"), pair_of(LENGTHS), contrast(8)
+    found = curve(model, both, values, scored())
+    f = found.evaluation.faithfulness
+    assert f[-1] == pytest.approx(1)
+    widths = np.diff(PROPORTIONS)
+    assert found.cpr == pytest.approx(float((widths * (f[1:] + f[:-1]) / 2).sum()))
+    away = np.abs(1 - f)
+    assert found.cmd == pytest.approx(float((widths * (away[1:] + away[:-1]) / 2).sum()))
+    assert found.shown.values[-1] == pytest.approx(1)
+    assert "<svg" in found._repr_html_()
+    for name, (low, high) in found.intervals().items():
+        assert low <= getattr(found, name) <= high
+
+
+def test_the_smallest_circuit_is_as_faithful_as_asked_and_shrinks_with_the_demand() -> None:
+    model, both, values, scores = world("gpt2"), pair_of(LENGTHS), contrast(8), scored()
+    sizes = []
+    for faithful in (0.3, 0.9):
+        circuit = smallest(model, both, values, scores, faithful=faithful)
+        assert evaluate(model, both, values, [circuit]).faithfulness[0] >= faithful
+        sizes.append(circuit.n_edges)
+    assert sizes[0] < sizes[1] < scores.graph.n_edges
+    with pytest.raises(MeasureError, match="reaches a faithfulness of 99"):
+        smallest(model, both, values, scores, faithful=99.0)
+
+
+def test_the_whole_model_is_complete_and_knockouts_are_those_of_its_nodes() -> None:
+    model, both, values, graph = world("gpt2"), pair_of(LENGTHS), contrast(8), scored().graph
+    found = knock_out(model, both, values, graph.full, random_sets=4, greedy_steps=2)
+    np.testing.assert_allclose(found.incompleteness, 0, atol=1e-12)
+    assert found.sets.shape == (1 + 15 + 4 + 1, 15)  # nothing is worse than complete
+    without = evaluate(model, both, values, [graph.full.without([graph.node("m1")])])
+    place = found.nodes.index("m1")
+    assert found.circuit[1 + place] == pytest.approx(without.faithfulness[0])
+    assert found.minimality[place] >= abs(without.faithfulness[0] - 1) - 1e-12
+    part = graph.top(scored().values, 40).pruned()
+    less = knock_out(model, both, values, part, random_sets=4, greedy_steps=3)
+    # the greedy search only ever makes the worst single set worse
+    assert less.incompleteness[-1] >= less.incompleteness[1 : len(less.nodes) + 1].max() - 1e-12
+    with pytest.raises(MeasureError, match="no node"):
+        knock_out(model, both, values, graph.empty)
+
+
+def test_a_card_says_what_was_found_and_against_what(made: Card) -> None:
+    grid = made["circuit.faithfulness"]
+    assert isinstance(grid, Grid)
+    assert grid.axis("proportion").labels[0] == "0.001"
+    names = grid.axis("method").labels
+    assert names[:2] == ("eap-ig-inputs, absolute", "eap-ig-inputs, signed")
+    assert {"random circuits of the same size", "signs flipped at random"} < set(names)
+    assert any("zero ablation" in name for name in names)
+    np.testing.assert_allclose(grid.values[:2, -1], 1)
+    table = made["circuit.edges"]
+    assert isinstance(table, Table)
+    assert len(table.rows()) == made.circuit.n_edges
+    scores = np.abs(table.columns["score"])
+    assert (np.diff(scores) <= 0).all()
+    summary = made.summary()
+    assert summary["edges"]["value"] == made.circuit.n_edges
+    assert summary["faithfulness where it was looked for"]["value"] >= QUICK.faithful
+    held = summary["faithfulness on pairs held out"]
+    assert held["lower"] <= held["value"] <= held["upper"]
+    assert held["n"] == 4
+    rank = summary["rank correlation with exact patching"]
+    assert -1 <= rank["value"] <= 1
+    assert "20 edges" in rank["about"]
+    with pytest.raises(MeasureError, match=r"no 'circuit[.]nothing'"):
+        made["circuit.nothing"]
+
+
+def test_a_card_is_the_same_again(made: Card) -> None:
+    again = card(world("gpt2"), pair_of(LENGTHS), contrast(8), QUICK)
+    assert again.circuit == made.circuit
+    assert again.summary() == made.summary()
+
+
+def test_a_saved_card_belongs_to_its_model(made: Card, tmp_path: Path) -> None:
+    path = tmp_path / "card.json"
+    made.save(path)
+    circuit, scores = read_card(path, world("gpt2"))
+    assert circuit == made.circuit
+    np.testing.assert_array_equal(scores, made.scores.values)
+    with pytest.raises(MeasureError, match=r"weights [0-9a-f]{12}"):
+        read_card(path, world("gpt2", seed=1))
+    data = json.loads(path.read_text())
+    data["circuit"].append("a0.h0->a0.h1<q>")
+    path.write_text(json.dumps(data))
+    with pytest.raises(SiteError, match="no edge"):
+        read_card(path, world("gpt2"))
+    path.write_text("{}")
+    with pytest.raises(MeasureError, match="no circuit card"):
+        read_card(path, world("gpt2"))
+
+
+def test_pairs_are_parted_by_document_or_not_at_all() -> None:
+    found, held = split(8, None, 0)
+    assert sorted(found + held) == list(range(8))
+    assert len(held) == 4
+    documents = ["a", "a", "a", "b", "b", "c", "c", "c"]
+    found, held = split(8, documents, 0)
+    assert not {documents[i] for i in found} & {documents[i] for i in held}
+    assert held
+    assert found
+    assert split(5, None, 0) == (list(range(5)), list(range(5)))
+    few = card(
+        world("gpt2"),
+        some_pairs(pair_of(LENGTHS), [0, 1, 2]),
+        contrast(3),
+        Choices(random_circuits=1),
+    )
+    assert "faithfulness on the same pairs: too few to hold any out" in few.summary()

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from casestudy.engine import sweep as engine
 from casestudy.engine.sweep import SITES, Cell, Place, first_differences, sweep
 from casestudy.errors import MeasureError, SiteError
-from casestudy.measure import sweep as engine
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model

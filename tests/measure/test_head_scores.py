@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 
 from casestudy.errors import MeasureError
-from casestudy.measure import profile
+from casestudy.measure import head_scores
 from casestudy.measure.head_scores import (
     PROFILE,
     SCORES,
@@ -35,7 +35,7 @@ SHARP = 200.0
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASESTUDY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(profile, "_known", {})
+    monkeypatch.setattr(head_scores, "_known", {})
 
 
 def scores(model: Model) -> dict[str, np.ndarray]:
@@ -174,10 +174,10 @@ def test_the_random_tokens_repeat_and_hold_nothing_special(toy_model: Model) -> 
 
 def test_it_is_computed_once_and_kept(toy_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     first = head_profile(toy_model)
-    (path,) = profile._cache_folder().iterdir()
+    (path,) = head_scores._cache_folder().iterdir()
     assert path.name.startswith(toy_model.weight_hash)
-    monkeypatch.setattr(profile, "_known", {})
-    monkeypatch.setattr(profile, "_profile", None)  # must not be asked again
+    monkeypatch.setattr(head_scores, "_known", {})
+    monkeypatch.setattr(head_scores, "_profile", None)  # must not be asked again
     np.testing.assert_array_equal(head_profile(toy_model).values, first.values)
 
 
@@ -186,9 +186,9 @@ def test_a_damaged_cache_is_computed_again(
     toy_model: Model, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     first = head_profile(toy_model)
-    (path,) = profile._cache_folder().iterdir()
+    (path,) = head_scores._cache_folder().iterdir()
     path.write_text(damage, encoding="latin-1")
-    monkeypatch.setattr(profile, "_known", {})
+    monkeypatch.setattr(head_scores, "_known", {})
     np.testing.assert_array_equal(head_profile(toy_model).values, first.values)
     assert np.array(json.loads(path.read_text())["scores"]).shape == first.values.shape
 

@@ -27,7 +27,7 @@ from casestudy.measure.attention import attention_pattern
 from casestudy.measure.patching import Effort, patch_prompts
 from casestudy.measure.quick_look import probe
 from casestudy.model.model import Model
-from casestudy.show.explorer import asked as asking
+from casestudy.show.explorer import page_state as asking
 from casestudy.show.explorer import patches
 from casestudy.show.explorer.app import Explorer
 from casestudy.show.explorer.page_state import Asked, Refusal, read

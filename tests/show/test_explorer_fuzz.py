@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from casestudy.model.model import Model
-from casestudy.show.explorer import asked as asking
+from casestudy.show.explorer import page_state as asking
 from casestudy.show.explorer.app import Explorer
 from casestudy.show.explorer.questions import Questions
 from casestudy.show.explorer.worker import Desk

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from casestudy import cli
 from tests.helpers import call
 
 
@@ -124,5 +123,12 @@ def test_help_answers_without_torch() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-def test_control_characters_are_shown_not_sent() -> None:
-    assert cli.visible(" \n\t\x1b[31m") == "·↵⇥\\x1b[31m"
+def test_control_characters_are_shown_not_sent(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    status, out, err = call(capsys, "predict", "a\t\x1b[31m", "--model", model)
+    assert (status, err) == (0, "")
+    shown = out.replace(" ", "")
+    assert "\x1b" not in out
+    assert "⇥" in shown
+    assert "␛" in shown

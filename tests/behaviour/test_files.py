@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from casestudy import cli
 from casestudy.behaviour.classes import CAPITAL_MASS, STANDARD, ClassContrast, ClassSet, TokenClass
 from casestudy.behaviour.files import (
     QUESTION,
@@ -22,6 +21,7 @@ from casestudy.behaviour.files import (
 )
 from casestudy.behaviour.presets import preset, preset_names
 from casestudy.behaviour.prompts import Behaviour, Prompt, Role
+from casestudy.cli.options import read_behaviour
 from casestudy.errors import BehaviourError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -277,7 +277,7 @@ def test_the_command_line_says_what_was_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "b.csv").write_text("text\nGo.\nGo.\n\nStay.\n")
-    assert len(cli._behaviour(str(tmp_path / "b.csv"))) == 2
+    assert len(read_behaviour(str(tmp_path / "b.csv"))) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "1 blank rows skipped (line 4)" in said
     assert "1 rows repeat an earlier one exactly and were left out (line 3)" in said

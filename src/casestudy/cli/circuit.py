@@ -1,0 +1,128 @@
+"""`casestudy circuit`: the circuit that carries a behaviour, with its evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from casestudy.cli.options import (
+    BehaviourArgument,
+    BosOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MemoryOption,
+    ModelOption,
+    default_folder,
+    read_behaviour,
+    read_memory,
+    read_model,
+)
+from casestudy.cli.printing import decimal, interval, print_json, print_table
+from casestudy.cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from casestudy.study.study import Study
+
+
+def circuit(
+    behaviour: BehaviourArgument = "full-stop-capitals",
+    model: ModelOption = "tiny",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder; studies/BEHAVIOUR-MODEL-circuit by default.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="eap, eap-ig-inputs or eap-ig-activations.")
+    ] = "eap-ig-inputs",
+    steps: Annotated[int, typer.Option(min=1, help="Of the integrals.")] = 5,
+    rank: Annotated[str, typer.Option(help="Edges by absolute or by signed score.")] = "absolute",
+    metric: Annotated[str, typer.Option(help="contrast, class, probability or kl.")] = "contrast",
+    ablation: Annotated[
+        str, typer.Option(help="What other edges carry: corrupted, mean or zero.")
+    ] = "corrupted",
+    faithful: Annotated[
+        float, typer.Option(min=0, max=1, help="What the smallest circuit must reach.")
+    ] = 0.85,
+    family: Annotated[
+        str | None, typer.Option(help="Of edits; the one that undoes the most by default.")
+    ] = None,
+    exact: Annotated[
+        int, typer.Option(min=0, help="How many edges to patch exactly, drawn at random.")
+    ] = 200,
+    seed: Annotated[int, typer.Option(help="Of the split, the controls and the bootstrap.")] = 0,
+    memory: MemoryOption = "2GB",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    bos: BosOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the circuit that carries a behaviour, with the evidence for and against it."""
+    from casestudy.circuits.card import choices_of
+    from casestudy.measure.metrics import read_kind
+    from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, NAME, Search
+    from casestudy.study.study import study
+
+    loaded = read_model(model, device, dtype)
+    subject = read_behaviour(behaviour)
+    folder = out or default_folder(subject.name, model, "circuit")
+    choices = choices_of(
+        method=method,
+        steps=steps,
+        rank=rank,
+        ablation=ablation,
+        faithful=faithful,
+        exact_edges=exact,
+        seed=seed,
+    )
+    with ProgressBar("circuit") as progress:
+        finished = study(
+            subject,
+            loaded,
+            out=folder,
+            only=["predictions", "ledger", NAME],
+            prepend_bos=bos,
+            memory=read_memory(memory),
+            search=Search(choices, read_kind(metric), family),
+            circuit_progress=progress.step,
+        )
+    files = {"card": folder / CARD_FILE, "importances": folder / IMPORTANCES_FILE}
+    files["report"] = finished.report()
+    if as_json:
+        print_json(_tables(finished) | {name: str(file) for name, file in files.items()})
+        return
+    _print_circuit(f"{subject.name} on {loaded.name}: the circuit", **_tables(finished))
+    for name, file in files.items():
+        print(f"{name}: {file}")
+
+
+def _tables(study: Study) -> dict[str, list[dict[str, Any]]]:
+    return {
+        "figures": study.tables["circuit.summary"].rows(),
+        "edges": study.tables["circuit.edges"].rows(),
+    }
+
+
+def _print_circuit(title: str, figures: list[dict[str, Any]], edges: list[dict[str, Any]]) -> None:
+    print_table(
+        title, ("figure", "value", "95 % interval", "pairs"), [_figure_row(row) for row in figures]
+    )
+    print_table(
+        "its strongest edges",
+        ("edge", "score", "exact"),
+        [
+            (
+                f"{row['source']}->{row['target']}",
+                f"{row['score']:+.3f}",
+                "" if row.get("exact") is None else f"{row['exact']:+.3f}",
+            )
+            for row in edges[:10]
+        ],
+    )
+
+
+def _figure_row(row: dict[str, Any]) -> tuple[str, ...]:
+    count = row["figure"] in ("edges", "nodes")
+    value = f"{row['value']:.3g}" if count else decimal(row["value"])
+    return row["figure"], value, interval([row["lower"], row["upper"]]), str(row["n"])

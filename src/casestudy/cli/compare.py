@@ -1,0 +1,304 @@
+"""`casestudy compare` and `check`: two studies, several checkpoints, or a file of findings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from casestudy.cli.options import (
+    BosOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MemoryOption,
+    page_name,
+    read_behaviour,
+    read_memory,
+    read_model,
+)
+from casestudy.cli.printing import (
+    bar,
+    brief,
+    decimal,
+    escape,
+    finite,
+    interval,
+    print_json,
+    print_table,
+    say,
+    write_figure,
+)
+from casestudy.cli.progress import ProgressBar
+from casestudy.errors import CasestudyError
+
+if TYPE_CHECKING:
+    from casestudy.claims.check import Checked, Outcome
+    from casestudy.claims.compare import Comparison
+    from casestudy.claims.emergence import Emergence
+
+
+def compare(
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[A B | BEHAVIOUR]",
+            help="Two studies' folders; or, with --model, a preset or a behaviour file.",
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A model, or a folder of checkpoints; repeatable."),
+    ] = None,
+    revisions: Annotated[
+        str | None, typer.Option(metavar="R1,R2,…", help="Of the one model, in order.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A page of the two, FILE.html; with --model, the studies' folder."),
+    ] = None,
+    answers: Annotated[
+        str, typer.Option(help="With --model: the last checkpoint's answers for all, or own.")
+    ] = "last",
+    only: Annotated[
+        str | None, typer.Option(help="With --model: measurements, comma-separated, or all.")
+    ] = None,
+    two_samples: Annotated[
+        bool, typer.Option("--two-samples", help="Do not pair the prompts that are in both.")
+    ] = False,
+    top: Annotated[int, typer.Option(min=1, help="How many differences to show.")] = 20,
+    figure: Annotated[
+        Path | None, typer.Option(help="With --model: write the curves as a page of its own.")
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    bos: BosOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set two studies side by side, or one behaviour on several checkpoints of a model."""
+    given = studies or []
+    if not model:
+        if len(given) != 2:
+            raise CasestudyError(
+                f"{len(given)} studies and no --model",
+                allowed="two studies' folders, or --model with --revisions",
+            )
+        _compare_two(given[0], given[1], two_samples, page_name(out), top, as_json)
+        return
+    if len(given) > 1:
+        raise CasestudyError(f"{' '.join(given)} with --model", allowed="one behaviour")
+    from casestudy.claims.emergence import ONLY, checkpoints, emergence, read_answers
+
+    named = checkpoints(model, revisions.split(",") if revisions else ())
+    behaviour = read_behaviour(given[0] if given else "full-stop-capitals")
+    folder = out or Path("studies") / f"{behaviour.name}-{Path(model[0]).name}-checkpoints"
+    with ProgressBar("prompts") as progress:
+        emerged = emergence(
+            named,
+            behaviour,
+            out=folder,
+            answers=read_answers(answers),
+            only=None if only == "all" else only.split(",") if only else ONLY,
+            prepend_bos=bos,
+            device=device,
+            dtype=dtype,
+            progress=progress.of,
+        )
+    write_figure(emerged.contrasts, figure)
+    if as_json:
+        print_json(emerged.as_dict() | {"folder": str(folder)})
+    else:
+        _print_emergence(emerged)
+        say(f"studies: {escape(str(folder))}")
+
+
+def check(
+    file: Annotated[
+        Path, typer.Argument(help="Findings, as docs/checking-explanations.md has it.")
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Instead of the file's; as for run.")
+    ] = None,
+    behaviour: Annotated[
+        str | None, typer.Option(help="Instead of the file's: a preset or a behaviour file.")
+    ] = None,
+    memory: MemoryOption = "2GB",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure each finding of a file on a model; fails (1) unless all of them hold."""
+    from casestudy.claims.check import check, read_findings
+    from casestudy.measure.patching import Effort
+
+    findings = read_findings(file)
+    name = model or findings.model
+    loaded = None if name is None else read_model(name, device, dtype)
+    effort = Effort(memory=read_memory(memory))
+    checked = check(findings, loaded, behaviour=behaviour, effort=effort)
+    if as_json:
+        print_json(checked.as_dict())
+    else:
+        _print_checked(checked)
+    if not checked.holds:
+        raise typer.Exit(1)
+
+
+def _compare_two(
+    a: str, b: str, two_samples: bool, out: Path | None, top: int, as_json: bool
+) -> None:
+    from casestudy.claims.compare import compare
+
+    comparison = compare(a, b, paired=False if two_samples else None)
+    if out is not None:
+        from casestudy.show.compared import write_comparison
+
+        say(f"page: {escape(str(write_comparison(comparison, out)))}")
+    if as_json:
+        print_json(comparison.as_dict())
+    else:
+        _print_comparison(comparison, top)
+
+
+def _print_comparison(comparison: Comparison, top: int) -> None:
+    for side, folder, study in zip("AB", comparison.names, comparison.about, strict=True):
+        print(f"{side}: {study}, {folder}")
+    print_table(
+        "",
+        ("what differs", "A", "B"),
+        [(row["what"], brief(row["a"]), brief(row["b"])) for row in comparison.differs.rows()],
+    )
+    n = comparison.prompts
+    how = "each compared with itself" if comparison.paired else "compared as two samples"
+    print(f"{n['both']} prompts in both, {n['a']} in A alone, {n['b']} in B alone: {how}\n")
+    _print_differences(comparison.rows.rows(), top)
+    _say_what_is_absent(comparison)
+    for note in comparison.notes:
+        say(escape(note))
+
+
+def _print_differences(rows: list[dict[str, Any]], top: int) -> None:
+    headline = [row for row in rows if row["measurement"] == "logit_difference"]
+    others = [row for row in rows if row["measurement"] != "logit_difference"]
+    for title, chosen in (
+        ("mean logit difference by contrast", headline),
+        (f"what else differs most, for its measurement ({len(others)} cells)", others[:top]),
+    ):
+        if chosen:
+            columns = ("cell", "A", "B", "B − A", "95 % interval", "n")
+            print_table(title, columns, [_difference_row(row) for row in chosen])
+            print()
+    clear = sum(row["clear"] for row in rows)
+    known = sum(row["lower"] is not None for row in rows)
+    print(
+        f"{clear} of {known} intervals leave out zero; where nothing differs, about "
+        f"{known / 20:.0f} would."
+    )
+
+
+def _difference_row(row: dict[str, Any]) -> tuple[str, ...]:
+    name = " ".join(filter(None, (row["measurement"], row["contrast"])))
+    cell = f"{name}: {row['cell']}" if row["cell"] else name
+    n = row["a_n"] if row["a_n"] == row["b_n"] else f"{row['a_n']}, {row['b_n']}"
+    return (
+        cell,
+        decimal(row["a"]),
+        decimal(row["b"]),
+        f"{row['difference']:+.3f}",
+        interval([row["lower"], row["upper"]]),
+        "" if n is None else str(n),
+    )
+
+
+def _say_what_is_absent(comparison: Comparison) -> None:
+    by_reason: dict[str, list[str]] = {}
+    for row in comparison.absent.rows():
+        reason = {"a": "only in A", "b": "only in B", None: row["why"]}[row["only_in"]]
+        by_reason.setdefault(reason, []).append(row["what"])
+    for reason, what in by_reason.items():
+        say(escape(f"not compared, {reason}: {', '.join(what)}"))
+
+
+def _print_emergence(emerged: Emergence) -> None:
+    for name in emerged.contrasts.axes[0].labels:
+        _print_curve(emerged, name)
+        since = emerged.since[name]
+        print(
+            "at the last checkpoint the interval holds zero\n"
+            if since is None
+            else f"from {since} on every interval is clear of zero\n"
+        )
+    _print_answers(emerged)
+
+
+def _print_curve(emerged: Emergence, name: str) -> None:
+    contrast = emerged.contrasts.select(contrast=name)
+    assert contrast.lower is not None
+    assert contrast.upper is not None
+    assert contrast.n is not None
+    largest = max(0.0, *(abs(v) for v in contrast.values if v == v))
+    print_table(
+        f"mean logit difference, {name}",
+        ("checkpoint", "mean", "95 % interval", "n", ""),
+        [
+            (
+                checkpoint.label,
+                decimal(finite(contrast.values[i])),
+                interval([finite(contrast.lower[i]), finite(contrast.upper[i])]),
+                str(int(contrast.n[i])),
+                bar(float(contrast.values[i]), largest),
+            )
+            for i, checkpoint in enumerate(emerged.checkpoints)
+        ],
+    )
+
+
+def _print_answers(emerged: Emergence) -> None:
+    rank, first, mass = emerged.answers["rank"], emerged.answers["top-1"], emerged.class_mass
+    masses = {} if mass is None else dict(zip(mass.axes[0].labels, mass.values, strict=True))
+    largest_last = sorted(masses, key=lambda name: -masses[name][-1])[:3]
+    print_table(
+        "means over prompts: the answer's rank (0 is the first), how often it is the first, and "
+        "the mass of the largest classes",
+        ("checkpoint", "rank", "first", *largest_last),
+        [
+            (
+                checkpoint.label,
+                f"{rank.values[i]:.1f}",
+                f"{first.values[i]:.0%}",
+                *(f"{masses[name][i]:.1%}" for name in largest_last),
+            )
+            for i, checkpoint in enumerate(emerged.checkpoints)
+        ],
+    )
+
+
+def _print_checked(checked: Checked) -> None:
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.print(Text(f"{checked.behaviour} on {checked.model}", style="italic"))
+    for outcome in checked.outcomes:
+        style = {"holds": "green", "fails": "bold red"}.get(outcome.verdict, "yellow")
+        console.print(Text(outcome.verdict, style=style) + Text(f": {outcome.claim}", style=""))
+        console.print(Padding(Text(_measured(outcome)), (0, 0, 0, 4)))
+    held = sum(outcome.verdict == "holds" for outcome in checked.outcomes)
+    print(f"{held} of {len(checked.outcomes)} hold")
+
+
+def _measured(outcome: Outcome) -> str:
+    """What was measured of a finding, and what was claimed."""
+    parts = []
+    if outcome.value is not None:
+        ends = interval([outcome.lower, outcome.upper])
+        spread = f" ({ends})" if ends else ""
+        parts.append(f"{outcome.value:.3f}{spread} {outcome.unit}, n = {outcome.n}")
+    if outcome.place is not None:
+        place = outcome.place
+        ends = f" ({place[1]} to {place[2]})" if len(place) == 3 else ""
+        parts.append(f"place {place[0]}{ends} by size")
+    parts.append(f"claimed: {outcome.must}")
+    return "; ".join([*parts, *([outcome.why] if outcome.why else [])])

@@ -1,0 +1,216 @@
+"""`casestudy predict`, `patch` and `serve`: a look at one prompt or a pair of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from casestudy.cli.options import (
+    BosOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MemoryOption,
+    ModelOption,
+    read_memory,
+    read_model,
+)
+from casestudy.cli.printing import gap, print_json, print_table, say, write_figure
+from casestudy.cli.progress import ProgressBar
+from casestudy.show.text import visible
+
+if TYPE_CHECKING:
+    from casestudy.measure.patching import Patched
+    from casestudy.measure.predictions import AnswerScore
+
+
+def predict(
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    model: ModelOption = "tiny",
+    answer: Annotated[
+        list[str] | None, typer.Option("--answer", "-a", help="Score this answer; repeatable.")
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many to show.")] = 10,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    bos: BosOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the most probable next tokens, and how given answers stand."""
+    from casestudy.measure.predictions import predictions, score_answer
+
+    loaded = read_model(model, device, dtype)
+    tokens = loaded.tokenizer.strings(loaded.tokenize(prompt, prepend_bos=bos).rows()[0])
+    top = predictions(loaded, prompt, top_k=top_k, prepend_bos=bos).rows()
+    scores = [score_answer(loaded, prompt, text, prepend_bos=bos) for text in answer or ()]
+    if as_json:
+        kept = [{k: row[k] for k in ("token", "id", "logit", "prob")} for row in top]
+        answers = [_score(s) for s in scores]
+        print_json({"prompt": prompt, "tokens": tokens, "top": kept, "answers": answers})
+    else:
+        _print_predictions(tokens, top)
+        _print_scores(scores)
+
+
+def _score(score: AnswerScore) -> dict[str, Any]:
+    return {
+        "answer": score.answer,
+        "tokens": list(score.tokens),
+        "rank": score.rank,
+        "logit": score.logit,
+        "log_prob": score.log_prob,
+        "prob": score.prob,
+    }
+
+
+def _print_predictions(tokens: list[str], top: list[dict[str, Any]]) -> None:
+    print_table(
+        " ".join(map(visible, tokens)),
+        ("rank", "token", "logit", "probability"),
+        [
+            (str(row["rank"]), visible(row["token"]), f"{row['logit']:.2f}", f"{row['prob']:.2%}")
+            for row in top
+        ],
+    )
+
+
+def _print_scores(scores: list[AnswerScore]) -> None:
+    if not scores:
+        return
+    print_table(
+        "answers",
+        ("answer", "tokens", "rank", "log-probability", "probability"),
+        [
+            (
+                visible(s.answer),
+                " ".join(map(visible, s.tokens)),
+                "" if s.rank is None else str(s.rank),
+                f"{s.log_prob:.3f}",
+                f"{s.prob:.2%}",
+            )
+            for s in scores
+        ],
+    )
+
+
+def patch(
+    clean: Annotated[str, typer.Argument(help="The prompt that shows the behaviour.")],
+    corrupted: Annotated[str, typer.Argument(help="Its partner of as many tokens.")],
+    site: Annotated[
+        str, typer.Option(help="resid_pre, attn_out, mlp_out, z, q, k, v, pattern, …")
+    ] = "resid_pre",
+    by: Annotated[
+        str | None, typer.Option(help="position, role, all or last; all for heads by default.")
+    ] = None,
+    direction: Annotated[
+        str, typer.Option(help="denoising puts clean into corrupted, noising the reverse.")
+    ] = "denoising",
+    answer: Annotated[
+        str | None, typer.Option("--answer", "-a", help="By default the model's own.")
+    ] = None,
+    counterpart: Annotated[
+        str | None, typer.Option("--counterpart", "-c", help="By default its lower case.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of the largest to show.")] = 20,
+    figure: Annotated[
+        Path | None, typer.Option(help="Write the heatmap as a page of its own.")
+    ] = None,
+    model: ModelOption = "tiny",
+    memory: MemoryOption = "2GB",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    bos: BosOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Exchange one site's activations between two prompts, cell by cell, exactly."""
+    from casestudy.behaviour.prompts import Prompt
+    from casestudy.measure.patching import Effort, patch_prompts, read_by, read_direction
+
+    loaded = read_model(model, device, dtype)
+    with ProgressBar("cells") as progress:
+        effort = Effort(
+            memory=read_memory(memory), progress=lambda done, total: progress.cells("", done, total)
+        )
+        patched = patch_prompts(
+            loaded,
+            [Prompt(clean, answer=answer, counterpart=counterpart, corrupted=corrupted)],
+            site,
+            by=read_by(by),
+            direction=read_direction(direction),
+            prepend_bos=bos,
+            effort=effort,
+        )
+    write_figure(patched.normalised, figure)
+    if as_json:
+        shares = patched.normalised
+        about = {"about": shares.about, **_baselines(patched), "error": shares.error}
+        print_json(about | {"cells": _cells(patched)})
+    else:
+        _print_patched(patched, top)
+
+
+def _baselines(patched: Patched) -> dict[str, float]:
+    """The one pair's logit difference in each of its two runs."""
+    runs = patched.baselines.axis("run").labels
+    return dict(zip(runs, patched.baselines.values[:, 0].tolist(), strict=True))
+
+
+def _cells(patched: Patched) -> list[dict[str, Any]]:
+    """Every cell with its share of the difference between the runs, and its effect in logits."""
+    rows = patched.normalised.to_polars().drop("lower", "upper", "n", "unit").to_dicts()
+    changes = patched.effect.to_polars()["value"].to_list()
+    return [row | {"effect": change} for row, change in zip(rows, changes, strict=True)]
+
+
+def _print_patched(patched: Patched, top: int) -> None:
+    shares, runs = patched.normalised, _baselines(patched)
+    axes = [axis.name for axis in shares.axes]
+    cells = sorted(_cells(patched), key=lambda cell: -abs(cell["value"]))
+    print_table(
+        f"{shares.name}: unpatched {runs['unpatched']:.3f}, other run {runs['other']:.3f} logits",
+        (*axes, "share", "logits"),
+        [
+            (*(visible(c[name]) for name in axes), f"{c['value']:+.3f}", f"{c['effect']:+.3f}")
+            for c in cells[:top]
+        ],
+    )
+    if len(cells) > top:
+        say(f"{len(cells) - top} smaller ones: --top, --json or --figure has them.")
+    say(f"self-check: {gap(shares.error.get('gap'), shares.error.get('bound'))}")
+
+
+def serve(
+    study: Annotated[
+        Path | None, typer.Argument(help="A study's folder: its prompts and its model.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="As for `run`; the study's by default, or tiny."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8017,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on and be called by.")
+    ] = "127.0.0.1",
+    device: DeviceOption = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="As for `run`; the study's by default, or float32.")
+    ] = None,
+    bos: BosOption = None,
+) -> None:
+    """Open the live explorer: type prompts, choose tokens, watch every panel follow."""
+    from casestudy.show.explorer.server import serve
+    from casestudy.show.explorer.study_prompts import picks_of
+
+    picks = None if study is None else picks_of(study)
+    name = model or (picks.model if picks else "") or "tiny"
+    loaded = read_model(name, device, dtype or (picks.dtype if picks else "") or "float32")
+    serve(
+        loaded,
+        picks=picks,
+        host=host,
+        port=port,
+        prepend_bos=picks.bos if picks and bos is None else bos,
+        started=lambda address: print(address, flush=True),
+    )

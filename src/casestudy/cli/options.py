@@ -1,0 +1,84 @@
+"""Which options do several commands share, and what do their values mean?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from casestudy.cli.printing import escape, say
+from casestudy.errors import CasestudyError
+
+if TYPE_CHECKING:
+    from casestudy.behaviour.prompts import Behaviour
+    from casestudy.model.model import Model
+
+BehaviourArgument = Annotated[
+    str, typer.Argument(metavar="[PRESET|FILE]", help="A preset's name or a behaviour file.")
+]
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="tiny, a directory, or a hub id like gpt2 (id@revision)."),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, or mps (only when asked for).")]
+DtypeOption = Annotated[str, typer.Option(help="float32, float64, bfloat16, float16 or auto.")]
+BosOption = Annotated[
+    bool | None,
+    typer.Option("--bos/--no-bos", help="Start prompts with BOS; by default as the model does."),
+]
+MemoryOption = Annotated[str, typer.Option(help="What patching may use, as in 500MB or 2GB.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
+
+
+def read_model(model: str, device: str, dtype: str) -> Model:
+    """Loads the model that --model names."""
+    from casestudy.model.loading import load
+
+    return load(model, device=device, dtype=dtype)
+
+
+def read_behaviour(name: str) -> Behaviour:
+    """A preset, or a file's behaviour; what the file's reader left out goes to stderr."""
+    from casestudy.behaviour.files import find_behaviour
+
+    behaviour = find_behaviour(name)
+    for note in behaviour.notes:
+        say(escape(f"{name}: {note}"))
+    return behaviour
+
+
+def read_memory(text: str) -> int:
+    """Bytes: 2GB, 500MB or a plain number of them."""
+    number = text.upper().strip()
+    unit = next((unit for unit in _UNITS if number.endswith(unit)), "")
+    try:
+        size = int(float(number.removesuffix(unit)) * _UNITS.get(unit, 1))
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise CasestudyError(f"--memory {text}", allowed="a size like 500MB or 2GB")
+    return size
+
+
+def read_executor(name: str) -> Literal["local", "ray"]:
+    """Where a study's chunks are measured."""
+    if name == "local":
+        return "local"
+    if name == "ray":
+        return "ray"
+    raise CasestudyError(f"executor {name!r}", allowed="local, ray")
+
+
+def page_name(out: Path | None) -> Path | None:
+    """A page's file, which has to be called so."""
+    if out is not None and out.suffix != ".html":
+        raise CasestudyError(f"--out {out}", allowed="a name that ends in .html")
+    return out
+
+
+def default_folder(behaviour: str, model: str, *more: str) -> Path:
+    """Where a study is kept for which --out names no folder."""
+    return Path("studies") / "-".join((behaviour, Path(model).name.replace("@", "-"), *more))

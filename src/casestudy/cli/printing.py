@@ -1,0 +1,103 @@
+"""How do results read in a terminal? Results go to stdout, everything else to stderr.
+
+Numbers here have three decimals and a plain minus sign, so that they can be copied; how tokens are
+shown is show/text's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from casestudy.results.result import Grid
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    print(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table of texts on stdout, its title above it."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    if title:  # a table's own is cut to the table's width
+        console.print(Text(title, style="italic"))
+    console.print(table)
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on stderr; square brackets are rich's markup."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(text)
+
+
+def escape(text: str) -> str:
+    """A text whose square brackets are no markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def write_figure(grid: Grid, path: Path | None) -> None:
+    """Writes the grid's figure as a page of its own, where one is asked for."""
+    if path is not None:
+        grid.plot().write_html(path, include_plotlyjs=True)
+        say(f"figure: {escape(str(path))}")
+
+
+def finite(value: Any) -> float | None:
+    """A number, None where it is not one: JSON has no NaN."""
+    number = float(value)
+    return None if number != number else number
+
+
+def decimal(value: float | None) -> str:
+    """A number with three decimals."""
+    return "not measured" if value is None else f"{value:.3f}"
+
+
+def interval(ends: Sequence[float | None]) -> str:
+    """A 95 % interval, nothing where there is none."""
+    low, high = ends
+    return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
+def gap(largest: float | None, bound: float | None) -> str:
+    """The largest error found by a check, beside the bound it has to keep."""
+    return "" if largest is None or bound is None else f"{largest:.1e} (bound {bound:.0e})"
+
+
+def bar(value: float, largest: float, width: int = 20) -> str:
+    """A bar from zero, to the left for what is negative."""
+    if value != value or not largest:
+        return ""
+    filled = round(abs(value) / largest * width / 2)
+    half = width // 2
+    left, right = (filled, 0) if value < 0 else (0, filled)
+    return " " * (half - left) + "█" * left + "│" + "█" * right
+
+
+def brief(value: Any) -> str:
+    """A value in at most 24 characters, its middle left out."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 24 else f"{text[:11]}…{text[-12:]}"
+
+
+def duration(seconds: float) -> str:
+    """4:05, or 2 h 04 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,153 @@
+"""`casestudy run` and `report`: a whole study, kept in a folder, and its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from casestudy.cli.options import (
+    BehaviourArgument,
+    BosOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MemoryOption,
+    ModelOption,
+    default_folder,
+    read_behaviour,
+    read_executor,
+    read_memory,
+    read_model,
+)
+from casestudy.cli.printing import decimal, finite, gap, interval, print_json, print_table
+from casestudy.cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from casestudy.study.study import Study
+
+
+def run(
+    behaviour: BehaviourArgument = "full-stop-capitals",
+    model: ModelOption = "tiny",
+    out: Annotated[
+        Path | None, typer.Option(help="The study's folder; studies/BEHAVIOUR-MODEL by default.")
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    bos: BosOption = None,
+    memory: MemoryOption = "2GB",
+    executor: Annotated[str, typer.Option(help="local, or ray for several machines.")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="How many Ray workers.")] = 2,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster; by default its own.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a study and write its report. The same command continues a study that was killed."""
+    from casestudy.study.study import study
+
+    loaded = read_model(model, device, dtype)
+    subject = read_behaviour(behaviour)
+    folder = out or default_folder(subject.name, model)
+    with ProgressBar("prompts") as progress:
+        finished = study(
+            subject,
+            loaded,
+            out=folder,
+            prepend_bos=bos,
+            executor=read_executor(executor),
+            workers=workers,
+            address=address,
+            memory=read_memory(memory),
+            progress=progress,
+            patch_progress=progress.cells,
+            circuit_progress=progress.step,
+        )
+    path = finished.report()
+    if as_json:
+        print_json(headline(finished) | {"folder": str(folder), "report": str(path)})
+    else:
+        _print_headline(headline(finished))
+        print(f"report: {path}")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A study's folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make report.html of a stored study again; no model is needed."""
+    from casestudy.show.report import write_report
+    from casestudy.study.store import Store
+
+    path = write_report(Store.open(folder))
+    if as_json:
+        print_json({"report": str(path)})
+    else:
+        print(path)
+
+
+def headline(study: Study) -> dict[str, Any]:
+    """The figures a reader wants first."""
+    mean, account = study.grids["logit_difference.mean"], study.grids["ledger.mean"]
+    assert mean.n is not None
+    main = mean.axes[0].labels[0]
+    value = float(mean.values[0])
+    terms = dict(
+        zip(account.axis("term").labels, account.select(contrast=main).values, strict=True)
+    )
+    return {
+        "model": study.manifest["model"]["name"],
+        "behaviour": study.manifest["behaviour"]["name"],
+        "contrast": main,
+        "n": int(mean.n[0]),
+        "logit_difference": finite(value),
+        "interval": [finite(end[0]) for end in (mean.lower, mean.upper) if end is not None],
+        "groups": _by_group(study, main),
+        "without_b_U": finite(value - terms.get("final norm bias (b_U)", 0.0)),
+        "largest_gap": account.error.get("gap"),
+        "bound": account.error.get("bound"),
+    }
+
+
+def _by_group(study: Study, contrast: str) -> list[dict[str, Any]]:
+    """Each group's mean logit difference."""
+    if "logit_difference.by_group" not in study.grids:
+        return []
+    grid = study.grids["logit_difference.by_group"].select(contrast=contrast)
+    assert grid.n is not None
+    assert grid.lower is not None
+    assert grid.upper is not None
+    return [
+        {
+            "group": name,
+            "n": int(grid.n[i]),
+            "logit_difference": finite(grid.values[i]),
+            "interval": [finite(grid.lower[i]), finite(grid.upper[i])],
+        }
+        for i, name in enumerate(grid.axis("group").labels)
+    ]
+
+
+def _print_headline(h: dict[str, Any]) -> None:
+    print_table(
+        f"{h['behaviour']} on {h['model']}",
+        ("figure", "value"),
+        [
+            ("prompts with an answer", str(h["n"])),
+            (f"mean logit difference, answer − {h['contrast']}", decimal(h["logit_difference"])),
+            ("95 % interval", interval(h["interval"])),
+            ("the same without b_U", decimal(h["without_b_U"])),
+            ("largest gap of the ledger", gap(h["largest_gap"], h["bound"])),
+        ],
+    )
+    if h["groups"]:
+        print_table(
+            f"mean logit difference by group, answer − {h['contrast']}",
+            ("group", "prompts", "mean", "95 % interval"),
+            [_group_row(group) for group in h["groups"]],
+        )
+
+
+def _group_row(group: dict[str, Any]) -> tuple[str, ...]:
+    mean, ends = decimal(group["logit_difference"]), interval(group["interval"])
+    return group["group"], str(group["n"]), mean, ends

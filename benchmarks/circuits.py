@@ -77,16 +77,15 @@ class Ours:
 
     def eap(self, n: int = PAIRS, **how: Any) -> Any:
         """Scores of the first n pairs."""
-        from casestudy.circuits.card import some_pairs
         from casestudy.circuits.edge_scores import attribute_edges
 
-        some = list(range(n))
-        return attribute_edges(self.model, some_pairs(self.pairs, some), self.contrast[some], **how)
+        rows = list(range(n))
+        return attribute_edges(self.model, self.pairs[rows], self.contrast[rows], **how)
 
 
 def shared(folder: Path, case: str) -> dict[str, np.ndarray]:
     """The circuits both sides evaluate, or the edges both sides patch: (…, sender, receiver)."""
-    from casestudy.circuits.card import curve_circuits
+    from casestudy.circuits.curves import curve_circuits
     from casestudy.circuits.graph import Graph
 
     side = Ours(folder, case)
@@ -109,7 +108,7 @@ def shared(folder: Path, case: str) -> dict[str, np.ndarray]:
 def ours(folder: Path, case: str) -> Work:
     """What a person would call."""
     from casestudy.circuits.agreement import EdgeScores
-    from casestudy.circuits.card import curve
+    from casestudy.circuits.curves import curve
     from casestudy.circuits.edge_patching import patch_edges
     from casestudy.circuits.evaluate import evaluate
     from casestudy.circuits.graph import Circuit, Graph

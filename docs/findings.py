@@ -44,8 +44,9 @@ from casestudy.behaviour.mining import mine
 from casestudy.behaviour.presets import preset
 from casestudy.behaviour.prompts import Behaviour, Role
 from casestudy.behaviour.roles import STANDARD_ROLES
-from casestudy.circuits.card import Card, Choices, card
+from casestudy.circuits.card import Card, card
 from casestudy.circuits.evaluate import evaluate
+from casestudy.circuits.evidence import Choices
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.attention import attention_by_role
 from casestudy.measure.attribution import HEADS

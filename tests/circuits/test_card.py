@@ -9,20 +9,14 @@ import numpy as np
 import pytest
 
 from casestudy.circuits.agreement import EdgeScores
-from casestudy.circuits.card import (
-    PROPORTIONS,
-    Card,
-    Choices,
-    card,
-    curve,
-    knock_out,
-    read_card,
-    smallest,
-    some_pairs,
-    split,
-)
+from casestudy.circuits.card import Card, card, read_card
+from casestudy.circuits.curves import PROPORTIONS, curve, smallest
 from casestudy.circuits.edge_scores import attribute_edges
 from casestudy.circuits.evaluate import evaluate
+from casestudy.circuits.evidence import CARD_STEPS, Choices, Half, Question, gather, split
+from casestudy.circuits.graph import Graph
+from casestudy.circuits.knockouts import knock_out
+from casestudy.circuits.packed import Packed, pack, unpack
 from casestudy.errors import MeasureError, SiteError
 from casestudy.results.result import Grid, Table
 from tests.circuits.test_edge_scores import pair_of, world
@@ -118,6 +112,55 @@ def test_a_card_is_the_same_again(made: Card) -> None:
     assert again.summary() == made.summary()
 
 
+def stored(value: object, folder: Path) -> Packed:
+    """Written to files without pickles and read again."""
+    packed = pack(value)
+    np.savez(folder / "arrays.npz", **packed.arrays)  # type: ignore[arg-type]
+    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+        return Packed(dict(arrays), json.loads(json.dumps(packed.plain)))
+
+
+def test_steps_that_were_stored_are_not_taken_again(made: Card, tmp_path: Path) -> None:
+    model, asked = world("gpt2"), (pair_of(LENGTHS), contrast(8), QUICK)
+    taken: dict[str, object] = {}
+    question = Question.of(model, Half(*asked[:2]), QUICK)
+    gather(question, keep=taken.__setitem__)
+    assert list(taken) == [step.name for step in CARD_STEPS]
+    known = {
+        name: unpack(stored(value, tmp_path), Graph(model.config)) for name, value in taken.items()
+    }
+    began: list[str] = []
+    again = card(model, *asked, known=known, progress=lambda title, *_: began.append(title))
+    assert began == ["writing it up"]
+    assert again.summary() == made.summary()
+    for result, first in zip(again.results, made.results, strict=True):
+        if isinstance(result, Grid):
+            np.testing.assert_array_equal(result.values, first.values)  # type: ignore[union-attr]
+    # continued in the middle, the rest is taken and is the same
+    half = {name: known[name] for name in ("scores", "exact", "curves")}
+    rest: dict[str, object] = {}
+    assert card(model, *asked, known=half, keep=rest.__setitem__).summary() == made.summary()
+    assert list(rest) == ["controls", "circuit", "faithfulness", "knockouts"]
+    with pytest.raises(MeasureError, match="no step is named 'score'"):
+        gather(question, {"score": None})
+
+
+def test_a_step_needs_only_what_came_before_it() -> None:
+    names = [step.name for step in CARD_STEPS]
+    for i, step in enumerate(CARD_STEPS):
+        assert set(step.needs) <= set(names[:i])
+
+
+def test_what_no_step_stores_is_refused(tmp_path: Path) -> None:
+    graph = Graph(world("gpt2").config)
+    assert unpack(stored(None, tmp_path), graph) is None
+    with pytest.raises(MeasureError, match="cannot be stored. Allowed: EdgeScores"):
+        pack(tmp_path)
+    for plain in ({}, {"Path": {}}, {"Circuit": {}}, {"array": "x"}, {"a": 1, "b": 2}):
+        with pytest.raises(MeasureError, match="no stored step"):
+            unpack(Packed({}, plain), graph)
+
+
 def test_a_saved_card_belongs_to_its_model(made: Card, tmp_path: Path) -> None:
     path = tmp_path / "card.json"
     made.save(path)
@@ -148,7 +191,7 @@ def test_pairs_are_parted_by_document_or_not_at_all() -> None:
     assert split(5, None, 0) == (list(range(5)), list(range(5)))
     few = card(
         world("gpt2"),
-        some_pairs(pair_of(LENGTHS), [0, 1, 2]),
+        pair_of(LENGTHS)[[0, 1, 2]],
         contrast(3),
         Choices(random_circuits=1),
     )

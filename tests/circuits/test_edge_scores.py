@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from casestudy.circuits.card import some_pairs
 from casestudy.circuits.contributions import contribution_sites, contributions
 from casestudy.circuits.edge_scores import METHODS, attribute_edges
 from casestudy.circuits.graph import Graph
@@ -199,7 +198,7 @@ def test_bootstrap_covers_and_flipped_signs_take_away() -> None:
     flipped = attribute_edges(model, both, values, "eap", signs=[first, [1] * 16])
     assert flipped.replicates is None
     assert flipped.flipped is not None
-    alone = attribute_edges(model, some_pairs(both, [0]), values[[0]], "eap")
+    alone = attribute_edges(model, both[[0]], values[[0]], "eap")
     real = found.graph.real
     np.testing.assert_allclose(flipped.flipped[1][real], found.values[real], atol=1e-5)
     np.testing.assert_allclose(

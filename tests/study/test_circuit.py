@@ -10,7 +10,8 @@ import pytest
 
 from casestudy.behaviour.classes import ClassContrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.circuits.card import Choices, choices_of, read_card
+from casestudy.circuits.card import read_card
+from casestudy.circuits.evidence import Choices, choices_of
 from casestudy.errors import MeasureError, StudyError
 from casestudy.model.loading import load
 from casestudy.model.model import Model

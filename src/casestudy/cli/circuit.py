@@ -59,7 +59,7 @@ def circuit(
     as_json: JsonOption = False,
 ) -> None:
     """Find the circuit that carries a behaviour, with the evidence for and against it."""
-    from casestudy.circuits.card import choices_of
+    from casestudy.circuits.evidence import choices_of
     from casestudy.measure.metrics import read_kind
     from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, NAME, Search
     from casestudy.study.study import study

@@ -115,6 +115,20 @@ class Pairs:
                 allowed="one of each per pair",
             )
 
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __getitem__(self, rows: list[int]) -> Pairs:
+        """Some of the pairs."""
+        roles, theirs = self.roles, self.corrupted_roles
+        return Pairs(
+            self.clean[rows],
+            self.corrupted[rows],
+            None if roles is None else [roles[i] for i in rows],
+            None if theirs is None else [theirs[i] for i in rows],
+            None if self.labels is None else tuple(self.labels[i] for i in rows),
+        )
+
     def sides(self, direction: Direction) -> Sides:
         """Denoising runs the corrupted prompts, noising the clean ones."""
         theirs = self.corrupted_roles

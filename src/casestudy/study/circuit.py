@@ -2,10 +2,10 @@
 
 On pairs of the family of edits that undoes the behaviour most surely, aligned token by token, every
 edge is scored, the smallest faithful circuit is taken, and the evidence for it is gathered (see
-`measure/evidence`). Pairs that differ before their last token are preferred: where only the last
+`circuits/evidence`). Pairs that differ before their last token are preferred: where only the last
 token differs everything happens there by construction.
 
-Assumes prompts with an answer. Cost: see `measure/evidence`; at most `MOST_PAIRS` pairs. All of it
+Assumes prompts with an answer. Cost: see `circuits/evidence`; at most `MOST_PAIRS` pairs. All of it
 is written at the end; a continued study begins it anew.
 """
 
@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, field
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import Score, propose, score, strongest
 from casestudy.behaviour.prompts import Behaviour
-from casestudy.circuits.card import Card, Choices, Tell, card
+from casestudy.circuits.card import Card, card
+from casestudy.circuits.evidence import Choices, Tell
 from casestudy.engine.batch import Batch, run_batch
 from casestudy.errors import MeasureError, StudyError
 from casestudy.measure.metrics import Kind, metric_of

@@ -31,7 +31,7 @@ from casestudy.behaviour.contrast import check_classes
 from casestudy.behaviour.files import find_behaviour
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.behaviour.roles import check_roles
-from casestudy.circuits.card import Tell
+from casestudy.circuits.evidence import Tell
 from casestudy.engine.batch import Measurement
 from casestudy.engine.sweep import DEFAULT_MEMORY
 from casestudy.errors import CasestudyError, StudyError

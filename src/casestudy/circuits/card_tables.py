@@ -1,0 +1,209 @@
+"""What does a circuit's evidence say, as grids and tables?
+
+Needs no model: the evidence's values alone. The results are named `circuit.*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from casestudy.circuits.agreement import agreement
+from casestudy.circuits.curves import PROPORTIONS, Curve
+from casestudy.circuits.evidence import Evidence, Question
+from casestudy.results.result import Array, Axis, Grid, Result, Table
+
+
+def card_tables(question: Question, evidence: Evidence, unit: str) -> tuple[Result, ...]:
+    """The evidence written up; `unit` is the metric's."""
+    return (
+        faithfulness_grid(question, evidence),
+        sizes_grid(question, evidence.curves),
+        edge_table(question, evidence, unit),
+        node_table(question, evidence),
+        summary_table(question, evidence),
+    )
+
+
+def faithfulness_grid(question: Question, evidence: Evidence) -> Grid:
+    """(method, proportion) faithfulness of the curves and their controls."""
+    curves, controls, judge = evidence.curves, evidence.controls, question.judge
+    rows = [curve.evaluation.interval(judge.documents) for curve in curves.values()]
+    rows += [_spread(values) for values in controls.values()]
+    mean, lower, upper = (np.stack(ends) for ends in zip(*rows, strict=True))
+    errors = [curve.evaluation.error for curve in curves.values()]
+    worst = max(errors, key=lambda error: error["gap"])
+    where = "pairs held out" if question.held_out else "the pairs the scores are from"
+    return Grid(
+        "circuit.faithfulness",
+        mean,
+        (Axis("method", (*curves, *controls)), _proportions()),
+        "share of the difference",
+        lower,
+        upper,
+        np.full(mean.shape, len(judge)),
+        error=dict(worst),
+        about=f"Faithfulness on {where} of the first edges by score, dangling ones pruned; "
+        f"other edges {question.choices.ablation} unless said. Of the controls the interval is the "
+        "spread of the circuits. Mueller et al. 2025.",
+    )
+
+
+def _spread(values: Array) -> tuple[Array, Array, Array]:
+    """(size,) mean over a control's circuits, and their 2.5 % and 97.5 % quantiles; NaN where no
+    circuit was measured."""
+    there = ~np.isnan(values).all(1)
+    mean, lower, upper = np.full((3, len(values)), np.nan)
+    if there.any():
+        mean[there] = values[there].mean(1)
+        lower[there], upper[there] = np.quantile(values[there], (0.025, 0.975), axis=1)
+    return mean, lower, upper
+
+
+def _proportions() -> Axis:
+    return Axis("proportion", tuple(f"{p:g}" for p in PROPORTIONS))
+
+
+def sizes_grid(question: Question, curves: dict[str, Curve]) -> Grid:
+    """(method, proportion) edges left after pruning."""
+    sizes = [[c.n_edges for c in curve.evaluation.circuits] for curve in curves.values()]
+    return Grid(
+        "circuit.sizes",
+        np.array(sizes, dtype=np.float64),
+        (Axis("method", tuple(curves)), _proportions()),
+        "edges",
+        about=f"How many of the {question.graph.n_edges:,} edges are left after pruning.",
+    )
+
+
+def edge_table(question: Question, evidence: Evidence, unit: str) -> Table:
+    """The circuit's edges, strongest first."""
+    circuit, scores, exact = evidence.circuit, evidence.scores, evidence.exact
+    inside = replace(scores, values=np.where(circuit.mask, scores.values, np.nan))
+    columns = dict(inside.table(circuit.n_edges).columns)
+    n = columns.pop("n")
+    if exact is not None:
+        ends = zip(columns["source"], columns["target"], strict=True)
+        columns["exact"] = [_measured(exact.scores[f"{s}->{t}"]) for s, t in ends]
+    columns["n"] = n
+    return Table(
+        "circuit.edges",
+        columns,
+        f"The {circuit.n_edges} edges of the smallest circuit with a faithfulness of at least "
+        f"{question.choices.faithful:g} where it was looked for. Scores by {scores.method}, in "
+        f"{unit}: what is lost, by estimate, when the edge carries the corrupted "
+        "activation; exact is that loss where it was patched.",
+    )
+
+
+def node_table(question: Question, evidence: Evidence) -> Table:
+    """The circuit's nodes: their scores, and the circuit without them."""
+    knockouts, node_scores = evidence.knockouts, evidence.scores.nodes
+    without = dict(zip(knockouts.nodes, knockouts.circuit[1:], strict=False))
+    minimality = dict(zip(knockouts.nodes, knockouts.minimality, strict=True))
+    order = sorted(knockouts.nodes, key=lambda name: -minimality[name])
+    return Table(
+        "circuit.nodes",
+        {
+            "node": order,
+            "score": [float(node_scores[question.graph.node(name)]) for name in order],
+            "faithfulness_without": [float(without[name]) for name in order],
+            "minimality": [float(minimality[name]) for name in order],
+        },
+        "The circuit's nodes: attribution patching's score, the circuit's faithfulness without "
+        "the node, and the largest change in faithfulness that knocking it out made (Wang et "
+        "al. 2022, section 4.2).",
+    )
+
+
+class Figure(NamedTuple):
+    """A row of the summary; lower and upper are None where a figure has no interval."""
+
+    figure: str
+    value: float
+    n: int
+    about: str
+    lower: float | None = None
+    upper: float | None = None
+
+
+def summary_table(question: Question, evidence: Evidence) -> Table:
+    """One row per figure."""
+    figures = [
+        *_size_and_faithfulness(question, evidence),
+        *_areas(evidence.curves, question.judge.documents, len(question.judge)),
+        *_completeness(question, evidence),
+        *_reliability(question, evidence),
+    ]
+    columns: dict[str, list[Any]] = {"figure": [row.figure for row in figures]}
+    for end in ("value", "lower", "upper"):
+        columns[end] = [_measured(getattr(row, end)) for row in figures]
+    columns["n"] = [row.n for row in figures]
+    columns["about"] = [row.about for row in figures]
+    return Table("circuit.summary", columns, "The circuit's evidence in figures; n counts pairs.")
+
+
+def _size_and_faithfulness(question: Question, evidence: Evidence) -> list[Figure]:
+    circuit, n = evidence.circuit, len(question.search)
+    share = circuit.n_edges / question.graph.n_edges
+    return [
+        Figure("edges", circuit.n_edges, n, f"{share * 100:.2g} % of all"),
+        Figure("nodes", len(circuit.nodes), n, "embeddings among them"),
+        *(
+            Figure(f"faithfulness {name}", f.mean, f.n, "1 is the whole model", f.lower, f.upper)
+            for name, f in evidence.faithfulness.items()
+        ),
+    ]
+
+
+def _areas(curves: dict[str, Curve], documents: Sequence[str] | None, n: int) -> list[Figure]:
+    figures = []
+    for name, curve in curves.items():
+        intervals = curve.intervals(documents)
+        for area, value in (("CPR", curve.cpr), ("CMD", curve.cmd)):
+            figures.append(Figure(f"{area} ({name})", value, n, "MIB", *intervals[area.lower()]))
+    return figures
+
+
+def _completeness(question: Question, evidence: Evidence) -> list[Figure]:
+    knockouts, n = evidence.knockouts, len(question.judge)
+    n_nodes = len(knockouts.nodes)
+    _, alone, sets = np.split(knockouts.incompleteness, (1, n_nodes + 1))
+    figures = [
+        Figure(
+            "incompleteness, single nodes",
+            float(alone.mean()),
+            n,
+            f"at most {alone.max():.2f}; 0 is complete",
+        )
+    ]
+    if len(sets):
+        about = f"at most {sets.max():.2f}, by a greedy search among them"
+        figures.append(Figure("incompleteness, sets of nodes", float(sets.mean()), n, about))
+    least = int(knockouts.minimality.argmin())
+    value, node = float(knockouts.minimality[least]), knockouts.nodes[least]
+    return [*figures, Figure("minimality, least of a node", value, n, node)]
+
+
+def _reliability(question: Question, evidence: Evidence) -> list[Figure]:
+    """How the scores fare under resampling, and against exact patching."""
+    circuit, scores, exact = evidence.circuit, evidence.scores, evidence.exact
+    figures, n = [], len(question.search)
+    if scores.replicates is not None:
+        mean, *ends = scores.stability(circuit.n_edges, question.choices.rank)
+        about = f"Jaccard of the first {circuit.n_edges} edges"
+        figures.append(Figure("edge overlap under resampling", mean, n, about, *ends))
+    if exact is not None:
+        drawn = np.where(exact.drawn, exact.scores.values, np.nan)
+        rho, edges = agreement(scores.values, drawn)
+        about = f"Spearman over {edges} edges drawn at random"
+        figures.append(Figure("rank correlation with exact patching", rho, n, about))
+    return figures
+
+
+def _measured(value: Any) -> float | None:
+    """None where a number was not measured."""
+    return None if value is None or np.isnan(value) else float(value)

@@ -1,0 +1,166 @@
+"""How does a circuit's faithfulness rise with its size, and which is the smallest faithful one?
+
+Circuits of the first edges by score, at ten shares of the graph's edges, dangling edges pruned
+after the cut. CPR is the area under the curve and CMD the area between the curve and 1, both by
+linear trapezoids over the shares, as in Mueller et al. 2025, "MIB".
+
+Assumes pairs of equal length that differ. Cost: an evaluation of ten circuits for a curve, and of
+about forty circuits for the smallest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.circuits.agreement import EdgeScores
+from casestudy.circuits.evaluate import Ablation, Evaluation, evaluate
+from casestudy.circuits.graph import Circuit, Graph, Rank, Scores
+from casestudy.engine.sweep import DEFAULT_MEMORY, Metric
+from casestudy.errors import MeasureError
+from casestudy.measure.patching import Pairs
+from casestudy.model.model import Model
+from casestudy.results.result import Axis, Grid, Shown
+from casestudy.results.stats import mean_interval, ratio_in_parts
+
+PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""MIB's shares of a graph's edges."""
+
+
+@dataclass(frozen=True)
+class Curve(Shown):
+    """Faithfulness by size.
+
+    Attributes:
+        proportions: shares of the graph's edges that were taken, before pruning.
+        evaluation: of the pruned circuits, one per share.
+    """
+
+    proportions: tuple[float, ...]
+    evaluation: Evaluation
+
+    @property
+    def shown(self) -> Grid:
+        """Faithfulness by share of edges, with its interval over prompts."""
+        mean, lower, upper = self.evaluation.interval()
+        return Grid(
+            "circuit.curve",
+            mean,
+            (Axis("proportion", tuple(f"{p:g}" for p in self.proportions)),),
+            "share of the difference",
+            lower,
+            upper,
+            np.full(len(mean), self.evaluation.values.shape[1]),
+            error=self.evaluation.error,
+            about=f"Faithfulness by share of edges, the others {self.evaluation.ablation}.",
+        )
+
+    @property
+    def cpr(self) -> float:
+        """The area under the curve, from the smallest share to the largest: MIB's CPR."""
+        return _area(self.proportions, self.evaluation.faithfulness)
+
+    @property
+    def cmd(self) -> float:
+        """The area between the curve and 1: MIB's CMD, which does not reward overshooting."""
+        return _area(self.proportions, np.abs(1 - self.evaluation.faithfulness))
+
+    def intervals(self, documents: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
+        """95 % intervals of both areas over prompts, linearised at the means."""
+        evaluation = self.evaluation
+        faithfulness = ratio_in_parts(evaluation.values, evaluation.empty, evaluation.full)
+        sign = np.sign(1 - evaluation.faithfulness)[:, None]
+        distance = sign * (1 - faithfulness)  # circuit prompt
+        intervals = {}
+        for name, values in (("cpr", faithfulness), ("cmd", distance)):
+            area = np.asarray(np.trapezoid(values, self.proportions, axis=0))
+            _, lower, upper, _ = mean_interval(area[:, None], documents=documents)
+            intervals[name] = (float(lower[0]), float(upper[0]))
+        return intervals
+
+
+def _area(proportions: Sequence[float], values: NDArray[np.float64]) -> float:
+    return float(np.trapezoid(values, proportions))
+
+
+def curve_circuits(
+    graph: Graph,
+    scores: Scores,
+    *,
+    rank: Rank = "absolute",
+    proportions: Sequence[float] = PROPORTIONS,
+) -> list[Circuit]:
+    """For each share, the circuit of that many first edges, dangling ones pruned."""
+    sizes = [round(p * graph.n_edges) for p in proportions]
+    return [graph.top(scores, n, rank).pruned() for n in sizes]
+
+
+def curve(
+    model: Model,
+    pairs: Pairs,
+    metric: Contrast | Metric,
+    scores: EdgeScores,
+    *,
+    rank: Rank = "absolute",
+    proportions: Sequence[float] = PROPORTIONS,
+    ablation: Ablation = "corrupted",
+    memory: int = DEFAULT_MEMORY,
+) -> Curve:
+    """Faithfulness of the first edges by these scores, at each share of all edges.
+
+    Raises: as `evaluate`.
+    """
+    circuits = curve_circuits(scores.graph, scores.values, rank=rank, proportions=proportions)
+    evaluation = evaluate(model, pairs, metric, circuits, ablation=ablation, memory=memory)
+    return Curve(tuple(proportions), evaluation)
+
+
+def smallest(
+    model: Model,
+    pairs: Pairs,
+    metric: Contrast | Metric,
+    scores: EdgeScores,
+    *,
+    faithful: float = 0.85,
+    rank: Rank = "absolute",
+    ablation: Ablation = "corrupted",
+    memory: int = DEFAULT_MEMORY,
+) -> Circuit:
+    """The smallest circuit of first edges whose faithfulness is at least `faithful`.
+
+    Twenty sizes are tried, evenly spaced by ratio, then twice the sizes between the smallest that
+    is faithful and the largest below it; each round is one evaluation. Where faithfulness does not
+    rise with size, a smaller faithful circuit may lie between the sizes tried.
+
+    Raises: MeasureError where not even the whole graph is faithful enough (a metric that ablation
+    does not change).
+    """
+    graph = scores.graph
+    n_edges = len(graph.order(scores.values, rank))
+
+    def try_sizes(sizes: Sequence[int]) -> dict[int, tuple[Circuit, float]]:
+        circuits = [graph.top(scores.values, n, rank).pruned() for n in sizes]
+        values = evaluate(
+            model, pairs, metric, circuits, ablation=ablation, memory=memory, check=0
+        ).faithfulness
+        return {n: (c, float(f)) for n, c, f in zip(sizes, circuits, values, strict=True)}
+
+    known = try_sizes(sorted({round(n) for n in np.geomspace(1, n_edges, 20)}))
+    for _ in range(2):
+        fits = [n for n, (_, f) in sorted(known.items()) if f >= faithful]
+        if not fits:
+            raise MeasureError(
+                f"no circuit of these edges reaches a faithfulness of {faithful}",
+                hint=f"The largest found is {max(f for _, f in known.values()):.2f}",
+            )
+        below = max((n for n in known if n < fits[0]), default=0)
+        between = sorted({round(n) for n in np.linspace(below, fits[0], 12)} - known.keys() - {0})
+        if not between:
+            break
+        known |= try_sizes(between)
+    best = min(n for n, (_, f) in known.items() if f >= faithful)
+    return known[best][0]

@@ -1,0 +1,460 @@
+"""How far can a circuit be trusted?
+
+A circuit is found on half of the pairs and judged on the others (on all of them where there are too
+few to part). The evidence, as the circuits papers ask for it, one step each:
+
+- `scores`: every edge's score, resampled where there are prompts enough, and with signs flipped;
+- `exact`: exact patching of the first edges and of a random sample;
+- `curves`: faithfulness by size, ranked by absolute and by signed score, and with the other edges
+  corrupted, at their mean or at zero;
+- `controls`: random circuits of the same sizes, and the circuits that the method finds where each
+  pair's metric counts with a random sign, so that there is nothing to find;
+- `circuit`: the smallest circuit for a stated faithfulness;
+- `faithfulness`: that circuit's, on the pairs it was found on and on the others;
+- `knockouts`: its completeness and minimality.
+
+Each step is a function from values to a value; `CARD_STEPS` lists them in order with what each
+needs, and `gather` runs those whose values are not there yet. `packed` turns every value into
+arrays and plain data, so that a long search can be stored step by step and continued.
+
+Assumes pairs of equal length that differ. Cost: two or three attributions, and a few hundred
+circuit evaluations, most of them small (see `evaluate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.circuits.agreement import EdgeScores
+from casestudy.circuits.curves import Curve, curve, curve_circuits, smallest
+from casestudy.circuits.edge_patching import patch_edges
+from casestudy.circuits.edge_scores import STEPS, Method, attribute_edges
+from casestudy.circuits.evaluate import Ablation, evaluate
+from casestudy.circuits.graph import Circuit, Graph, Mask, Rank
+from casestudy.circuits.knockouts import Knockouts, knock_out
+from casestudy.engine.sweep import DEFAULT_MEMORY, Metric
+from casestudy.errors import MeasureError
+from casestudy.measure.metrics import rows_of
+from casestudy.measure.patching import Effort, Pairs
+from casestudy.model.model import Model
+from casestudy.results.stats import BOOTSTRAP_FROM, units_of
+
+FEWEST = 6
+"""Pairs from which some are held out."""
+
+FLIPS = 5
+"""How often signs are flipped at random."""
+
+_FIRST_EDGES = 30
+"""How many of the first edges are patched exactly, beside the random sample."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a circuit is looked for.
+
+    Attributes:
+        method, steps: of the scores.
+        rank: by absolute or by signed score.
+        ablation: what the other edges carry.
+        faithful: the faithfulness that the smallest circuit must reach.
+        random_circuits: how many per size.
+        exact_edges: how many edges, drawn at random, are patched exactly to compare.
+        replicates: of the bootstrap over prompts.
+        seed: of everything random.
+    """
+
+    method: Method = "eap-ig-inputs"
+    steps: int = STEPS
+    rank: Rank = "absolute"
+    ablation: Ablation = "corrupted"
+    faithful: float = 0.85
+    random_circuits: int = 10
+    exact_edges: int = 200
+    replicates: int = 100
+    seed: int = 0
+
+    @property
+    def other_ablations(self) -> list[Ablation]:
+        """The ablations that were not chosen, which the evidence compares with."""
+        kinds: tuple[Ablation, ...] = get_args(Ablation)
+        return [kind for kind in kinds if kind != self.ablation]
+
+    @property
+    def curve_name(self) -> str:
+        """The curve of circuits as they are looked for."""
+        return f"{self.method}, {self.rank}"
+
+
+def choices_of(**typed: Any) -> Choices:
+    """Choices as typed by a person.
+
+    Raises: MeasureError for a name that is not one of those allowed.
+    """
+    for name, allowed in (
+        ("method", get_args(Method)),
+        ("rank", get_args(Rank)),
+        ("ablation", get_args(Ablation)),
+    ):
+        if name in typed and typed[name] not in allowed:
+            raise MeasureError(f"{name} {typed[name]!r}", allowed=", ".join(allowed))
+    return Choices(**typed)
+
+
+@dataclass(frozen=True)
+class Half:
+    """Some of the pairs, with their metric.
+
+    Attributes:
+        pairs: clean and corrupted prompts of equal length.
+        metric: a contrast, or a function of the last token's logits with a gradient.
+        documents: per pair, where it came from; None where nobody said.
+    """
+
+    pairs: Pairs
+    metric: Contrast | Metric
+    documents: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, rows: list[int]) -> Half:
+        """Of some of the pairs."""
+        documents = self.documents
+        return Half(
+            self.pairs[rows],
+            rows_of(self.metric, rows),
+            None if documents is None else tuple(documents[i] for i in rows),
+        )
+
+
+@dataclass(frozen=True)
+class Question:
+    """What evidence is gathered about.
+
+    Attributes:
+        model: the decoder.
+        graph: whose edges are scored.
+        search: the pairs that the circuit is found on.
+        judge: the pairs that it is judged on.
+        held_out: whether `judge` holds other pairs than `search`.
+        choices: how to look.
+        memory: in bytes, beyond the model itself.
+    """
+
+    model: Model
+    graph: Graph
+    search: Half
+    judge: Half
+    held_out: bool
+    choices: Choices
+    memory: int = DEFAULT_MEMORY
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        everything: Half,
+        choices: Choices,
+        *,
+        graph: Graph | None = None,
+        memory: int = DEFAULT_MEMORY,
+    ) -> Question:
+        """With the pairs split in halves, whole documents on one side."""
+        search, judge = split(len(everything), everything.documents, choices.seed)
+        graph = Graph(model.config) if graph is None else graph
+        halves = everything[search], everything[judge]
+        return cls(model, graph, *halves, search != judge, choices, memory)
+
+    def on(self, half: Half) -> tuple[Model, Pairs, Contrast | Metric]:
+        """The first arguments of every function that measures these pairs."""
+        return self.model, half.pairs, half.metric
+
+
+@dataclass(frozen=True)
+class ExactSample:
+    """Edges that were patched exactly.
+
+    Attributes:
+        drawn: (sender, receiver) the random sample, without the first edges by score.
+        scores: exact scores of both.
+    """
+
+    drawn: Mask
+    scores: EdgeScores
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """A circuit's faithfulness on some pairs.
+
+    Attributes:
+        mean, lower, upper: with the 95 % interval over prompts.
+        n: pairs.
+    """
+
+    mean: float
+    lower: float
+    upper: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Every step's value, named as the step is.
+
+    Attributes:
+        scores: of every edge.
+        exact: None where the graph has neurons, or no edge was to be patched.
+        curves: by how edges are ranked and what the other edges carry.
+        controls: (size, circuit) faithfulness of each kind of control; NaN for sizes of no or all
+            edges.
+        circuit: the smallest that is as faithful as asked, on the pairs it was found on.
+        faithfulness: the circuit's, by pairs and ablation.
+        knockouts: the circuit's.
+    """
+
+    scores: EdgeScores
+    exact: ExactSample | None
+    curves: dict[str, Curve]
+    controls: dict[str, NDArray[np.float64]]
+    circuit: Circuit
+    faithfulness: dict[str, Faithfulness]
+    knockouts: Knockouts
+
+
+def score_edges(question: Question) -> EdgeScores:
+    """Every edge's score, with bootstrap replicates where there are prompts enough, and the means
+    with signs flipped at random."""
+    choices, search = question.choices, question.search
+    n = len(search)
+    rng = np.random.default_rng(choices.seed)
+    return attribute_edges(
+        *question.on(search),
+        choices.method,
+        graph=question.graph,
+        steps=choices.steps,
+        replicates=choices.replicates if n >= BOOTSTRAP_FROM else 0,
+        documents=search.documents,
+        signs=rng.choice((-1, 1), (FLIPS, n)).tolist(),
+        memory=question.memory,
+        seed=choices.seed,
+    )
+
+
+def patch_sample(question: Question, scores: EdgeScores) -> ExactSample | None:
+    """Exact noising of the first edges and of a random sample; None for a graph with neurons."""
+    graph, choices = question.graph, question.choices
+    if any(graph.neurons.values()) or not choices.exact_edges:
+        return None
+    rng = np.random.default_rng(choices.seed)
+    edges = np.flatnonzero(graph.real)
+    sample = rng.choice(edges, min(choices.exact_edges, len(edges)), replace=False)
+    drawn = np.zeros_like(graph.real)
+    drawn.ravel()[sample] = True
+    first = graph.top(scores.values, _FIRST_EDGES, choices.rank).mask
+    effort = Effort(memory=question.memory)
+    exact = patch_edges(*question.on(question.search), drawn | first, effort=effort)
+    return ExactSample(drawn, exact)
+
+
+def size_curves(question: Question, scores: EdgeScores) -> dict[str, Curve]:
+    """Faithfulness by size, by how edges are ranked and what the other edges carry."""
+    choices = question.choices
+    curves: dict[str, tuple[Rank, Ablation]] = {
+        f"{choices.method}, {rank}": (rank, choices.ablation) for rank in get_args(Rank)
+    }
+    for ablation in choices.other_ablations:
+        curves[f"{choices.curve_name}, {ablation} ablation"] = (choices.rank, ablation)
+    memory, on = question.memory, question.on(question.judge)
+    return {
+        name: curve(*on, scores, rank=rank, ablation=ablation, memory=memory)
+        for name, (rank, ablation) in curves.items()
+    }
+
+
+def control_circuits(
+    question: Question, scores: EdgeScores, curves: dict[str, Curve]
+) -> dict[str, NDArray[np.float64]]:
+    """(size, circuit) faithfulness of random circuits of the curve's sizes, and of those that the
+    method finds where each pair's metric counts with a random sign."""
+    sizes = [c.n_edges for c in curves[question.choices.curve_name].evaluation.circuits]
+    assert scores.flipped is not None
+    flipped = [
+        circuit
+        for values in scores.flipped
+        for circuit in curve_circuits(
+            question.graph, values.astype(np.float64), rank=question.choices.rank
+        )
+    ]
+    return {
+        "random circuits of the same size": _random_circuits(question, sizes),
+        "signs flipped at random": _judged(question, flipped).reshape(FLIPS, -1).T,
+    }
+
+
+def _random_circuits(question: Question, sizes: Sequence[int]) -> NDArray[np.float64]:
+    """(size, circuit) faithfulness; NaN for the sizes that hold no edge or all."""
+    graph, count = question.graph, question.choices.random_circuits
+    rng = np.random.default_rng(question.choices.seed)
+    values = np.full((len(sizes), count), np.nan)
+    drawn = {
+        (i, j): graph.random(n, int(rng.integers(2**31)))
+        for i, n in enumerate(sizes)
+        for j in range(count)
+        if 0 < n < graph.n_edges
+    }
+    if drawn:
+        values[tuple(np.array(list(drawn)).T)] = _judged(question, list(drawn.values()))
+    return values
+
+
+def _judged(question: Question, circuits: list[Circuit]) -> NDArray[np.float64]:
+    """(circuit,) faithfulness on the pairs for judging."""
+    return evaluate(
+        *question.on(question.judge),
+        circuits,
+        ablation=question.choices.ablation,
+        memory=question.memory,
+    ).faithfulness
+
+
+def smallest_circuit(question: Question, scores: EdgeScores) -> Circuit:
+    """The smallest circuit that is as faithful as the choices ask, on the pairs for searching."""
+    choices = question.choices
+    return smallest(
+        *question.on(question.search),
+        scores,
+        faithful=choices.faithful,
+        rank=choices.rank,
+        ablation=choices.ablation,
+        memory=question.memory,
+    )
+
+
+def judge_circuit(question: Question, circuit: Circuit) -> dict[str, Faithfulness]:
+    """Faithfulness of the circuit on the pairs it was found on and on the others, by ablation."""
+    choices, judge = question.choices, question.judge
+    others = "on the same pairs: too few to hold any out"
+    if question.held_out:
+        others = "on pairs held out"
+    runs: dict[str, tuple[Half, Ablation]] = {
+        "where it was looked for": (question.search, choices.ablation),
+        others: (judge, choices.ablation),
+    }
+    for ablation in choices.other_ablations:
+        runs[f"{others}, {ablation} ablation"] = (judge, ablation)
+    values = {}
+    for name, (half, ablation) in runs.items():
+        evaluation = evaluate(
+            *question.on(half), [circuit], ablation=ablation, memory=question.memory
+        )
+        mean, lower, upper = (float(x[0]) for x in evaluation.interval(half.documents))
+        values[name] = Faithfulness(mean, lower, upper, len(half))
+    return values
+
+
+def knock_out_nodes(question: Question, circuit: Circuit) -> Knockouts:
+    """Completeness and minimality of the circuit on the pairs for judging."""
+    return knock_out(
+        *question.on(question.judge),
+        circuit,
+        ablation=question.choices.ablation,
+        memory=question.memory,
+        seed=question.choices.seed,
+    )
+
+
+@dataclass(frozen=True)
+class CardStep:
+    """One step to a card.
+
+    Attributes:
+        name: of its value, a field of `Evidence`.
+        title: for progress.
+        run: from the question and the values named in `needs` to the step's value.
+        needs: earlier steps.
+    """
+
+    name: str
+    title: str
+    run: Callable[..., Any]
+    needs: tuple[str, ...] = ()
+
+
+CARD_STEPS = (
+    CardStep("scores", "scoring every edge", score_edges),
+    CardStep("exact", "patching a sample of edges exactly", patch_sample, ("scores",)),
+    CardStep("curves", "curves", size_curves, ("scores",)),
+    CardStep("controls", "controls", control_circuits, ("scores", "curves")),
+    CardStep("circuit", "the smallest circuit", smallest_circuit, ("scores",)),
+    CardStep("faithfulness", "its faithfulness elsewhere", judge_circuit, ("circuit",)),
+    CardStep("knockouts", "completeness and minimality", knock_out_nodes, ("circuit",)),
+)
+"""The steps, in an order in which each finds what it needs."""
+
+Tell = Callable[[str, int, int], None]
+"""Told which step of how many begins."""
+
+
+def gather(
+    question: Question,
+    known: Mapping[str, Any] | None = None,
+    *,
+    keep: Callable[[str, Any], None] | None = None,
+    progress: Tell | None = None,
+) -> Evidence:
+    """Take the steps whose values are not known.
+
+    Args:
+        question: what about.
+        known: values of earlier calls by step, of the same question.
+        keep: called with a step's name and its value as soon as it is there; `packed.pack` makes
+            the value storable.
+        progress: told which step begins.
+
+    Raises: as `attribute_edges` and `evaluate`; MeasureError where no circuit is faithful enough,
+    or for a known value of no step.
+    """
+    values = dict(known or {})
+    names = [step.name for step in CARD_STEPS]
+    if unknown := values.keys() - set(names):
+        raise MeasureError(f"no step is named {min(unknown)!r}", allowed=", ".join(names))
+    for i, step in enumerate(CARD_STEPS):
+        if step.name in values:
+            continue
+        if progress is not None:
+            progress(step.title, i, len(CARD_STEPS) + 1)
+        values[step.name] = step.run(question, *(values[name] for name in step.needs))
+        if keep is not None:
+            keep(step.name, values[step.name])
+    return Evidence(**values)
+
+
+def split(n: int, documents: Sequence[str] | None, seed: int) -> tuple[list[int], list[int]]:
+    """Pairs to find a circuit on and pairs to judge it on, whole documents on one side.
+
+    All on both sides where there are fewer than `FEWEST`.
+    """
+    everything = list(range(n))
+    unit = units_of(n, documents)
+    if n < FEWEST or len(set(unit.tolist())) < 2:
+        return everything, everything
+    order = np.random.default_rng(seed).permutation(np.unique(unit))
+    size = {u: int((unit == u).sum()) for u in order.tolist()}
+    taken: set[int] = set()
+    held = 0
+    for u in order.tolist():
+        if held + size[u] <= n // 2:
+            taken.add(u)
+            held += size[u]
+    if not taken:
+        taken.add(int(order[0]))
+    judged = [i for i in everything if unit[i] in taken]
+    return [i for i in everything if unit[i] not in taken], judged

@@ -153,6 +153,7 @@ def python() -> str:
 
 MODULES = (
     "casestudy.show.plotly_figures",
+    "casestudy.show.notebook",
     "casestudy.measure.patching",
     "casestudy.circuits.paths",
     "casestudy.behaviour.counterfactual",

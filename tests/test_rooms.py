@@ -8,24 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import casestudy
+import casestudy.errors
 
 SOURCE = Path(casestudy.__file__).parent
 ROOMS = (
-    *("errors", "model", "results", "behaviour", "engine", "measure", "circuits", "study"),
-    *("claims", "show", "compat", "cli"),
+    *("errors", "drawing", "model", "results", "behaviour", "engine", "measure", "circuits"),
+    *("study", "claims", "show", "compat", "cli"),
 )
-# What was measured can show itself: doors upwards, opened only when somebody looks.
-EXCEPTIONS = {
-    ("results/result.py", "casestudy.show.plotly_figures"),
-    ("model/decoder.py", "casestudy.show.plotly_figures"),
-    ("study/study.py", "casestudy.show.plotly_figures"),
-    ("study/study.py", "casestudy.show.report"),
-}
+FRONT_DOOR = SOURCE / "__init__.py"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -62,24 +58,53 @@ def imported(tree: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_imports_point_down_the_list(path: Path) -> None:
     here = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    if here == "__init__":
-        return  # the front door opens on every room
+    if path == FRONT_DOOR:
+        return  # it opens on every room
     assert here in ROOMS, f"{here} is no room; DESIGN's list has to say where it stands"
     for module in imported(ast.parse(path.read_text("utf-8"))):
-        if (name(path), module) in EXCEPTIONS or module == "casestudy.__version__":
+        if module == "casestudy.__version__":
             continue
         there = room(module)
         assert there in ROOMS, f"{name(path)} imports {module}, which is in no room"
         assert ROOMS.index(there) <= ROOMS.index(here), f"{name(path)} imports {module}"
 
 
-def test_the_exceptions_are_needed_and_lazy() -> None:
-    """A door that nobody uses any more is walled up."""
-    for path, module in EXCEPTIONS:
-        tree = ast.parse((SOURCE / path).read_text("utf-8"))
-        assert module in imported(tree)
-        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        assert module not in imported(ast.Module(top, []))
+def files_imported(path: Path) -> set[Path]:
+    """The files of casestudy's that a file imports, at the top or within functions.
+
+    `from casestudy.room import name` is the file of that name where there is one, else the room's
+    own. What a package's `__init__` runs on the way to a file within it is not counted.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {file_of(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {file_of(name) or file_of(node.module) for name in names}
+    return {other for other in found if other is not None} - {FRONT_DOOR}
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a dotted name; None where it is another package's, or no module."""
+    first, *rest = module.split(".")
+    place = SOURCE.joinpath(*rest)
+    files = (place.with_suffix(".py"), place / "__init__.py") if rest else (FRONT_DOOR,)
+    return next((file for file in files if first == "casestudy" and file.is_file()), None)
+
+
+def test_no_files_import_one_another_in_a_loop() -> None:
+    sorter = TopologicalSorter({path: files_imported(path) for path in MODULES})
+    try:
+        sorter.prepare()
+    except CycleError as loop:
+        pytest.fail("imports in a loop: " + " < ".join(name(path) for path in loop.args[1]))
+
+
+def test_a_loop_would_be_found() -> None:
+    assert SOURCE / "drawing.py" in files_imported(SOURCE / "results" / "result.py")
+    assert file_of("casestudy.show") == SOURCE / "show" / "__init__.py"
+    assert file_of("casestudy.results.result.Grid") is None
 
 
 def python(*arguments: str) -> str:
@@ -144,3 +169,20 @@ def test_every_public_name_can_be_fetched() -> None:
     assert set(casestudy.__all__) <= set(dir(casestudy))
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         casestudy.nonsense  # noqa: B018
+
+
+def test_results_draw_themselves_where_only_their_own_module_was_imported() -> None:
+    code = (
+        "import sys\nimport numpy as np\nfrom casestudy.results.result import Axis, Grid, Table\n"
+        "assert 'plotly' not in sys.modules and 'casestudy.show' not in sys.modules\n"
+        "grid = Grid('g', np.ones(2), (Axis.count('layer', 2),), 'logits')\n"
+        "assert '<svg' in grid._repr_html_() and grid.plot().data\n"
+        "assert '<table' in Table('t', {'score': [1.0]})._repr_html_()\n"
+        "assert 'torch' not in sys.modules\nprint('drawn')"
+    )
+    assert python("-c", code).strip() == "drawn"
+
+
+def test_what_nobody_draws_is_refused_by_name() -> None:
+    with pytest.raises(casestudy.errors.CasestudyError, match=r"nothing draws 'grid\.sculpture'"):
+        casestudy.drawing.draw("grid.sculpture")

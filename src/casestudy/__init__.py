@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from casestudy import drawing
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -140,6 +142,10 @@ __all__ = [
     "top_neurons",
     "write_behaviour",
 ]
+
+
+# results know nothing of figures: the front door, which knows every room, says who draws them
+drawing.register_from("casestudy.show.drawers")
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from casestudy.drawing import draw
 from casestudy.errors import EditError, PromptError, SiteError, SiteNotKept, TokenError
 from casestudy.model.config import ModelConfig, Rotary
 from casestudy.model.edits import Edit, apply_edits
@@ -97,19 +98,16 @@ class Trace:
             tokens: its tokens, to label positions with (`model.tokenizer.strings(ids)`).
             where: a label per axis to fix; axes beyond two are fixed at their first.
         """
-        from casestudy.show.plotly_figures import plot_activation  # looking is asked for from here
-
         site, layer = self._address(key, self.values)
         values = self.of(key, prompt)
-        return plot_activation(values, address_name(site, layer), site.axes[1:], tokens, **where)
+        name, axes = address_name(site, layer), site.axes[1:]
+        return draw("trace.plot", values, name, axes, tokens, **where)
 
     def _repr_html_(self) -> str:
-        from casestudy.show.plotly_figures import trace_html
-
         kept = [(address_name(*address), x.shape) for address, x in self.values.items()]
         kept += [(f"{address_name(*address)}, last", x.shape) for address, x in self.lasts.items()]
         kept += [] if self.logits is None else [("logits", self.logits.shape)]
-        return trace_html(len(self.tokens), kept)
+        return str(draw("trace.html", len(self.tokens), kept))
 
     def _address(
         self, key: Site | str | tuple[Site | str, int], known: Iterable[Address]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from casestudy.drawing import draw
 from casestudy.errors import MeasureError
 
 if TYPE_CHECKING:
@@ -144,15 +145,10 @@ class Grid:
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of this grid."""
-        # The one door upwards: looking is a later room, and drawing is asked for from here.
-        from casestudy.show.plotly_figures import plot_grid
-
-        return plot_grid(self, **options)
+        return draw("grid.plot", self, **options)
 
     def _repr_html_(self) -> str:
-        from casestudy.show.plotly_figures import grid_html
-
-        return grid_html(self)
+        return str(draw("grid.html", self))
 
 
 def concatenate(grids: Sequence[Grid], axis: str = "prompt") -> Grid:
@@ -236,14 +232,10 @@ class Table:
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of this table: a bar per row."""
-        from casestudy.show.plotly_figures import plot_table
-
-        return plot_table(self, **options)
+        return draw("table.plot", self, **options)
 
     def _repr_html_(self) -> str:
-        from casestudy.show.plotly_figures import table_html
-
-        return table_html(self)
+        return str(draw("table.html", self))
 
 
 Result = Grid | Table

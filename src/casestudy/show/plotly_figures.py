@@ -1,17 +1,12 @@
 """How does a measurement look in Python?
 
 `heatmap`, `line` and `scatter` draw plotly figures from arrays, torch tensors or grids: diverging
-colours centred at zero, labels on hover. `plot_grid` is what `Grid.plot()` calls; `grid_html` and
-`table_html` are how results show themselves in a notebook, without plotly and without a network.
+colours centred at zero, labels on hover. `plot_grid` is what `Grid.plot()` gives.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +14,9 @@ from markupsafe import Markup
 
 from casestudy.errors import MeasureError
 from casestudy.results.result import Array, Axis, Grid, Table
-from casestudy.show import svg
 from casestudy.show.distribution import MOST_DOTS
-from casestudy.show.page import as_json, template_text
-from casestudy.show.text import clean, count, interval, number, shorten, signed, visible
+from casestudy.show.notebook import attention_heads as attention_heads
+from casestudy.show.text import token_or_text
 
 BLUE, PAPER, ORANGE = "#1f5fa8", "#f7f6f2", "#c4501b"
 DIVERGING = [[0.0, ORANGE], [0.5, PAPER], [1.0, BLUE]]
@@ -31,10 +25,6 @@ neither being the paper's colour."""
 
 LINES = ("#1f5fa8", "#c4501b", "#1d7f63", "#8a5a9e", "#8f6b00", "#4c5763")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-ROWS_SHOWN = 20
-MOST_DRAWN = 64
-"""Places of one axis that a notebook's drawing shows."""
-
 _CURVES = ("depth", "proportion", "checkpoint")
 """Last axes along which each row of a grid is a line."""
 _ORDERED = (*_CURVES, "layer", "position", "pos", "query_pos", "key_pos")
@@ -423,7 +413,8 @@ def plot_table(table: Table, *, value: str = "", most: int = 40, **where: Any) -
     ]
     shown = rows[:most]
     labels = [
-        ", ".join(_shown(row[name]) for name in named) or str(i) for i, row in enumerate(shown)
+        ", ".join(token_or_text(row[name]) for name in named) or str(i)
+        for i, row in enumerate(shown)
     ]
     lower, upper = (
         next((n for n in names if n in floats), "")
@@ -487,13 +478,7 @@ def _finish(figure: Any, title: str, xaxis: str, yaxis: str) -> Any:
 
 def _html(text: object) -> str:
     # plotly reads a small HTML in its texts; a label is never markup
-    return str(Markup.escape(_shown(text)))
-
-
-def _shown(value: object) -> str:
-    """A token with its white space visible, anything else as it is."""
-    text = str(value)
-    return visible(text) if text != text.strip() or "\n" in text else clean(text)
+    return str(Markup.escape(token_or_text(text)))
 
 
 def _labels(labels: Sequence[object] | None, n: int, name: str) -> list[str]:
@@ -520,172 +505,3 @@ def _pairs(ys: Sequence[str], xs: Sequence[str], shape: tuple[int, ...]) -> Arra
 
 def _some(n: int, most: int = 40) -> list[int]:
     return list(range(0, n, max(1, -(-n // most))))
-
-
-@dataclass(frozen=True)
-class Html:
-    """A piece of HTML that a notebook shows."""
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __str__(self) -> str:
-        return self.html
-
-
-def attention_heads(pattern: Grid, **where: str) -> Html:
-    """CircuitsVis' view of one layer's attention patterns, working without a network.
-
-    CircuitsVis itself asks a host on the internet each time it is shown, and loads its script from
-    there if it can. Its package brings the script along (1.3 MB): here it is written into the
-    view.
-
-    Args:
-        pattern: a grid with the axes head, query_pos and key_pos, as a study stores
-            (`pattern.0`) or `attention_pattern` gives, and perhaps layer.
-        where: a label for every other axis: `layer="3"`.
-
-    Raises: MeasureError where the axes are others, or CircuitsVis is not installed.
-    """
-    cut = pattern.select(**where)
-    names = [axis.name for axis in cut.axes]
-    if names != ["head", "query_pos", "key_pos"]:
-        raise MeasureError(
-            f"attention patterns with the axes {', '.join(names)}",
-            allowed="head, query_pos, key_pos",
-            hint="Fix the others: attention_heads(pattern, layer='0')",
-        )
-    found = importlib.util.find_spec("circuitsvis")
-    if found is None or found.origin is None:
-        raise MeasureError(
-            "circuitsvis is not installed", hint="Install it: pip install 'casestudy[notebook]'"
-        )
-    script = Path(found.origin).parent.joinpath("dist", "cdn", "iife.js").read_text("utf-8")
-    # Without its source map, which a browser's tools would look for; and nothing in it may close
-    # the element it stands in.
-    script = script.partition("//# sourceMappingURL")[0].replace("</script", "<\\/script")
-    props = as_json(
-        {
-            "attention": np.round(cut.values.astype(float), 4).tolist(),
-            "tokens": [visible(label.partition(":")[2]) for label in cut.axes[-1].labels],
-            "attentionHeadNames": [f"head {label}" for label in cut.axes[0].labels],
-            "maskUpperTri": True,
-        }
-    )
-    name = "attention-" + hashlib.sha256(props.encode("utf-8")).hexdigest()[:12]
-    return Html(
-        f'<div id="{name}" style="margin: 15px 0"></div><script type="module">{script}\n'
-        f'CircuitsVis.render("{name}", CircuitsVis.AttentionHeads, {props});</script>'
-    )
-
-
-def grid_html(grid: Grid) -> str:
-    """A grid as a notebook shows it: a drawing, its unit, n, interval and error. No script."""
-    cut, fixed = grid, []
-    for axis in grid.axes[: max(0, len(grid.axes) - 2)]:
-        cut = cut.select(**{axis.name: axis.labels[0]})
-        fixed.append(f"{axis.name} {clean(axis.labels[0])} of {len(axis)}")
-    for axis in cut.axes:
-        if len(axis) > MOST_DRAWN:
-            cut = cut.take(axis.name, axis.labels[:MOST_DRAWN])
-            fixed.append(f"the first {MOST_DRAWN} of {len(axis):,} along {axis.name}")
-    shape = " × ".join(f"{axis.name} {len(axis)}" for axis in grid.axes) or "one number"
-    facts = [shape, grid.unit, *(f"shown: {f}" for f in fixed)]
-    facts += [f"{key} {number(value)}" for key, value in grid.error.items()]
-    body = _drawn(cut)
-    return str(
-        Markup(
-            '<div class="casestudy"><style>{}</style><p><b>{}</b> {}</p>{}<p class="about">{}</p>'
-            "</div>"
-        ).format(
-            Markup(template_text("plot.css")),
-            clean(grid.name),
-            "; ".join(facts),
-            body,
-            clean(grid.about),
-        )
-    )
-
-
-def _drawn(grid: Grid) -> Markup:
-    values = np.asarray(grid.values, dtype=float)
-    known = values[np.isfinite(values)]
-    if not known.size:
-        return Markup("<p>{}</p>").format("nothing was measured")
-    if values.ndim == 0:
-        lowest, highest = (None if a is None else float(a) for a in (grid.lower, grid.upper))
-        return Markup("<p>{} [{}]</p>").format(signed(float(values)), interval(lowest, highest))
-    labels = [[clean(label) for label in axis.labels] for axis in grid.axes]
-    alt = f"{grid.name}: {number(float(known.min()))} to {number(float(known.max()))} {grid.unit}"
-    low, high = (None if a is None else svg.numbers(a) for a in (grid.lower, grid.upper))
-    titles = svg.Data.of(grid).titles()
-    if values.ndim == 1 and grid.axes[0].name == "term":
-        total = float(np.nansum(values))
-        titles.append(f"sum of terms: {number(total)} {grid.unit}")
-        drawing = svg.waterfall(
-            labels[0], values.tolist(), total, lower=low, upper=high, total_label="sum of terms"
-        )
-    elif values.ndim == 1:
-        drawing = svg.bars(labels[0], svg.numbers(values), unit=grid.unit, lower=low, upper=high)
-    else:
-        drawing = svg.heatmap(
-            values, *labels, unit=grid.unit, row_name=grid.axes[0].name, col_name=grid.axes[1].name
-        )
-    return drawing.svg(alt, [clean(title) for title in titles])
-
-
-def study_html(name: str, n: int, headline: Grid | None, holds: Sequence[str], path: str) -> str:
-    """A study as a notebook shows it: its headline, and what else there is to ask for."""
-    return str(
-        Markup(
-            '<div class="casestudy"><style>{}</style><p><b>{}</b> {}</p><p class="about">{}</p>'
-            '<p class="about">{}</p></div>{}'
-        ).format(
-            Markup(template_text("plot.css")),
-            clean(name),
-            count(n, "prompt"),
-            f"In {clean(path)}; report() writes the page. Ask for study[…]:",
-            clean(", ".join(holds)),
-            Markup("") if headline is None else Markup(grid_html(headline)),
-        )
-    )
-
-
-def trace_html(prompts: int, kept: Sequence[tuple[str, Sequence[int]]]) -> str:
-    """What a run kept, as a notebook shows it: names and shapes, not numbers."""
-    columns = {"kept": [name for name, _ in kept], "shape": [str(tuple(s)) for _, s in kept]}
-    return table_html(Table(f"Trace of {count(prompts, 'prompt')}", columns))
-
-
-def table_html(table: Table) -> str:
-    """A table as a notebook shows it: its first rows, and how many there are."""
-    rows = table.rows()
-    head = Markup("").join(Markup("<th>{}</th>").format(clean(name)) for name in table.columns)
-    body = Markup("").join(
-        Markup("<tr>{}</tr>").format(
-            Markup("").join(Markup("<td>{}</td>").format(_cell(v)) for v in row.values())
-        )
-        for row in rows[:ROWS_SHOWN]
-    )
-    more = f"{len(rows):,} rows" + (f", {ROWS_SHOWN} shown" if len(rows) > ROWS_SHOWN else "")
-    return str(
-        Markup(
-            '<div class="casestudy"><style>{}</style><p><b>{}</b> {}</p><table><thead><tr>{}</tr>'
-            '</thead><tbody>{}</tbody></table><p class="about">{}</p></div>'
-        ).format(
-            Markup(template_text("plot.css")),
-            clean(table.name),
-            more,
-            head,
-            body,
-            clean(table.about),
-        )
-    )
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return number(value, 3)
-    return "" if value is None else shorten(_shown(value), 60)

@@ -36,6 +36,12 @@ def visible(token: object) -> str:
     return shown or "‹empty›"
 
 
+def token_or_text(value: object) -> str:
+    """A token with its white space visible, any other value as it is."""
+    text = str(value)
+    return visible(text) if text != text.strip() or "\n" in text else clean(text)
+
+
 def _harmless(character: str) -> str:
     if character in "\n\t" or character in _JOINERS:
         return character

@@ -32,6 +32,7 @@ from casestudy.behaviour.files import find_behaviour
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.behaviour.roles import check_roles
 from casestudy.circuits.evidence import Tell
+from casestudy.drawing import draw
 from casestudy.engine.batch import Measurement
 from casestudy.engine.sweep import DEFAULT_MEMORY
 from casestudy.errors import CasestudyError, StudyError
@@ -141,22 +142,21 @@ class Study:
         return self.grids["ledger.mean"].plot(**options)
 
     def _repr_html_(self) -> str:
-        from casestudy.show.plotly_figures import study_html
-
         about = self.manifest["behaviour"]
-        return study_html(
+        html = draw(
+            "study.html",
             f"{about['name']} on {self.manifest['model']['name']}",
             about["n_prompts"],
             self.grids.get("ledger.mean"),
             sorted({*self.grids, *self.tables}),
             str(self.store.folder),
         )
+        return str(html)
 
     def report(self) -> Path:
         """Write report.html into the study's folder, and say where it is."""
-        from casestudy.show.report import write_report
-
-        return write_report(self.store)
+        path: Path = draw("study.report", self.store)
+        return path
 
 
 def study(

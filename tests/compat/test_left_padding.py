@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from casestudy.compat.transformer_lens import HookedTransformer
+from casestudy.compat.transformer_lens.layout import PaddedIds
 
 PROMPTS = ["He said so. He went", "Go.", "The old man saw the house. She went home."]
 
@@ -57,6 +60,30 @@ def test_rows_keep_their_padding_wherever_they_go(model: HookedTransformer) -> N
     whole = model(tokens)
     assert torch.allclose(model(tokens[[2, 0]])[1], whole[0], atol=1e-5)
     assert torch.allclose(model(tokens.clone().int())[1], whole[1], atol=1e-5)
+
+
+def test_a_call_gives_the_same_number_after_other_calls(toy_folder: Callable[..., Path]) -> None:
+    model = HookedTransformer.from_pretrained(str(toy_folder()), device="cpu")
+    ids = torch.tensor(model.to_tokens(PROMPTS, padding_side="left").tolist())
+    fresh = HookedTransformer.of(model.model)(ids)
+    model.to_tokens(PROMPTS[1], padding_side="left")
+    assert torch.equal(model(ids), fresh)
+    # the ids that were made with padding on the left still know of it
+    assert not torch.equal(model(model.to_tokens(PROMPTS, padding_side="left")), fresh)
+
+
+def test_ids_carry_their_padding_while_their_rows_are_whole(model: HookedTransformer) -> None:
+    tokens = model.to_tokens(PROMPTS)
+    assert repr(tokens).startswith("tensor(")
+    whole = (tokens[1], tokens[:2], tokens.long(), torch.cat([tokens, tokens]), deepcopy(tokens))
+    assert all(isinstance(ids, PaddedIds) for ids in whole)
+    others = (tokens[:, 1:], tokens == 0, tokens.float(), tokens.max(), model(tokens))
+    assert not any(isinstance(ids, PaddedIds) for ids in others)
+    assert not any(isinstance(x, PaddedIds) for x in model.run_with_cache(tokens)[1].values())
+    file = BytesIO()
+    torch.save(tokens, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file), tokens)
 
 
 def test_ids_from_elsewhere_are_read_by_their_padding(model: HookedTransformer) -> None:

@@ -8,7 +8,9 @@ is finite and means nothing; a padded query's row of an attention pattern is 0, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -18,6 +20,70 @@ from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
 
 _POSITIONS = ("pos", "query_pos", "key_pos")
+
+
+class PaddedIds(Tensor):
+    """Ids of prompts padded on the left, which carry how much padding each row begins with.
+
+    Copies, casts and selections of whole rows carry it too; the result of any other operation is a
+    plain tensor, whose padding has to be read from the ids.
+
+    Attributes:
+        padding: of each row, by its ids.
+    """
+
+    padding: Mapping[tuple[int, ...], int]
+
+    @classmethod
+    def of(cls, ids: Int[Tensor, "batch pos"], padding: Sequence[int]) -> PaddedIds:
+        """Ids whose rows begin with so much padding each."""
+        return cls._carry(ids, dict(zip(map(tuple, ids.tolist()), padding, strict=True)))
+
+    @classmethod
+    def _carry(cls, ids: Tensor, padding: Mapping[tuple[int, ...], int]) -> PaddedIds:
+        self = ids.as_subclass(cls)
+        self.padding = padding
+        return self
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            out = func(*args, **(kwargs or {}))
+            if not isinstance(out, Tensor) or isinstance(out, PaddedIds):
+                return out
+            sources = [x for x in _flat(args) if isinstance(x, PaddedIds)]
+            rows = out.ndim in (1, 2) and all(out.shape[-1] == x.shape[-1] for x in sources)
+            if not sources or not rows or out.dtype not in _INTEGERS:
+                return out
+            return cls._carry(out, {row: n for x in sources for row, n in x.padding.items()})
+
+    def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
+        return repr(plain(self))
+
+    def __deepcopy__(self, memo: Any) -> PaddedIds:
+        return type(self)._carry(plain(self).clone(), self.padding)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return plain(self).__reduce_ex__(protocol)
+
+
+_INTEGERS = (torch.int32, torch.int64)
+
+
+def plain(ids: Tensor) -> Tensor:
+    """The same ids as an ordinary tensor."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return ids.as_subclass(Tensor)
+
+
+def _flat(args: Sequence[Any]) -> Iterator[Any]:
+    for arg in args:
+        if isinstance(arg, list | tuple):
+            yield from _flat(arg)
+        else:
+            yield arg
 
 
 @dataclass(frozen=True)

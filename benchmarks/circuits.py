@@ -152,7 +152,7 @@ def passes(folder: Path, case: str) -> Work:
     import torch
 
     import casestudy as cs
-    from casestudy.engine.sweep import Readout
+    from casestudy.engine.readout import Readout
     from casestudy.model.edits import Edit
     from casestudy.model.sites import Site
 

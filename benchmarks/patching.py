@@ -66,7 +66,8 @@ def ours(folder: Path, case: str) -> Work:
 
     import casestudy as cs
     from casestudy.behaviour.contrast import Contrast
-    from casestudy.engine.sweep import Cell, Place, sweep
+    from casestudy.engine.cells import Cell, Place
+    from casestudy.engine.sweep import sweep
     from casestudy.measure.patching import Effort, Pairs, patch
     from casestudy.model.sites import Site
     from casestudy.model.tokens import Tokens

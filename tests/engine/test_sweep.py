@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from casestudy.engine import sweep as engine
-from casestudy.engine.sweep import SITES, Cell, Place, first_differences, sweep
+from casestudy.engine.cells import SITES, Cell, Place, first_differences
+from casestudy.engine.sweep import sweep
 from casestudy.errors import MeasureError, SiteError
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
@@ -21,6 +22,7 @@ from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
 from casestudy.model.weights import map_tensors
+from casestudy.results.stats import ratio_of_means
 from tests.measure.worlds import (
     D_MLP,
     D_MODEL,
@@ -218,11 +220,11 @@ def test_the_other_run_may_be_climbed_from_a_shared_prefix(
         if cell.site not in (Site.PATTERN, Site.MLP_POST)
     ]
     climbs: list[int] = []
-    climbed = engine._Engine.climbed_source
+    shared = engine._Sweeping.source_after_prefix
     monkeypatch.setattr(
-        engine._Engine,
-        "climbed_source",
-        lambda self, *rest: (climbs.append(1), climbed(self, *rest))[1],
+        engine._Sweeping,
+        "source_after_prefix",
+        lambda self, *rest: (climbs.append(1), shared(self, *rest))[1],
     )
     found = sweep(model, corrupted, clean, cells, contrast(4), check=0)
     # a pattern has to be run for plainly, and the other cells with it
@@ -335,8 +337,8 @@ def test_a_failed_check_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
     model = decoder(dtype=torch.float32)
     clean, corrupted = pairs([5, 7], first=[0, 0])
     cells = [Cell(Site.RESID_PRE, 0, Place.everywhere(corrupted))]
-    right = engine._Climb.climb
-    monkeypatch.setattr(engine._Climb, "climb", lambda self: right(self) + 2e-4)
+    right = engine.Climb.climb
+    monkeypatch.setattr(engine.Climb, "climb", lambda self: right(self) + 2e-4)
     with pytest.raises(MeasureError, match="differs from full forward passes"):
         sweep(model, corrupted, clean, cells, contrast(2))
 
@@ -379,8 +381,8 @@ def test_a_watcher_sees_each_climb_and_may_end_the_sweep() -> None:
 def test_undefined_where_the_two_runs_do_not_differ() -> None:
     values = np.array([[1.0, 2.0], [np.nan, np.nan]])
     base, other = np.array([1.0, 3.0]), np.array([3.0, 1.0])
-    assert np.isnan(engine.ratio_of_means(values, base, other)).all()
-    np.testing.assert_allclose(engine.ratio_of_means(values, base, other + 1), [-0.5, np.nan])
+    assert np.isnan(ratio_of_means(values, base, other)).all()
+    np.testing.assert_allclose(ratio_of_means(values, base, other + 1), [-0.5, np.nan])
 
 
 class TestBadInput:

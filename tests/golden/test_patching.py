@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.engine.sweep import first_differences
+from casestudy.engine.cells import first_differences
 from casestudy.measure.patching import Pairs, Patched, patch
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokenizer

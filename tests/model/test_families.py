@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.engine.sweep import Cell, Place, sweep
+from casestudy.engine.cells import Cell, Place
+from casestudy.engine.sweep import sweep
 from casestudy.errors import ModelError, RewriteError
 from casestudy.measure.ledger import gap_bound, keep_for_ledger, ledger_terms
 from casestudy.model.decoder import run

@@ -19,7 +19,8 @@ from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.card_tables import card_tables
 from casestudy.circuits.evidence import CARD_STEPS, Choices, Half, Question, Tell, gather
 from casestudy.circuits.graph import Circuit, Graph, Scores
-from casestudy.engine.sweep import DEFAULT_MEMORY, Metric
+from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
 from casestudy.measure.patching import Pairs
 from casestudy.model.model import Model

@@ -20,7 +20,8 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.evaluate import Ablation, Evaluation, evaluate
 from casestudy.circuits.graph import Circuit, Graph, Rank, Scores
-from casestudy.engine.sweep import DEFAULT_MEMORY, Metric
+from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
 from casestudy.measure.patching import Pairs
 from casestudy.model.model import Model

@@ -27,7 +27,9 @@ from casestudy.circuits.contributions import contribution_sites, contributions
 from casestudy.circuits.edge_scores import differing
 from casestudy.circuits.graph import LOGITS, Graph, Mask
 from casestudy.circuits.paths import Path
-from casestudy.engine.sweep import Cell, Metric, Readout, sweep
+from casestudy.engine.cells import Cell
+from casestudy.engine.readout import Metric, Readout
+from casestudy.engine.sweep import sweep
 from casestudy.errors import MeasureError
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.patching import DEFAULT_EFFORT, Direction, Effort, Pairs

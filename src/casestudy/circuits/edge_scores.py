@@ -38,13 +38,10 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.contributions import alike, contribution_sites, contributions
 from casestudy.circuits.graph import Graph
-from casestudy.engine.sweep import (
-    DEFAULT_MEMORY,
-    Metric,
-    Progress,
-    Readout,
-    first_differences,
-)
+from casestudy.engine.cells import first_differences
+from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.readout import Metric, Readout
+from casestudy.engine.sweep import Progress
 from casestudy.errors import MeasureError
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.patching import Direction, Pairs, equal_lengths

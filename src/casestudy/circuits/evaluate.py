@@ -48,7 +48,9 @@ from casestudy.circuits.contributions import (
 )
 from casestudy.circuits.edge_scores import differing
 from casestudy.circuits.graph import Circuit, Graph
-from casestudy.engine.sweep import DEFAULT_MEMORY, Metric, Progress, Readout, rounding_bound
+from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.readout import Metric, Readout
+from casestudy.engine.sweep import Progress, rounding_bound
 from casestudy.errors import MeasureError
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.patching import Pairs, Roles, token_classes

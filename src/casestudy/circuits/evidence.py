@@ -38,7 +38,8 @@ from casestudy.circuits.edge_scores import STEPS, Method, attribute_edges
 from casestudy.circuits.evaluate import Ablation, evaluate
 from casestudy.circuits.graph import Circuit, Graph, Mask, Rank
 from casestudy.circuits.knockouts import Knockouts, knock_out
-from casestudy.engine.sweep import DEFAULT_MEMORY, Metric
+from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.patching import Effort, Pairs

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.evaluate import Ablation, evaluate
 from casestudy.circuits.graph import Circuit, Mask
-from casestudy.engine.sweep import DEFAULT_MEMORY, Metric
+from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
 from casestudy.measure.patching import Pairs
 from casestudy.model.model import Model

@@ -36,16 +36,10 @@ from casestudy.circuits.graph import (
     reaches,
     senders_before,
 )
-from casestudy.engine.sweep import (
-    Cell,
-    Metric,
-    Place,
-    Plan,
-    Readout,
-    Sweep,
-    first_differences,
-    sweep,
-)
+from casestudy.engine.cells import Cell, Place, first_differences
+from casestudy.engine.plan import Plan
+from casestudy.engine.readout import Metric, Readout
+from casestudy.engine.sweep import Sweep, sweep
 from casestudy.errors import MeasureError, SiteError
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.patching import (

@@ -26,7 +26,7 @@ from casestudy.circuits.graph import Circuit, Graph
 from casestudy.claims.compare import ANSWERS, SHARE
 from casestudy.claims.context import Bench, Unmeasurable, Values, among, check_count
 from casestudy.engine.batch import Batch, Measurement
-from casestudy.engine.sweep import SITES
+from casestudy.engine.cells import SITES
 from casestudy.errors import FindingError, SiteError
 from casestudy.measure.attention import attention_to_roles
 from casestudy.measure.attribution import BIAS, HEADS, directions, keep_for_neurons, neuron_shares

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.engine.sweep import Metric
+from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
 from casestudy.model.decoder import run
 from casestudy.model.model import Model

@@ -32,17 +32,11 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import Counterfactual, Score, propose
 from casestudy.behaviour.prompts import AnswerRule, Prompt, Role
 from casestudy.behaviour.roles import roles_of
-from casestudy.engine.sweep import (
-    DEFAULT_MEMORY,
-    Cell,
-    Metric,
-    Place,
-    Plan,
-    Progress,
-    Sweep,
-    Values,
-    sweep,
-)
+from casestudy.engine.cells import Cell, Place, Values
+from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.plan import Plan
+from casestudy.engine.readout import Metric
+from casestudy.engine.sweep import Progress, Sweep, sweep
 from casestudy.errors import BehaviourError, MeasureError, SiteError
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import run

@@ -34,7 +34,7 @@ from casestudy.behaviour.roles import check_roles
 from casestudy.circuits.evidence import Tell
 from casestudy.drawing import draw
 from casestudy.engine.batch import Measurement
-from casestudy.engine.sweep import DEFAULT_MEMORY
+from casestudy.engine.packing import DEFAULT_MEMORY
 from casestudy.errors import CasestudyError, StudyError
 from casestudy.measure.attention import ATTENTION
 from casestudy.measure.attribution import ATTRIBUTION

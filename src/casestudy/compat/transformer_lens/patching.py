@@ -24,7 +24,8 @@ from casestudy.compat.transformer_lens.errors import refuse_import
 from casestudy.compat.transformer_lens.hooked_transformer import HookedTransformer
 from casestudy.compat.transformer_lens.layout import Layout
 from casestudy.compat.transformer_lens.names import get_act_name
-from casestudy.engine.sweep import SITES, Cell, Place, sweep
+from casestudy.engine.cells import SITES, Cell, Place
+from casestudy.engine.sweep import sweep
 from casestudy.errors import MeasureError, SiteError
 from casestudy.model.sites import Site
 

@@ -1,0 +1,321 @@
+"""Which activations does a sweep replace, in which prompts?
+
+A cell names an activation; applied to a prompt it is a variant. Cells are checked against the model
+and the prompts before anything runs. Where the base and the source run agree, and where nothing
+that a cell changes can reach the last position, the value is known and there is no variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from casestudy.errors import MeasureError, SiteError
+from casestudy.model.config import ModelConfig
+from casestudy.model.model import Model
+from casestudy.model.sites import Site, check_layer
+from casestudy.model.tokens import Tokens
+
+Values = Callable[[Site, int | None, Tensor, Tensor], Tensor]
+"""From a site, a layer, prompts (rows) and positions (rows) to activations that broadcast to
+(rows, …), where … are the site's axes after batch and position."""
+
+# What a site's replacement changes first: a layer's input, its keys and values, the stream after
+# attention, the stream after the MLP.
+PRE = frozenset({Site.RESID_PRE, Site.EMBED, Site.POS_EMBED})
+KEYS = frozenset({Site.K, Site.V})
+HEADS = frozenset({Site.Z, Site.Q, Site.PATTERN})
+MID = frozenset({Site.RESID_MID, Site.ATTN_OUT}) | HEADS
+POST = frozenset({Site.MLP_OUT, Site.MLP_POST, Site.RESID_POST})
+SITES = PRE | KEYS | MID | POST
+"""The sites a cell may replace."""
+SHARED = SITES - {Site.PATTERN, Site.MLP_POST}
+"""The sites a source run gives that is computed from the first difference on only."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which positions of each prompt a cell covers, and where their replacements come from.
+
+    Attributes:
+        label: a position's number, a role's name, "all", "last".
+        base: per prompt, positions in the run that is changed, ascending; empty where the prompt
+            has no such place.
+        source: per prompt, as many positions in the run the replacements come from.
+    """
+
+    label: str
+    base: tuple[tuple[int, ...], ...]
+    source: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def at(cls, position: int, tokens: Tokens) -> Place:
+        """One absolute position, absent from the prompts that are shorter."""
+        where = tuple((position,) if position < n else () for n in tokens.lengths.tolist())
+        return cls(str(position), where, where)
+
+    @classmethod
+    def everywhere(cls, tokens: Tokens) -> Place:
+        """Every position of every prompt."""
+        where = tuple(tuple(range(n)) for n in tokens.lengths.tolist())
+        return cls("all", where, where)
+
+    @classmethod
+    def last(cls, tokens: Tokens, source: Tokens | None = None) -> Place:
+        """Each prompt's last token, from the last token of its partner."""
+        source = tokens if source is None else source
+        ends = tuple((n - 1,) for n in tokens.lengths.tolist())
+        return cls("last", ends, tuple((n - 1,) for n in source.lengths.tolist()))
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One replacement, made in each prompt on its own.
+
+    Attributes:
+        site: what is replaced; one of `SITES`.
+        layer: in which layer; None for the embeddings.
+        place: at which positions.
+        head: one head (a key/value head for k and v), or None for all.
+        neuron: one neuron of `mlp_post`, or None for all.
+        subspace: orthonormal columns; only the stream's component in their span is replaced.
+        values: what is put in, (prompt, pos, …) by base position, instead of the sweep's source;
+            for a head, that head's alone.
+    """
+
+    site: Site
+    layer: int | None
+    place: Place
+    head: int | None = None
+    neuron: int | None = None
+    subspace: Float[Tensor, "d_model k"] | None = None
+    values: Float[Tensor, "prompt pos ..."] | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One cell applied to one prompt: one patched run.
+
+    Attributes:
+        cell: which, by index.
+        prompt: which, by index among all of the sweep's.
+        positions: where the replacement changes anything, ascending.
+        sources: as many positions of the source run.
+        length: of the prompt.
+    """
+
+    cell: int
+    prompt: int
+    positions: tuple[int, ...]
+    sources: tuple[int, ...]
+    length: int
+
+    @property
+    def first(self) -> int:
+        """The first position that changes."""
+        return self.positions[0]
+
+    @property
+    def rows(self) -> int:
+        """Positions from the first that changes to the last."""
+        return self.length - self.positions[0]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a sweep is asked: the cells, the run they change, where replacements come from."""
+
+    model: Model
+    base: Tokens
+    source: Tokens | Values | None
+    cells: tuple[Cell, ...]
+
+    @classmethod
+    def checked(
+        cls, model: Model, base: Tokens, source: Tokens | Values | None, cells: Sequence[Cell]
+    ) -> Task:
+        """A task on the model's device.
+
+        Raises: MeasureError for pairs that are identical or do not match, SiteError for a cell the
+            model does not have.
+        """
+        for cell in cells:
+            _check_site(model.config, cell)
+            _check_place(cell, base, source)
+        if isinstance(source, Tokens):
+            _check_pairs(base, source)
+            source = source.to(model.device)
+        n_layers = model.config.n_layers
+        counted = (
+            cell if cell.layer is None else replace(cell, layer=cell.layer % n_layers)
+            for cell in cells
+        )
+        return cls(model, base.to(model.device), source, tuple(counted))
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """The model's."""
+        return self.model.device
+
+    @property
+    def top(self) -> int:
+        """The last layer."""
+        return self.config.n_layers - 1
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Of the base prompts."""
+        return [int(n) for n in self.base.lengths]
+
+    @cached_property
+    def differ(self) -> list[int]:
+        """Per prompt, the first position at which base and source differ; 0 without pairs."""
+        if isinstance(self.source, Tokens):
+            return first_differences(self.base, self.source)
+        return [0] * len(self.base)
+
+    @cached_property
+    def shares_prefix(self) -> bool:
+        """Whether the source run is computed from the first differences on only.
+
+        Worth it from half the tokens on: an unpatched run is a few percent of a sweep.
+        """
+        return (
+            isinstance(self.source, Tokens)
+            and self.lengths == self.source.lengths.tolist()
+            and all(cell.site in SHARED or cell.values is not None for cell in self.cells)
+            and sum(self.differ) > sum(self.lengths) / 2
+        )
+
+    def variants(self) -> tuple[list[Variant], NDArray[np.bool_], NDArray[np.bool_]]:
+        """The (cell, prompt) pairs to compute; which are known; which are absent."""
+        shape = (len(self.cells), len(self.base))
+        known, absent = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        live: dict[tuple[int, bool, bool], list[tuple[tuple[int, int], ...]]] = {}
+        variants = []
+        for c, cell in enumerate(self.cells):
+            ends = cell.layer == self.top and cell.site in MID | POST
+            key = (id(cell.place), ends, cell.values is not None)
+            if key not in live:
+                live[key] = self._live(cell, ends)
+            for b, pairs in enumerate(live[key]):
+                if not cell.place.base[b]:
+                    absent[c, b] = True
+                elif not pairs:
+                    known[c, b] = True
+                else:
+                    here, there = tuple(p for p, _ in pairs), tuple(s for _, s in pairs)
+                    variants.append(Variant(c, b, here, there, self.lengths[b]))
+        return variants, known, absent
+
+    def _live(self, cell: Cell, ends: bool) -> list[tuple[tuple[int, int], ...]]:
+        """Per prompt, the (base, source) positions at which a cell changes the last position.
+
+        Args:
+            ends: whether no attention reads what the cell changes, so that only the last counts.
+        """
+        own = cell.values is not None
+        return [
+            tuple(
+                (p, s)
+                for p, s in zip(cell.place.base[b], cell.place.source[b], strict=True)
+                if (own or p != s or p >= self.differ[b]) and (not ends or p == self.lengths[b] - 1)
+            )
+            for b in range(len(self.base))
+        ]
+
+
+def first_differences(base: Tokens, source: Tokens) -> list[int]:
+    """Per pair, the first position at which the two differ (where one is a prefix: its length)."""
+    found = []
+    for a, b in zip(base.rows(), source.rows(), strict=True):
+        same = [x == y for x, y in zip(a, b, strict=False)]
+        found.append(same.index(False) if False in same else len(same))
+    return found
+
+
+def _check_site(config: ModelConfig, cell: Cell) -> None:
+    """Raise SiteError where the model has no such activation."""
+    site = cell.site
+    if site not in SITES:
+        names = ", ".join(sorted(s.value for s in SITES))
+        raise SiteError(f"a sweep cannot replace {site.value}", allowed=names)
+    if site is Site.RESID_MID and config.parallel:
+        raise SiteError("this model's blocks are parallel: they have no resid_mid")
+    if site is Site.POS_EMBED and not config.learned_positions:
+        raise SiteError("this model has no position embedding")
+    if site.layered:
+        if cell.layer is None:
+            raise SiteError(f"a cell at {site.value} names no layer")
+        check_layer(cell.layer, config.n_layers)
+    _check_part(config, cell)
+
+
+def _check_part(config: ModelConfig, cell: Cell) -> None:
+    """Raise SiteError where the site has no such head, neuron or subspace."""
+    site = cell.site
+    for what, index, axis, count in (
+        ("head", cell.head, "head", config.n_heads),
+        ("head", cell.head, "kv_head", config.n_kv_heads),
+        ("neuron", cell.neuron, "d_mlp", config.d_mlp),
+    ):
+        if axis in site.axes and index is not None and not 0 <= index < count:
+            raise SiteError(f"{what} {index} of {site.value}", allowed=f"0 to {count - 1}")
+    if cell.head is not None and not {"head", "kv_head"} & set(site.axes):
+        raise SiteError(f"{site.value} has no heads")
+    if cell.neuron is not None and site is not Site.MLP_POST:
+        raise SiteError(f"{site.value} has no neurons", allowed="mlp_post")
+    if cell.subspace is not None and "d_model" not in site.axes:
+        raise SiteError(
+            f"{site.value} does not lie in the residual stream", hint="No subspace there"
+        )
+
+
+def _check_place(cell: Cell, base: Tokens, source: Tokens | Values | None) -> None:
+    """Raise SiteError or MeasureError where a place is not in the prompts."""
+    site, place, lengths = cell.site, cell.place, base.lengths.tolist()
+    others = source.lengths.tolist() if isinstance(source, Tokens) else lengths
+    if len(place.base) != len(lengths) or len(place.source) != len(lengths):
+        raise MeasureError(f"place {place.label} knows {len(place.base)} prompts of {len(lengths)}")
+    for b, (here, there) in enumerate(zip(place.base, place.source, strict=True)):
+        if len(here) != len(there):
+            raise MeasureError(
+                f"prompt {b}: {place.label} is {len(here)} positions here and {len(there)} there",
+                allowed="as many in both runs",
+            )
+        if any(not 0 <= p < lengths[b] for p in here) or any(
+            not 0 <= p < others[b] for p in there if cell.values is None
+        ):
+            raise SiteError(
+                f"prompt {b}: {place.label} is at {list(here)}",
+                allowed=f"positions 0 to {min(lengths[b], others[b]) - 1}",
+            )
+        if list(here) != sorted(set(here)):
+            raise SiteError(f"prompt {b}: {place.label} is at {list(here)}", allowed="ascending")
+    if source is None and cell.values is None:
+        raise MeasureError(f"a cell at {site.value} has no values and the sweep has no source")
+    if site is Site.PATTERN and others != lengths:
+        raise MeasureError("patterns of unequal lengths cannot be exchanged")
+
+
+def _check_pairs(base: Tokens, source: Tokens) -> None:
+    if len(base) != len(source):
+        raise MeasureError(f"{len(base)} prompts and {len(source)} partners", allowed="pairs")
+    same = [b for b, (x, y) in enumerate(zip(base.rows(), source.rows(), strict=True)) if x == y]
+    if same:
+        raise MeasureError(
+            f"clean and corrupted are identical in prompts {', '.join(map(str, same))}",
+            hint="Leave them out: nothing can be patched between equal runs",
+        )

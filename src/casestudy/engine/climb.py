@@ -1,0 +1,378 @@
+"""What do the layers above make of a set of patched variants?
+
+A climb runs variants through the layers, from the lowest patched layer to the top. Rows of all
+variants are packed in one matrix, so that every layer is a few large matrix products; only
+attention looks at which rows belong together. Variants that enter at a layer join those that
+entered below.
+
+Cost: 2 x parameters of a block x rows x layers above, where a variant has as many rows as there are
+positions from its first changed one to the last; in the last layer, after the keys and values, one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from casestudy.engine import entries
+from casestudy.engine.cells import KEYS, MID, POST, PRE, Cell, Place, Variant
+from casestudy.engine.entries import Entry, Runs
+from casestudy.engine.plan import Operations, attention_size, mlp_rows, mlp_size
+from casestudy.engine.readout import Readout
+from casestudy.engine.rows import attend_after, attn_out, head_maps, mlp_out, through_block
+from casestudy.model.decoder import apply_norm, position_queries_and_keys, project
+from casestudy.model.sites import Site
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """Rows of the stream whose change no attention has read yet: changed positions only."""
+
+    x: Float[Tensor, "row d_model"]
+    ids: Int[Tensor, " row"]
+    positions: Int[Tensor, " row"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Variants of one length and one first changed position, side by side in the packed rows."""
+
+    length: int
+    first: int
+    ids: Int[Tensor, " n"]
+    prompts: Int[Tensor, " n"]
+
+    @property
+    def size(self) -> int:
+        """Variants."""
+        return len(self.ids)
+
+    @property
+    def rows(self) -> int:
+        """Variants times positions."""
+        return self.size * (self.length - self.first)
+
+
+class Climb:
+    """Runs a set of variants through the layers, from the lowest patched layer to the top.
+
+    Args:
+        runs: the unpatched runs of the variants' prompts.
+        cells: what the variants' cell numbers mean.
+        variants: what is run.
+        readout: from final rows to values; None where a subclass reads the rows itself.
+        operations: counts what is computed.
+    """
+
+    def __init__(
+        self,
+        runs: Runs,
+        cells: Sequence[Cell],
+        variants: Sequence[Variant],
+        readout: Readout | None,
+        operations: Operations,
+    ) -> None:
+        self.runs, self.cells, self.variants = runs, cells, variants
+        self.readout, self.operations = readout, operations
+        self.model, self.config, self.device = runs.task.model, runs.task.config, runs.task.device
+        self.top = runs.task.top
+        self.values = torch.full(
+            (len(variants),), float("nan"), dtype=torch.float64, device=self.device
+        )
+        self.first = self._column([v.first for v in variants])
+        self.offset = torch.zeros(len(variants), dtype=torch.long, device=self.device)
+        self.prompt = self._column([v.prompt for v in variants])
+        self.mlp_at_once = mlp_rows(self.config, self.model.weights.W_E.element_size())
+        self.entries: dict[int, list[Entry]] = {}
+        self.arrivals: dict[int, dict[tuple[int, int], list[int]]] = {}
+        self._sort_arrivals()
+
+    def _column(self, numbers: Sequence[int]) -> Int[Tensor, " n"]:
+        return torch.tensor(numbers, dtype=torch.long, device=self.device)
+
+    def _sort_arrivals(self) -> None:
+        """Which variants enter where, and at which layer's attention they spread."""
+        batches: dict[tuple[Any, ...], list[int]] = {}
+        for i, variant in enumerate(self.variants):
+            cell = self.cells[variant.cell]
+            layer = cell.layer or 0
+            batches.setdefault((layer, cell.site, id(cell.subspace), id(cell.values)), []).append(i)
+            spread = layer if cell.site in PRE | KEYS else layer + 1
+            groups = self.arrivals.setdefault(spread, {})
+            groups.setdefault((variant.length, variant.first), []).append(i)
+        for (layer, *_), ids in batches.items():
+            entry = Entry.of(self.runs, self.cells, [self.variants[i] for i in ids], ids)
+            self.entries.setdefault(layer, []).append(entry)
+
+    def climb(self) -> Float[Tensor, " variant"]:
+        """Run every layer from the lowest entry up; the metric of every variant."""
+        x = torch.empty(0, self.config.d_model, dtype=self.model.dtype, device=self.device)
+        groups: list[Group] = []
+        narrow: list[Narrow] = []
+        for layer in range(min(self.entries), self.config.n_layers):
+            arriving = self.entries.get(layer, [])
+            narrow += [self.enter_input(e) for e in arriving if e.site in PRE]
+            x, groups = self.spread(layer, x, groups, narrow)
+            self.note(Site.RESID_PRE, layer, x, groups)
+            middle, narrow = self.enter(layer, arriving)
+            if groups or middle:
+                x, after = self.layer(layer, x, groups, middle, arriving)
+                narrow += after
+        if groups:
+            self.read(x, torch.cat([group.ids for group in groups]))
+        for rows in narrow:
+            self.read(rows.x, rows.ids)
+        return self.values
+
+    def read(self, x: Float[Tensor, "row d_model"], ids: Int[Tensor, " row"]) -> None:
+        """Final rows at the last positions to values."""
+        assert self.readout is not None
+        self.values[ids] = self.readout(x, self.prompt[ids])
+
+    def note(self, site: Site, layer: int, x: Tensor, groups: list[Group]) -> None:
+        """For the climb of the source run, which keeps what it computes."""
+
+    # Entering.
+
+    def enter_input(self, entry: Entry) -> Narrow:
+        """Cells that replace what a layer reads."""
+        return Narrow(entries.at_input(self.runs, entry), entry.ids, entry.positions)
+
+    def enter(self, layer: int, arriving: Sequence[Entry]) -> tuple[list[Narrow], list[Narrow]]:
+        """Rows that join after attention, and rows that join after the layer."""
+        middle, end = [], []
+        for entry in arriving:
+            if entry.site in MID and not self.config.parallel:
+                x = entries.at_middle(self.runs, layer, entry)
+                middle.append(Narrow(x, entry.ids, entry.positions))
+            elif entry.site in MID | POST:
+                x = entries.at_end(self.runs, layer, entry)
+                end.append(Narrow(x, entry.ids, entry.positions))
+            if entry.site in MID - {Site.RESID_MID, Site.ATTN_OUT}:
+                self.operations.add(len(entry.ids), self.config.d_head * self.config.d_model)
+        return middle, end
+
+    # Running.
+
+    def spread(
+        self,
+        layer: int,
+        x: Float[Tensor, "row d_model"],
+        groups: list[Group],
+        narrow: list[Narrow],
+    ) -> tuple[Float[Tensor, "rows d_model"], list[Group]]:
+        """Join the variants that spread here: the unpatched suffix with their changed rows in."""
+        fresh = self.arrivals.get(layer, {})
+        if not fresh:
+            return x, groups
+        base = self.runs.base.values[Site.RESID_PRE, layer]
+        local = self._column([self.runs.local[v.prompt] for v in self.variants])
+        old = {(group.length, group.first): group for group in groups}
+        starts, start = {}, 0
+        for group in groups:
+            starts[group.length, group.first] = start
+            start += group.rows
+        pieces, joined, start = [], [], 0
+        for length, first in sorted(old.keys() | fresh.keys()):
+            ids = []
+            if (length, first) in old:
+                group = old[length, first]
+                at = starts[length, first]
+                pieces.append(x[at : at + group.rows])
+                ids.append(group.ids)
+            if (length, first) in fresh:
+                new = self._column(fresh[length, first])
+                pieces.append(base[local[new], first:length].flatten(0, 1))
+                ids.append(new)
+            members = torch.cat(ids)
+            group = Group(length, first, members, local[members])
+            steps = torch.arange(group.size, device=self.device) * (length - first)
+            self.offset[members] = start + steps
+            start += group.rows
+            joined.append(group)
+        x = torch.cat(pieces)
+        for rows in narrow:
+            x[self.row_of(rows.ids, rows.positions)] = rows.x
+        return x, joined
+
+    def row_of(self, ids: Int[Tensor, " n"], positions: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Where variants' positions lie among the packed rows."""
+        return self.offset[ids] + positions - self.first[ids]
+
+    def last_rows(self, groups: list[Group]) -> Int[Tensor, " variant"]:
+        """Where each variant's last position lies among the packed rows."""
+        return torch.cat(
+            [self.offset[group.ids] + group.length - 1 - group.first for group in groups]
+        )
+
+    def layer(
+        self,
+        layer: int,
+        x: Float[Tensor, "row d_model"],
+        groups: list[Group],
+        joining: list[Narrow],
+        arriving: list[Entry],
+    ) -> tuple[Float[Tensor, "rows d_model"], list[Narrow]]:
+        """One block over the packed rows, and its MLP over the rows that join after attention."""
+        keys = [entry for entry in arriving if entry.site in KEYS]
+        wide = 0
+
+        def attention(x: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal wide
+            out = self.attention(layer, x, groups, keys) if groups else x
+            if groups and layer == self.top:
+                x = x[self.last_rows(groups)]
+            wide = len(x)
+            return x, out
+
+        def middle(x: Tensor) -> Tensor:
+            self.note(Site.RESID_MID, layer, x, groups)
+            return torch.cat([x, *(rows.x for rows in joining)]) if joining else x
+
+        def mlp(x: Tensor) -> Tensor:
+            added = self.mlp(layer, x)
+            self.note(Site.MLP_OUT, layer, added[:wide], groups)
+            return added
+
+        x = through_block(self.config, x, attention, mlp, middle)
+        self.note(Site.RESID_POST, layer, x[:wide], groups)
+        pieces = x[wide:].split([len(rows.x) for rows in joining])
+        after = [
+            Narrow(piece, rows.ids, rows.positions)
+            for piece, rows in zip(pieces, joining, strict=False)
+        ]
+        return x[:wide], after
+
+    def attention(
+        self,
+        layer: int,
+        x: Float[Tensor, "row d_model"],
+        groups: list[Group],
+        replacing: list[Entry],
+    ) -> Float[Tensor, "query d_model"]:
+        """attn_out of the packed rows; in the last layer, of each variant's last row only."""
+        config, block = self.config, self.model.weights.blocks[layer]
+        maps, last = head_maps(block.attn), layer == self.top
+        normed = apply_norm(config, block.attn_norm, x)
+        k, v = project(normed, *maps[Site.K]), project(normed, *maps[Site.V])
+        for entry in replacing:
+            rows = self.row_of(entry.ids, entry.positions)
+            (k if entry.site is Site.K else v)[rows] = entries.replaced(self.runs, entry)
+        self.note(Site.K, layer, k, groups)
+        self.note(Site.V, layer, v, groups)
+        query_positions = positions = self.positions(groups)
+        if last:
+            rows = self.last_rows(groups)
+            normed, query_positions = normed[rows], positions[rows]
+        q = project(normed, *maps[Site.Q])
+        self.note(Site.Q, layer, q, groups)
+        q, k = position_queries_and_keys(
+            config, block.attn, layer, q[None], k[None], query_positions, positions
+        )
+        size = attention_size(config) // (config.n_heads + config.n_kv_heads)
+        self.operations.add(len(x), size * config.n_kv_heads)
+        self.operations.add(len(q[0]), size * config.n_heads)
+        z = self.looked_up(layer, groups, q[0], k[0], v)
+        self.note(Site.Z, layer, z, groups)
+        out = attn_out(config, block, z)
+        self.note(Site.ATTN_OUT, layer, out, groups)
+        return out
+
+    def positions(self, groups: list[Group]) -> Int[Tensor, " row"]:
+        """Each packed row's position in its prompt."""
+        return torch.cat(
+            [
+                torch.arange(group.first, group.length, device=self.device).repeat(group.size)
+                for group in groups
+            ]
+        )
+
+    def looked_up(
+        self,
+        layer: int,
+        groups: list[Group],
+        q: Float[Tensor, "query head d_head"],
+        k: Float[Tensor, "row kv_head d_head"],
+        v: Float[Tensor, "row kv_head d_head"],
+    ) -> Float[Tensor, "query head d_head"]:
+        """The heads' outputs, group by group, each over its prefix and its own rows."""
+        base = self.runs.base.values
+        prefix = base[Site.ROT_K, layer], base[Site.V, layer]
+        z = torch.empty_like(q)
+        start = query_start = 0
+        for group in groups:
+            end = start + group.rows
+            query_end = query_start + (group.size if len(q) < len(k) else group.rows)
+            z[query_start:query_end] = attend_after(
+                self.config,
+                layer,
+                q[query_start:query_end].unflatten(0, (group.size, -1)),
+                k[start:end].unflatten(0, (group.size, -1)),
+                v[start:end].unflatten(0, (group.size, -1)),
+                group.first,
+                prefix,
+                group.prompts,
+            ).flatten(0, 1)
+            start, query_start = end, query_end
+        return z
+
+    def mlp(self, layer: int, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """mlp_out of packed rows, in blocks whose hidden layer stays in cache."""
+        self.operations.add(len(x), mlp_size(self.config))
+        block = self.model.weights.blocks[layer]
+        out = [mlp_out(self.config, block, rows) for rows in x.split(self.mlp_at_once)]
+        return torch.cat(out) if len(out) > 1 else out[0]
+
+
+class SourceClimb(Climb):
+    """The source run: its embeddings from the first differences on, over the base run's prefix.
+
+    Args:
+        embedded: the source prompts' embeddings, all positions.
+        kept: what to keep, filled in where it differs from the base run.
+    """
+
+    def __init__(
+        self,
+        runs: Runs,
+        embedded: Float[Tensor, "batch pos d_model"],
+        kept: dict[tuple[Site, int | None], Tensor],
+        operations: Operations,
+    ) -> None:
+        task = runs.task
+        variants = [
+            Variant(0, b, where, where, task.lengths[b])
+            for b in runs.prompts
+            for where in [tuple(range(task.differ[b], task.lengths[b]))]
+        ]
+        cells = [Cell(Site.RESID_PRE, 0, Place("all", (), ()))]
+        super().__init__(runs, cells, variants, None, operations)
+        self.embedded, self.kept = embedded, kept
+        self.final = embedded.new_empty(len(variants), embedded.shape[-1])
+
+    def enter_input(self, entry: Entry) -> Narrow:
+        """The source prompts' embeddings."""
+        rows = self.embedded[entry.prompts, entry.positions]
+        return Narrow(rows, entry.ids, entry.positions)
+
+    def read(self, x: Float[Tensor, "row d_model"], ids: Int[Tensor, " row"]) -> None:
+        """Keep the final rows: a variant per prompt, in the block's order."""
+        self.final[ids] = x
+
+    def note(self, site: Site, layer: int, x: Tensor, groups: list[Group]) -> None:
+        """Keep an activation where a cell needs it."""
+        if (site, layer) not in self.kept:
+            return
+        start = 0
+        every = len(x) == sum(group.rows for group in groups)
+        for group in groups:
+            first = group.first if every else group.length - 1  # last rows alone at the top
+            end = start + group.size * (group.length - first)
+            rows = x[start:end].unflatten(0, (group.size, -1))
+            self.kept[site, layer][group.prompts, first : group.length] = rows
+            start = end

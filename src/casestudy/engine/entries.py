@@ -1,0 +1,231 @@
+"""What does a cell put into the stream, and where do its rows join?
+
+An entry is the cells of a climb that replace one site of one layer, all their positions together.
+From the unpatched run and the replacement it computes the rows of the stream at the first point
+that the replacement reaches: the layer's input, the middle between attention and MLP, or its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from casestudy.engine.cells import MID, Cell, Task, Variant
+from casestudy.engine.rows import after_attention, attn_out
+from casestudy.model.decoder import (
+    Trace,
+    apply_norm,
+    attention_scores,
+    mix_values,
+    position_queries_and_keys,
+    softmax,
+    visible_keys,
+)
+from casestudy.model.sites import Site
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The unpatched runs of a block of prompts.
+
+    Attributes:
+        task: the sweep's.
+        prompts: which, by index among all.
+        base, source: what each run kept; no source for an ablation.
+    """
+
+    task: Task
+    prompts: tuple[int, ...]
+    base: Trace
+    source: Trace | None = None
+
+    @cached_property
+    def local(self) -> dict[int, int]:
+        """Each prompt's row in the traces."""
+        return {b: i for i, b in enumerate(self.prompts)}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Cells that replace one site of one layer, a row per variant and position.
+
+    Attributes:
+        cell: one of them, whose subspace and values all of them share.
+        ids: the variant, by its number in the climb.
+        prompts: by row of the block's traces.
+        positions, sources: in the base and the source run.
+        heads, neurons: which is replaced; -1 for all.
+    """
+
+    site: Site
+    layer: int | None
+    cell: Cell
+    ids: Int[Tensor, " row"]
+    prompts: Int[Tensor, " row"]
+    positions: Int[Tensor, " row"]
+    sources: Int[Tensor, " row"]
+    heads: Int[Tensor, " row"]
+    neurons: Int[Tensor, " row"]
+
+    @classmethod
+    def of(
+        cls, runs: Runs, cells: Sequence[Cell], variants: Sequence[Variant], ids: Sequence[int]
+    ) -> Entry:
+        """The rows of variants that share a site, a layer, a subspace and values."""
+        first = cells[variants[0].cell]
+        columns: list[list[int]] = [[], [], [], [], [], []]
+        for variant, number in zip(variants, ids, strict=True):
+            cell, n = cells[variant.cell], len(variant.positions)
+            columns[0] += [number] * n
+            columns[1] += [runs.local[variant.prompt]] * n
+            columns[2] += variant.positions
+            columns[3] += variant.sources
+            columns[4] += [-1 if cell.head is None else cell.head] * n
+            columns[5] += [-1 if cell.neuron is None else cell.neuron] * n
+        tensors = [torch.tensor(column, device=runs.task.device) for column in columns]
+        return cls(first.site, first.layer, first, *tensors)
+
+
+def base_rows(runs: Runs, site: Site, entry: Entry) -> Tensor:
+    """An entry's rows of a site in the base run."""
+    layer = entry.layer if site.layered else None
+    return _rows(site, runs.base.values[site, layer], entry.prompts, entry.positions)
+
+
+def source_rows(runs: Runs, entry: Entry) -> Tensor:
+    """What an entry's rows are replaced by: (row, …), all heads and neurons."""
+    task = runs.task
+    if entry.cell.values is None and runs.source is not None:
+        kept = runs.source.values[entry.site, entry.layer]
+        return _rows(entry.site, kept, entry.prompts, entry.sources)
+    index = torch.tensor(runs.prompts, device=task.device)[entry.prompts]
+    if entry.cell.values is not None:
+        return entry.cell.values.to(task.device, task.model.dtype)[index, entry.positions]
+    assert callable(task.source)
+    rows = task.source(entry.site, entry.layer, index, entry.positions)
+    shape = runs.base.values[entry.site, entry.layer].shape
+    rest = (shape[1], shape[3]) if entry.site is Site.PATTERN else shape[2:]
+    return rows.to(task.device, task.model.dtype).expand(len(index), *rest)
+
+
+def _rows(
+    site: Site, kept: Tensor, prompts: Int[Tensor, " row"], positions: Int[Tensor, " row"]
+) -> Tensor:
+    """(prompt, position) rows of a kept activation; of a pattern, (row, head, key_pos)."""
+    if site is Site.PATTERN:
+        return kept.transpose(1, 2)[prompts, positions]
+    return kept[prompts, positions]
+
+
+def replaced(runs: Runs, entry: Entry) -> Tensor:
+    """The entry's rows of its site after the replacement: all heads, all d_model."""
+    new = source_rows(runs, entry)
+    old = base_rows(runs, entry.site, entry)
+    subspace = entry.cell.subspace
+    if subspace is not None:
+        u = subspace.to(old)
+        return old + (new - old) @ u @ u.T
+    if not {"head", "kv_head"} & set(entry.site.axes):
+        return new
+    if entry.cell.values is not None and entry.cell.head is not None:
+        new = new.unsqueeze(1).expand_as(old)
+    chosen = entry.heads[:, None] == torch.arange(old.shape[1], device=old.device)
+    chosen = (chosen | (entry.heads < 0)[:, None])[..., None]
+    return torch.where(chosen, new, old)
+
+
+def at_input(runs: Runs, entry: Entry) -> Float[Tensor, "row d_model"]:
+    """The stream at a layer's input, for cells that replace it or the embeddings."""
+    new = replaced(runs, entry)
+    if entry.site is Site.RESID_PRE:
+        return new
+    kept = runs.base.values[Site.RESID_PRE, 0]
+    pre = kept[entry.prompts, entry.positions]
+    return pre + (new - base_rows(runs, entry.site, entry))
+
+
+def at_middle(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row d_model"]:
+    """The stream after attention, for cells that replace it or what attention adds to it."""
+    if entry.site is Site.RESID_MID:
+        return replaced(runs, entry)
+    site = after_attention(runs.task.config)
+    return base_rows(runs, site, entry) + _attention_change(runs, layer, entry)
+
+
+def at_end(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row d_model"]:
+    """The stream after a layer, for cells that replace it or what the layer's MLP adds to it.
+
+    In a parallel block what attention adds joins here too.
+    """
+    if entry.site is Site.RESID_POST:
+        return replaced(runs, entry)
+    if entry.site in MID:
+        return at_middle(runs, layer, entry)
+    if entry.site is Site.MLP_OUT:
+        change = replaced(runs, entry) - base_rows(runs, Site.MLP_OUT, entry)
+    else:
+        change = _neuron_change(runs, layer, entry)
+    return base_rows(runs, Site.RESID_POST, entry) + change
+
+
+def _attention_change(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row d_model"]:
+    """New attn_out minus the unpatched one."""
+    old = base_rows(runs, Site.ATTN_OUT, entry)
+    if entry.site is Site.ATTN_OUT:
+        return replaced(runs, entry) - old
+    block = runs.task.model.weights.blocks[layer]
+    new_z = _new_z(runs, layer, entry)
+    if block.attn_post_norm is None:  # linear in z
+        flat = block.attn.W_O.reshape(-1, old.shape[-1])
+        return (new_z - base_rows(runs, Site.Z, entry)).flatten(1) @ flat
+    return attn_out(runs.task.config, block, new_z) - old
+
+
+def _new_z(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row head d_head"]:
+    """Each row's head outputs once its query, its pattern or its z is replaced."""
+    new = replaced(runs, entry)  # row head (d_head or key_pos)
+    if entry.site is Site.Z:
+        return new
+    config, attn = runs.task.config, runs.task.model.weights.blocks[layer].attn
+    out = torch.empty_like(base_rows(runs, Site.Z, entry))
+    keys, values = runs.base.values[Site.ROT_K, layer], runs.base.values[Site.V, layer]
+    everywhere = torch.arange(keys.shape[1], device=keys.device)
+    for prompt in entry.prompts.unique().tolist():
+        rows = (entry.prompts == prompt).nonzero().squeeze(1)
+        v = values[prompt][None]
+        if entry.site is Site.PATTERN:
+            out[rows] = mix_values(new[rows].transpose(0, 1)[None], v)[0]
+            continue
+        # queries of one prompt at any positions, over the prompt's unpatched keys
+        q, at = new[rows][None], entry.positions[rows]
+        one = keys[prompt][None, :1]  # rotated already; only the queries are wanted here
+        q, _ = position_queries_and_keys(config, attn, layer, q, one, at, everywhere[:1])
+        visible = visible_keys(config, layer, at, everywhere)
+        scores = attention_scores(config, layer, q, keys[prompt][None], visible)
+        out[rows] = mix_values(softmax(scores), v)[0]
+    return out
+
+
+def _neuron_change(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row d_model"]:
+    """New mlp_out minus the unpatched one, where neurons' outputs are replaced."""
+    block = runs.task.model.weights.blocks[layer]
+    new, old = source_rows(runs, entry), base_rows(runs, Site.MLP_POST, entry)
+    before = base_rows(runs, Site.MLP_OUT, entry)
+    if new.ndim == 1:  # a cell's own values, of one neuron
+        new = new[:, None].expand_as(old)
+    one = entry.neurons >= 0
+    index = entry.neurons.clamp(min=0)
+    change = torch.empty_like(before)
+    change[~one] = (new - old)[~one] @ block.mlp.W_out
+    single = (new - old).gather(1, index[:, None])
+    change[one] = (single * block.mlp.W_out[index])[one]
+    if block.mlp_post_norm is None:
+        return change
+    raw = old @ block.mlp.W_out
+    raw = raw if block.mlp.b_out is None else raw + block.mlp.b_out
+    return apply_norm(runs.task.config, block.mlp_post_norm, raw + change) - before

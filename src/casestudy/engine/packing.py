@@ -1,0 +1,108 @@
+"""How much is computed at once?
+
+The one planner: from lengths, first positions, costs and a limit to the batches that are computed
+together. Prompts of a batch are padded to one width (`pack`); what has no width of its own, such as
+cells, circuits or messages, is taken in order while it fits (`fill`).
+
+A plan decides how much memory and time something takes, never what it finds, beyond float rounding:
+the same plan and thread count give the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+DEFAULT_MEMORY = 2 << 30
+USEFUL = 0.75
+"""Of the positions that a batch computes, at least so many are its prompts' own."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How something is computed: never what it finds, beyond float rounding.
+
+    Attributes:
+        memory: bytes, beyond the model's own parameters.
+        check: how many of the results to compute again the plain way.
+        seed: which those are, and of whatever else is drawn.
+        rows: the most rows (variants times positions) computed at once; by default what keeps the
+            device busy. Smaller ones let a watcher see more, sooner.
+    """
+
+    memory: int = DEFAULT_MEMORY
+    check: int = 8
+    seed: int = 0
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far something is.
+
+    Attributes:
+        stage: what is being computed: "sweep", "circuits", a stage of a study.
+        done, total: of its parts.
+        note: which part, where that says more than their number.
+    """
+
+    stage: str
+    done: int
+    total: int
+    note: str = ""
+
+
+Tell = Callable[[Progress], None]
+"""Told how far something is, after each batch."""
+
+
+def pack(
+    ends: Sequence[int],
+    starts: Sequence[int] | None = None,
+    *,
+    fits: Callable[[int, int, int], bool],
+    useful: float = USEFUL,
+) -> list[list[int]]:
+    """Prompts of like length and first position, batch by batch, so that little is padding.
+
+    Args:
+        ends: each prompt's length.
+        starts: the first position that is computed of each; 0 by default.
+        fits: whether so many prompts of this length, computed at so many positions each, can be
+            taken at once; one prompt always is.
+        useful: the least share of a batch's positions that are its prompts' own.
+
+    Returns: indices of prompts, each batch ordered by length.
+    """
+    starts = [0] * len(ends) if starts is None else starts
+    batches: list[list[int]] = []
+    own, first = 0, 0
+    for b in sorted(range(len(ends)), key=lambda b: (ends[b], starts[b])):
+        # ordered by length: the newcomer is the longest, and all are padded to it
+        n = len(batches[-1]) + 1 if batches else 1
+        first, own = min(first, starts[b]), own + ends[b] - starts[b]
+        width = ends[b] - first
+        if not batches or own < useful * n * width or not fits(n, ends[b], width):
+            batches.append([])
+            own, first = ends[b] - starts[b], starts[b]
+        batches[-1].append(b)
+    return batches
+
+
+def fill(costs: Sequence[int], limit: int, *, even: bool = False) -> list[list[int]]:
+    """Things in their order, as many at once as cost no more than the limit; one always fits.
+
+    Args:
+        even: make batches of about equal cost instead of full ones and a rest.
+    """
+    total = sum(costs)
+    target = total / max(1, -(-total // limit)) if even else limit + 1
+    batches: list[list[int]] = []
+    held = 0
+    for i, cost in enumerate(costs):
+        if not batches or held + cost > limit or held >= target:
+            batches.append([])
+            held = 0
+        batches[-1].append(i)
+        held += cost
+    return batches

@@ -1,0 +1,246 @@
+"""How is a sweep cut up, and what do its unpatched runs have to keep?
+
+Prompts are taken in blocks whose unpatched runs fit in half of the memory; a block's variants in
+climbs whose rows fit in what is left. Both are decided before anything runs, from shapes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from casestudy.engine.cells import HEADS, MID, POST, Task, Variant
+from casestudy.engine.packing import fill, pack
+from casestudy.errors import MeasureError
+from casestudy.model.config import ModelConfig
+from casestudy.model.sites import Keep, Site
+from casestudy.model.tokens import Tokens
+
+# Climbs of this many rows keep a CPU's matrix products at full rate while their buffers stay in
+# cache and in memory the allocator already holds; a GPU needs more rows to be busy.
+_ROWS = {"cpu": 2048}
+_ROWS_ELSEWHERE = 65536
+_MLP_BLOCK_BYTES = 8 << 20
+_USEFUL = 0.5
+"""A block's unpatched run may be half padding: it is a few percent of the sweep."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a sweep was cut up: the same plan and thread count give the same numbers.
+
+    Attributes:
+        memory: the budget in bytes, beyond the model itself.
+        rows: the largest climb allowed, in rows.
+        threads: of the machine's arithmetic.
+        blocks: per block of prompts: which prompts, and the rows at the top of each climb.
+        operations: floating-point operations of the necessary matrix products: the two unpatched
+            runs and every row of every climb (a multiplication and an addition count as two).
+    """
+
+    memory: int
+    rows: int
+    threads: int
+    blocks: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    operations: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a manifest."""
+        return {
+            "memory": self.memory,
+            "rows": self.rows,
+            "threads": self.threads,
+            "blocks": [{"prompts": list(p), "climbs": list(c)} for p, c in self.blocks],
+            "operations": self.operations,
+        }
+
+
+@dataclass(frozen=True)
+class Share:
+    """One block of prompts and the variants of each of its climbs."""
+
+    prompts: list[int]
+    climbs: list[list[Variant]]
+
+
+def planned(shares: Sequence[Share], memory: int, rows: int, operations: int) -> Plan:
+    """What to store of how the work was cut up."""
+    blocks = (
+        (tuple(share.prompts), tuple(sum(v.rows for v in climb) for climb in share.climbs))
+        for share in shares
+    )
+    return Plan(memory, rows, torch.get_num_threads(), tuple(blocks), operations)
+
+
+# What the unpatched runs keep.
+
+
+@dataclass(frozen=True)
+class Keeps:
+    """What the unpatched run and the source run have to keep."""
+
+    base: list[Keep]
+    source: list[Keep]
+
+
+def keeps(task: Task, variants: Sequence[Variant]) -> Keeps:
+    """The activations that these variants are made from."""
+    base: set[tuple[Site, int | None]] = set()
+    source: set[tuple[Site, int | None]] = set()
+    parallel, lowest = task.config.parallel, task.config.n_layers
+    for cell in {v.cell: task.cells[v.cell] for v in variants}.values():
+        layer, site = cell.layer, cell.site
+        lowest = min(lowest, layer or 0)
+        if cell.values is None and isinstance(task.source, Tokens):
+            source.add((site, layer))
+        base.add((site, layer))
+        if site in POST or (site in MID and parallel):
+            base.add((Site.RESID_POST, layer))
+        if site in HEADS:
+            base |= {(Site.Z, layer), (Site.ATTN_OUT, layer)}
+        if site in HEADS | {Site.ATTN_OUT} and not parallel:
+            base.add((Site.RESID_MID, layer))
+        if site is Site.MLP_POST:
+            base.add((Site.MLP_OUT, layer))
+    for layer in range(0 if task.shares_prefix else lowest, task.config.n_layers):
+        base |= {(Site.RESID_PRE, layer), (Site.ROT_K, layer), (Site.V, layer)}
+    final = Site.FINAL_RESID.at(last=True)
+    return Keeps([*_by_site(base), final], [*_by_site(source), final])
+
+
+def _by_site(addresses: set[tuple[Site, int | None]]) -> list[Keep]:
+    """One Keep per site, so that a run is asked once for each."""
+    layers: dict[Site, list[int]] = {}
+    for site, layer in addresses:
+        layers.setdefault(site, []).extend([] if layer is None else [layer])
+    return [
+        Keep(site, tuple(sorted(kept)) if site.layered else None)
+        for site, kept in sorted(layers.items(), key=lambda item: item[0].value)
+    ]
+
+
+# Bytes and operations.
+
+
+def trace_bytes(config: ModelConfig, sites: Iterable[Keep], length: int, itemsize: int) -> int:
+    """What one prompt of this length takes in a block's unpatched run."""
+    sizes = {
+        "d_model": config.d_model,
+        "d_head": config.d_head,
+        "head": config.n_heads,
+        "kv_head": config.n_kv_heads,
+        "d_mlp": config.d_mlp,
+    }
+    total = 0
+    for keep in sites:
+        size = 1
+        for axis in keep.site.axes[1:]:
+            size *= sizes.get(axis, length)
+        total += size * (1 if keep.layers is None else len(keep.layers))
+    return total * itemsize
+
+
+def row_bytes(config: ModelConfig, longest: int, itemsize: int) -> int:
+    """Per row of a climb: the stream (four times at the peak), q, k, v, z and the scores."""
+    heads = 3 * config.n_heads * config.d_head + 2 * config.n_kv_heads * config.d_head
+    scores = 3 * config.n_heads * longest
+    joined = 2 * config.n_heads * config.d_head * 5  # keys and values, up to four prefixes beside
+    return (5 * config.d_model + heads + scores + joined) * itemsize
+
+
+def mlp_rows(config: ModelConfig, itemsize: int) -> int:
+    """Rows per call of the MLP, whose hidden layer then stays in cache."""
+    return max(64, _MLP_BLOCK_BYTES // (config.d_mlp * itemsize))
+
+
+def attention_size(config: ModelConfig) -> int:
+    """Parameters of one layer's attention matrices."""
+    return 2 * config.d_model * config.d_head * (config.n_heads + config.n_kv_heads)
+
+
+def mlp_size(config: ModelConfig) -> int:
+    """Parameters of one layer's MLP matrices."""
+    return (3 if config.gated_mlp else 2) * config.d_model * config.d_mlp
+
+
+class Operations:
+    """Counts the floating-point operations of matrix products."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def add(self, rows: int, size: int, layers: int = 1) -> None:
+        """So many rows times matrices of so many parameters, in each of some layers."""
+        self.total += 2 * rows * size * layers
+
+
+# Blocks and climbs.
+
+
+class Planner:
+    """The sizes a task's plan is made from.
+
+    Args:
+        most: the largest climb, in rows; by default what keeps the device busy.
+    """
+
+    def __init__(self, task: Task, keep: Keeps, memory: int, most: int | None) -> None:
+        self.task, self.keep, self.memory, config = task, keep, memory, task.config
+        self.itemsize = task.model.weights.W_E.element_size()
+        self.cap = most or _ROWS.get(task.device.type, _ROWS_ELSEWHERE)
+        self.row = row_bytes(config, max(task.lengths), self.itemsize)
+        widths = 2 if config.gated_mlp else 1
+        block = min(mlp_rows(config, self.itemsize), self.cap)
+        scratch = block * ((1 + widths) * config.d_mlp + 2 * config.d_model)
+        self.scratch = scratch * self.itemsize
+
+    def runs(self, n: int, longest: int) -> int:
+        """Bytes of the unpatched runs of so many prompts: what is kept, and one layer's rest."""
+        config = self.task.config
+        passing = longest * (8 * config.d_model + 3 * config.d_mlp) * self.itemsize
+        kept = sum(
+            trace_bytes(config, sites, longest, self.itemsize)
+            for sites in (self.keep.base, self.keep.source)
+        )
+        return n * (kept + passing)
+
+    def shares(self, variants: Sequence[Variant]) -> list[Share]:
+        """Blocks of prompts, each with its climbs.
+
+        Raises: MeasureError where not even one cell fits.
+        """
+        per_prompt: dict[int, list[Variant]] = {}
+        for variant in variants:
+            per_prompt.setdefault(variant.prompt, []).append(variant)
+        blocks = pack(
+            self.task.lengths,
+            fits=lambda n, longest, _: self.runs(n, longest) <= self.memory // 2,
+            useful=_USEFUL,
+        )
+        return [
+            Share(
+                prompts, self.climbs(prompts, [v for b in prompts for v in per_prompt.get(b, [])])
+            )
+            for prompts in blocks
+        ]
+
+    def climbs(self, prompts: Sequence[int], variants: list[Variant]) -> list[list[Variant]]:
+        """A block's variants, as many at once as fit beside its runs."""
+        runs = self.runs(len(prompts), max(self.task.lengths[b] for b in prompts))
+        left = self.memory - runs - self.scratch
+        least = max((v.rows for v in variants), default=1)
+        if left < least * self.row:
+            need = runs + self.scratch + least * self.row
+            raise MeasureError(
+                f"a memory budget of {self.memory / 1e6:.2f} MB",
+                allowed=f"at least {need / 1e6 + 0.01:.2f} MB, for one cell of the longest prompt",
+            )
+        variants.sort(key=lambda v: (v.length, v.first, v.prompt, v.cell))
+        rows = max(min(self.cap, left // self.row), least)
+        return [
+            [variants[i] for i in climb]
+            for climb in fill([v.rows for v in variants], rows, even=True)
+        ]

@@ -1,0 +1,89 @@
+"""What number is read at a prompt's last token?
+
+A linear contrast is a dot product of the final residual stream with one folded direction per
+prompt, which spares the unembedding; any other metric is a function of the logits.
+Cost: d_model operations per row for a linear contrast, the whole unembedding otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.errors import MeasureError
+from casestudy.model.decoder import apply_norm, unembed
+from casestudy.model.model import Model
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""From last-position logits (rows, d_vocab) and each row's prompt (rows) to a value per row."""
+
+
+class Readout:
+    """From the final residual stream at the last position to the metric.
+
+    A linear contrast is a dot product with Σ weight · W_U in float64; a soft-capped unembedding or
+    any other function of the logits needs the logits.
+    """
+
+    def __init__(self, model: Model, metric: Contrast | Metric, n_prompts: int) -> None:
+        self.model, self.metric = model, metric
+        self.linear = isinstance(metric, Contrast) and model.config.final_softcap is None
+        if isinstance(metric, Contrast):
+            if len(metric) != n_prompts:
+                raise MeasureError(
+                    f"a contrast of {len(metric)} prompts for {n_prompts}", allowed="one each"
+                )
+            undefined = metric.weights.isnan().any(1).nonzero()[:, 0].tolist()
+            if undefined:
+                raise MeasureError(
+                    f"the contrast {metric.name!r} is not defined for prompts {undefined}",
+                    hint="Leave them out: they have no answer or no counterpart",
+                )
+            device = model.device
+            self.ids, self.weights = metric.ids.to(device), metric.weights.to(device)
+            self.constant = metric.constant.to(device)
+            if self.linear:
+                self.directions = metric.directions(model.weights)
+                if model.weights.b_U is not None:
+                    biases = model.weights.b_U[self.ids].double()
+                    self.constant = self.constant + (biases * self.weights).sum(1)
+
+    def __call__(
+        self, x: Float[Tensor, "row d_model"], prompts: Int[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        """The metric of rows of the final stream, each of its prompt."""
+        return self.of_normed(
+            apply_norm(self.model.config, self.model.weights.final_norm, x), prompts
+        )
+
+    def of_normed(
+        self, normed: Float[Tensor, "row d_model"], prompts: Int[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        """The metric of rows that the final norm has been applied to."""
+        if self.linear:
+            found = (normed.double() * self.directions[prompts]).sum(-1)
+            return found + self.constant[prompts]
+        size = max(1, (64 << 20) // (self.model.config.d_vocab * normed.element_size()))
+        pieces = [
+            self.of_logits(unembed(self.model.config, self.model.weights, rows), which)
+            for rows, which in zip(normed.split(size), prompts.split(size), strict=True)
+        ]
+        return torch.cat(pieces)
+
+    def of_logits(
+        self, logits: Float[Tensor, "row d_vocab"], prompts: Int[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        """The metric of logits."""
+        if isinstance(self.metric, Contrast):
+            chosen = logits.gather(1, self.ids[prompts]).double()
+            return (chosen * self.weights[prompts]).sum(1) + self.constant_of_logits(prompts)
+        return self.metric(logits, prompts).double()
+
+    def constant_of_logits(self, prompts: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+        """The contrast's own constant: the logits have the unembedding's bias in them."""
+        assert isinstance(self.metric, Contrast)
+        return self.metric.constant.to(self.model.device)[prompts]

@@ -1,0 +1,161 @@
+"""How does one block of the model act on rows of the residual stream?
+
+The decoder runs whole prompts; sweeps, circuits and paths run rows of their own: some positions of
+many patched runs, side by side. What a block is made of and in which order stands here for all of
+them, so that a new architecture is one edit in `decoder` and one in this file. (What recomputes a
+sample the plain way runs the decoder itself, and uses nothing of this file.)
+
+Assumes a causal decoder. Cost: of `attend_after`, a suffix's queries over prefix and suffix; the
+prefix's keys and values are computed once, in the unpatched run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from casestudy.model.config import ModelConfig
+from casestudy.model.decoder import (
+    apply_norm,
+    attend,
+    attention_scores,
+    merge_heads,
+    mix_values,
+    mlp,
+    softmax,
+    visible_keys,
+)
+from casestudy.model.sites import Site
+from casestudy.model.weights import MLP, Attention, Block
+
+Map = tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head"] | None]
+
+
+def through_block(
+    config: ModelConfig,
+    x: Float[Tensor, "*rows d_model"],
+    attention: Callable[[Tensor], tuple[Tensor, Tensor]],
+    mlp: Callable[[Tensor], Tensor],
+    middle: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Float[Tensor, "*computed d_model"]:
+    """The order of a block: attention and then the MLP, or both from one input (parallel).
+
+    Args:
+        attention: from the block's input to the rows that are computed further and attn_out there.
+        mlp: from what the MLP reads to mlp_out.
+        middle: what is done to the stream between the two; a parallel block has no such place.
+    """
+    x, added = attention(x)
+    if config.parallel:
+        return x + added + mlp(x)
+    x = middle(x + added)
+    return x + mlp(x)
+
+
+def after_attention(config: ModelConfig) -> Site:
+    """The first point of the stream that attention's output is part of."""
+    return Site.RESID_POST if config.parallel else Site.RESID_MID
+
+
+def mlp_reads(config: ModelConfig) -> Site:
+    """The point of the stream that the MLP reads."""
+    return Site.RESID_PRE if config.parallel else Site.RESID_MID
+
+
+def head_maps(attn: Attention) -> dict[Site, Map]:
+    """The weights and biases that make the heads' queries, keys and values."""
+    return {
+        Site.Q: (attn.W_Q, attn.b_Q),
+        Site.K: (attn.W_K, attn.b_K),
+        Site.V: (attn.W_V, attn.b_V),
+    }
+
+
+def attn_out(
+    config: ModelConfig, block: Block, z: Float[Tensor, "*rows head d_head"]
+) -> Float[Tensor, "*rows d_model"]:
+    """What attention adds to the stream, from the heads' outputs."""
+    return apply_norm(config, block.attn_post_norm, merge_heads(z, block.attn))
+
+
+def mlp_out(
+    config: ModelConfig,
+    block: Block,
+    x: Float[Tensor, "*rows d_model"],
+    *,
+    weights: MLP | None = None,
+) -> Float[Tensor, "*rows d_model"]:
+    """What the MLP adds to the stream, from the rows it reads.
+
+    Args:
+        weights: some of the block's neurons as an MLP; all of them by default.
+    """
+    normed = apply_norm(config, block.mlp_norm, x)
+    added = mlp(config, block.mlp if weights is None else weights, normed)
+    return apply_norm(config, block.mlp_post_norm, added)
+
+
+def attend_after(
+    config: ModelConfig,
+    layer: int,
+    q: Float[Tensor, "n query head d_head"],
+    k: Float[Tensor, "n suffix kv_head d_head"],
+    v: Float[Tensor, "n suffix kv_head d_head"],
+    first: int,
+    prefix: tuple[Tensor, Tensor],
+    prompts: Int[Tensor, " n"],
+) -> Float[Tensor, "n query head d_head"]:
+    """The heads' outputs where suffixes look at a prefix that many of them share, and themselves.
+
+    Args:
+        q, k, v: of positions from `first` on, normalised and rotated; the queries are of the last
+            positions, as many as there are.
+        first: the length of the prefix.
+        prefix: keys (normalised and rotated) and values, (prompt, pos, …), from position 0 on.
+        prompts: whose prefix each suffix follows.
+    """
+    length = first + k.shape[1]
+    key_positions = torch.arange(length, device=q.device)
+    visible = visible_keys(config, layer, key_positions[length - q.shape[1] :], key_positions)
+    if first == 0:
+        return attend(config, layer, q, k, v, visible)
+    prefix_k, prefix_v = prefix
+    if 4 * q.shape[1] >= length:
+        # many queries: copying the prefix beside each suffix lets one fused kernel do it all
+        k = torch.cat((prefix_k[prompts, :first], k), 1)
+        v = torch.cat((prefix_v[prompts, :first], v), 1)
+        return attend(config, layer, q, k, v, visible)
+
+    # Few queries, a long prefix: the suffixes of one prompt share it, as more queries.
+    prompts, which = prompts.unique(return_inverse=True)
+    slot, most = _slots(which)
+    n_queries = q.shape[1]
+    shared = q.new_zeros(len(prompts), most, *q.shape[1:])
+    shared[which, slot] = q
+    scores = attention_scores(
+        config,
+        layer,
+        shared.flatten(1, 2),
+        prefix_k[prompts, :first],
+        visible[:, :first].repeat(most, 1),
+    ).unflatten(2, (most, n_queries))  # prompt head slot query prefix
+    own = attention_scores(config, layer, q, k, visible[:, first:])
+    pattern = softmax(torch.cat((scores[which, :, slot], own), -1))
+    back = torch.zeros_like(scores)
+    back[which, :, slot] = pattern[..., :first]
+    mixed = mix_values(back.flatten(2, 3), prefix_v[prompts, :first])
+    theirs: Tensor = mixed.unflatten(1, (most, n_queries))[which, slot]
+    return theirs + mix_values(pattern[..., first:], v)
+
+
+def _slots(which: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], int]:
+    """Each row's number among those of its prompt, and the most rows a prompt has."""
+    counts = which.bincount()
+    order = which.argsort(stable=True)
+    slot = torch.empty_like(which)
+    before = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    slot[order] = torch.arange(len(which), device=which.device) - before
+    return slot, int(counts.max())

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from casestudy.results.result import Table
 from casestudy.results.stats import mean_over_prompts
-from casestudy.show import distribution, svg
+from casestudy.show import distribution, marks, svg
 from casestudy.show.report import report_html
 from casestudy.show.stored import Stored
 from casestudy.show.wording import Mean, Spread
 from tests.show import studies
 from tests.show.pages import Page
 
-NO_DOTS = svg.Data([], {}, "logits")
+NO_DOTS = marks.Data([], {}, "logits")
 
 
 def drawn(*lines: np.ndarray) -> distribution.Rows:
@@ -52,15 +52,15 @@ def test_bins_hold_everything_are_few_and_split_at_zero(low: float, width: float
 
 def test_few_prompts_are_dots_and_many_are_counted() -> None:
     few, many = np.arange(distribution.MOST_DOTS), np.arange(distribution.MOST_DOTS + 1)
-    assert drawn(few).drawing.body.count("<circle") == len(few)
-    assert drawn(many).drawing.body.count("<circle") == 0
-    assert 'class="bin pos"' in drawn(many).drawing.body
+    assert svg.draw(drawn(few).mark).body.count("<circle") == len(few)
+    assert svg.draw(drawn(many).mark).body.count("<circle") == 0
+    assert 'class="bin pos"' in svg.draw(drawn(many).mark).body
 
 
 def test_a_drawing_of_ten_thousand_is_as_small_as_one_of_two_hundred() -> None:
     rng = np.random.default_rng(0)
     small, large = (drawn(rng.normal(0, 1, n)) for n in (200, 10_000))
-    assert len(large.drawing.body) < 2 * len(small.drawing.body)
+    assert len(svg.draw(large.mark).body) < 2 * len(svg.draw(small.mark).body)
     assert len(large.data.columns["value"]) < 100
 
 
@@ -73,9 +73,10 @@ def test_the_box_and_the_mean_stand_where_they_should() -> None:
     )
     assert spread.positive == pytest.approx(400 / 401)
     assert Spread.of(np.array([np.nan])) is None
-    body = distribution.rows(
+    drawn = distribution.rows(
         "row", ["a"], [values], [Mean(50.0, 40.0, 60.0, 401)], unit="x", dots=NO_DOTS
-    ).drawing.body
+    )
+    body = svg.draw(drawn.mark).body
     assert 'class="mean"' in body
     assert "n = 401" in body
 

@@ -24,7 +24,7 @@ from casestudy.errors import MeasureError
 from casestudy.measure.patching import patch_prompts
 from casestudy.model.model import Model
 from casestudy.results.result import Axis, Grid, Table
-from casestudy.show import svg
+from casestudy.show import marks
 from tests.show import studies
 from tests.show.pages import Page
 
@@ -163,7 +163,7 @@ def test_a_title_gives_the_interval_and_n_and_is_text() -> None:
     axis = Axis("class", (HOSTILE,))
     low, high, n = np.array([1.0]), np.array([3.0]), np.array([14])
     one = Grid("made", np.array([2.0]), (axis,), "logits", lower=low, upper=high, n=n)
-    assert svg.Data.of(one).titles() == [f"class {HOSTILE}: 2.00 logits [1.00 to 3.00], n = 14"]
+    assert marks.Data.of(one).titles() == [f"class {HOSTILE}: 2.00 logits [1.00 to 3.00], n = 14"]
     assert HOSTILE not in one._repr_html_()
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from casestudy.show import svg
+from casestudy.show.marks import Data, Mark
 from casestudy.show.stored import Stored
-from casestudy.show.svg import Data, Drawing
 from casestudy.show.text import clean
 
 
@@ -25,7 +26,7 @@ class Figure:
 
     Attributes:
         title: one line, what is plotted.
-        drawing: the plot.
+        mark: what is plotted.
         alt: the figure's main value in words, for those who do not see it.
         data: the cells behind the marks, for hover and CSV.
         caption: what was computed and how to read it.
@@ -33,7 +34,7 @@ class Figure:
     """
 
     title: str
-    drawing: Drawing
+    mark: Mark
     alt: str
     data: Data
     caption: str | Markup = ""
@@ -42,7 +43,7 @@ class Figure:
     @property
     def svg(self) -> Markup:
         """The drawing with its alternative text."""
-        return self.drawing.svg(self.alt)
+        return svg.draw(self.mark).svg(self.alt)
 
 
 @dataclass(frozen=True)

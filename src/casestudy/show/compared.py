@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from casestudy.claims.compare import Comparison
-from casestudy.show import svg
+from casestudy.show import marks
 from casestudy.show.blocks import Absent, Block, Figure, Listing, Section, columns_of, paragraph
 from casestudy.show.page import environment
 from casestudy.show.report import frame
@@ -159,7 +159,7 @@ def _bars(
     largest = rows[max(range(len(rows)), key=lambda i: abs(value[i] or 0.0))]
     return Figure(
         title,
-        svg.bars(
+        marks.Bars(
             labels,
             value,
             unit=unit,
@@ -169,7 +169,7 @@ def _bars(
         ),
         f"{title}; the largest is {_cell(largest)} with {signed(largest['difference'], 3)} "
         f"{clean(largest['unit'])}.",
-        svg.Data(
+        marks.Data(
             [("cell", [_cell(row) for row in rows])],
             {"value": value, "lower": lower, "upper": upper, "n": [row["b_n"] for row in rows]},
             unit,

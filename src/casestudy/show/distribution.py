@@ -16,7 +16,8 @@ from itertools import pairwise
 import numpy as np
 
 from casestudy.results.result import Array
-from casestudy.show import svg
+from casestudy.show import marks
+from casestudy.show.svg import round_step
 from casestudy.show.text import MINUS
 from casestudy.show.wording import Mean, Spread, known
 
@@ -32,13 +33,13 @@ class Rows:
     """A drawn distribution, row by row.
 
     Attributes:
-        drawing: dots, or histograms over boxes.
+        mark: dots, or histograms over boxes.
         data: behind its marks.
         reading: how to read it, for the caption.
     """
 
-    drawing: svg.Drawing
-    data: svg.Data
+    mark: marks.Strip | marks.Histograms
+    data: marks.Data
     reading: str
 
 
@@ -49,8 +50,8 @@ def rows(
     means: Sequence[Mean | None],
     *,
     unit: str,
-    dots: svg.Data,
-    row: svg.Real = 46,
+    dots: marks.Data,
+    row: marks.Real = 46,
 ) -> Rows:
     """Every row's prompts as dots, or, where any row has too many, all rows as histograms.
 
@@ -64,17 +65,17 @@ def rows(
         row: height of a row of dots in pixels.
     """
     if max((len(known(line)) for line in values), default=0) <= MOST_DOTS:
-        drawing = svg.strip(
+        mark = marks.Strip(
             labels,
-            [svg.numbers(line) for line in values],
+            [marks.numbers(line) for line in values],
             unit=unit,
-            mean=[None if m is None else svg.finite(m.value) for m in means],
-            lower=[None if m is None else svg.finite(m.lower) for m in means],
-            upper=[None if m is None else svg.finite(m.upper) for m in means],
+            mean=[None if m is None else marks.finite(m.value) for m in means],
+            lower=[None if m is None else marks.finite(m.lower) for m in means],
+            upper=[None if m is None else marks.finite(m.upper) for m in means],
             row=row,
         )
         return Rows(
-            drawing,
+            mark,
             dots,
             "One dot per prompt, blue above zero and orange below. Under the dots: the mean and "
             "its 95\u00a0% interval.",
@@ -85,14 +86,14 @@ def rows(
     counts = np.stack([np.histogram(np.clip(known(line), *ends), edges)[0] for line in values])
     spreads = [Spread.of(line) for line in values]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    data = svg.Data(
+    data = marks.Data(
         [(axis, labels), ("from", [between(a, b) for a, b in pairwise(edges.tolist())])],
-        {"value": svg.numbers(counts), "share of the row": svg.numbers(shares)},
+        {"value": marks.numbers(counts), "share of the row": marks.numbers(shares)},
         "prompts",
         dots.source,
     )
     return Rows(
-        svg.histograms(labels, edges.tolist(), counts, spreads, means, unit=unit),
+        marks.Histograms(labels, edges.tolist(), counts, spreads, means, unit=unit),
         data,
         "Each row counts its prompts in bins; the fullest bin of a row has the row’s height, so "
         "heights compare within a row only. Under it: a box from the first to the third quartile "
@@ -104,11 +105,11 @@ def rows(
 def bins(values: Array) -> Array:
     """Edges of at most about `MOST_BINS` bins of a round width that hold all values."""
     low, high = float(values.min()), float(values.max())
-    step = svg.round_step((high - low) or abs(high) or 1.0, MOST_BINS)
+    step = round_step((high - low) or abs(high) or 1.0, MOST_BINS)
     first, last = math.floor(low / step), math.floor(high / step) + 1
     return np.arange(first, last + 1) * step
 
 
-def between(low: svg.Real, high: svg.Real) -> str:
+def between(low: marks.Real, high: marks.Real) -> str:
     """A bin in words: "0.5 to 1"."""
     return f"{low:.6g} to {high:.6g}".replace("-", MINUS)

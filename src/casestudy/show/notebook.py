@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from casestudy.errors import MeasureError
 from casestudy.results.result import Grid, Table
-from casestudy.show import svg
+from casestudy.show import marks, svg
 from casestudy.show.page import as_json, template_text
 from casestudy.show.text import (
     clean,
@@ -130,23 +130,11 @@ def _drawn(grid: Grid) -> Markup:
     if values.ndim == 0:
         lowest, highest = (None if a is None else float(a) for a in (grid.lower, grid.upper))
         return Markup("<p>{} [{}]</p>").format(signed(float(values)), interval(lowest, highest))
-    labels = [[clean(label) for label in axis.labels] for axis in grid.axes]
-    alt = f"{grid.name}: {number(float(known.min()))} to {number(float(known.max()))} {grid.unit}"
-    low, high = (None if a is None else svg.numbers(a) for a in (grid.lower, grid.upper))
-    titles = svg.Data.of(grid).titles()
-    if values.ndim == 1 and grid.axes[0].name == "term":
-        total = float(np.nansum(values))
-        titles.append(f"sum of terms: {number(total)} {grid.unit}")
-        drawing = svg.waterfall(
-            labels[0], values.tolist(), total, lower=low, upper=high, total_label="sum of terms"
-        )
-    elif values.ndim == 1:
-        drawing = svg.bars(labels[0], svg.numbers(values), unit=grid.unit, lower=low, upper=high)
-    else:
-        drawing = svg.heatmap(
-            values, *labels, unit=grid.unit, row_name=grid.axes[0].name, col_name=grid.axes[1].name
-        )
-    return drawing.svg(alt, [clean(title) for title in titles])
+    titles = marks.Data.of(grid).titles()
+    mark = marks.mark_of(grid)
+    if isinstance(mark, marks.Waterfall):
+        titles.append(f"{mark.total_label}: {number(mark.total)} {grid.unit}")
+    return svg.draw(mark).svg(marks.alternative(grid), [clean(title) for title in titles])
 
 
 def study_html(name: str, n: int, headline: Grid | None, holds: Sequence[str], path: str) -> str:

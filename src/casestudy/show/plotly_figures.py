@@ -1,7 +1,8 @@
 """How does a measurement look in Python?
 
-`heatmap`, `line` and `scatter` draw plotly figures from arrays, torch tensors or grids: diverging
-colours centred at zero, labels on hover. `plot_grid` is what `Grid.plot()` gives.
+`heatmap`, `line` and `waterfall` turn arrays, torch tensors or grids into marks, and `figure_of`
+draws marks with plotly: diverging colours centred at zero, labels on hover. `plot_grid` is what
+`Grid.plot()` gives.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from markupsafe import Markup
 
 from casestudy.errors import MeasureError
 from casestudy.results.result import Array, Axis, Grid, Table
+from casestudy.show import marks
 from casestudy.show.distribution import MOST_DOTS
+from casestudy.show.marks import Mark
 from casestudy.show.notebook import attention_heads as attention_heads
 from casestudy.show.text import token_or_text
 
@@ -63,8 +66,6 @@ def heatmap(
 
     Raises: MeasureError where the values have another number of dimensions.
     """
-    import plotly.graph_objects as go
-
     grid = values if isinstance(values, Grid) else None
     if grid is not None and len(grid.axes) == 2:
         rows, cols = rows or grid.axes[0].labels, cols or grid.axes[1].labels
@@ -76,29 +77,34 @@ def heatmap(
             f"a heatmap of {array.ndim} dimensions {array.shape}",
             allowed="two; fix the others first, for instance grid.select(contrast='lowercase')",
         )
-    known = np.abs(array[np.isfinite(array)])
-    limit = limit or (float(known.max()) if known.size else 0.0) or 1.0
-    ys = _labels(rows, array.shape[0], "rows")
-    xs = _labels(cols, array.shape[1], "cols")
+    ys, xs = _labels(rows, array.shape[0], "rows"), _labels(cols, array.shape[1], "cols")
+    return figure_of(marks.Heatmap(array, ys, xs, unit, yaxis, xaxis, limit), title)
+
+
+def _heatmap(mark: marks.Heatmap) -> Any:
+    import plotly.graph_objects as go
+
+    ys, xs = list(map(_html, mark.rows)), list(map(_html, mark.cols))
     figure = go.Figure(
         go.Heatmap(
-            z=array,
-            zmin=-limit,
-            zmax=limit,
+            z=mark.values,
+            zmin=-mark.full,
+            zmax=mark.full,
             colorscale=DIVERGING,
-            colorbar={"title": {"text": unit}, "thickness": 12, "outlinewidth": 0},
+            colorbar={"title": {"text": mark.unit}, "thickness": 12, "outlinewidth": 0},
             hoverongaps=False,
-            customdata=_pairs(ys, xs, array.shape),
+            customdata=_pairs(ys, xs, mark.values.shape),
             hovertemplate=(
-                f"{yaxis or 'row'} %{{customdata[0]}}<br>{xaxis or 'column'} %{{customdata[1]}}"
-                f"<br>%{{z:.4g}} {unit}<extra></extra>"
+                f"{mark.row_name or 'row'} %{{customdata[0]}}<br>"
+                f"{mark.col_name or 'column'} %{{customdata[1]}}"
+                f"<br>%{{z:.4g}} {mark.unit}<extra></extra>"
             ),
         )
     )
     figure.update_xaxes(tickvals=_some(len(xs)), ticktext=[xs[i] for i in _some(len(xs))])
     figure.update_yaxes(tickvals=_some(len(ys)), ticktext=[ys[i] for i in _some(len(ys))])
     figure.update_yaxes(autorange="reversed")
-    return _finish(figure, title, xaxis, yaxis)
+    return _axes(figure, mark.col_name, mark.row_name)
 
 
 def line(
@@ -122,8 +128,6 @@ def line(
 
     Raises: MeasureError where the values have another number of dimensions.
     """
-    import plotly.graph_objects as go
-
     grid = values if isinstance(values, Grid) else None
     if grid is not None and 1 <= len(grid.axes) <= 2:
         x, xaxis = x or grid.axes[-1].labels, xaxis or grid.axes[-1].name
@@ -132,41 +136,54 @@ def line(
     array = np.atleast_2d(as_array(values))
     if array.ndim != 2:
         raise MeasureError(f"lines of {array.ndim} dimensions {array.shape}", allowed="one or two")
-    places = list(range(array.shape[1]))
-    texts = _labels(x, array.shape[1], "x")
-    titles = _labels(names, array.shape[0], "names")
+    places, titles = _labels(x, array.shape[1], "x"), _labels(names, array.shape[0], "names")
+    none = [None] * len(array)
+    ends = (None, None) if grid is None else (grid.lower, grid.upper)
+    lower, upper = (none if a is None else list(np.atleast_2d(a)) for a in ends)
+    rows = zip(titles, array, lower, upper, strict=True)
+    series = [marks.Series.of(*row) for row in rows]
+    return figure_of(marks.Lines(places, series, unit, xaxis), title)
+
+
+def _lines(mark: marks.Lines) -> Any:
+    import plotly.graph_objects as go
+
+    places, texts = list(range(len(mark.labels))), list(map(_html, mark.labels))
     figure = go.Figure()
-    for k, row in enumerate(array):
+    for k, one in enumerate(mark.series):
         colour = LINES[k % len(LINES)]
-        if grid is not None and grid.lower is not None and grid.upper is not None:
-            low, high = np.atleast_2d(grid.lower)[k], np.atleast_2d(grid.upper)[k]
-            figure.add_trace(_band(places, low, high, colour))
+        if one.lower is not None and one.upper is not None:
+            figure.add_trace(_band(one.lower, one.upper, colour))
         figure.add_trace(
             go.Scatter(
                 x=places,
-                y=row,
+                y=one.values,
                 mode="lines+markers",
-                name=titles[k],
+                name=_html(one.name),
                 line={"color": colour, "width": 2, "dash": DASHES[k % len(DASHES)]},
                 customdata=texts,
                 hovertemplate=(
-                    f"{xaxis} %{{customdata}}<br>%{{y:.4g}} {unit}<extra>%{{fullData.name}}</extra>"
+                    f"{mark.axis} %{{customdata}}<br>%{{y:.4g}} {mark.unit}"
+                    "<extra>%{fullData.name}</extra>"
                 ),
             )
         )
+    if mark.final is not None:
+        figure.add_hline(mark.final, line={"dash": "dash", "color": "#4c5763", "width": 1})
     some = _some(len(places), 26)
     figure.update_xaxes(tickvals=some, ticktext=[texts[i] for i in some])
-    figure.update_layout(showlegend=len(array) > 1)
-    return _finish(figure, title, xaxis, unit)
+    figure.update_layout(showlegend=len(mark.series) > 1)
+    return _axes(figure, mark.axis, mark.unit)
 
 
-def _band(places: Sequence[int], low: Array, high: Array, colour: str) -> Any:
+def _band(lower: Sequence[marks.Number], upper: Sequence[marks.Number], colour: str) -> Any:
     import plotly.graph_objects as go
 
-    known = [i for i in places if np.isfinite(low[i]) and np.isfinite(high[i])]
+    ends = [(i, a, b) for i, (a, b) in enumerate(zip(lower, upper, strict=True))]
+    known = [(i, a, b) for i, a, b in ends if a is not None and b is not None]
     return go.Scatter(
-        x=[*known, *reversed(known)],
-        y=[*(high[i] for i in known), *(low[i] for i in reversed(known))],
+        x=[*(i for i, _, _ in known), *(i for i, _, _ in reversed(known))],
+        y=[*(high for _, _, high in known), *(low for _, low, _ in reversed(known))],
         fill="toself",
         fillcolor=colour,
         opacity=0.15,
@@ -213,13 +230,13 @@ def scatter(
             y=ys.ravel(),
             mode="markers",
             marker={"color": BLUE, "size": 8, "opacity": 0.75},
-            text=texts,
+            text=list(map(_html, texts)),
             hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
         )
     )
     figure.update_xaxes(zeroline=True)
     figure.update_yaxes(zeroline=True)
-    return _finish(figure, title, xaxis, yaxis)
+    return _titled(_axes(figure, xaxis, yaxis), title)
 
 
 def waterfall(
@@ -234,8 +251,6 @@ def waterfall(
 
     Raises: MeasureError where the grid has other axes.
     """
-    import plotly.graph_objects as go
-
     unit = "logits"
     if isinstance(terms, Grid):
         if [axis.name for axis in terms.axes] != ["term"]:
@@ -248,21 +263,28 @@ def waterfall(
         terms = dict(zip(terms.axes[0].labels, terms.values.tolist(), strict=True))
     values = list(terms.values())
     total = float(np.nansum(values)) if total is None else total
+    return figure_of(marks.Waterfall(list(terms), values, total, unit), title)
+
+
+def _waterfall(mark: marks.Waterfall) -> Any:
+    import plotly.graph_objects as go
+
+    cells = [*mark.values, mark.total]
     figure = go.Figure(
         go.Waterfall(
-            x=[*(_html(t) for t in terms), "logit difference"],
-            y=[*values, total],
+            x=[*map(_html, mark.terms), _html(mark.total_label)],
+            y=cells,
             # "absolute": the total is a measurement of its own, not the sum drawn once more.
-            measure=["relative"] * len(values) + ["absolute"],
+            measure=["relative"] * len(mark.values) + ["absolute"],
             increasing={"marker": {"color": BLUE}},
             decreasing={"marker": {"color": ORANGE}},
             totals={"marker": {"color": "#3b3a38"}},
             connector={"line": {"color": "#8d8a83", "width": 1}},
-            customdata=[*values, total],
-            hovertemplate=f"%{{x}}<br>%{{customdata:.4g}} {unit}<extra></extra>",
+            customdata=cells,
+            hovertemplate=f"%{{x}}<br>%{{customdata:.4g}} {mark.unit}<extra></extra>",
         )
     )
-    return _finish(figure, title, "", unit)
+    return _axes(figure, "", mark.unit)
 
 
 def plot_grid(grid: Grid, **where: Any) -> Any:
@@ -293,44 +315,45 @@ def plot_grid(grid: Grid, **where: Any) -> Any:
     if not names:
         return line(cut.values.reshape(1), x=[cut.name], unit=cut.unit, title=title)
     if names[-1] == "prompt":
-        return _spread(cut, title)
-    if len(names) == 1 or names[-1] in _CURVES:
-        return line(cut, title=title) if names[-1] in _ORDERED else _bars(cut, title)
-    return heatmap(cut, title=title)
+        return figure_of(_prompts(cut), title)
+    if names[-1] in _CURVES or (len(names) == 1 and names[0] in _ORDERED):
+        return line(cut, title=title)
+    return figure_of(marks.mark_of(cut), title)
 
 
-def _spread(grid: Grid, title: str) -> Any:
-    """One value per prompt: a box per row, with every prompt beside it where they are few."""
+def _prompts(grid: Grid) -> marks.Strip:
+    """One value per prompt, in a row per label of the other axis."""
+    rows = grid.axes[0].labels if len(grid.axes) == 2 else (grid.name,)
+    axis = grid.axes[0].name if len(grid.axes) == 2 else ""
+    values = [marks.numbers(row) for row in np.atleast_2d(grid.values)]
+    return marks.Strip(rows, values, grid.unit, places=grid.axes[-1].labels, axis=axis)
+
+
+def _strip(mark: marks.Strip) -> Any:
+    """A box per row, with every prompt beside it where they are few."""
     import plotly.graph_objects as go
 
-    rows = grid.axes[0].labels if len(grid.axes) == 2 else (grid.name,)
-    texts = [_html(label) for label in grid.axes[-1].labels]
+    texts = list(map(_html, mark.places))
     figure = go.Figure(
         [
             go.Box(
-                x=line,
+                x=row,
                 name=_html(name),
                 text=texts,
-                boxpoints="all" if len(texts) <= MOST_DOTS else "outliers",
+                boxpoints="all" if len(row) <= MOST_DOTS else "outliers",
                 pointpos=0,
                 jitter=0.5,
                 marker={"color": BLUE, "size": 5, "opacity": 0.6},
                 line={"color": "#4c5763", "width": 1},
-                hovertemplate=f"prompt %{{text}}<br>%{{x:.4g}} {grid.unit}<extra>%{{y}}</extra>",
+                hovertemplate=f"prompt %{{text}}<br>%{{x:.4g}} {mark.unit}<extra>%{{y}}</extra>",
             )
-            for name, line in zip(rows, np.atleast_2d(grid.values), strict=True)
+            for name, row in zip(mark.labels, mark.values, strict=True)
         ]
     )
     figure.update_xaxes(zeroline=True)
     figure.update_yaxes(autorange="reversed")
     figure.update_layout(showlegend=False)
-    return _finish(figure, title, grid.unit, grid.axes[0].name if len(grid.axes) == 2 else "")
-
-
-def _bars(grid: Grid, title: str) -> Any:
-    (axis,) = grid.axes
-    ends = None if grid.lower is None or grid.upper is None else (grid.lower, grid.upper)
-    return bars(axis.labels, grid.values, ends=ends, xaxis=axis.name, unit=grid.unit, title=title)
+    return _axes(figure, mark.unit, mark.axis)
 
 
 def bars(
@@ -352,30 +375,40 @@ def bars(
         unit: of the values.
         title: of the figure.
     """
+    numbers = marks.numbers(as_array(values))
+    lower, upper = (None, None) if ends is None else (marks.numbers(as_array(e)) for e in ends)
+    names = _labels(labels, len(numbers), "labels")
+    return figure_of(marks.Bars(names, numbers, unit, lower, upper, axis=xaxis), title)
+
+
+def _bars(mark: marks.Bars) -> Any:
     import plotly.graph_objects as go
 
-    y = as_array(values)
+    y = _floats(mark.values)
     error = None
-    if ends is not None:
-        low, high = map(as_array, ends)
+    if mark.lower is not None and mark.upper is not None:
         error = {
             "type": "data",
             "symmetric": False,
-            "array": high - y,
-            "arrayminus": y - low,
+            "array": _floats(mark.upper) - y,
+            "arrayminus": y - _floats(mark.lower),
             "thickness": 1,
         }
     figure = go.Figure(
         go.Bar(
-            x=_labels(labels, y.size, "labels"),
+            x=list(map(_html, mark.labels)),
             y=y,
             error_y=error,
             marker={"color": [BLUE if v >= 0 else ORANGE for v in y.tolist()]},
-            hovertemplate=f"{xaxis} %{{x}}<br>%{{y:.4g}} {unit}<extra></extra>",
+            hovertemplate=f"{mark.axis} %{{x}}<br>%{{y:.4g}} {mark.unit}<extra></extra>",
         )
     )
     figure.update_xaxes(type="category")
-    return _finish(figure, title, xaxis, unit)
+    return _axes(figure, mark.axis, mark.unit)
+
+
+def _floats(values: Sequence[marks.Number]) -> Array:
+    return np.array([np.nan if v is None else v for v in values], dtype=float)
 
 
 _MEASURED = ("mean", "value", "score", "difference", "flip_share", "prob", "seconds")
@@ -464,16 +497,39 @@ def plot_activation(
     )
 
 
-def _finish(figure: Any, title: str, xaxis: str, yaxis: str) -> Any:
+def figure_of(mark: Mark, title: str = "") -> Any:
+    """A mark as a plotly figure.
+
+    Raises: MeasureError for the marks that only a report draws (histograms, circuits).
+    """
+    match mark:
+        case marks.Heatmap():
+            figure = _heatmap(mark)
+        case marks.Lines():
+            figure = _lines(mark)
+        case marks.Waterfall():
+            figure = _waterfall(mark)
+        case marks.Bars():
+            figure = _bars(mark)
+        case marks.Strip():
+            figure = _strip(mark)
+        case _:
+            raise MeasureError(f"plotly draws no {type(mark).__name__}", hint="See the report")
+    return _titled(figure, title)
+
+
+def _titled(figure: Any, title: str) -> Any:
     figure.update_layout(
         title={"text": _html(title), "font": {"size": 15}},
-        xaxis_title=_html(xaxis),
-        yaxis_title=_html(yaxis),
         template="plotly_white",
         margin={"l": 60, "r": 20, "t": 50, "b": 50},
         font={"size": 12},
     )
     return figure
+
+
+def _axes(figure: Any, x: str, y: str) -> Any:
+    return figure.update_layout(xaxis_title=_html(x), yaxis_title=_html(y))
 
 
 def _html(text: object) -> str:
@@ -486,7 +542,7 @@ def _labels(labels: Sequence[object] | None, n: int, name: str) -> list[str]:
         return [str(i) for i in range(n)]
     if len(labels) != n:
         raise MeasureError(f"{len(labels)} {name} for {n} values", allowed="one label per value")
-    return [_html(label) for label in labels]
+    return list(map(str, labels))
 
 
 def _places(axes: Sequence[Axis]) -> list[str]:

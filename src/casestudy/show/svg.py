@@ -1,9 +1,9 @@
-"""How is a measurement drawn, so that it needs nothing but the page it stands on?
+"""How is a mark drawn, so that it needs nothing but the page it stands on?
 
-Each drawing is an SVG made here, without a plotting library: it appears with the page, prints,
-follows the page's light or dark colours, and stays legible at any width, because positions across
-are percentages of the plot while text keeps its size. Marks carry `data-i`, their place in the
-figure's data, from which a few lines of script show values on hover, under the keyboard, and as
+`draw` renders every mark as an SVG made here, without a plotting library: it appears with the page,
+prints, follows the page's light or dark colours, and stays legible at any width, because positions
+across are percentages of the plot while text keeps its size. Marks carry `data-i`, their place in
+the figure's data, from which a few lines of script show values on hover, under the keyboard, and as
 CSV. Without script the drawing is complete.
 """
 
@@ -11,93 +11,30 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from markupsafe import Markup
 
-from casestudy.results.result import Array, Grid
+from casestudy.show.marks import (
+    Bars,
+    Heatmap,
+    Histograms,
+    Layered,
+    Lines,
+    Mark,
+    Number,
+    Real,
+    Strip,
+    Waterfall,
+    finite,
+)
 from casestudy.show.text import MINUS, columns, digits, number, shorten, signed, visible
-from casestudy.show.wording import Mean, Spread
+from casestudy.show.wording import Spread
 
 CHARACTER = 6.6
 """Width in pixels reserved for one column of a label; a little more than most fonts take."""
-
-Real = float | int
-Number = float | int | None
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a figure shows, cell by cell in the order of its axes.
-
-    Attributes:
-        axes: (name, labels) of each dimension.
-        columns: for each quantity its cells, flat, the last axis fastest.
-        unit: of the first quantity.
-        source: the file in the study's folder that holds the whole of it.
-    """
-
-    axes: Sequence[tuple[str, Sequence[str]]]
-    columns: Mapping[str, Sequence[Number]]
-    unit: str
-    source: str = ""
-
-    @classmethod
-    def of(cls, grid: Grid) -> Data:
-        """A grid's values, and its interval and n where it has them."""
-        columns = {"value": numbers(grid.values)}
-        for name in ("lower", "upper", "n"):
-            array = getattr(grid, name)
-            if array is not None:
-                columns[name] = numbers(array)
-        axes = [(axis.name, axis.labels) for axis in grid.axes]
-        return cls(axes, columns, grid.unit, f"arrays/{grid.name}.safetensors")
-
-    def titles(self) -> list[str]:
-        """What each cell says of itself: where it is, its value, interval and n."""
-        found = [""]
-        for name, labels in self.axes:
-            found = [f"{f}, {name} {x}".removeprefix(", ") for f in found for x in labels]
-        value = self.columns["value"]
-        places = digits(value)
-        lower, upper, n = (self.columns.get(name) for name in ("lower", "upper", "n"))
-        for i, where in enumerate(found):
-            said = f"{where}: {number(value[i], places)}"
-            said += f" {self.unit}" if value[i] is not None else ""
-            low, high = (None if ends is None else ends[i] for ends in (lower, upper))
-            if low is not None and high is not None:
-                said += f" [{number(low, places)} to {number(high, places)}]"
-            count = n[i] if n is not None else None
-            found[i] = said + (f", n = {count:,.0f}" if count is not None else "")
-        return found
-
-    def to_json(self) -> dict[str, object]:
-        """For the page: seven significant digits, as many as float32 has."""
-        return {
-            "axes": [[name, list(labels)] for name, labels in self.axes],
-            "columns": {name: [_short(v) for v in cells] for name, cells in self.columns.items()},
-            "unit": self.unit,
-            "source": self.source,
-        }
-
-
-def numbers(array: Array) -> list[Number]:
-    """A flat list, None where nothing was measured."""
-    return [finite(v) for v in np.asarray(array, dtype=float).ravel().tolist()]
-
-
-def finite(value: Real) -> Number:
-    """The value, None where it was not measured."""
-    return value if math.isfinite(value) else None
-
-
-def _short(value: Number) -> Number:
-    if value is None or value == int(value):
-        return None if value is None else int(value)
-    return float(f"{value:.7g}")
 
 
 @dataclass(frozen=True)
@@ -136,6 +73,25 @@ class Drawing:
             f";min-width:{self.min_width:g}px" if self.min_width else "",
             titled(self.body, titles) if titles else self.body,
         )
+
+
+def draw(mark: Mark) -> Drawing:
+    """A mark as SVG."""
+    match mark:
+        case Waterfall():
+            return _waterfall(mark)
+        case Bars():
+            return _bars(mark)
+        case Strip():
+            return _strip(mark)
+        case Histograms():
+            return _histograms(mark)
+        case Heatmap():
+            return _heatmap(mark)
+        case Lines():
+            return _lines(mark)
+        case Layered():
+            return _layered(mark)
 
 
 def titled(body: Markup, titles: Sequence[str]) -> Markup:
@@ -223,33 +179,9 @@ def _x_axis(parts: _Parts, scale: Scale, height: Real, unit: str) -> None:
     parts.text("50%", height + 31, unit, "t m u")
 
 
-def waterfall(
-    terms: Sequence[str],
-    values: Sequence[float],
-    total: Real,
-    *,
-    unit: str = "logits",
-    lower: Sequence[Number] | None = None,
-    upper: Sequence[Number] | None = None,
-    marked: Sequence[str] = (),
-    total_label: str = "logit difference",
-    row: Real = 19,
-) -> Drawing:
-    """Each term as a bar that starts where the one above ended; the last bar is the total from 0.
-
-    The last term's bar ends at the sum of the terms, the total's bar at the total: that the two
-    meet is the ledger's claim, and the eye can check it.
-
-    Args:
-        terms: from the input up.
-        values: their contributions; NaN is drawn as "not measured".
-        total: the logit difference itself, measured apart from the terms.
-        unit: of all of them.
-        lower, upper: a 95 % interval of each term, drawn around its bar's end.
-        marked: terms drawn with an outline (b_U).
-        total_label: what the last bar is called.
-        row: height of a row in pixels.
-    """
+def _waterfall(mark: Waterfall) -> Drawing:
+    terms, values, total, row = mark.terms, mark.values, mark.total, mark.row
+    lower, upper, marked = mark.lower, mark.upper, mark.marked
     ends = np.cumsum(np.nan_to_num(np.asarray(values, dtype=float)))
     starts = np.concatenate([[0.0], ends[:-1]])
     spread: list[Number] = [*starts.tolist(), *ends.tolist(), float(total)]
@@ -259,7 +191,7 @@ def waterfall(
     scale = Scale.over(spread)
     height = row * (len(terms) + 1) + 6
     parts = _Parts()
-    _x_axis(parts, scale, height, unit)
+    _x_axis(parts, scale, height, mark.unit)
     for i, (term, value) in enumerate(zip(terms, values, strict=True)):
         y, middle = i * row, i * row + row / 2
         parts.add(
@@ -289,48 +221,29 @@ def waterfall(
     i = len(terms)
     parts.add('<line x1="0" x2="100%" y1="{}" y2="{}" class="rule"/>', y - 3, y - 3)
     parts.add('<rect x="0" y="{}" width="100%" height="{}" class="hit" data-i="{}"/>', y, row, i)
-    parts.text("-8", y + row / 2, shorten(total_label, 22), "l e b")
+    parts.text("-8", y + row / 2, shorten(mark.total_label, 22), "l e b")
     parts.add(
         '<rect x="{}%" y="{}" width="{}%" height="{}" class="bar total"/>',
         *(left, y + 3, max(round(right - left, 3), 0.15), row - 6),
     )
     parts.text("100%", y + row / 2, signed(total), "v b", ' dx="8"')
-    return Drawing(parts.join(), height, (6, 62, 38, label_width([*terms, total_label])))
+    return Drawing(parts.join(), height, (6, 62, 38, label_width([*terms, mark.total_label])))
 
 
-def bars(
-    labels: Sequence[str],
-    values: Sequence[Number],
-    *,
-    unit: str,
-    lower: Sequence[Number] | None = None,
-    upper: Sequence[Number] | None = None,
-    shown: Sequence[str] | None = None,
-    row: Real = 22,
-    tokens: bool = False,
-) -> Drawing:
-    """One bar from zero per label, with its interval as a line and its value at the right.
-
-    Args:
-        labels: one per row.
-        values: None where nothing was measured.
-        unit: of the values.
-        lower, upper: ends of a 95 % interval.
-        shown: texts of the values; the numbers themselves by default.
-        row: height of a row in pixels.
-        tokens: labels are tokens, set in the tokens' type.
-    """
+def _bars(mark: Bars) -> Drawing:
+    labels, values, row = mark.labels, mark.values, mark.row
+    lower, upper = mark.lower, mark.upper
     scale = Scale.over([*values, *(lower or ()), *(upper or ())])
     height = row * len(labels)
     parts = _Parts()
-    _x_axis(parts, scale, height, unit)
-    texts = shown or [number(v, digits(values)) for v in values]
+    _x_axis(parts, scale, height, mark.unit)
+    texts = mark.shown or [number(v, digits(values)) for v in values]
     for i, (label, value) in enumerate(zip(labels, values, strict=True)):
         y, middle = i * row, i * row + row / 2
         parts.add(
             '<rect x="0" y="{}" width="100%" height="{}" class="hit" data-i="{}"/>', y, row, i
         )
-        parts.text("-8", middle, shorten(label, 24), "l e tk" if tokens else "l e")
+        parts.text("-8", middle, shorten(label, 24), "l e tk" if mark.tokens else "l e")
         if value is None:
             parts.text("100%", middle, "not measured", "v q", ' dx="8"')
             continue
@@ -354,33 +267,16 @@ def _whisker(parts: _Parts, low: Real, high: Real, y: Real) -> None:
         parts.add('<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="{}"/>', low, high, y, y, kind)
 
 
-def mean_bars(means: Grid, labels: Sequence[str], *, row: Real = 22) -> Drawing:
-    """A one-dimensional grid of means as bars with their intervals."""
-    lower, upper = (None if a is None else numbers(a) for a in (means.lower, means.upper))
-    return bars(labels, numbers(means.values), unit=means.unit, lower=lower, upper=upper, row=row)
-
-
-def strip(
-    labels: Sequence[str],
-    values: Sequence[Sequence[Number]],
-    *,
-    unit: str,
-    mean: Sequence[Number] | None = None,
-    lower: Sequence[Number] | None = None,
-    upper: Sequence[Number] | None = None,
-    row: Real = 54,
-) -> Drawing:
-    """Every prompt as a dot, a row per label, with the mean and its interval below the dots.
-
-    Dots are spread upwards only so far that they do not hide one another; their height means
-    nothing.
-    """
+def _strip(mark: Strip) -> Drawing:
+    """The dots' height means nothing: they are spread upwards so that they do not hide others."""
+    labels, values, row = mark.labels, mark.values, mark.row
+    mean, lower, upper = mark.mean, mark.lower, mark.upper
     everything = [v for line in values for v in line]
     scale = Scale.over([*everything, *(lower or ()), *(upper or ()), *(mean or ())])
     height = row * len(labels)
     radius = 3.6 if max(map(len, values), default=0) <= 60 else 2.4
     parts = _Parts()
-    _x_axis(parts, scale, height, unit)
+    _x_axis(parts, scale, height, mark.unit)
     place = 0
     for i, (label, line) in enumerate(zip(labels, values, strict=True)):
         base = i * row + row * 0.62
@@ -416,32 +312,14 @@ def _mean(parts: _Parts, scale: Scale, y: Real, mean: Number, low: Number, high:
         parts.text("100%", y, signed(mean), "v", ' dx="8"')
 
 
-def histograms(
-    labels: Sequence[str],
-    edges: Sequence[Real],
-    counts: Array,
-    spreads: Sequence[Spread | None],
-    means: Sequence[Mean | None],
-    *,
-    unit: str,
-    row: Real = 64,
-) -> Drawing:
-    """A histogram per label, with its quartiles in a box and its mean below.
-
-    Args:
-        labels: one per row.
-        edges: of the bins, the same for every row.
-        counts: (row, bin).
-        spreads: each row's quantiles; None where it has no values.
-        means: each row's mean with its interval; None where it has none.
-        unit: of the edges.
-        row: height of a row in pixels.
-    """
+def _histograms(mark: Histograms) -> Drawing:
+    labels, edges, counts, row = mark.labels, mark.edges, mark.counts, mark.row
+    spreads, means = mark.spreads, mark.means
     ends = [v for m in means if m is not None for v in (m.lower, m.upper)]
     scale = Scale.over([*edges, *ends])
     height, tall = row * len(labels), row - 34
     parts = _Parts()
-    _x_axis(parts, scale, height, unit)
+    _x_axis(parts, scale, height, mark.unit)
     for i, (label, line) in enumerate(zip(labels, counts.tolist(), strict=True)):
         base = i * row + tall + 4
         spread, mean = spreads[i], means[i]
@@ -478,34 +356,9 @@ def _box(parts: _Parts, scale: Scale, y: Real, spread: Spread) -> None:
     parts.add('<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="box"/>', median, median, y - 4, y + 4)
 
 
-def heatmap(
-    values: Array,
-    rows: Sequence[str],
-    cols: Sequence[str],
-    *,
-    unit: str,
-    row_name: str = "",
-    col_name: str = "",
-    limit: Real | None = None,
-    tokens: bool = False,
-    slanted: bool = False,
-    heads: Literal["cell", "row"] | None = None,
-) -> Drawing:
-    """Cells coloured by value, zero always the colour of the page, both signs on one scale.
-
-    Args:
-        values: (rows, cols); NaN is drawn grey, "not measured".
-        rows, cols: their labels.
-        unit: of the values, for the legend.
-        row_name, col_name: what the axes are.
-        limit: the value of full colour; by default the largest magnitude.
-        tokens: column labels are tokens (white space visible, slanted).
-        slanted: column labels are too long to stand side by side.
-        heads: what opens a head's attention pattern: a "cell" of (layer, head), or every cell of
-            a "row" that is called "layer.head".
-    """
-    known = np.abs(values[np.isfinite(values)])
-    limit = limit or (float(known.max()) if known.size else 0.0) or 1.0
+def _heatmap(mark: Heatmap) -> Drawing:
+    values, rows, cols, unit, limit = mark.values, mark.rows, mark.cols, mark.unit, mark.full
+    tokens, slanted, heads = mark.tokens, mark.slanted, mark.heads
     cell = 22 if len(rows) <= 16 else 17 if len(rows) <= 40 else 12
     height = cell * len(rows)
     parts = _Parts()
@@ -545,20 +398,25 @@ def heatmap(
             )
     # slanted at 45 degrees, a label reaches down by 0.71 of its length
     below = 18 if narrow else 12 + 0.71 * (CHARACTER if tokens else 5.8) * longest
-    if col_name:
-        parts.text("50%", height + below + 10, col_name, "t m u")
+    if mark.col_name:
+        parts.text("50%", height + below + 10, mark.col_name, "t m u")
         below += 16
     _legend(parts, height + below + 12, limit, unit, bool((values < 0).any()))
-    left = label_width([*rows, row_name], 18)
+    left = label_width([*rows, mark.row_name], 18)
     if not narrow:
         # a slanted label reaches left of its column's middle as far as down
         for j, label in enumerate(shown[:8]):
             size = (CHARACTER if tokens else 5.8) * columns(shorten(label, 20))
             left = max(left, round(0.71 * size - 15 * (j + 0.5)))
-    if row_name:
-        parts.text("-8", -9, row_name, "l e u")
+    if mark.row_name:
+        parts.text("-8", -9, mark.row_name, "l e u")
     least = left + 20 + (15 if not narrow else 17) * len(cols)
-    pad = (18 if row_name else 6, 14, below + (40 if columns(unit) <= SHORT_UNIT else 54), left)
+    pad = (
+        18 if mark.row_name else 6,
+        14,
+        below + (40 if columns(unit) <= SHORT_UNIT else 54),
+        left,
+    )
     return Drawing(parts.join(), height, pad, least if least > 300 else 0)
 
 
@@ -593,30 +451,10 @@ def _legend(parts: _Parts, y: Real, limit: Real, unit: str, both: bool) -> None:
         parts.text(0, y + 34, shorten(unit, 48), "t")
 
 
-def lines(
-    labels: Sequence[str],
-    series: Mapping[str, Sequence[Number]],
-    *,
-    unit: str,
-    axis: str = "",
-    lower: Mapping[str, Sequence[Number]] | None = None,
-    upper: Mapping[str, Sequence[Number]] | None = None,
-    final: Number = None,
-    height: Real = 240,
-) -> Drawing:
-    """Values along an ordered axis, one line per series, with bands where intervals are known.
-
-    Args:
-        labels: the places along the axis, in order.
-        series: by name; None breaks the line.
-        unit: of the values.
-        axis: what the axis is.
-        lower, upper: the bands' edges, by series name.
-        final: a value drawn across as a dashed line (what the curve should arrive at).
-        height: of the plot in pixels.
-    """
-    bands = [v for edges in (lower or {}, upper or {}) for line in edges.values() for v in line]
-    scale = Scale.over([*(v for line in series.values() for v in line), *bands, final])
+def _lines(mark: Lines) -> Drawing:
+    labels, series, final, height = mark.labels, mark.series, mark.final, mark.height
+    ends = [v for line in series for edge in (line.lower, line.upper) for v in edge or ()]
+    scale = Scale.over([*(v for line in series for v in line.values), *ends, final])
     n = max(1, len(labels))
 
     def x(i: int) -> float:
@@ -632,8 +470,8 @@ def lines(
         parts.text("-8", y(tick), f"{tick:g}".replace("-", MINUS), "t e k")
     if final is not None:
         parts.add('<line x1="0" x2="100%" y1="{}" y2="{}" class="final"/>', y(final), y(final))
-    for k, (name, line) in enumerate(series.items()):
-        low, high = ((edges or {}).get(name) for edges in (lower, upper))
+    for k, one in enumerate(series):
+        line, low, high = one.values, one.lower, one.upper
         if low is not None and high is not None:
             known = [i for i in range(n) if low[i] is not None and high[i] is not None]
             edge = [f"{x(i)},{y(float(high[i] or 0))}" for i in known]
@@ -661,14 +499,14 @@ def lines(
     for k, i in enumerate(range(0, n, every)):
         # every other label yields on a narrow screen
         parts.text(f"{x(i)}%", height + 15, shorten(labels[i], 9), "t m alt" if k % 2 else "t m")
-    parts.text("50%", height + 31, axis, "t m u")
-    parts.text("0", -9, unit, "t u")
+    parts.text("50%", height + 31, mark.axis, "t m u")
+    parts.text("0", -9, mark.unit, "t u")
     top = 22
     if len(series) > 1:
-        for k, name in enumerate(series):
+        for k, one in enumerate(series):
             up = -26 - 15 * (len(series) - 1 - k)
             parts.add('<line x1="0" x2="22" y1="{}" y2="{}" class="line s{}"/>', up, up, k % 6)
-            parts.text(28, up, shorten(name, 44), "t k")
+            parts.text(28, up, shorten(one.name, 44), "t k")
         top = 22 + 15 * len(series) + 4
     return Drawing(parts.join(), height, (top, 14, 38, 46), 300 if n > 20 else 0)
 
@@ -683,17 +521,9 @@ def _runs(line: Sequence[Number]) -> list[list[int]]:
     return [run for run in runs if len(run) > 1]
 
 
-def layered(
-    nodes: Mapping[str, tuple[int, int]], edges: Sequence[tuple[str, str, float]]
-) -> Drawing:
-    """A circuit: its nodes in rows by depth, the input below, edges as wide as they are strong.
-
-    On the page a node under the pointer leaves only its own edges in full colour.
-
-    Args:
-        nodes: by name, (depth, order within the row).
-        edges: (source, target, score); the sign is the colour.
-    """
+def _layered(mark: Layered) -> Drawing:
+    """On the page a node under the pointer leaves only its own edges in full colour."""
+    nodes, edges = mark.nodes, mark.edges
     depths = sorted({depth for depth, _ in nodes.values()})
     row = 52
     height = row * len(depths)

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.results.result import Grid
-from casestudy.show import svg
+from casestudy.show import marks
 from casestudy.show.blocks import Figure, paragraph
 from casestudy.show.explorer.page_state import VIEWS, Asked
 from casestudy.show.page import environment, figure_html
@@ -157,14 +157,14 @@ def _classes(grid: Grid, asked: Asked) -> Figure:
     grid = grid.select(prompt=str(asked.row))
     there = np.flatnonzero(np.isfinite(grid.values))
     labels = [grid.axis("class").labels[i] for i in there]
-    values = svg.numbers(grid.values[there])
+    values = marks.numbers(grid.values[there])
     shown = [percent(value) for value in values]
     best = int(np.nanargmax(grid.values[there]))
     return Figure(
         "Probability of the next token by class",
-        svg.bars(labels, values, unit="probability", shown=shown, row=20),
+        marks.Bars(labels, values, unit="probability", shown=shown, row=20),
         f"Bars of probability by class of token; most goes to {labels[best]}, {shown[best]}.",
-        svg.Data([("class", labels)], {"value": values}, grid.unit),
+        marks.Data([("class", labels)], {"value": values}, grid.unit),
         "Summed over the whole vocabulary.",
     )
 
@@ -186,15 +186,15 @@ def _lens(found: Probe, asked: Asked) -> Figure:
     depths = ["end" if d == "final_post" else d for d in own.axis("depth").labels]
     # the last row of the frozen reading is the logits themselves, b_U included
     values, final = frozen.values[:-1], float(frozen.values[-1])
-    series = {
-        "norm’s scale frozen": svg.numbers(values),
-        "as if the model ended here": svg.numbers(own.values),
-    }
+    series = [
+        marks.Series("norm’s scale frozen", marks.numbers(values)),
+        marks.Series("as if the model ended here", marks.numbers(own.values)),
+    ]
     steps = np.abs(np.diff(values))
     k = int(np.argmax(steps)) if steps.size else 0
     return Figure(
         "The difference by depth: the accumulated logit lens",
-        svg.lines(
+        marks.Lines(
             depths,
             series,
             unit=frozen.unit,
@@ -204,9 +204,9 @@ def _lens(found: Probe, asked: Asked) -> Figure:
         ),
         f"Lines from {number(float(values[0]))} to {number(float(values[-1]))} logits; the largest "
         f"step is {signed(float(np.diff(values)[k]) if steps.size else 0.0)}, after {depths[k]}.",
-        svg.Data(
-            [("reading", list(series)), ("depth", depths)],
-            {"value": [value for line in series.values() for value in line]},
+        marks.Data(
+            [("reading", [line.name for line in series]), ("depth", depths)],
+            {"value": [value for line in series for value in line.values]},
             frozen.unit,
         ),
         f"The dashed line is the logit difference itself, {number(final)}; what the frozen reading "
@@ -221,7 +221,7 @@ def _heads(found: Probe, asked: Asked) -> Figure:
     value = float(grid.select(layer=layer, head=head).values)
     return Figure(
         "The direct share of every attention head",
-        svg.heatmap(
+        marks.Heatmap(
             np.asarray(grid.values, dtype=float),
             layers,
             heads,
@@ -232,7 +232,7 @@ def _heads(found: Probe, asked: Asked) -> Figure:
         ),
         f"Heatmap of direct shares by layer and head; the largest is head {layer}.{head} with "
         f"{signed(value)} logits.",
-        replace(svg.Data.of(grid), source=""),
+        replace(marks.Data.of(grid), source=""),
         "Blue pushes towards the answer, orange away from it. A click on a cell, or Enter, opens "
         "the head’s attention pattern.",
     )
@@ -266,7 +266,7 @@ def _attention(found: Probe, asked: Asked) -> Figure:
     ]
     return Figure(
         "Attention from the last token, of the heads that write most",
-        svg.heatmap(
+        marks.Heatmap(
             np.asarray(values, dtype=float),
             rows,
             tokens,
@@ -277,7 +277,9 @@ def _attention(found: Probe, asked: Asked) -> Figure:
             heads="row",
         ),
         f"Heatmap of attention by head and token: {listing(said)}.",
-        svg.Data([("head", rows), ("key_pos", keys)], {"value": svg.numbers(values)}, grid.unit),
+        marks.Data(
+            [("head", rows), ("key_pos", keys)], {"value": marks.numbers(values)}, grid.unit
+        ),
         (f"Without the {left_out} tokens that get least. " if left_out else "")
         + "A click on a row opens the whole pattern. Looking is not using: what a head needs to "
         "see only patching can tell.",

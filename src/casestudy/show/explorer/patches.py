@@ -15,7 +15,7 @@ import numpy as np
 
 from casestudy.errors import MeasureError
 from casestudy.results.result import Grid
-from casestudy.show import svg
+from casestudy.show import marks
 from casestudy.show.blocks import Figure
 from casestudy.show.explorer.page_state import DIRECTIONS, Asked
 from casestudy.show.page import figure_html
@@ -119,12 +119,12 @@ def _figure(grid: Grid, asked: Asked, tokens: list[str], found: Patched, finishe
     ]
     values = np.asarray(grid.values, dtype=float)
     unit = "share of the difference between the runs"
-    data = svg.Data(
+    data = marks.Data(
         [
             (name, [f"{i}:{x}" for i, x in enumerate(own)] if name == "pos" else own)
             for name, own in zip(names, labels, strict=True)
         ],
-        {"value": svg.numbers(values)},
+        {"value": marks.numbers(values)},
         "of the difference",
     )
     if values.ndim == 3:  # layer, head and place: a row per head
@@ -133,11 +133,12 @@ def _figure(grid: Grid, asked: Asked, tokens: list[str], found: Patched, finishe
     title = f"Patching {asked.site}, {DIRECTIONS[asked.direction]}"
     if values.ndim == 1:
         rows = [f"{names[0]} {x}" for x in labels[0]]
-        drawing = svg.bars(rows, svg.numbers(values), unit=unit)
+        mark: marks.Bars | marks.Heatmap = marks.Bars(rows, marks.numbers(values), unit=unit)
     else:
-        drawing = svg.heatmap(
+        mark = marks.Heatmap(
             values,
-            *labels,
+            rows=labels[0],
+            cols=labels[1],
             unit=unit,
             row_name=names[0],
             col_name="" if names[1] == "pos" else names[1],
@@ -157,7 +158,7 @@ def _figure(grid: Grid, asked: Asked, tokens: list[str], found: Patched, finishe
         caption += f" Cells recomputed with full forward passes differ by at most {number(gap)}."
     if finished and np.isnan(values).any():
         caption += " Grey is what the other prompt has no counterpart for."
-    return Figure(title, drawing, _alt(values, labels, title, finished), data, caption)
+    return Figure(title, mark, _alt(values, labels, title, finished), data, caption)
 
 
 def _alt(values: Any, labels: list[list[str]], title: str, finished: bool) -> str:

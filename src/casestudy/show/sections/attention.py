@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
-from casestudy.show import svg
+from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, paragraph
 from casestudy.show.sections.ledger import (
     MOST_PATTERN_BYTES,
@@ -53,11 +53,11 @@ def attention(study: Stored) -> list[Block]:
     i, j = np.unravel_index(int(np.nanargmax(values)), values.shape)
     study.shown |= {name for name in study.grids if name.startswith("pattern.")}
     cut = [means.select(layer=a, head=b) for a, b in top]
-    columns = {"value": svg.numbers(values)}
+    columns = {"value": marks.numbers(values)}
     for part in ("lower", "upper", "n"):
         arrays = [getattr(c, part) for c in cut]
         if all(array is not None for array in arrays):
-            columns[part] = svg.numbers(np.stack(arrays)[:, seen])
+            columns[part] = marks.numbers(np.stack(arrays)[:, seen])
     return [
         paragraph(
             "From the last token, where the answer is decided: {}. Looking is not using: a head’s "
@@ -66,7 +66,7 @@ def attention(study: Stored) -> list[Block]:
         ),
         Figure(
             "Where the heads with the largest direct shares look",
-            svg.heatmap(
+            marks.Heatmap(
                 values,
                 labels,
                 names,
@@ -78,7 +78,7 @@ def attention(study: Stored) -> list[Block]:
             ),
             f"Heatmap of attention by head and role of the token read; the largest is head "
             f"{labels[i]} on the {names[j]}, {percent(float(values[i, j]))}.",
-            svg.Data(
+            marks.Data(
                 [("head", labels), ("role", names)],
                 columns,
                 means.unit,
@@ -128,7 +128,7 @@ def profiles(study: Stored) -> list[Block]:
         blocks.append(
             Figure(
                 _capital(kind),
-                svg.heatmap(
+                marks.Heatmap(
                     values,
                     list(layers),
                     list(heads),
@@ -140,7 +140,7 @@ def profiles(study: Stored) -> list[Block]:
                 ),
                 f"Heatmap of {kind} (a score) by layer and head; the highest is head "
                 f"{best} with {number(float(values[i, j]))}.",
-                svg.Data.of(grid.select(score=score)),
+                marks.Data.of(grid.select(score=score)),
                 half=True,
             )
         )

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.results.result import Grid
-from casestudy.show import svg
+from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import clean, count, interval, number, percent, shorten, signed
@@ -111,10 +111,12 @@ def faithfulness(study: Stored) -> list[Block]:
 def _curves(grid: Grid, title: str) -> Figure:
     methods, sizes = grid.axis("method").labels, grid.axis("proportion").labels
 
-    def edges_of(array: object) -> dict[str, list[svg.Number]]:
-        rows = np.asarray(array, dtype=float)
-        return {spoken(m): svg.numbers(row) for m, row in zip(methods, rows, strict=True)}
-
+    none = [None] * len(methods)
+    lower, upper = (none if a is None else list(a) for a in (grid.lower, grid.upper))
+    series = [
+        marks.Series.of(spoken(name), *arrays)
+        for name, *arrays in zip(methods, grid.values, lower, upper, strict=True)
+    ]
     said = []
     for method, row in zip(methods, grid.values, strict=True):
         enough = next((s for s, v in zip(sizes, row, strict=True) if v >= 0.8), None)
@@ -125,17 +127,15 @@ def _curves(grid: Grid, title: str) -> Figure:
         )
     return Figure(
         title,
-        svg.lines(
+        marks.Lines(
             [_share(s) for s in sizes],
-            edges_of(grid.values),
-            unit=grid.unit,
+            series,
+            grid.unit,
             axis="share of all edges",
-            lower=None if grid.lower is None else edges_of(grid.lower),
-            upper=None if grid.upper is None else edges_of(grid.upper),
             final=1.0,
         ),
         f"Lines of faithfulness by share of edges, {len(methods)} of them: {'; '.join(said)}.",
-        svg.Data.of(grid),
+        marks.Data.of(grid),
         f"{clean(grid.about)} 1 is the whole model, 0 none of its edges.",
     )
 
@@ -227,10 +227,10 @@ def _graph(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
     return [
         Figure(
             f"The {len(found)} strongest edges",
-            svg.layered(places, found),
+            marks.Layered(places, found),
             f"Layered graph of {len(places)} parts and {len(found)} edges; the strongest runs from "
             f"{source} to {target}, {signed(score, 3)}.",
-            svg.Data(
+            marks.Data(
                 [("edge", [f"{row['source']} to {row['target']}" for row in rows])],
                 {"value": [score for _, _, score in found]},
                 "",

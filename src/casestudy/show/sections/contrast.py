@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.results.result import Array, Grid
-from casestudy.show import distribution, svg
+from casestudy.show import distribution, marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import clean, count, interval, number, percent, signed
@@ -41,7 +41,7 @@ def differences(study: Stored) -> list[Block]:
         list(grid.values),
         list(found.values()),
         unit="logit difference, logits",
-        dots=svg.Data.of(grid),
+        dots=marks.Data.of(grid),
         row=54,
     )
     caption = f"logit(answer) − logit(counterpart) after every prompt. {drawn.reading}"
@@ -54,7 +54,7 @@ def differences(study: Stored) -> list[Block]:
     blocks.append(
         Figure(
             "The logit difference of every prompt",
-            drawn.drawing,
+            drawn.mark,
             f"Distribution of logit differences. Mean against {against(study.contrast)}: "
             f"{signed(main.value)} logits, {main.bracket}; median {number(spread.median)}, "
             f"range {number(counted.min())} to {number(counted.max())}."
@@ -111,7 +111,7 @@ def by_group(study: Stored) -> list[Block]:
     return [
         Figure(
             "The same difference by group of prompts",
-            drawn.drawing,
+            drawn.mark,
             f"Distribution of the logit difference by group, {len(names)} groups. "
             + "; ".join(said),
             drawn.data,
@@ -130,16 +130,16 @@ class _Group:
     mean: Mean
 
 
-def _dots(grid: Grid, groups: Mapping[str, _Group]) -> svg.Data:
+def _dots(grid: Grid, groups: Mapping[str, _Group]) -> marks.Data:
     """Each group's prompts side by side; shorter groups end in cells that were not measured."""
     width = max(len(group.prompts) for group in groups.values())
-    cells: list[svg.Number] = []
-    prompts: list[svg.Number] = []
+    cells: list[marks.Number] = []
+    prompts: list[marks.Number] = []
     for group in groups.values():
-        none: list[svg.Number] = [None] * (width - len(group.prompts))
-        cells += [*svg.numbers(group.values), *none]
+        none: list[marks.Number] = [None] * (width - len(group.prompts))
+        cells += [*marks.numbers(group.values), *none]
         prompts += [*(int(p) if p.isdigit() else None for p in group.prompts), *none]
-    return svg.Data(
+    return marks.Data(
         [("group", list(groups)), ("place", [str(i) for i in range(width)])],
         {"value": cells, "prompt": prompts},
         grid.unit,
@@ -260,9 +260,9 @@ def case_by_space(study: Stored) -> list[Block]:
         ),
         Figure(
             "Case and space apart",
-            svg.mean_bars(means, [spoken(e) for e in effects]),
+            marks.mean_bars(means, [spoken(e) for e in effects]),
             f"Bars of the 2 × 2’s effects: {'; '.join(said)}.",
-            svg.Data.of(means),
+            marks.Data.of(means),
             clean(means.about) or "Means over prompts with 95 % intervals.",
         ),
     ]
@@ -298,11 +298,11 @@ def controls(study: Stored) -> list[Block]:
         list(grid.values),
         list(found.values()),
         unit=grid.unit,
-        dots=svg.Data.of(grid),
+        dots=marks.Data.of(grid),
     )
     figure = Figure(
         "The difference beside what simpler explanations give",
-        drawn.drawing,
+        drawn.mark,
         f"Distribution of the logit difference beside controls: {'; '.join(said)}.",
         drawn.data,
         f"{clean(grid.about)} {drawn.reading}",

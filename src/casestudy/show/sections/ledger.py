@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.results.result import Axis, Grid
-from casestudy.show import svg
+from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.page import figure_html
 from casestudy.show.stored import Missing, Stored
@@ -55,8 +55,8 @@ def _waterfall(study: Stored, contrast: str) -> tuple[Figure, Mean, list[str]]:
     terms = list(means.axis("term").labels)
     if np.isnan(total.value) or not terms:
         raise Missing("no prompt has a ledger to average")
-    lower = None if means.lower is None else svg.numbers(means.lower)
-    upper = None if means.upper is None else svg.numbers(means.upper)
+    lower = None if means.lower is None else marks.numbers(means.lower)
+    upper = None if means.upper is None else marks.numbers(means.upper)
     values = means.values.tolist()
     gap = abs(float(means.values.sum()) - total.value)
     order = sorted(range(len(terms)), key=lambda i: -abs(values[i]))
@@ -85,7 +85,7 @@ def _waterfall(study: Stored, contrast: str) -> tuple[Figure, Mean, list[str]]:
         "The ledger: every term of the mean logit difference"
         if main
         else f"The ledger of the contrast “{spoken(contrast)}”",
-        svg.waterfall(terms, values, total.value, lower=lower, upper=upper, marked=(B_U,)),
+        marks.Waterfall(terms, values, total.value, lower=lower, upper=upper, marked=(B_U,)),
         f"Waterfall from 0 to the mean logit difference, {signed(total.value)} logits "
         f"({total.bracket}). Largest terms: {listing(largest)}. Gap between the sum of the terms "
         f"and the difference: {number(gap)} logits.",
@@ -95,21 +95,21 @@ def _waterfall(study: Stored, contrast: str) -> tuple[Figure, Mean, list[str]]:
     return figure, total, terms
 
 
-def ledger_data(terms: Grid, total: Mean | float) -> svg.Data:
+def ledger_data(terms: Grid, total: Mean | float) -> marks.Data:
     """A waterfall's cells: the terms and the total, and where each bar ends."""
     ends = np.cumsum(np.nan_to_num(terms.values))
     mean = total if isinstance(total, Mean) else Mean(total, float("nan"), float("nan"), 0)
-    columns: dict[str, list[svg.Number]] = {
-        "value": svg.numbers(np.append(terms.values, mean.value)),
-        "ends at": svg.numbers(np.append(ends, mean.value)),
+    columns: dict[str, list[marks.Number]] = {
+        "value": marks.numbers(np.append(terms.values, mean.value)),
+        "ends at": marks.numbers(np.append(ends, mean.value)),
     }
     if isinstance(total, Mean):
         for name, end in (("lower", total.lower), ("upper", total.upper), ("n", total.n)):
             array = getattr(terms, name)
             if array is not None:
-                columns[name] = svg.numbers(np.append(array, end))
+                columns[name] = marks.numbers(np.append(array, end))
     labels = [*terms.axis("term").labels, "logit difference"]
-    return svg.Data([("term", labels)], columns, terms.unit, "arrays/ledger.safetensors")
+    return marks.Data([("term", labels)], columns, terms.unit, "arrays/ledger.safetensors")
 
 
 GROUPS: Mapping[str, Callable[[str], bool]] = {
@@ -195,13 +195,12 @@ def lens(study: Stored) -> list[Block]:
     # The stored curve may end in the logits themselves, b_U included: what it should arrive at.
     final = float(frozen.values[-1]) if depths and depths[-1] == "logits" else None
     keep = len(depths) - (final is not None)
-    series = {"norm’s scale frozen": svg.numbers(frozen.values[:keep])}
-    lower = {k: svg.numbers(frozen.lower[:keep]) for k in series if frozen.lower is not None}
-    upper = {k: svg.numbers(frozen.upper[:keep]) for k in series if frozen.upper is not None}
+    lower, upper = (None if a is None else a[:keep] for a in (frozen.lower, frozen.upper))
+    series = [marks.Series.of("norm’s scale frozen", frozen.values[:keep], lower, upper)]
     if "lens.own_norm.mean" in study.grids:
         own = study.grid("lens.own_norm.mean", "contrast", "depth").select(contrast=study.contrast)
         if own.axis("depth").labels == tuple(depths[:keep]):
-            series["as if the model ended here"] = svg.numbers(own.values)
+            series.append(marks.Series("as if the model ended here", marks.numbers(own.values)))
     study.shown |= {"lens", "lens.own_norm"}
     values = frozen.values[:keep]
     steps = np.diff(values)
@@ -228,19 +227,17 @@ def lens(study: Stored) -> list[Block]:
         ),
         Figure(
             "The difference by depth: the accumulated logit lens",
-            svg.lines(
+            marks.Lines(
                 ["end" if d == "final_post" else clean(d) for d in depths[:keep]],
                 series,
                 unit=frozen.unit,
                 axis="depth: before and in the middle of each layer",
-                lower=lower,
-                upper=upper,
                 final=final,
             ),
             f"Line from {number(float(values[0]))} at {clean(depths[0])} to "
             f"{number(float(values[-1]))} logits at {clean(depths[keep - 1])}, "
             f"n\u00a0=\u00a0{n}.{reached}",
-            _series_data(depths[:keep], series, lower, upper),
+            _series_data(depths[:keep], series),
             "Mean over prompts; the band is its 95 % interval. With the final norm’s scale frozen "
             "at its measured value, each step is the ledger’s term of the part in between."
             + arrival,
@@ -248,20 +245,15 @@ def lens(study: Stored) -> list[Block]:
     ]
 
 
-def _series_data(
-    depths: Sequence[str],
-    series: Mapping[str, Sequence[svg.Number]],
-    lower: Mapping[str, Sequence[svg.Number]],
-    upper: Mapping[str, Sequence[svg.Number]],
-) -> svg.Data:
-    none: list[svg.Number] = [None] * len(depths)
+def _series_data(depths: Sequence[str], series: Sequence[marks.Series]) -> marks.Data:
+    none: list[marks.Number] = [None] * len(depths)
     columns = {
-        "value": [v for line in series.values() for v in line],
-        "lower": [v for name in series for v in lower.get(name, none)],
-        "upper": [v for name in series for v in upper.get(name, none)],
+        "value": [v for line in series for v in line.values],
+        "lower": [v for line in series for v in line.lower or none],
+        "upper": [v for line in series for v in line.upper or none],
     }
-    axes = [("reading", list(series)), ("depth", list(depths))]
-    return svg.Data(axes, columns, "logits", "arrays/lens.safetensors")
+    axes = [("reading", [line.name for line in series]), ("depth", list(depths))]
+    return marks.Data(axes, columns, "logits", "arrays/lens.safetensors")
 
 
 def heads(study: Stored) -> list[Block]:
@@ -291,7 +283,7 @@ def heads(study: Stored) -> list[Block]:
         ),
         Figure(
             "The direct share of every attention head",
-            svg.heatmap(
+            marks.Heatmap(
                 means.values,
                 [clean(x) for x in layers],
                 [clean(x) for x in names],
@@ -302,7 +294,7 @@ def heads(study: Stored) -> list[Block]:
             ),
             f"Heatmap of direct shares by layer and head; the largest is head "
             f"{layer}.{head} with {signed(first.value, digits)} logits ({first.bracket}).",
-            svg.Data.of(means),
+            marks.Data.of(means),
             f"Contrast against {against(study.contrast)}; mean over prompts. Blue pushes towards "
             "the answer, orange away from it."
             + (" A click on a cell opens the head’s attention pattern." if clickable else ""),

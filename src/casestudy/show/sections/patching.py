@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.results.result import Axis, Grid
-from casestudy.show import svg
+from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.sections.ledger import has_patterns, head_button
 from casestudy.show.stored import Missing, Stored
@@ -246,19 +246,16 @@ def _patch(study: Stored, name: str) -> list[Block]:
         if gap is not None
         else ""
     )
-    if len(grid.axes) == 1:
-        drawing = svg.mean_bars(grid, labels[0])
-    else:
-        drawing = svg.heatmap(
-            values,
-            *labels,
-            unit=grid.unit,
-            row_name=grid.axes[0].name,
-            col_name=grid.axes[1].name,
+    mark = (
+        marks.mean_bars(grid, labels[0])
+        if len(grid.axes) == 1
+        else marks.grid_heatmap(
+            grid,
             slanted=grid.axes[1].name in ("role", "pos"),
             heads=_opens(grid) if has_patterns(study) else None,
         )
-    return [words, Figure(title, drawing, alt, svg.Data.of(grid), caption)]
+    )
+    return [words, Figure(title, mark, alt, marks.Data.of(grid), caption)]
 
 
 PLACES = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from casestudy.show import svg
+from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.stored import Missing, Stored
 from casestudy.show.text import chip, clean, count, excerpt, listing, ordinal, percent
@@ -114,16 +114,16 @@ def class_mass(study: Stored) -> list[Block]:
         ),
         Figure(
             "Probability of the next token by class",
-            svg.bars(
+            marks.Bars(
                 [spoken(label) for label in labels],
-                svg.numbers(means.values),
+                marks.numbers(means.values),
                 unit="probability",
-                lower=None if means.lower is None else svg.numbers(means.lower),
-                upper=None if means.upper is None else svg.numbers(means.upper),
+                lower=None if means.lower is None else marks.numbers(means.lower),
+                upper=None if means.upper is None else marks.numbers(means.upper),
                 shown=[percent(float(v)) for v in means.values],
             ),
             f"Bars of mean probability by class of token, n\u00a0=\u00a0{n}: {listing(said)}.",
-            svg.Data.of(means),
+            marks.Data.of(means),
             clean(means.about),
         ),
         *_mass_by_group(study),
@@ -144,10 +144,10 @@ def _mass_by_group(study: Stored) -> list[Block]:
     return [
         Figure(
             "The same by group of prompts",
-            svg.heatmap(values, groups, classes, unit="probability", limit=1.0, slanted=True),
+            marks.Heatmap(values, groups, classes, unit="probability", limit=1.0, slanted=True),
             f"Heatmap of mean probability by group and class of token; the largest is "
             f"{classes[j]} in “{groups[i]}”, {percent(float(values[i, j]))}.",
-            svg.Data.of(grid),
+            marks.Data.of(grid),
             "Means over the prompts of a group; n and intervals are in the data.",
         )
     ]

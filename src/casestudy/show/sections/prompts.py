@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.results.result import Grid
-from casestudy.show import svg
+from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, paragraph
 from casestudy.show.distribution import MOST_DOTS
 from casestudy.show.page import figure_html
@@ -118,7 +118,7 @@ def _expected(prompt: str, top: Sequence[Mapping[str, Any]]) -> Figure:
     probs = [float(r["prob"]) for r in top]
     return Figure(
         "Most probable next tokens",
-        svg.bars(
+        marks.Bars(
             labels,
             probs,
             unit="probability",
@@ -128,7 +128,7 @@ def _expected(prompt: str, top: Sequence[Mapping[str, Any]]) -> Figure:
         ),
         f"Bars of the {len(top)} most probable next tokens after prompt {prompt}: first "
         f"{labels[0]} with {percent(probs[0])}.",
-        svg.Data(
+        marks.Data(
             [("token", labels)],
             {"value": probs, "logit": [r.get("logit") for r in top]},
             "probability",
@@ -182,7 +182,7 @@ def ledger_figure(ledger: Grid, check: Grid, title: str, *, of: str, contrast: s
     top = max(range(len(terms)), key=lambda i: abs(values[i]))
     return Figure(
         title,
-        svg.waterfall(terms, values, total, marked=(B_U,), row=16),
+        marks.Waterfall(terms, values, total, marked=(B_U,), row=16),
         f"Waterfall from 0 to {of} logit difference, {signed(total)} logits; largest "
         f"term {terms[top]} ({signed(values[top])}); gap {number(gap)}.",
         ledger_data(ledger, total),

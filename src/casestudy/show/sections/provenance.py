@@ -9,10 +9,10 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.results.result import Grid
-from casestudy.show import svg
+from casestudy.show import marks
 from casestudy.show.blocks import Absent, Block, Figure, Listing
 from casestudy.show.stored import Missing, Stored
-from casestudy.show.text import clean, number, shorten, signed
+from casestudy.show.text import clean, number, shorten
 
 _BOOKKEEPING = frozenset({"ledger.check", "chunks"})
 MOST_CELLS = 4000
@@ -159,18 +159,6 @@ def _cell(value: object) -> str:
 
 def _plain(grid: Grid) -> Figure:
     """A grid nobody taught the report about, drawn by its number of axes."""
-    values = np.asarray(grid.values, dtype=float)
     about = f"{clean(grid.about)} Axes: {', '.join(a.name for a in grid.axes)}."
-    where = np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)
-    at = ", ".join(f"{a.name} {clean(a.labels[i])}" for a, i in zip(grid.axes, where, strict=True))
-    alt = (
-        f"{clean(grid.name)}: largest magnitude {signed(float(values[where]))} {grid.unit} at {at}."
-    )
-    labels = [list(map(clean, axis.labels)) for axis in grid.axes]
-    if grid.values.ndim == 1:
-        drawing = svg.mean_bars(grid, labels[0])
-    else:
-        drawing = svg.heatmap(
-            values, *labels, unit=grid.unit, row_name=grid.axes[0].name, col_name=grid.axes[1].name
-        )
-    return Figure(clean(grid.name), drawing, alt, svg.Data.of(grid), about)
+    mark, alt = marks.mark_of(grid), marks.alternative(grid)
+    return Figure(clean(grid.name), mark, alt, marks.Data.of(grid), about)

@@ -19,10 +19,11 @@ from torch import Tensor
 from casestudy.circuits.graph import Graph
 from casestudy.errors import MeasureError
 from casestudy.model.config import ModelConfig
-from casestudy.model.decoder import Trace, norm_weight
+from casestudy.model.decoder import Trace
+from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
-from casestudy.model.weights import Block, Norm
+from casestudy.model.weights import Block
 
 
 def contribution_sites(model: Model, graph: Graph) -> Sequence[Keep]:
@@ -67,8 +68,8 @@ def contributions(
         heads = out[:, first : first + config.n_heads]
         heads.copy_(torch.einsum("bphe,hed->bhpd", z, block.attn.W_O))
         if block.attn_post_norm is not None and config.norm != "none":
-            scale = trace[Site.ATTN_POST_SCALE, layer][:, start:].detach()
-            heads.copy_(after_norm(config, block.attn_post_norm, heads, scale[:, None]))
+            scale = trace[Site.ATTN_POST_SCALE, layer][:, None, start:].detach().to(heads)
+            heads.copy_(norm_at_scale(config, block.attn_post_norm, heads, scale))
         chosen = list(graph.neurons.get(layer, ()))
         place = first + config.n_heads
         whole = trace[Site.MLP_OUT, layer][:, start:].detach()
@@ -112,14 +113,3 @@ def alike(
             own = ends[b] - starts[b]
         found[-1].append(b)
     return [sorted(some) for some in found]
-
-
-def after_norm(
-    config: ModelConfig, norm: Norm, x: Float[Tensor, "*rows d_model"], scale: Tensor
-) -> Float[Tensor, "*rows d_model"]:
-    """One part's share of a normalised sum, at the sum's scale; the norm's bias is nobody's."""
-    if config.norm == "layer":
-        x = x - x.mean(-1, keepdim=True)
-    x = x / scale.to(x)
-    weight = norm_weight(config, norm)
-    return x if weight is None else x * weight

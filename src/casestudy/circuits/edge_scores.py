@@ -45,8 +45,9 @@ from casestudy.engine.sweep import Progress
 from casestudy.errors import MeasureError
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.patching import Direction, Pairs, equal_lengths
-from casestudy.model.decoder import Trace, norm_scale, norm_weight, run
+from casestudy.model.decoder import Trace, norm_scale, run
 from casestudy.model.edits import Edit
+from casestudy.model.linear import fold_into
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
@@ -429,8 +430,7 @@ class _Chunk:
         config = self.config
         if norm is None or config.norm == "none":
             return self.onto(gradient, W)
-        weight = norm_weight(config, norm)
-        maps = W if weight is None else W * weight[:, None]
+        maps = fold_into(config, norm, W)
         zero = W.new_zeros(()) if b is None else b
         if norm.bias is not None:
             zero = zero + torch.einsum("d,hde->he", norm.bias, W)
@@ -438,7 +438,6 @@ class _Chunk:
         unit = x
         if config.norm == "layer":
             unit = x - x.mean(-1, keepdim=True)
-            maps = maps - maps.mean(1, keepdim=True)
         unit = unit / scale
         slope = gradient / scale[..., None]
         along = (slope * (out - zero)).sum(-1) / config.d_model

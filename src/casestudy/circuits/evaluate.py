@@ -40,7 +40,6 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.contributions import (
-    after_norm,
     alike,
     attention_bias,
     contribution_sites,
@@ -66,6 +65,7 @@ from casestudy.model.decoder import (
     visible_keys,
 )
 from casestudy.model.edits import Edit
+from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.weights import MLP, Block
@@ -515,13 +515,13 @@ class _Circuits:
         z = self.attend(layer, *found).unflatten(0, (len(active), -1))
         post, scale = weights.attn_post_norm, None
         if post is not None and config.norm != "none":
-            scale = norm_scale(config, merge_heads(z, attn))
+            scale = norm_scale(config, merge_heads(z, attn)).to(z)
         for head in range(config.n_heads):
             theirs = [c for c in active.tolist() if self.live[c, first + head]]
             if theirs:
                 out = z[row[theirs], :, :, head] @ attn.W_O[head]
                 if scale is not None and post is not None:
-                    out = after_norm(config, post, out, scale[row[theirs]])
+                    out = norm_at_scale(config, post, out, scale[row[theirs]])
                 self.keep(theirs, first + head, out)
 
     def attend(
@@ -673,7 +673,8 @@ class _Plain:
         def scale(x: Tensor) -> Tensor:
             assert norm is not None
             raw = self.out[first : first + config.n_heads]
-            return self.told(first, first + config.n_heads, after_norm(config, norm, raw, x[0]), x)
+            normed = norm_at_scale(config, norm, raw, x[0].to(raw))
+            return self.told(first, first + config.n_heads, normed, x)
 
         edits.append(Edit(Site.RESULT, layer, result))
         if norm is not None and config.norm != "none":

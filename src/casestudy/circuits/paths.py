@@ -57,10 +57,10 @@ from casestudy.model.decoder import (
     merge_heads,
     mlp,
     norm_scale,
-    norm_weight,
     project,
     run,
 )
+from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
@@ -303,11 +303,7 @@ class Path:
         """A norm on the path: recomputed, or with the unpatched rows' scales."""
         if self.norms == "recomputed" or norm is None or self.config.norm == "none":
             return apply_norm(self.config, norm, x)
-        if self.config.norm == "layer":
-            x = x - x.mean(-1, keepdim=True)
-        out = x / norm_scale(self.config, base).to(x)
-        weight = norm_weight(self.config, norm)
-        out = out if weight is None else out * weight
+        out = norm_at_scale(self.config, norm, x, norm_scale(self.config, base).to(x))
         return out if norm.bias is None else out + norm.bias
 
     def carried(self, senders: Sequence[Sender]) -> Float[Tensor, "sender row d_model"]:

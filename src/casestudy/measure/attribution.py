@@ -34,10 +34,11 @@ from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.ledger import final_direction, gap_bound, keep_for_ledger, ledger_terms
 from casestudy.model.config import ModelConfig
-from casestudy.model.decoder import Trace, merge_heads, norm_scale, norm_weight
+from casestudy.model.decoder import Trace, merge_heads, norm_scale
+from casestudy.model.linear import bias_along, pull_back
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
-from casestudy.model.weights import Block, Norm
+from casestudy.model.weights import Block
 from casestudy.results.result import Array, Axis, Grid, Result, Table
 from casestudy.results.stats import t_interval
 
@@ -70,23 +71,6 @@ def directions(
     return torch.stack([final_direction(model, contrast, scale) for contrast in contrasts])
 
 
-def before_norm(
-    config: ModelConfig,
-    norm: Norm | None,
-    x: Float[Tensor, "batch d_model"],
-    u: Float[Tensor, "contrast batch d_model"],
-) -> tuple[Float[Tensor, "contrast batch d_model"], Float[Tensor, "contrast batch"]]:
-    """The direction v and constant c with norm(x) · u = x · v + c, the scale frozen at x's own."""
-    if norm is None or config.norm == "none":
-        return u, u.new_zeros(u.shape[:-1])
-    constant = u.new_zeros(u.shape[:-1]) if norm.bias is None else u @ norm.bias.to(u)
-    weight = norm_weight(config, norm)
-    v = u if weight is None else u * weight.to(u)
-    if config.norm == "layer":
-        v = v - v.mean(-1, keepdim=True)
-    return v / norm_scale(config, x).to(u), constant
-
-
 def value_bias(config: ModelConfig, block: Block) -> Float[Tensor, "head d_head"]:
     """What every value of each head has in common, in float64: b_V, and the norm's bias by W_V."""
     attn, norm = block.attn, block.attn_norm
@@ -104,7 +88,8 @@ def head_shares(
     """What each head of a layer, and last its biases, give along u; they sum to attn_out · u."""
     block = model.weights.blocks[layer]
     attn, z = block.attn, trace.last((Site.Z, layer))
-    v, bias = before_norm(model.config, block.attn_post_norm, merge_heads(z, attn), u)
+    norm, scale = block.attn_post_norm, norm_scale(model.config, merge_heads(z, attn))
+    v, bias = pull_back(model.config, norm, u, scale), bias_along(model.config, norm, u)
     per_z = torch.einsum("cbd,hed->cbhe", v, attn.W_O.to(v))
     constant = value_bias(model.config, block)
     bias = bias + torch.einsum("cbhe,he->cb", per_z, constant)
@@ -121,7 +106,8 @@ def neuron_shares(
     mlp, norm = model.weights.blocks[layer].mlp, model.weights.blocks[layer].mlp_post_norm
     post = trace.last((Site.MLP_POST, layer))
     out = post @ mlp.W_out
-    v, bias = before_norm(model.config, norm, out if mlp.b_out is None else out + mlp.b_out, u)
+    scale = norm_scale(model.config, out if mlp.b_out is None else out + mlp.b_out)
+    v, bias = pull_back(model.config, norm, u, scale), bias_along(model.config, norm, u)
     if mlp.b_out is not None:
         bias = bias + v @ mlp.b_out.to(v)
     # Each neuron is one number times one number: float32 is enough where the model has that.

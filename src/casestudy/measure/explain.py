@@ -38,6 +38,7 @@ from casestudy.model.decoder import (
     run,
     visible_keys,
 )
+from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site, check_layer
 from casestudy.model.weights import Norm
@@ -144,7 +145,7 @@ def _side(
     else:
         W, b, norm, whole = attn.W_K, attn.b_K, attn.k_norm, trace[Site.K, layer][0, pos]
         head //= config.n_heads // config.n_kv_heads
-    read = linear_part(config, block.attn_norm, resid, components)
+    read = norm_at_scale(config, block.attn_norm, components, norm_scale(config, resid))
     bias = components.new_zeros(1, components.shape[1])
     if config.norm != "none" and block.attn_norm is not None and block.attn_norm.bias is not None:
         bias = bias + block.attn_norm.bias.double()
@@ -191,27 +192,11 @@ def _heads(model: Model, trace: Trace, layer: int, pos: int) -> dict[str, Tensor
     if attn.b_O is not None:
         bias = bias + attn.b_O.double()
     rows = torch.cat((torch.einsum("he,hed->hd", z, attn.W_O.double()), bias[None]))
-    rows = linear_part(model.config, norm, out, rows)
+    rows = norm_at_scale(model.config, norm, rows, norm_scale(model.config, out))
     if model.config.norm != "none" and norm is not None and norm.bias is not None:
         rows[-1] += norm.bias.double()
     names = [f"head {layer}.{i}" for i in range(z.shape[0])]
     return dict(zip([*names, f"attn bias {layer}"], rows, strict=True))
-
-
-def linear_part(
-    config: ModelConfig,
-    norm: Norm | None,
-    x: Float[Tensor, " d_model"],
-    parts: Float[Tensor, "component d_model"],
-) -> Float[Tensor, "component d_model"]:
-    """A norm of parts of x, its scale frozen at x's and without its bias."""
-    if norm is None or config.norm == "none":
-        return parts
-    if config.norm == "layer":
-        parts = parts - parts.mean(-1, keepdim=True)
-    weight = norm_weight(config, norm)
-    parts = parts if weight is None else parts * weight.double()
-    return parts / norm_scale(config, x).double()
 
 
 def _normalised(

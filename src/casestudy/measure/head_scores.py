@@ -44,12 +44,11 @@ from torch import Tensor
 from casestudy.engine.batch import Batch, Measurement
 from casestudy.errors import MeasureError
 from casestudy.measure.attention import entropy
-from casestudy.model.config import ModelConfig
-from casestudy.model.decoder import norm_weight, run
+from casestudy.model.decoder import run
+from casestudy.model.linear import fold_into
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
-from casestudy.model.weights import Norm
 from casestudy.results.result import Array, Axis, Grid, Result
 
 SCORES = ("previous_token", "duplicate_token", "induction", "copying", "entropy", "bos")
@@ -169,27 +168,16 @@ def copying(model: Model) -> Float[Tensor, "layer head"]:
     1 where seeing any token raises that same token's logit, -1 where it lowers it.
     """
     config, weights = model.config, model.weights
-    core = _folded(config, weights.final_norm, _unembedding_of_embedding(model))
+    core = fold_into(config, weights.final_norm, _unembedding_of_embedding(model))
     layers = []
     for block in weights.blocks:
         attn = block.attn
-        seen = _folded(config, block.attn_norm, attn.W_V.double())
+        seen = fold_into(config, block.attn_norm, attn.W_V.double())
         seen = seen.repeat_interleave(config.n_heads // config.n_kv_heads, 0)
-        moved = _folded(config, block.attn_post_norm, core @ seen)  # head d_model d_head
+        moved = fold_into(config, block.attn_post_norm, core @ seen)  # head d_model d_head
         eigenvalues = torch.linalg.eigvals(attn.W_O.double() @ moved)  # head d_head
         layers.append(eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1))
     return torch.stack(layers)
-
-
-def _folded(
-    config: ModelConfig, norm: Norm | None, x: Float[Tensor, "*rows d_model n"]
-) -> Float[Tensor, "*rows d_model n"]:
-    """What reads a norm's output, as it reads the norm's input, the scale left out."""
-    if norm is None or config.norm == "none":
-        return x
-    weight = norm_weight(config, norm)
-    x = x if weight is None else weight.double()[:, None] * x
-    return x - x.mean(-2, keepdim=True) if config.norm == "layer" else x
 
 
 def _unembedding_of_embedding(model: Model) -> Float[Tensor, "d_model d_model"]:

@@ -22,7 +22,8 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.model.config import ModelConfig
-from casestudy.model.decoder import Trace, norm_weight
+from casestudy.model.decoder import Trace
+from casestudy.model.linear import pull_back
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.results.result import Axis, Grid, Result
@@ -44,18 +45,10 @@ def final_direction(
     Args:
         model: whose norm and unembedding.
         contrast: one direction per prompt.
-        scale: the final norm's scale at each prompt's last position; None without a final norm.
+        scale: the final norm's scale at each prompt's last position; None leaves it out.
     """
     u = contrast.directions(model.weights)
-    norm = model.weights.final_norm
-    if norm is None or scale is None:
-        return u
-    weight = norm_weight(model.config, norm)
-    if weight is not None:
-        u = u * weight.double()
-    if model.config.norm == "layer":
-        u = u - u.mean(1, keepdim=True)
-    return u / scale.double()
+    return pull_back(model.config, model.weights.final_norm, u, scale)
 
 
 def keep_for_ledger(config: ModelConfig) -> Sequence[Keep]:

@@ -190,11 +190,10 @@ def _at_every_position(
     model, tokens = batch.model, batch.tokens[rows]
     sites = depth_sites(model.config)
     keep = {site for site, _ in sites.values()}
-    scale = torch.ones(len(rows), 1, dtype=torch.float64, device=model.device)
     if model.config.norm != "none":
         keep.add(Site.FINAL_SCALE)
     trace = run(model, tokens, keep=keep)
-    u = torch.stack([final_direction(model, c[rows], scale) for c in batch.contrasts])
+    u = torch.stack([final_direction(model, c[rows], None) for c in batch.contrasts])
     depths = [
         torch.einsum("bpd,cbd->cbp", trace[site if layer is None else (site, layer)].double(), u)
         for site, layer in sites.values()

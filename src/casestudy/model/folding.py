@@ -25,7 +25,7 @@ from torch import Tensor
 
 from casestudy.errors import RewriteError
 from casestudy.model.config import ModelConfig
-from casestudy.model.decoder import norm_weight
+from casestudy.model.linear import fold_into
 from casestudy.model.model import Model
 from casestudy.model.weights import MLP, Attention, Norm, Weights
 
@@ -195,12 +195,7 @@ def _fold(
     if norm.bias is not None:
         read = norm.bias.double() @ wide
         shift = read if shift is None else shift + read
-    weight = norm_weight(config, norm)
-    if weight is not None:
-        wide = weight.double()[:, None] * wide
-    if config.norm == "layer":
-        wide = wide - wide.mean(-2, keepdim=True)
-    return wide, shift
+    return fold_into(config, norm, wide), shift
 
 
 def _fold_attention(config: ModelConfig, attn: Attention, norm: Norm | None) -> Attention:

@@ -19,6 +19,8 @@ from casestudy.compat.transformer_lens.errors import refuse, refuse_name
 from casestudy.compat.transformer_lens.names import DOCS, get_act_name
 from casestudy.compat.transformer_lens.utils import Slice, SliceInput
 from casestudy.errors import SiteError, SiteNotKept
+from casestudy.model.linear import norm_at_scale
+from casestudy.model.weights import Norm
 
 _REASONS = {
     "compute_ssm_effective_attention": "No supported model has state-space layers",
@@ -357,8 +359,6 @@ class ActivationCache:
             residual_stack = rows.apply(residual_stack, 1)
         if recompute_ln and top == self.model.cfg.n_layers:
             return self.model.ln_final(residual_stack)  # type: ignore[no-any-return]
-        if self.model.cfg.normalization_type.startswith("LN"):
-            residual_stack = residual_stack - residual_stack.mean(-1, keepdim=True)
         if top == self.model.cfg.n_layers:
             scale = self["ln_final.hook_scale"]
         else:
@@ -366,7 +366,7 @@ class ActivationCache:
         scale = where.apply(scale, -2)
         if self.has_batch_dim:
             scale = rows.apply(scale, 0)
-        return residual_stack / scale
+        return norm_at_scale(self.model.model.config, Norm(), residual_stack, scale)
 
     def logit_attrs(
         self,

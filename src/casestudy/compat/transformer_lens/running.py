@@ -21,6 +21,7 @@ from casestudy.compat.transformer_lens.names import Name
 from casestudy.errors import SiteError
 from casestudy.model.decoder import Logits, norm_scale, run
 from casestudy.model.edits import Edit
+from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site, check_layer
 from casestudy.model.weights import Norm
@@ -172,9 +173,9 @@ class Pass:
         scale_name, out_name = (self.names[f"blocks.{name.layer}.{word}"] for word in _FIRST_NORM)
 
         def normed(x: Tensor) -> Tensor:
-            wide = x - x.mean(-1, keepdim=True) if config.norm == "layer" else x
             scale = self.through(scale_name, Site.Q_IN, norm_scale(config, x))
-            return self.through(out_name, Site.Q_IN, self.unshown(out_name, wide / scale))
+            centred = norm_at_scale(config, Norm(), x, scale)
+            return self.through(out_name, Site.Q_IN, self.unshown(out_name, centred))
 
         attn, edits = block.attn, []
         for site, out, W, b in (

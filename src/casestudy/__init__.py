@@ -42,11 +42,12 @@ if TYPE_CHECKING:
     from casestudy.measure.ledger import ledger
     from casestudy.measure.lens import lens, lens_by_role, logit_lens
     from casestudy.measure.predictions import logit_difference, predictions, score_answer
-    from casestudy.model.decoder import Trace, run
+    from casestudy.model.decoder import run
     from casestudy.model.edits import Edit
     from casestudy.model.loading import load
     from casestudy.model.model import Model
     from casestudy.model.sites import Keep, Site
+    from casestudy.model.trace import Trace
     from casestudy.results.by_role import by_role
     from casestudy.results.result import Grid, Table
     from casestudy.show import plotly_figures as figures
@@ -55,7 +56,8 @@ if TYPE_CHECKING:
 _ROOMS = {
     "casestudy.model.loading": ("load",),
     "casestudy.model.model": ("Model",),
-    "casestudy.model.decoder": ("Trace", "run"),
+    "casestudy.model.decoder": ("run",),
+    "casestudy.model.trace": ("Trace",),
     "casestudy.model.edits": ("Edit",),
     "casestudy.model.sites": ("Keep", "Site"),
     "casestudy.behaviour.classes": ("ClassContrast", "ClassSet", "TokenClass"),

@@ -11,11 +11,12 @@ from casestudy.circuits.graph import LOGITS, Receiver, Sender, senders_before
 from casestudy.circuits.paths import path_patch
 from casestudy.errors import MeasureError, SiteError
 from casestudy.measure.patching import Effort, Pairs
-from casestudy.model.decoder import Trace, apply_norm, norm_scale, run
+from casestudy.model.decoder import apply_norm, norm_scale, run
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
+from casestudy.model.trace import Trace
 from tests.measure.worlds import N_HEADS, contrast, decoder, pairs
 
 EVERY = Effort(check=10**6)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from casestudy.model.decoder import Trace, run
+from casestudy.model.decoder import run
 from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
+from casestudy.model.trace import Trace
 from tests.helpers import copy_tokenizer, perturb_
 
 LENGTHS = (17, 1, 9)

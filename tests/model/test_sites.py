@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from casestudy.errors import EditError, PromptError, SiteError, SiteNotKept, TokenError
-from casestudy.model.decoder import Trace, norm_scale, run, take_last
+from casestudy.model.decoder import norm_scale, run
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
+from casestudy.model.trace import Trace, take_last
 
 CLEAN = ["The door was open .", "He left .", "A"]
 OTHER = ["The door was shut ,", "She left ,", "B"]

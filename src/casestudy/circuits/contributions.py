@@ -19,10 +19,10 @@ from torch import Tensor
 from casestudy.circuits.graph import Graph
 from casestudy.errors import MeasureError
 from casestudy.model.config import ModelConfig
-from casestudy.model.decoder import Trace
 from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
+from casestudy.model.trace import Trace
 from casestudy.model.weights import Block
 
 

@@ -45,12 +45,13 @@ from casestudy.engine.sweep import Progress
 from casestudy.errors import MeasureError
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.patching import Direction, Pairs, equal_lengths
-from casestudy.model.decoder import Trace, norm_scale, run
+from casestudy.model.decoder import norm_scale, run
 from casestudy.model.edits import Edit
 from casestudy.model.linear import fold_into
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
+from casestudy.model.trace import Trace
 from casestudy.model.weights import Norm
 from casestudy.results.stats import BOOTSTRAP_FROM, units_of
 

@@ -51,19 +51,12 @@ from casestudy.measure.patching import (
     equal_lengths,
     patched,
 )
-from casestudy.model.decoder import (
-    Trace,
-    apply_norm,
-    merge_heads,
-    mlp,
-    norm_scale,
-    project,
-    run,
-)
+from casestudy.model.decoder import apply_norm, merge_heads, mlp, norm_scale, project, run
 from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
+from casestudy.model.trace import Trace
 from casestudy.model.weights import Norm
 from casestudy.results.result import Axis
 

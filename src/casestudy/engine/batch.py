@@ -19,10 +19,11 @@ from casestudy.behaviour.contrast import Contrast, class_contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.behaviour.roles import role_names, roles_of
 from casestudy.model.config import ModelConfig
-from casestudy.model.decoder import Trace, run
+from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep
 from casestudy.model.tokens import Tokens
+from casestudy.model.trace import Trace
 from casestudy.results.result import Axis, Result
 
 

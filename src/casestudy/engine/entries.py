@@ -18,7 +18,6 @@ from torch import Tensor
 from casestudy.engine.cells import MID, Cell, Task, Variant
 from casestudy.engine.rows import after_attention, attn_out
 from casestudy.model.decoder import (
-    Trace,
     apply_norm,
     attention_scores,
     mix_values,
@@ -27,6 +26,7 @@ from casestudy.model.decoder import (
     visible_keys,
 )
 from casestudy.model.sites import Site
+from casestudy.model.trace import Trace
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,12 @@ from casestudy.engine.plan import (
 )
 from casestudy.engine.readout import Metric, Readout
 from casestudy.errors import MeasureError
-from casestudy.model.decoder import Trace, run
+from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
+from casestudy.model.trace import Trace
 from casestudy.results.stats import ratio_of_means
 
 Progress = Callable[[int, int], None]

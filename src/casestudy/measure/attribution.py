@@ -34,10 +34,11 @@ from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.ledger import final_direction, gap_bound, keep_for_ledger, ledger_terms
 from casestudy.model.config import ModelConfig
-from casestudy.model.decoder import Trace, merge_heads, norm_scale
+from casestudy.model.decoder import merge_heads, norm_scale
 from casestudy.model.linear import bias_along, pull_back
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
+from casestudy.model.trace import Trace
 from casestudy.model.weights import Block
 from casestudy.results.result import Array, Axis, Grid, Result, Table
 from casestudy.results.stats import t_interval

@@ -29,18 +29,11 @@ from casestudy.errors import SiteError
 from casestudy.measure.attribution import value_bias
 from casestudy.measure.ledger import gap_bound
 from casestudy.model.config import ModelConfig
-from casestudy.model.decoder import (
-    Trace,
-    merge_heads,
-    norm_scale,
-    norm_weight,
-    rotate,
-    run,
-    visible_keys,
-)
+from casestudy.model.decoder import merge_heads, norm_scale, norm_weight, rotate, run, visible_keys
 from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site, check_layer
+from casestudy.model.trace import Trace
 from casestudy.model.weights import Norm
 from casestudy.results.result import Axis, Grid
 

@@ -22,10 +22,10 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.model.config import ModelConfig
-from casestudy.model.decoder import Trace
 from casestudy.model.linear import pull_back
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
+from casestudy.model.trace import Trace
 from casestudy.results.result import Axis, Grid, Result
 
 B_U = "final norm bias (b_U)"

@@ -38,10 +38,11 @@ from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.examples import examples
 from casestudy.measure.ledger import final_direction
 from casestudy.model.config import ModelConfig
-from casestudy.model.decoder import Trace, apply_norm, run, unembed
+from casestudy.model.decoder import apply_norm, run, unembed
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
+from casestudy.model.trace import Trace
 from casestudy.results.by_role import by_role
 from casestudy.results.result import Axis, Grid, Result, Table, concatenate_tables
 

@@ -14,120 +14,24 @@ attention patterns are materialised only where they are kept or edited.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from casestudy.drawing import draw
-from casestudy.errors import EditError, PromptError, SiteError, SiteNotKept, TokenError
+from casestudy.errors import EditError, PromptError, TokenError
 from casestudy.model.config import ModelConfig, Rotary
-from casestudy.model.edits import Edit, apply_edits
+from casestudy.model.edits import Edit
 from casestudy.model.model import Model
-from casestudy.model.sites import Keep, Site, address_name, check_layer
+from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
+from casestudy.model.trace import Address, Tap, Trace, take_last
 from casestudy.model.weights import MLP, Attention, Block, Norm, Weights
 
-Address = tuple[Site, int | None]
 Logits = Literal["none", "last", "all"]
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What one run kept.
-
-    Attributes:
-        tokens: what was run, padded on the right.
-        values: the kept activations by (site, layer), axes as `site.axes`.
-        lasts: those kept at each prompt's last token only, without their pos axis.
-        logits: None, (batch, d_vocab) at the last tokens, or (batch, pos, d_vocab).
-    """
-
-    tokens: Tokens
-    values: dict[Address, Tensor]
-    lasts: dict[Address, Tensor]
-    logits: Float[Tensor, "batch d_vocab"] | Float[Tensor, "batch pos d_vocab"] | None
-    n_layers: int
-
-    def __getitem__(self, key: Site | str | tuple[Site | str, int]) -> Tensor:
-        """`trace["z", 3]`, `trace[Site.EMBED]`.
-
-        Raises: SiteNotKept, naming what to add to `keep`.
-        """
-        return self.values[self._address(key, self.values)]
-
-    def __repr__(self) -> str:
-        """What was kept, not its numbers."""
-        kept = [address_name(*address) for address in self.values]
-        kept += [f"{address_name(*address)} (last)" for address in self.lasts]
-        logits = "no logits" if self.logits is None else f"logits {tuple(self.logits.shape)}"
-        return f"Trace({len(self.tokens)} prompts, {logits}, kept: {'; '.join(kept) or 'nothing'})"
-
-    def last(self, key: Site | str | tuple[Site | str, int]) -> Tensor:
-        """The activation at each prompt's last token, without its pos axis."""
-        address = self._address(key, self.values.keys() | self.lasts.keys())
-        if address in self.lasts:
-            return self.lasts[address]
-        return take_last(address[0], self.values[address], self.tokens.last)
-
-    def of(self, key: Site | str | tuple[Site | str, int], prompt: int) -> Tensor:
-        """One prompt's activation, without batch axis and without padding."""
-        address = self._address(key, self.values)
-        x, n = self.values[address][prompt], int(self.tokens.lengths[prompt])
-        for dim, axis in enumerate(address[0].axes[1:]):
-            if axis in ("pos", "query_pos", "key_pos"):
-                x = x.narrow(dim, 0, n)
-        return x
-
-    def plot(
-        self,
-        key: Site | str | tuple[Site | str, int],
-        *,
-        prompt: int = 0,
-        tokens: Sequence[str] | None = None,
-        **where: Any,
-    ) -> Any:
-        """A plotly figure of one prompt's activation: `trace.plot(("pattern", 3), head="4")`.
-
-        Args:
-            key: as for `trace[key]`.
-            prompt: which one.
-            tokens: its tokens, to label positions with (`model.tokenizer.strings(ids)`).
-            where: a label per axis to fix; axes beyond two are fixed at their first.
-        """
-        site, layer = self._address(key, self.values)
-        values = self.of(key, prompt)
-        name, axes = address_name(site, layer), site.axes[1:]
-        return draw("trace.plot", values, name, axes, tokens, **where)
-
-    def _repr_html_(self) -> str:
-        kept = [(address_name(*address), x.shape) for address, x in self.values.items()]
-        kept += [(f"{address_name(*address)}, last", x.shape) for address, x in self.lasts.items()]
-        kept += [] if self.logits is None else [("logits", self.logits.shape)]
-        return str(draw("trace.html", len(self.tokens), kept))
-
-    def _address(
-        self, key: Site | str | tuple[Site | str, int], known: Iterable[Address]
-    ) -> Address:
-        name, layer = key if isinstance(key, tuple) else (key, None)
-        site = Site(name)
-        if site.layered and layer is None:
-            raise SiteNotKept(
-                f"{site.value} exists in every layer", hint=f'Say trace["{site.value}", layer]'
-            )
-        if not site.layered and layer is not None:
-            raise SiteNotKept(f"{site.value} exists once", hint=f'Say trace["{site.value}"]')
-        address = (site, None if layer is None else check_layer(layer, self.n_layers))
-        if address not in known:
-            only_last = " at every position" if address in self.lasts else ""
-            raise SiteNotKept(
-                f"{address_name(site, layer)} was not kept{only_last}",
-                hint=f'Add Site("{site.value}") to keep=',
-            )
-        return address
+_NO_TAP = Tap()
 
 
 def run(
@@ -160,7 +64,7 @@ def run(
         tokens = model.tokenize(tokens)
     tokens = tokens.to(model.device)
     _check_fit(model.config, tokens)
-    tap = _Tap(model.config.n_layers, keep, edit, tokens.last)
+    tap = Tap(model.config.n_layers, keep, edit, tokens.last)
     with torch.set_grad_enabled(grad):
         x = _embed(model.config, model.weights, tokens.ids, tap, grad)
         for layer, block in enumerate(model.weights.blocks):
@@ -193,7 +97,7 @@ def _check_fit(config: ModelConfig, tokens: Tokens) -> None:
 
 
 def _embed(
-    config: ModelConfig, weights: Weights, ids: Int[Tensor, "batch pos"], tap: _Tap, grad: bool
+    config: ModelConfig, weights: Weights, ids: Int[Tensor, "batch pos"], tap: Tap, grad: bool
 ) -> Float[Tensor, "batch pos d_model"]:
     embed = F.embedding(ids, weights.W_E)
     if config.embed_scale != 1.0:
@@ -216,7 +120,7 @@ def _block(
     block: Block,
     layer: int,
     x: Float[Tensor, "batch pos d_model"],
-    tap: _Tap,
+    tap: Tap,
     only_last: bool = False,
 ) -> Float[Tensor, "batch row d_model"]:
     """One layer; with `only_last`, what follows the looking is done at the last positions alone.
@@ -243,7 +147,7 @@ def _attention(
     block: Block,
     layer: int,
     x: Float[Tensor, "batch pos d_model"],
-    tap: _Tap,
+    tap: Tap,
     only_last: bool,
 ) -> Float[Tensor, "batch row d_model"]:
     attn = block.attn
@@ -302,7 +206,7 @@ def _keep_last_rows(
     q: Float[Tensor, "batch pos head d_head"],
     k: Float[Tensor, "batch pos kv_head d_head"],
     visible: Bool[Tensor, "pos pos"],
-    tap: _Tap,
+    tap: Tap,
 ) -> None:
     """Scores and pattern of each prompt's last query alone, where the whole grid is not wanted."""
     query = take_last(Site.ROT_Q, q, tap.last).unsqueeze(1)
@@ -314,7 +218,7 @@ def _keep_last_rows(
 
 
 def _mlp(
-    config: ModelConfig, block: Block, layer: int, x: Float[Tensor, "batch pos d_model"], tap: _Tap
+    config: ModelConfig, block: Block, layer: int, x: Float[Tensor, "batch pos d_model"], tap: Tap
 ) -> Float[Tensor, "batch pos d_model"]:
     normed = apply_norm(config, block.mlp_norm, x, tap, (Site.MLP_SCALE, layer))
     normed = tap(Site.MLP_NORMED, layer, normed)
@@ -331,7 +235,7 @@ def apply_norm(
     config: ModelConfig,
     norm: Norm | None,
     x: Float[Tensor, "*rows d"],
-    tap: _Tap | None = None,
+    tap: Tap | None = None,
     where: Address | None = None,
 ) -> Float[Tensor, "*rows d"]:
     """Normalise the last axis; None leaves it alone.
@@ -546,7 +450,7 @@ def mlp(
     config: ModelConfig,
     weights: MLP,
     x: Float[Tensor, "*rows d_model"],
-    tap: _Tap | None = None,
+    tap: Tap | None = None,
     layer: int = 0,
 ) -> Float[Tensor, "*rows d_model"]:
     """act(x W_in + b_in) W_out + b_out; gated: act(x W_gate) * (x W_in)."""
@@ -591,115 +495,3 @@ def _linear(
     rows = x.reshape(-1, x.shape[-1])
     out = rows @ W if b is None else torch.addmm(b, rows, W)
     return out.view(*x.shape[:-1], -1)
-
-
-def take_last(site: Site, x: Tensor, last: Int[Tensor, " batch"]) -> Tensor:
-    """Each prompt's last position along the site's pos (or query_pos) axis, which disappears."""
-    dim = next(i for i, axis in enumerate(site.axes) if axis in ("pos", "query_pos"))
-    index = last.view(-1, *[1] * (x.ndim - 1)).expand(
-        *(1 if i == dim else n for i, n in enumerate(x.shape))
-    )
-    return x.gather(dim, index).squeeze(dim)
-
-
-_UP_TO_PATTERN = frozenset(
-    {
-        *(Site.RESID_PRE, Site.ATTN_IN, Site.ATTN_SCALE, Site.ATTN_NORMED),
-        *(Site.Q_IN, Site.K_IN, Site.V_IN, Site.Q, Site.K, Site.V, Site.ROT_Q, Site.ROT_K),
-        *(Site.ATTN_SCORES, Site.PATTERN),
-    }
-)
-_FINAL = frozenset({Site.FINAL_RESID, Site.FINAL_SCALE, Site.FINAL_NORMED})
-
-
-class _Tap:
-    """Where a run meets its requests: applies a site's edits, then keeps what is asked."""
-
-    def __init__(
-        self,
-        n_layers: int = 0,
-        keep: Iterable[Keep | Site | str] = (),
-        edit: Iterable[Edit] = (),
-        last: Int[Tensor, " batch"] | None = None,
-    ) -> None:
-        self.values: dict[Address, Tensor] = {}
-        self.lasts: dict[Address, Tensor] = {}
-        self._last = last
-        self._keep: dict[Address, set[bool]] = {}
-        for what in map(Keep.of, keep):
-            for address in what.addresses(n_layers):
-                self._keep.setdefault(address, set()).add(what.last)
-        self._edits: dict[Address, list[Edit]] = {}
-        for change in edit:
-            if change.site.layered and change.layer is None:
-                raise EditError(f"an edit at {change.site.value} names no layer")
-            layers = None if change.layer is None else (change.layer,)
-            (address,) = Keep(change.site, layers).addresses(n_layers)
-            self._edits.setdefault(address, []).append(change)
-        self._met: set[Address] = set()
-
-    def wants(self, site: Site, layer: int | None) -> bool:
-        return (site, layer) in self._keep or (site, layer) in self._edits
-
-    def wants_all(self, site: Site, layer: int) -> bool:
-        """Whether a site is wanted at more than the last positions."""
-        address = (site, layer)
-        return address in self._edits or False in self._keep.get(address, ())
-
-    def edits(self, site: Site, layer: int | None) -> bool:
-        return (site, layer) in self._edits
-
-    def asks_only_last_from_z(self, layer: int) -> bool:
-        """Whether nobody wants more than the last positions of the last layer from z on."""
-        later = [
-            (site, at)
-            for site, at in self._keep.keys() | self._edits.keys()
-            if (at == layer and site not in _UP_TO_PATTERN) or site in _FINAL
-        ]
-        return all(a not in self._edits and False not in self._keep[a] for a in later)
-
-    @property
-    def last(self) -> Int[Tensor, " batch"]:
-        """Where each prompt's last token is along the pos axis, as it is now."""
-        assert self._last is not None
-        return self._last
-
-    def narrow(self) -> None:
-        """From here on the pos axis holds the last positions alone."""
-        self._last = torch.zeros_like(self.last)
-
-    def keep_last(self, site: Site, layer: int, x: Tensor) -> None:
-        """Keep what was computed for the last positions only, if it was asked for."""
-        if (site, layer) in self._keep:
-            self._met.add((site, layer))
-            self.lasts[site, layer] = x
-
-    def __call__(self, site: Site, layer: int | None, x: Tensor) -> Tensor:
-        address = (site, layer)
-        if not self.wants(site, layer):
-            return x
-        self._met.add(address)
-        x = apply_edits(self._edits.get(address, ()), x)
-        if address in self._keep and x.requires_grad:
-            # A node of its own: attn_in is resid_pre's value, but not the stream that goes on.
-            x = x.view_as(x)
-        for last in self._keep.get(address, ()):
-            if last:
-                self.lasts[address] = take_last(site, x, self.last)
-            else:
-                self.values[address] = x
-        return x
-
-    def check_all_met(self) -> None:
-        """An edit or a keep of something this model never computes must not pass in silence."""
-        hint = (
-            "Sites of norms, gates and learned positions exist only where the architecture has "
-            "them; a parallel block has no resid_mid"
-        )
-        for error, asked in ((EditError, self._edits), (SiteError, self._keep)):
-            names = sorted({site.value for site, layer in asked if (site, layer) not in self._met})
-            if names:
-                raise error(f"this model never computes {', '.join(names)}", hint=hint)
-
-
-_NO_TAP = _Tap()

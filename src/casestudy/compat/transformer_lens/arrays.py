@@ -15,9 +15,9 @@ from torch import Tensor
 
 from casestudy.compat.transformer_lens.names import DOCS, names_of
 from casestudy.errors import SiteError
-from casestudy.model.decoder import Trace
 from casestudy.model.model import Model
 from casestudy.model.sites import address_name
+from casestudy.model.trace import Trace
 
 
 def to_numpy(trace: Trace, model: Model) -> dict[str, NDArray[Any]]:

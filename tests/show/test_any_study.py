@@ -11,7 +11,7 @@ import pytest
 
 from casestudy.results.result import Axis, Grid, Result, Table
 from casestudy.show.report import report_html
-from casestudy.show.stored import Stored
+from casestudy.show.stored import StoredStudy
 from tests.show import studies
 from tests.show.pages import Page
 
@@ -60,7 +60,7 @@ def test_any_results_give_a_page(seed: int) -> None:
     for _ in range(rng.randint(0, 4)):
         table = any_table(rng, rng.choice(tables))
         results[table.name] = table
-    study = Stored(
+    study = StoredStudy(
         studies.manifest(3),
         {name: r for name, r in results.items() if isinstance(r, Grid)},
         {name: r for name, r in results.items() if isinstance(r, Table)},

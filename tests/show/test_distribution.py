@@ -13,7 +13,7 @@ from casestudy.results.result import Table
 from casestudy.results.stats import mean_over_prompts
 from casestudy.show import distribution, marks, svg
 from casestudy.show.report import report_html
-from casestudy.show.stored import Stored
+from casestudy.show.stored import StoredStudy
 from casestudy.show.wording import Mean, Spread
 from tests.show import studies
 from tests.show.pages import Page
@@ -94,7 +94,7 @@ def test_groups_of_many_prompts_are_drawn_listed_and_tested(tmp_path: Path) -> N
     )
     results = [grid, mean_over_prompts(grid), prompts]
     results.append(studies.by_group(grid, prompts.columns["groups"]))
-    stored = Stored.read(studies.write(tmp_path / "s", results, texts=texts))
+    stored = StoredStudy.read(studies.write(tmp_path / "s", results, texts=texts))
     page = Page(report_html(stored))
     alt = next(a for a in page.alts if "by group, 5 groups" in a)
     assert "n = 200" in alt

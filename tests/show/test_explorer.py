@@ -30,11 +30,11 @@ from casestudy.model.model import Model
 from casestudy.show.explorer import page_state as asking
 from casestudy.show.explorer import patches
 from casestudy.show.explorer.app import Explorer
-from casestudy.show.explorer.page_state import Asked, Refusal, read
+from casestudy.show.explorer.page_state import PageState, Refusal, read
 from casestudy.show.explorer.questions import Questions
 from casestudy.show.explorer.server import hosts, listen
-from casestudy.show.explorer.study_prompts import picks_of
-from casestudy.show.explorer.worker import Busy, Desk, Pause, Stopped
+from casestudy.show.explorer.study_prompts import study_prompts_of
+from casestudy.show.explorer.worker import Busy, Pause, Stopped, Worker
 from casestudy.show.text import signed
 from tests.show import studies
 from tests.show.asgi import request
@@ -46,7 +46,7 @@ HERE = ["testserver"]
 
 @pytest.fixture(scope="module")
 def explorer(toy_model: Model) -> Explorer:
-    return Explorer(Questions(toy_model), Desk())
+    return Explorer(Questions(toy_model), Worker())
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_what_cannot_be_patched_says_why(
 
 texts = st.text(max_size=40).map(lambda text: text.replace("\r\n", "\n"))
 states = st.builds(
-    Asked,
+    PageState,
     prompt=texts,
     corrupted=texts,
     answer=texts,
@@ -209,7 +209,7 @@ states = st.builds(
 
 
 @given(states)
-def test_an_address_gives_its_state_back(asked: Asked) -> None:
+def test_an_address_gives_its_state_back(asked: PageState) -> None:
     try:
         query = asked.query()
     except UnicodeEncodeError:
@@ -352,7 +352,7 @@ def test_what_means_nothing_is_refused_with_what_would(
 def test_a_fault_of_ours_is_said_without_its_inside(
     explorer: Explorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Questions, asked: Asked) -> None:
+    def fail(self: Questions, asked: PageState) -> None:
         raise RuntimeError("a secret path")
 
     monkeypatch.setattr(Questions, "panels", fail)
@@ -370,10 +370,10 @@ def test_a_study_offers_its_prompts_with_their_answers(
     tmp_path: Path, toy_model: Model, explorer: Explorer
 ) -> None:
     studies.write(tmp_path / "s", studies.full())
-    found = picks_of(tmp_path / "s")
+    found = study_prompts_of(tmp_path / "s")
     assert (found.model, found.dtype, found.bos) == ("toy", "float32", True)
     assert found.prompts[0][0] == f"0: {studies.TEXTS[0]}"
-    client = TestClient(Explorer(Questions(toy_model), explorer.desk, found).application(HERE))
+    client = TestClient(Explorer(Questions(toy_model), explorer.worker, found).application(HERE))
     page = Page(client.get("/").text)
     queries = [o["value"] for o in page.all("option") if o["value"].startswith("prompt=")]
     assert len(queries) >= len(studies.TEXTS) - 1
@@ -388,10 +388,10 @@ def test_a_study_that_lacks_a_table_says_so_on_the_page(
         folder = tmp_path / lost
         studies.write(folder, studies.full(), format=99)
         (folder / "tables" / f"{lost}.parquet").unlink()
-        found = picks_of(folder)
+        found = study_prompts_of(folder)
         assert bool(found.prompts) == (lost == "answers")
         page = TestClient(
-            Explorer(Questions(toy_model), explorer.desk, found).application(HERE)
+            Explorer(Questions(toy_model), explorer.worker, found).application(HERE)
         ).get("/")
         assert page.status_code == 200
         text = Page(page.text).text
@@ -399,9 +399,9 @@ def test_a_study_that_lacks_a_table_says_so_on_the_page(
         assert said in text
         assert "format 99" in text
         (folder / "tables" / f"{lost}.parquet").write_bytes(b"not a table")
-        assert f"{lost}.parquet cannot be read" in " ".join(picks_of(folder).notices)
+        assert f"{lost}.parquet cannot be read" in " ".join(study_prompts_of(folder).notices)
     with pytest.raises(StudyError, match="holds no study"):
-        picks_of(tmp_path)
+        study_prompts_of(tmp_path)
 
 
 # Who is answered.
@@ -509,29 +509,29 @@ class Held:
 
 
 @pytest.fixture
-def desk() -> Iterator[Desk]:
-    desk = Desk(quick=2, long=1)
-    yield desk
-    desk.close()
+def worker() -> Iterator[Worker]:
+    worker = Worker(quick=2, long=1)
+    yield worker
+    worker.close()
 
 
-def test_a_full_queue_refuses_and_a_stopped_question_makes_room(desk: Desk) -> None:
+def test_a_full_queue_refuses_and_a_stopped_question_makes_room(worker: Worker) -> None:
     held = Held()
-    first = desk.ask(held)
+    first = worker.ask(held)
     assert held.begun.wait(10)
     ran: list[int] = []
-    waiting = [desk.ask(lambda pause, i=i: ran.append(i)) for i in range(2)]  # type: ignore[misc]
+    waiting = [worker.ask(lambda pause, i=i: ran.append(i)) for i in range(2)]  # type: ignore[misc]
     with pytest.raises(Busy):
-        desk.ask(lambda pause: ran.append(9))
+        worker.ask(lambda pause: ran.append(9))
     waiting[0].stop()
-    last = desk.ask(lambda pause: ran.append(2))
+    last = worker.ask(lambda pause: ran.append(2))
     held.free.set()
     last.answer.result(10)
     assert first.answer.result(10) == "done"
     assert ran == [1, 2]
 
 
-def test_quick_questions_go_between_a_long_ones_steps(desk: Desk) -> None:
+def test_quick_questions_go_between_a_long_ones_steps(worker: Worker) -> None:
     order: list[str] = []
     begun, asked = threading.Event(), threading.Event()
 
@@ -542,9 +542,9 @@ def test_quick_questions_go_between_a_long_ones_steps(desk: Desk) -> None:
             pause()
             order.append(f"step {step}")
 
-    job = desk.ask(long, long=True)
+    job = worker.ask(long, long=True)
     assert begun.wait(10)
-    quick = desk.ask(lambda pause: order.append("quick"))
+    quick = worker.ask(lambda pause: order.append("quick"))
     asked.set()
     quick.answer.result(10)
     job.answer.result(10)
@@ -552,12 +552,12 @@ def test_quick_questions_go_between_a_long_ones_steps(desk: Desk) -> None:
 
 
 def test_quick_questions_without_end_keep_no_long_one_from_its_answer() -> None:
-    desk = Desk()
+    worker = Worker()
     enough = threading.Event()
 
     def again(pause: Pause) -> None:
         if not enough.is_set():
-            desk.ask(again)
+            worker.ask(again)
 
     def steps(pause: Pause) -> str:
         for _ in range(20):
@@ -565,16 +565,16 @@ def test_quick_questions_without_end_keep_no_long_one_from_its_answer() -> None:
         return "done"
 
     for _ in range(5):
-        desk.ask(again)
-    long = [desk.ask(steps, long=True) for _ in range(3)]
+        worker.ask(again)
+    long = [worker.ask(steps, long=True) for _ in range(3)]
     assert [job.answer.result(10) for job in long] == ["done"] * 3
     enough.set()
-    desk.close()
+    worker.close()
 
 
-def test_a_long_question_ends_at_its_next_step_once_it_is_stopped(desk: Desk) -> None:
+def test_a_long_question_ends_at_its_next_step_once_it_is_stopped(worker: Worker) -> None:
     held = Held()
-    job = desk.ask(held, long=True)
+    job = worker.ask(held, long=True)
     assert held.begun.wait(10)
     job.stop()
     held.free.set()
@@ -582,18 +582,18 @@ def test_a_long_question_ends_at_its_next_step_once_it_is_stopped(desk: Desk) ->
         job.answer.result(10)
 
 
-def test_a_question_that_fails_leaves_the_desk_open(desk: Desk) -> None:
+def test_a_question_that_fails_leaves_the_desk_open(worker: Worker) -> None:
     def fail(pause: Pause) -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        desk.ask(fail).answer.result(10)
-    assert desk.ask(lambda pause: 1).answer.result(10) == 1
+        worker.ask(fail).answer.result(10)
+    assert worker.ask(lambda pause: 1).answer.result(10) == 1
 
 
 def test_too_many_are_told_to_come_again(toy_model: Model) -> None:
-    desk, held = Desk(quick=0, long=0), Held()
-    client = TestClient(Explorer(Questions(toy_model), desk).application(HERE))
+    worker, held = Worker(quick=0, long=0), Held()
+    client = TestClient(Explorer(Questions(toy_model), worker).application(HERE))
     for path in ("/panels", "/pattern?head=0.0", "/study.toml", "/patch?corrupted=a"):
         answer = client.get(path)
         assert answer.status_code == 429
@@ -604,7 +604,7 @@ def test_too_many_are_told_to_come_again(toy_model: Model) -> None:
     assert page.headers["retry-after"] == "1"
     assert "in a second" in Page(page.text).text
     assert not held.begun.is_set()
-    desk.close()
+    worker.close()
 
 
 def test_a_patch_grid_stops_when_its_page_asks_for_another(
@@ -612,7 +612,7 @@ def test_a_patch_grid_stops_when_its_page_asks_for_another(
 ) -> None:
     stopped = threading.Event()
 
-    def endless(self: Questions, asked: Asked, pause: Pause, tell: Any) -> None:
+    def endless(self: Questions, asked: PageState, pause: Pause, tell: Any) -> None:
         try:
             while True:
                 tell({"html": "", "done": 0, "total": 1, "finished": False})
@@ -622,27 +622,27 @@ def test_a_patch_grid_stops_when_its_page_asks_for_another(
             raise
 
     monkeypatch.setattr(Questions, "grid", endless)
-    desk = Desk()
-    app = Explorer(Questions(toy_model), desk).application(HERE)
-    answer = asyncio.run(request(app, "/patch", Asked(**PAIR).query().encode(), leave_after=2))
+    worker = Worker()
+    app = Explorer(Questions(toy_model), worker).application(HERE)
+    answer = asyncio.run(request(app, "/patch", PageState(**PAIR).query().encode(), leave_after=2))
     assert stopped.wait(10)
     assert answer.body.count(b"\n") >= 2
-    assert desk.ask(lambda pause: "free").answer.result(10) == "free"
-    desk.close()
+    assert worker.ask(lambda pause: "free").answer.result(10) == "free"
+    worker.close()
 
 
 def test_a_question_whose_page_has_gone_is_never_asked(
     toy_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Asked] = []
+    asked: list[PageState] = []
     monkeypatch.setattr(Questions, "panels", lambda self, one: asked.append(one))
-    desk, held = Desk(), Held()
-    job = desk.ask(held)
+    worker, held = Worker(), Held()
+    job = worker.ask(held)
     assert held.begun.wait(10)
-    app = Explorer(Questions(toy_model), desk).application(HERE)
+    app = Explorer(Questions(toy_model), worker).application(HERE)
     asyncio.run(request(app, "/panels", leave_after=0))
     held.free.set()
     job.answer.result(10)
-    desk.ask(lambda pause: None).answer.result(10)
+    worker.ask(lambda pause: None).answer.result(10)
     assert asked == []
-    desk.close()
+    worker.close()

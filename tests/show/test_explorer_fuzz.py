@@ -15,7 +15,7 @@ from casestudy.model.model import Model
 from casestudy.show.explorer import page_state as asking
 from casestudy.show.explorer.app import Explorer
 from casestudy.show.explorer.questions import Questions
-from casestudy.show.explorer.worker import Desk
+from casestudy.show.explorer.worker import Worker
 from tests.show.asgi import HOST, request
 
 PATHS = ("/", "/panels", "/patch", "/pattern", "/study.toml", "/static/explorer.js", "/static/x")
@@ -66,7 +66,7 @@ methods = st.sampled_from(["GET"] * 12 + ["HEAD", "POST", "OPTIONS", "get", ""])
 
 @pytest.fixture(scope="module")
 def app(toy_model: Model) -> Any:
-    return Explorer(Questions(toy_model), Desk()).application([HOST])
+    return Explorer(Questions(toy_model), Worker()).application([HOST])
 
 
 def check(app: Any, path: str, query: bytes, method: str, sent: list[tuple[bytes, bytes]]) -> None:

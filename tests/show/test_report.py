@@ -8,7 +8,9 @@ import json
 import re
 import subprocess
 import sys
+from copy import copy
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,9 +19,9 @@ from casestudy.errors import StudyError
 from casestudy.results.result import Axis, Grid, Table
 from casestudy.results.stats import mean_over_prompts
 from casestudy.show.contents import ARGUMENT
-from casestudy.show.report import write_report
+from casestudy.show.report import argument, write_report
 from casestudy.show.sections.prompts import patterns
-from casestudy.show.stored import Stored
+from casestudy.show.stored import StoredStudy
 from casestudy.study.store import Store
 from tests.show import studies
 from tests.show.pages import Page
@@ -171,7 +173,7 @@ def test_the_strongest_patch_is_a_part_that_carries_something_to_the_last_token(
 def test_a_pattern_comes_out_of_its_bytes_as_it_was_stored(tmp_path: Path) -> None:
     store = studies.write(tmp_path / "s", studies.full())
     stored = store.grids()["pattern.0"].values
-    packed = patterns(Stored.read(store))["0"]
+    packed = patterns(StoredStudy.read(store))["0"]
     size = stored.shape[-1]
     cells = np.frombuffer(base64.b64decode(packed["bytes"]), np.uint8).reshape(3, 4, -1) / 255
     rows, cols = np.tril_indices(size)
@@ -189,7 +191,7 @@ def test_patterns_beyond_the_cap_are_said_to_be_left_out(
     whole = page_of(store)
     assert "are not on this page" not in whole.text
     monkeypatch.setattr("casestudy.show.sections.ledger.MOST_PATTERN_BYTES", entries)
-    stored = Stored.read(store)
+    stored = StoredStudy.read(store)
     assert list(patterns(stored)) == ["0"]
     cut = page_of(store)
     assert "patterns of 1 prompt (1) are not on this page" in cut.text
@@ -492,7 +494,40 @@ def test_the_same_study_gives_the_same_page(tmp_path: Path) -> None:
 def test_a_report_needs_no_torch(tmp_path: Path) -> None:
     studies.write(tmp_path / "s")
     code = (
-        "import sys; from casestudy.show.report import write_report; "
+        "import sys; from casestudy.show.report import argument, write_report; "
         f"write_report({str(tmp_path / 's')!r}); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Recording(StoredStudy):
+    """A study that remembers what was asked of it."""
+
+    names: ClassVar[set[str]] = set()
+
+    def grid(self, name: str, *axes: str) -> Grid:
+        self.names.add(name)
+        return super().grid(name, *axes)
+
+    def table(self, name: str, *needed: str) -> Table:
+        self.names.add(name)
+        return super().table(name, *needed)
+
+
+def test_every_result_that_a_section_reads_is_accounted_for_by_one(tmp_path: Path) -> None:
+    """Else it would stand in the appendix again; and reading changes nothing in the study."""
+    study = Recording.read(Store.open(studies.write(tmp_path / "s", studies.full()).folder))
+    before = {name: copy(value) for name, value in vars(study).items()}
+    _, _, shown = argument(study)
+    stored = {*study.grids, *study.tables}
+    assert len(study.names & stored) > 20
+    assert study.names & stored <= shown
+    assert vars(study) == before
+
+
+def test_a_result_that_its_section_cannot_show_is_listed_in_the_appendix(tmp_path: Path) -> None:
+    results = [r for r in studies.full() if r.name != "attribution.neuron"]
+    odd = Table("attribution.neuron", {"layer": [1], "what": ["unheard of"]})
+    page = page_of(studies.write(tmp_path / "s", [*results, odd]))
+    assert "no column contrast, neuron, mean" in page.text
+    assert "unheard of" in page.text

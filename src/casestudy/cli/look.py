@@ -201,9 +201,9 @@ def serve(
 ) -> None:
     """Open the live explorer: type prompts, choose tokens, watch every panel follow."""
     from casestudy.show.explorer.server import serve
-    from casestudy.show.explorer.study_prompts import picks_of
+    from casestudy.show.explorer.study_prompts import study_prompts_of
 
-    picks = None if study is None else picks_of(study)
+    picks = None if study is None else study_prompts_of(study)
     name = model or (picks.model if picks else "") or "tiny"
     loaded = read_model(name, device, dtype or (picks.dtype if picks else "") or "float32")
     serve(

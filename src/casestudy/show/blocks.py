@@ -1,14 +1,15 @@
 """What is a report made of?
 
-Prose, figures and tables. A section's parts are functions of a `Stored` study that return blocks,
+Prose, figures and tables. A section's parts are functions of a `StoredStudy` that return blocks,
 or raise `Missing` with the reason why there are none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any
 
@@ -16,7 +17,7 @@ from markupsafe import Markup
 
 from casestudy.show import svg
 from casestudy.show.marks import Data, Mark
-from casestudy.show.stored import Stored
+from casestudy.show.stored import StoredStudy
 from casestudy.show.text import clean
 
 
@@ -107,7 +108,26 @@ def _plain(cell: object) -> str | float | None:
 
 
 Block = Markup | Figure | Listing
-Part = Callable[[Stored], list[Block]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a section, before the study is known.
+
+    Attributes:
+        what: it shows, as the list of what was not measured calls it.
+        blocks: makes it from a study, or raises `Missing`.
+        shows: names of the stored results that it accounts for; "pattern.*" means every one that
+            begins so.
+    """
+
+    what: str
+    blocks: Callable[[StoredStudy], list[Block]]
+    shows: Sequence[str] = ()
+
+    def accounts_for(self, names: Iterable[str]) -> set[str]:
+        """Which of these results a reader finds in this part."""
+        return {name for name in names if any(fnmatchcase(name, shown) for shown in self.shows)}
 
 
 @dataclass(frozen=True)
@@ -116,13 +136,13 @@ class Topic:
 
     Attributes:
         id: the heading's anchor.
-        title: the question.
-        parts: name and function of each part, in order.
+        title: the question, and the field's term for what answers it.
+        parts: in order.
     """
 
     id: str
     title: str
-    parts: Sequence[tuple[str, Part]]
+    parts: Sequence[Part]
 
 
 @dataclass(frozen=True)

@@ -55,15 +55,15 @@ def comparison_html(found: Comparison) -> str:
         Absent(row["what"], {"a": "only in A", "b": "only in B"}.get(row["only_in"], row["why"]))
         for row in found.absent.rows()
     ]
-    said = _said(found, rows, headline)
+    answer = _answer(found, rows, headline)
     title = " against ".join(dict.fromkeys(found.about))
     return (
         environment()
         .get_template("comparison.html")
         .render(
             title=clean(title),
-            description=shorten(said[0].striptags(), 300),
-            answer=said,
+            description=shorten(answer[0].striptags(), 300),
+            answer=answer,
             sections=[section for section in sections if section is not None],
             absent=absent,
             facts=[
@@ -84,7 +84,7 @@ def _prompts(found: Comparison) -> str:
     return f"{n['both']:,} in both, {n['a']:,} in A alone, {n['b']:,} in B alone: {how}"
 
 
-def _said(
+def _answer(
     found: Comparison, rows: Sequence[dict[str, Any]], headline: Sequence[dict[str, Any]]
 ) -> list[Any]:
     """The contrast that differs most, and how much of the rest may be luck."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from casestudy.show.blocks import Topic
+from casestudy.show.blocks import Part, Topic
 from casestudy.show.sections import (
     attention,
     checks,
@@ -17,68 +17,127 @@ from casestudy.show.sections import (
     ledger,
     patching,
     predictions,
+    prompts,
 )
 
 ARGUMENT: Sequence[Topic] = (
     Topic(
         "does-it",
-        "Does it?",
+        "Does it? Predictions",
         [
-            ("predictions and answers", predictions.prompts_table),
-            ("probability by class of token", predictions.class_mass),
+            Part(
+                "predictions and answers",
+                predictions.prompts_table,
+                ("prompts", "predictions", "answers"),
+            ),
+            Part(
+                "probability by class of token",
+                predictions.class_mass,
+                ("class_mass.mean", "class_mass.by_group"),
+            ),
         ],
     ),
     Topic(
         "how-much",
-        "By how much?",
+        "By how much? Logit differences",
         [
-            ("logit differences", contrast.differences),
-            ("logit differences by group of prompts", contrast.by_group),
-            ("case and space apart", contrast.case_by_space),
-            ("controls", contrast.controls),
+            Part(
+                "logit differences",
+                contrast.differences,
+                ("logit_difference", "logit_difference.mean"),
+            ),
+            Part(
+                "logit differences by group of prompts",
+                contrast.by_group,
+                ("logit_difference.by_group", "group_tests"),
+            ),
+            Part("case and space apart", contrast.case_by_space, ("case_by_space.mean",)),
+            Part(
+                "controls",
+                contrast.controls,
+                ("controls", "controls.logits", "controls.logits.mean"),
+            ),
         ],
     ),
     Topic(
         "who",
-        "Who writes it?",
+        "Who writes it? Direct contributions",
         [
-            ("the ledger", ledger.ledger_mean),
-            ("the difference by depth (logit lens)", ledger.lens),
-            ("the share of each head", ledger.heads),
-            ("the order of the heads under resampling", ledger.ranking),
-            ("the share of each neuron", ledger.neurons),
+            Part("the ledger", ledger.ledger_mean, ("ledger", "ledger.mean", "ledger.check")),
+            Part(
+                "the difference by depth (logit lens)",
+                ledger.lens,
+                ("lens", "lens.mean", "lens.own_norm", "lens.own_norm.mean"),
+            ),
+            Part(
+                "the share of each head",
+                ledger.heads,
+                (
+                    *("attribution.head", "attribution.head.mean"),
+                    *("attribution.mlp", "attribution.mlp.mean"),
+                ),
+            ),
+            Part(
+                "the order of the heads under resampling",
+                ledger.ranking,
+                ("attribution.head.ranking",),
+            ),
+            Part("the share of each neuron", ledger.neurons, ("attribution.neuron",)),
         ],
     ),
     Topic(
         "where",
-        "Where does it come from?",
+        "Where does it come from? Attention",
         [
-            ("where heads look", attention.attention),
-            ("what kind of heads these are", attention.profiles),
+            Part(
+                "where heads look",
+                attention.attention,
+                (
+                    *("attention.last", "attention.last.mean", "pattern.*"),
+                    *("attention.entropy", "attention.entropy.mean"),
+                ),
+            ),
+            Part("what kind of heads these are", attention.profiles, ("head_profile",)),
         ],
     ),
     Topic(
         "causal",
-        "Is it causal?",
+        "Is it causal? Counterfactuals and patching",
         [
-            ("counterfactual prompts", patching.counterfactuals),
-            ("patching", patching.patching),
+            Part("counterfactual prompts", patching.counterfactuals, ("counterfactuals",)),
+            Part("patching", patching.patching, ("patching.*",)),
         ],
     ),
     Topic(
         "circuit",
-        "What is the circuit?",
+        "What is the circuit? Faithfulness and edges",
         [
-            ("a circuit’s evidence", circuit.verdict),
-            ("the faithfulness of circuits", circuit.faithfulness),
-            ("the edges of a circuit", circuit.edges),
-            ("the parts of a circuit", circuit.nodes),
+            Part("a circuit’s evidence", circuit.verdict, ("circuit.summary",)),
+            Part("the faithfulness of circuits", circuit.faithfulness, ("circuit.faithfulness",)),
+            Part("the edges of a circuit", circuit.edges, ("circuit.edges",)),
+            Part("the parts of a circuit", circuit.nodes, ("circuit.nodes",)),
         ],
     ),
     Topic(
         "how-sure",
-        "How sure?",
-        [("checks", checks.checks), ("exclusions", checks.exclusions)],
+        "How sure? Checks and exclusions",
+        [
+            Part("checks", checks.checks),
+            Part("exclusions", checks.exclusions, ("prompts", "passed_over")),
+        ],
     ),
 )
-"""The questions in their order, and what answers each."""
+"""The questions in their order, the measurements that answer each, and what these show."""
+
+PROMPTS = Topic(
+    "prompts",
+    "Prompt by prompt",
+    [
+        Part(
+            "prompts one by one",
+            prompts.one_by_one,
+            ("prompts", "predictions", "answers", "lens.top"),
+        )
+    ],
+)
+"""Every example prompt by itself, after the argument."""

@@ -18,10 +18,10 @@ from pathlib import Path
 from markupsafe import Markup
 
 from casestudy.show import contents
-from casestudy.show.blocks import Absent, Block, Part, Section
+from casestudy.show.blocks import Absent, Block, Part, Section, Topic
 from casestudy.show.page import environment, font, template_text
 from casestudy.show.sections import prompts, provenance, summary
-from casestudy.show.stored import UNEXPECTED, Missing, Stored
+from casestudy.show.stored import UNEXPECTED, Missing, StoredStudy
 from casestudy.show.text import clean, shorten
 from casestudy.study.store import Store, write_atomically
 
@@ -36,35 +36,34 @@ def write_report(study: Store | str | os.PathLike[str]) -> Path:
     """
     store = study if isinstance(study, Store) else Store.open(study)
     path = store.folder / "report.html"
-    write_atomically(path, report_html(Stored.read(store)).encode("utf-8"))
+    write_atomically(path, report_html(StoredStudy.read(store)).encode("utf-8"))
     return path
 
 
-def report_html(study: Stored) -> str:
+def report_html(study: StoredStudy) -> str:
     """The whole page."""
     declared = provenance.declared_absent(study)
-    found, absent = argument(study, declared)
-    extra = [
-        _section(
-            "prompts", "Prompt by prompt", [("prompts one by one", prompts.one_by_one)], study
-        ),
-        _section(
-            "appendix", "Everything else that was stored", [("", provenance.leftovers)], study
-        ),
-    ]
-    found += [section for section, _ in extra if section is not None]
-    absent += [a for _, missing in extra for a in missing if a.what]
+    sections, absent, shown = argument(study, declared)
+    leftovers = Part("", lambda study: provenance.leftovers(study, shown))
+    for topic in (
+        contents.PROMPTS,
+        Topic("appendix", "Everything else that was stored", [leftovers]),
+    ):
+        section, missing, accounted = _section(topic, study)
+        sections += [] if section is None else [section]
+        absent += [entry for entry in missing if entry.what]
+        shown |= accounted
     absent = [*declared, *absent]
-    said = summary.paragraphs(study)
+    answer = summary.paragraphs(study)
     return (
         environment()
         .get_template("report.html")
         .render(
             title=study.about("behaviour", "question") or "A study of next-token preferences",
-            description=shorten(said[0].striptags(), 300),
+            description=shorten(answer[0].striptags(), 300),
             study=study,
-            answer=said,
-            sections=found,
+            answer=answer,
+            sections=sections,
             absent=absent,
             facts=provenance.facts(study),
             manifest=clean(json.dumps(provenance.short_manifest(study), indent=1, default=str)),
@@ -74,36 +73,44 @@ def report_html(study: Stored) -> str:
     )
 
 
-def argument(study: Stored, declared: Sequence[Absent] = ()) -> tuple[list[Section], list[Absent]]:
-    """The sections that the study can fill, and what it cannot.
+def argument(
+    study: StoredStudy, declared: Sequence[Absent] = ()
+) -> tuple[list[Section], list[Absent], set[str]]:
+    """The sections that the study can fill, what it cannot, and names of the results they show.
 
     A section that the study itself declares unmeasured is not listed again part by part.
     """
-    found, absent = [], []
+    sections: list[Section] = []
+    absent: list[Absent] = []
+    shown: set[str] = set()
     for topic in contents.ARGUMENT:
-        section, missing = _section(topic.id, topic.title, topic.parts, study)
+        section, missing, accounted = _section(topic, study)
+        shown |= accounted
         if section is not None:
-            found.append(section)
+            sections.append(section)
         elif any(topic.id in entry.what for entry in declared):
             continue
         absent += missing
-    return found, absent
+    return sections, absent, shown
 
 
-def _section(
-    id: str, title: str, parts: Sequence[tuple[str, Part]], study: Stored
-) -> tuple[Section | None, list[Absent]]:
+def _section(topic: Topic, study: StoredStudy) -> tuple[Section | None, list[Absent], set[str]]:
+    """A section where any part has something to show, what is absent, and the results it shows."""
     blocks: list[Block] = []
-    absent = []
-    for what, part in parts:
+    absent: list[Absent] = []
+    shown: set[str] = set()
+    for part in topic.parts:
         try:
-            blocks += part(study)
+            blocks += part.blocks(study)
         except Missing as reason:
-            absent.append(Absent(what, str(reason)))
+            absent.append(Absent(part.what, str(reason)))
         except UNEXPECTED as error:
             # A stored result of another shape than ours costs its own figure, not the report.
-            absent.append(Absent(what, f"stored in a form this version cannot show ({error!r})"))
-    return (Section(id, title, blocks) if blocks else None), absent
+            why = f"stored in a form this version cannot show ({error!r})"
+            absent.append(Absent(part.what, why))
+        else:
+            shown |= part.accounts_for((*study.grids, *study.tables))
+    return (Section(topic.id, topic.title, blocks) if blocks else None), absent, shown
 
 
 def frame() -> dict[str, object]:

@@ -1,6 +1,6 @@
 """What of a stored study can be shown?
 
-A `Stored` study is read file by file, so that a damaged or missing one costs its own figure and no
+A `StoredStudy` is read file by file, so that a damaged or missing one costs its own figure and no
 other. Sections ask for grids by name and axes; what is not there, or not as expected, is `Missing`
 with a reason, and ends up in the list of what was not measured. No torch, no model, no network.
 """
@@ -31,24 +31,22 @@ class Missing(Exception):
 
 
 @dataclass
-class Stored:
+class StoredStudy:
     """A study as the report sees it.
 
     Attributes:
         manifest: manifest.json, whatever it holds.
         grids, tables: by name.
         notices: what the reader should know before believing the page.
-        shown: names of the grids and tables a section has used.
     """
 
     manifest: Mapping[str, Any]
     grids: dict[str, Grid] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
-    shown: set[str] = field(default_factory=set)
 
     @classmethod
-    def read(cls, store: Store) -> Stored:
+    def read(cls, store: Store) -> StoredStudy:
         """Everything of a study's folder that can be read."""
         study = cls(store.manifest)
         version = store.manifest.get("format")
@@ -89,7 +87,6 @@ class Stored:
         found = tuple(axis.name for axis in grid.axes)
         if axes and sorted(found) != sorted(axes):
             raise Missing(f"“{name}” has the axes {', '.join(found)}, not {', '.join(axes)}")
-        self.shown.add(name)
         return transposed(grid, axes) if axes else grid
 
     def table(self, name: str, *needed: str) -> Table:
@@ -103,7 +100,6 @@ class Stored:
         absent = [column for column in needed if column not in table.columns]
         if absent:
             raise Missing(f"the table “{name}” has no column {', '.join(absent)}")
-        self.shown.add(name)
         return table
 
     def about(self, *keys: str) -> str:

@@ -25,12 +25,12 @@ from starlette.routing import Route
 from casestudy.errors import CasestudyError, PromptError
 from casestudy.show.explorer import page_state as asking
 from casestudy.show.explorer.guard import Guard
-from casestudy.show.explorer.page_state import Asked, Refusal
+from casestudy.show.explorer.page_state import PageState, Refusal
 from casestudy.show.explorer.panels import PLACES, TITLES, problem
 from casestudy.show.explorer.patches import Line
 from casestudy.show.explorer.questions import Questions
-from casestudy.show.explorer.study_prompts import Picks
-from casestudy.show.explorer.worker import Busy, Desk, Job, Pause
+from casestudy.show.explorer.study_prompts import StudyPrompts
+from casestudy.show.explorer.worker import Busy, Job, Pause, Worker
 from casestudy.show.page import FONT, TEMPLATES, environment, font_face, template_text
 from casestudy.show.text import clean
 
@@ -52,13 +52,13 @@ class Explorer:
 
     Attributes:
         questions: what the model is asked.
-        desk: whose thread runs it.
+        worker: whose thread runs it.
         picks: a study's prompts to choose from.
     """
 
     questions: Questions
-    desk: Desk
-    picks: Picks | None = None
+    worker: Worker
+    picks: StudyPrompts | None = None
 
     def application(self, hosts: list[str], started: Callable[[], None] = lambda: None) -> Guard:
         """What a server runs.
@@ -72,7 +72,7 @@ class Explorer:
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
             started()
             yield
-            self.desk.close()
+            self.worker.close()
 
         routes = [
             Route("/", self.page),
@@ -90,26 +90,26 @@ class Explorer:
 
     async def page(self, request: Request) -> Response:
         """The page, its panels filled for those who have no script."""
-        asked, refusal = Asked(), None
+        page_state, refusal = PageState(), None
         html: dict[str, Markup] = {}
         state: dict[str, Any] = {}
         try:
-            asked = asking.read(request.query_params.multi_items())
-            html, state = await self.ask(request, lambda _: self.questions.panels(asked))
+            page_state = asking.read(request.query_params.multi_items())
+            html, state = await self.ask(request, lambda _: self.questions.panels(page_state))
         except Refusal as why:
             refusal, html = why, {"outcome": problem(why.why)}
         except CasestudyError as error:
             html, state = {"outcome": problem(str(error))}, {"problem": True}
         status, headers = (200, {}) if refusal is None else (refusal.status, refusal.headers)
-        return HTMLResponse(self.render(asked, html, state), status, headers)
+        return HTMLResponse(self.render(page_state, html, state), status, headers)
 
-    def render(self, asked: Asked, html: dict[str, Markup], state: dict[str, Any]) -> str:
+    def render(self, page_state: PageState, html: dict[str, Markup], state: dict[str, Any]) -> str:
         """The page's HTML."""
         return (
             environment()
             .get_template("explorer.html")
             .render(
-                asked=asked,
+                page_state=page_state,
                 model=self.questions.model,
                 html=dict.fromkeys(PLACES, Markup("")) | html,
                 state=state,
@@ -127,31 +127,31 @@ class Explorer:
 
     async def answer_panels(self, request: Request) -> Response:
         """Every quick panel, as HTML by the name of its place."""
-        asked = asking.read(request.query_params.multi_items())
-        html, state = await self.ask(request, lambda _: self.questions.panels(asked))
+        page_state = asking.read(request.query_params.multi_items())
+        html, state = await self.ask(request, lambda _: self.questions.panels(page_state))
         return JSONResponse({"html": html, "state": state})
 
     async def answer_pattern(self, request: Request) -> Response:
         """One head's pattern: its tokens, and its entries a byte each."""
-        asked = asking.read(request.query_params.multi_items())
-        return JSONResponse(await self.ask(request, lambda _: self.questions.pattern(asked)))
+        page_state = asking.read(request.query_params.multi_items())
+        return JSONResponse(await self.ask(request, lambda _: self.questions.pattern(page_state)))
 
     async def answer_study(self, request: Request) -> Response:
         """A file to download."""
-        asked = asking.read(request.query_params.multi_items())
-        text = await self.ask(request, lambda _: self.questions.study_file(asked))
+        page_state = asking.read(request.query_params.multi_items())
+        text = await self.ask(request, lambda _: self.questions.study_file(page_state))
         headers = {"content-disposition": 'attachment; filename="explored.toml"'}
         return Response(text, media_type="application/toml", headers=headers)
 
     async def answer_patch(self, request: Request) -> Response:
         """A grid as it is computed, a JSON object a line."""
-        asked = asking.read(request.query_params.multi_items())
-        if not asked.corrupted:
+        page_state = asking.read(request.query_params.multi_items())
+        if not page_state.corrupted:
             raise PromptError("There is nothing to patch with", hint="Type a corrupted prompt")
         newest = Newest()
 
         def work(pause: Pause) -> Line:
-            return self.questions.grid(asked, pause, newest.put)
+            return self.questions.grid(page_state, pause, newest.put)
 
         job = self.queue(work, long=True)
         return StreamingResponse(_lines(job, newest), media_type="application/x-ndjson")
@@ -177,7 +177,7 @@ class Explorer:
         Raises: Refusal where it is full.
         """
         try:
-            return self.desk.ask(work, long=long)
+            return self.worker.ask(work, long=long)
         except Busy as busy:
             why = "Too many questions at once; this one can be asked again in a second."
             raise Refusal(429, why, retry_after=RETRY) from busy

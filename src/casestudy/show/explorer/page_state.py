@@ -63,7 +63,7 @@ class Refusal(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
+class PageState:
     """The page's state.
 
     Attributes:
@@ -97,22 +97,22 @@ class Asked:
 
     def query(self, **changes: str) -> str:
         """The query string that asks for this: the prompt, and what is not as usual."""
-        asked, usual = replace(self, **changes), Asked()
+        page_state, usual = replace(self, **changes), PageState()
         said = {
-            f.name: getattr(asked, f.name)
-            for f in fields(Asked)
-            if f.name == "prompt" or getattr(asked, f.name) != getattr(usual, f.name)
+            f.name: getattr(page_state, f.name)
+            for f in fields(PageState)
+            if f.name == "prompt" or getattr(page_state, f.name) != getattr(usual, f.name)
         }
         return urlencode(said)
 
 
-def read(entries: Iterable[tuple[str, str]]) -> Asked:
+def read(entries: Iterable[tuple[str, str]]) -> PageState:
     """What a query's entries ask; of several of one name the last counts, as a pressed button does.
 
     Raises: Refusal for an unknown name, a word that is no choice, a text that is too long.
     """
     found: dict[str, str] = {}
-    names = [f.name for f in fields(Asked)]
+    names = [f.name for f in fields(PageState)]
     for name, value in entries:
         if name not in names:
             raise Refusal(400, f"“{name[:40]}” means nothing here. Allowed: {', '.join(names)}.")
@@ -133,4 +133,4 @@ def read(entries: Iterable[tuple[str, str]]) -> Asked:
             )
     if found.get("head") and not _HEAD.fullmatch(found["head"]):
         raise Refusal(400, f"head “{found['head'][:40]}”. Allowed: layer.head, as in 3.1.")
-    return Asked(**found)
+    return PageState(**found)

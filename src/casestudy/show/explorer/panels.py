@@ -16,7 +16,7 @@ from markupsafe import Markup
 from casestudy.results.result import Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Figure, paragraph
-from casestudy.show.explorer.page_state import VIEWS, Asked
+from casestudy.show.explorer.page_state import VIEWS, PageState
 from casestudy.show.page import environment, figure_html
 from casestudy.show.sections.prompts import ledger_figure
 from casestudy.show.text import chip, chips, clean, listing, number, percent, signed, visible
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from casestudy.measure.quick_look import Probe
 
 TITLES = {
-    "predictions": "What comes next?",
-    "classes": "Which kinds of token?",
-    "ledger": "Who writes the difference?",
-    "lens": "Where along the depth?",
-    "heads": "Which heads write it?",
-    "attention": "Where do they look?",
+    "predictions": "What comes next? Predictions",
+    "classes": "Which kinds of token? Probability by class",
+    "ledger": "Who writes the difference? Direct contributions",
+    "lens": "Where along the depth? Logit lens",
+    "heads": "Which heads write it? Direct contributions by head",
+    "attention": "Where do they look? Attention",
 }
 """The panels, in the page's order, by the names of their places on it."""
 
@@ -45,24 +45,26 @@ MOST_KEYS = 48
 """Its columns: of a longer prompt, the tokens that one of these heads looks at most."""
 
 
-def panels(found: Probe, asked: Asked, edits: Sequence[tuple[str, str]]) -> dict[str, Markup]:
+def panels(
+    found: Probe, page_state: PageState, edits: Sequence[tuple[str, str]]
+) -> dict[str, Markup]:
     """Each place of the page with what belongs there.
 
     Args:
         found: by the model.
-        asked: by the page.
+        page_state: by the page.
         edits: corrupted prompts that may be chosen, with the kind of each.
     """
     probed = [chips(tokens) for tokens in found.tokens]
     html = {
         "tokens-0": _counted(probed[0], len(found.tokens[0])),
         "tokens-1": _counted(probed[1], len(found.tokens[1])) if len(probed) > 1 else Markup(""),
-        "edits": _macro("edits", edits, asked.corrupted),
-        "outcome": _outcome(found, asked),
-        "predictions": _predictions(found, asked),
-        "classes": figure_html(_classes(found.classes, asked)),
+        "edits": _macro("edits", edits, page_state.corrupted),
+        "outcome": _outcome(found, page_state),
+        "predictions": _predictions(found, page_state),
+        "classes": figure_html(_classes(found.classes, page_state)),
     }
-    contrasted: dict[str, Callable[[Probe, Asked], Figure]] = {
+    contrasted: dict[str, Callable[[Probe, PageState], Figure]] = {
         "ledger": _ledger,
         "lens": _lens,
         "heads": _heads,
@@ -70,7 +72,7 @@ def panels(found: Probe, asked: Asked, edits: Sequence[tuple[str, str]]) -> dict
     }
     for name, make in contrasted.items():
         if found.problem is None:
-            html[name] = figure_html(make(found, asked))
+            html[name] = figure_html(make(found, page_state))
         else:
             html[name] = Markup('<p class="caption">{}</p>').format(
                 "There is nothing to share out until an answer is weighed against a counterpart."
@@ -87,17 +89,17 @@ def _counted(shown: Markup, n: int) -> Markup:
     return Markup('{} <span class="q">{} token{}</span>').format(shown, n, "" if n == 1 else "s")
 
 
-def _viewed(grid: Grid, asked: Asked) -> Grid:
+def _viewed(grid: Grid, page_state: PageState) -> Grid:
     """A probe's grid at its one contrast, for the prompt that is looked at."""
     (contrast,) = grid.axis("contrast").labels
-    return grid.select(contrast=contrast, prompt=str(asked.row))
+    return grid.select(contrast=contrast, prompt=str(page_state.row))
 
 
 def _weighed(found: Probe) -> str:
     return f"“{visible(found.counterpart)}”"
 
 
-def _outcome(found: Probe, asked: Asked) -> Markup:
+def _outcome(found: Probe, page_state: PageState) -> Markup:
     """The difference in a sentence, for both prompts."""
     if found.problem is not None:
         return problem(found.problem)
@@ -116,13 +118,13 @@ def _outcome(found: Probe, asked: Asked) -> Markup:
     return words
 
 
-def _predictions(found: Probe, asked: Asked) -> Markup:
+def _predictions(found: Probe, page_state: PageState) -> Markup:
     """The most probable next tokens, each a choice for answer and counterpart."""
     rows = found.predictions.rows()
     probs = [
-        {r["id"]: r["prob"] for r in rows if r["prompt"] == i} for i in range(len(asked.texts))
+        {r["id"]: r["prob"] for r in rows if r["prompt"] == i} for i in range(len(page_state.texts))
     ]
-    other = probs[1 - asked.row] if len(probs) > 1 else None
+    other = probs[1 - page_state.row] if len(probs) > 1 else None
     shown = [
         {
             "place": row["rank"] + 1,
@@ -130,13 +132,13 @@ def _predictions(found: Probe, asked: Asked) -> Markup:
             "chip": chip(row["token"]),
             "named": visible(row["token"]),
             "prob": percent(row["prob"]),
-            "share": round(row["prob"] / (max(probs[asked.row].values()) or 1), 4),
+            "share": round(row["prob"] / (max(probs[page_state.row].values()) or 1), 4),
             "other": None if other is None else percent(other.get(row["id"])),
             "logit": number(row["logit"]),
             "namable": row["namable"],
         }
         for row in rows
-        if row["prompt"] == asked.row
+        if row["prompt"] == page_state.row
     ]
     if other is not None:
         least = min(other.values())
@@ -149,12 +151,12 @@ def _predictions(found: Probe, asked: Asked) -> Markup:
         shown[FIRST:],
         found.answer,
         found.counterpart,
-        VIEWS["clean" if asked.row else "corrupted"] if other is not None else "",
+        VIEWS["clean" if page_state.row else "corrupted"] if other is not None else "",
     )
 
 
-def _classes(grid: Grid, asked: Asked) -> Figure:
-    grid = grid.select(prompt=str(asked.row))
+def _classes(grid: Grid, page_state: PageState) -> Figure:
+    grid = grid.select(prompt=str(page_state.row))
     there = np.flatnonzero(np.isfinite(grid.values))
     labels = [grid.axis("class").labels[i] for i in there]
     values = marks.numbers(grid.values[there])
@@ -169,8 +171,8 @@ def _classes(grid: Grid, asked: Asked) -> Figure:
     )
 
 
-def _ledger(found: Probe, asked: Asked) -> Figure:
-    ledger, check = (_viewed(found.grids[name], asked) for name in ("ledger", "ledger.check"))
+def _ledger(found: Probe, page_state: PageState) -> Figure:
+    ledger, check = (_viewed(found.grids[name], page_state) for name in ("ledger", "ledger.check"))
     figure = ledger_figure(
         ledger,
         check,
@@ -181,8 +183,8 @@ def _ledger(found: Probe, asked: Asked) -> Figure:
     return replace(figure, data=replace(figure.data, source=""))
 
 
-def _lens(found: Probe, asked: Asked) -> Figure:
-    frozen, own = (_viewed(found.grids[name], asked) for name in ("lens", "lens.own_norm"))
+def _lens(found: Probe, page_state: PageState) -> Figure:
+    frozen, own = (_viewed(found.grids[name], page_state) for name in ("lens", "lens.own_norm"))
     depths = ["end" if d == "final_post" else d for d in own.axis("depth").labels]
     # the last row of the frozen reading is the logits themselves, b_U included
     values, final = frozen.values[:-1], float(frozen.values[-1])
@@ -214,8 +216,8 @@ def _lens(found: Probe, asked: Asked) -> Figure:
     )
 
 
-def _heads(found: Probe, asked: Asked) -> Figure:
-    grid = _viewed(found.grids["attribution.head"], asked)
+def _heads(found: Probe, page_state: PageState) -> Figure:
+    grid = _viewed(found.grids["attribution.head"], page_state)
     layers, heads = grid.axis("layer").labels, grid.axis("head").labels
     (layer, head), *_ = top_heads(grid)
     value = float(grid.select(layer=layer, head=head).values)
@@ -249,9 +251,9 @@ def top_heads(shares: Grid) -> list[tuple[str, str]]:
     return [(layers[i], heads[j]) for _, i, j in sorted(cells)[:TOP_HEADS]]
 
 
-def _attention(found: Probe, asked: Asked) -> Figure:
-    grid = found.grids[f"attention.{asked.row}"]
-    top = top_heads(_viewed(found.grids["attribution.head"], asked))
+def _attention(found: Probe, page_state: PageState) -> Figure:
+    grid = found.grids[f"attention.{page_state.row}"]
+    top = top_heads(_viewed(found.grids["attribution.head"], page_state))
     values = np.stack([grid.select(layer=a, head=b).values for a, b in top])
     rows = [f"{a}.{b}" for a, b in top]
     every = grid.axis("key_pos").labels

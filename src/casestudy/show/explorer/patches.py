@@ -17,7 +17,7 @@ from casestudy.errors import MeasureError
 from casestudy.results.result import Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Figure
-from casestudy.show.explorer.page_state import DIRECTIONS, Asked
+from casestudy.show.explorer.page_state import DIRECTIONS, PageState
 from casestudy.show.page import figure_html
 from casestudy.show.text import clean, number, signed, visible
 
@@ -41,7 +41,7 @@ Line = dict[str, Any]
 
 def patch_grid(
     model: Model,
-    asked: Asked,
+    page_state: PageState,
     pair: tuple[str, str],
     prepend_bos: bool | None,
     pause: Pause,
@@ -51,7 +51,7 @@ def patch_grid(
 
     Args:
         model: which runs.
-        asked: both prompts, the site, the places and the direction.
+        page_state: both prompts, the site, the places and the direction.
         pair: answer and counterpart.
         prepend_bos: as the panels' run had it.
         pause: called between climbs; what it raises ends the sweep.
@@ -62,19 +62,19 @@ def patch_grid(
     from casestudy.behaviour.prompts import Prompt
     from casestudy.measure.patching import Effort, patch_prompts, read_by, read_direction
 
-    tokens = [model.tokenize(text, prepend_bos=prepend_bos).rows()[0] for text in asked.texts]
-    by = asked.by or ("" if len(tokens[0]) == len(tokens[1]) else "role")
-    per_head = asked.site in ("z", "pattern", "q", "k", "v")
+    tokens = [model.tokenize(text, prepend_bos=prepend_bos).rows()[0] for text in page_state.texts]
+    by = page_state.by or ("" if len(tokens[0]) == len(tokens[1]) else "role")
+    per_head = page_state.site in ("z", "pattern", "q", "k", "v")
     rows = model.config.n_layers * (model.config.n_heads if per_head else 1)
     most = min(MOST_PLACES, MOST_CELLS // rows)
     if (by == "position" or (not by and not per_head)) and len(tokens[0]) > most:
         raise MeasureError(
             f"a grid by position over {len(tokens[0])} tokens",
-            allowed=f"at most {most} for {asked.site}",
+            allowed=f"at most {most} for {page_state.site}",
             hint="Patch by role, all positions together, or the last token",
         )
     # the axis is of the run that is changed
-    shown = model.tokenizer.strings(tokens[0 if asked.direction == "noising" else 1])
+    shown = model.tokenizer.strings(tokens[0 if page_state.direction == "noising" else 1])
     after = 0.0
 
     def watch(found: Patched) -> None:
@@ -82,28 +82,30 @@ def patch_grid(
         pause()
         begun = time.perf_counter()
         if begun >= after:
-            tell(_line(found, asked, shown, finished=False))
+            tell(_line(found, page_state, shown, finished=False))
             took = time.perf_counter() - begun
             after = begun + max(EVERY, 4 * took)
 
-    prompt = Prompt(asked.prompt, answer=pair[0], counterpart=pair[1], corrupted=asked.corrupted)
+    prompt = Prompt(
+        page_state.prompt, answer=pair[0], counterpart=pair[1], corrupted=page_state.corrupted
+    )
     found = patch_prompts(
         model,
         [prompt],
-        asked.site,
+        page_state.site,
         by=read_by(by or None),
-        direction=read_direction(asked.direction),
+        direction=read_direction(page_state.direction),
         prepend_bos=prepend_bos,
         effort=Effort(rows=ROWS, watch=watch),
     )
-    return _line(found, asked, shown, finished=True)
+    return _line(found, page_state, shown, finished=True)
 
 
-def _line(found: Patched, asked: Asked, tokens: list[str], *, finished: bool) -> Line:
+def _line(found: Patched, page_state: PageState, tokens: list[str], *, finished: bool) -> Line:
     grid = found.normalised
     known = np.isfinite(found.raw.values)
     line: Line = {
-        "html": figure_html(_figure(grid, asked, tokens, found, finished)),
+        "html": figure_html(_figure(grid, page_state, tokens, found, finished)),
         "done": int(known.sum()),
         "total": int(known.size),
         "finished": finished,
@@ -111,7 +113,9 @@ def _line(found: Patched, asked: Asked, tokens: list[str], *, finished: bool) ->
     return line
 
 
-def _figure(grid: Grid, asked: Asked, tokens: list[str], found: Patched, finished: bool) -> Figure:
+def _figure(
+    grid: Grid, page_state: PageState, tokens: list[str], found: Patched, finished: bool
+) -> Figure:
     names = [axis.name for axis in grid.axes]
     labels = [
         [visible(t) for t in tokens] if axis.name == "pos" else [clean(x) for x in axis.labels]
@@ -130,7 +134,7 @@ def _figure(grid: Grid, asked: Asked, tokens: list[str], found: Patched, finishe
     if values.ndim == 3:  # layer, head and place: a row per head
         labels = [[f"{a}.{b}" for a in labels[0] for b in labels[1]], labels[2]]
         values, names = values.reshape(len(labels[0]), -1), ["head", names[2]]
-    title = f"Patching {asked.site}, {DIRECTIONS[asked.direction]}"
+    title = f"Patching {page_state.site}, {DIRECTIONS[page_state.direction]}"
     if values.ndim == 1:
         rows = [f"{names[0]} {x}" for x in labels[0]]
         mark: marks.Bars | marks.Heatmap = marks.Bars(rows, marks.numbers(values), unit=unit)
@@ -151,7 +155,7 @@ def _figure(grid: Grid, asked: Asked, tokens: list[str], found: Patched, finishe
     unpatched, other = (float(row[0]) for row in found.baselines.values)
     gap = grid.error.get("gap")
     caption = (
-        f"0 is the {'corrupted' if asked.direction == 'denoising' else 'clean'} run as it is "
+        f"0 is the {'corrupted' if page_state.direction == 'denoising' else 'clean'} run as it is "
         f"({number(unpatched)} logits), 1 the other run ({number(other)} logits)."
     )
     if gap is not None:

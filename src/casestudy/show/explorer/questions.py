@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from casestudy.errors import PromptError
 from casestudy.show.explorer import panels as drawing
-from casestudy.show.explorer.page_state import Asked, Refusal
+from casestudy.show.explorer.page_state import PageState, Refusal
 from casestudy.show.explorer.patches import Line, patch_grid
 from casestudy.show.text import visible
 
@@ -47,19 +47,19 @@ class Questions:
         """The longest prompt that is answered."""
         return min(self.model.config.n_ctx, MOST_TOKENS)
 
-    def panels(self, asked: Asked) -> tuple[dict[str, Markup], dict[str, Any]]:
+    def panels(self, page_state: PageState) -> tuple[dict[str, Markup], dict[str, Any]]:
         """Every quick panel, and what the page's script has to know.
 
         Raises: CasestudyError for a prompt that cannot be run.
         """
         from casestudy.measure.quick_look import probe
 
-        self.check(asked)
+        self.check(page_state)
         found = probe(
             self.model,
-            asked.texts,
-            answer=asked.answer or None,
-            counterpart=asked.counterpart or None,
+            page_state.texts,
+            answer=page_state.answer or None,
+            counterpart=page_state.counterpart or None,
             prepend_bos=self.bos,
         )
         weighed = found.problem is None
@@ -67,27 +67,27 @@ class Questions:
             "answer": found.answer,
             "counterpart": found.counterpart,
             "weighed": weighed,
-            "patch": weighed and bool(asked.corrupted),
-            "save": f"/study.toml?{asked.query()}" if weighed else "",
+            "patch": weighed and bool(page_state.corrupted),
+            "save": f"/study.toml?{page_state.query()}" if weighed else "",
         }
-        return drawing.panels(found, asked, self.edits(asked)), state
+        return drawing.panels(found, page_state, self.edits(page_state)), state
 
-    def edits(self, asked: Asked) -> list[tuple[str, str]]:
+    def edits(self, page_state: PageState) -> list[tuple[str, str]]:
         """Minimal edits of the prompt, by the kinds that a study scores: name and text."""
         from casestudy.behaviour.counterfactual import FAMILIES
 
-        if len(asked.prompt) > MOST_EDITED:
+        if len(page_state.prompt) > MOST_EDITED:
             return []
-        found = {family.edit(asked.prompt): family.name for family in reversed(FAMILIES)}
+        found = {family.edit(page_state.prompt): family.name for family in reversed(FAMILIES)}
         return [
             (name, text)
             for text, name in reversed(found.items())
-            if text is not None and text != asked.prompt
+            if text is not None and text != page_state.prompt
         ]
 
-    def check(self, asked: Asked) -> None:
+    def check(self, page_state: PageState) -> None:
         """Raises: PromptError for a prompt longer than is answered, naming both lengths."""
-        for name, text in zip(("prompt", "corrupted prompt"), asked.texts, strict=False):
+        for name, text in zip(("prompt", "corrupted prompt"), page_state.texts, strict=False):
             if not text:
                 raise PromptError(f"The {name} is empty", hint="Type something to continue")
             row = self.model.tokenizer.ids(text)
@@ -98,26 +98,26 @@ class Questions:
                     allowed=f"at most {self.most_tokens:,}, BOS included",
                 )
 
-    def pair(self, asked: Asked) -> tuple[str, str]:
+    def pair(self, page_state: PageState) -> tuple[str, str]:
         """Answer and counterpart, chosen as the panels choose them.
 
         Raises: CasestudyError where they cannot be weighed.
         """
         from casestudy.measure.quick_look import weighed
 
-        self.check(asked)
-        given = (asked.answer or None, asked.counterpart or None)
-        return weighed(self.model, asked.prompt, *given, prepend_bos=self.bos)
+        self.check(page_state)
+        given = (page_state.answer or None, page_state.counterpart or None)
+        return weighed(self.model, page_state.prompt, *given, prepend_bos=self.bos)
 
-    def pattern(self, asked: Asked) -> dict[str, Any]:
+    def pattern(self, page_state: PageState) -> dict[str, Any]:
         """One head's pattern in the prompt that is looked at."""
         from casestudy.measure.quick_look import head_pattern
 
-        self.check(asked)
-        if not asked.head:
+        self.check(page_state)
+        if not page_state.head:
             raise Refusal(400, "No head is named. Allowed: head=layer.head, as in 3.1.")
-        layer, head = map(int, asked.head.split("."))
-        text = asked.texts[asked.row]
+        layer, head = map(int, page_state.head.split("."))
+        text = page_state.texts[page_state.row]
         grid = head_pattern(self.model, text, layer, head, prepend_bos=self.bos)
         tokens = [visible(label.partition(":")[2]) for label in grid.axes[0].labels]
         return {
@@ -125,17 +125,17 @@ class Questions:
             "bytes": base64.b64encode(drawing.pattern_bytes(grid)).decode("ascii"),
         }
 
-    def study_file(self, asked: Asked) -> str:
+    def study_file(self, page_state: PageState) -> str:
         """The state as a behaviour file."""
         from casestudy.behaviour.files import behaviour_toml
         from casestudy.behaviour.prompts import Behaviour, Prompt
 
-        answer, counterpart = self.pair(asked)
+        answer, counterpart = self.pair(page_state)
         prompt = Prompt(
-            asked.prompt,
+            page_state.prompt,
             answer=answer,
             counterpart=counterpart,
-            corrupted=asked.corrupted or None,
+            corrupted=page_state.corrupted or None,
         )
         behaviour = Behaviour(
             "explored",
@@ -146,6 +146,6 @@ class Questions:
         )
         return behaviour_toml(behaviour)
 
-    def grid(self, asked: Asked, pause: Pause, tell: Callable[[Line], None]) -> Line:
+    def grid(self, page_state: PageState, pause: Pause, tell: Callable[[Line], None]) -> Line:
         """A patch grid; see `patch_grid`."""
-        return patch_grid(self.model, asked, self.pair(asked), self.bos, pause, tell)
+        return patch_grid(self.model, page_state, self.pair(page_state), self.bos, pause, tell)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from casestudy.errors import CasestudyError, ServeError
-from casestudy.show.explorer.study_prompts import Picks
+from casestudy.show.explorer.study_prompts import StudyPrompts
 
 if TYPE_CHECKING:
     from casestudy.model.model import Model
@@ -27,7 +27,7 @@ SMALL = 50_000_000
 def serve(
     model: Model,
     *,
-    picks: Picks | None = None,
+    picks: StudyPrompts | None = None,
     host: str = "127.0.0.1",
     port: int = PORT,
     prepend_bos: bool | None = None,
@@ -49,13 +49,13 @@ def serve(
     import uvicorn
 
     from casestudy.show.explorer.app import Explorer
-    from casestudy.show.explorer.page_state import Asked
+    from casestudy.show.explorer.page_state import PageState
     from casestudy.show.explorer.questions import Questions
-    from casestudy.show.explorer.worker import Desk, Pause
+    from casestudy.show.explorer.worker import Pause, Worker
 
     listening, name = listen(host, port), _bracketed(host)
     port = listening.getsockname()[1]
-    questions, desk = Questions(model, prepend_bos), Desk()
+    questions, worker = Questions(model, prepend_bos), Worker()
 
     def ready(pause: Pause) -> None:
         if sum(tensor.numel() for _, tensor in model.weights.named()) < SMALL:
@@ -63,10 +63,10 @@ def serve(
         # What is looked up once is looked up before the first request; a model that cannot run
         # this prompt says so when it is asked.
         with contextlib.suppress(CasestudyError):
-            questions.panels(Asked())
+            questions.panels(PageState())
 
-    desk.ask(ready).answer.result()
-    explorer = Explorer(questions, desk, picks)
+    worker.ask(ready).answer.result()
+    explorer = Explorer(questions, worker, picks)
     config = uvicorn.Config(
         explorer.application(hosts(host, port), lambda: started(f"http://{name}:{port}/")),
         http="h11",  # which bounds a request's head before anything of it is kept

@@ -13,7 +13,7 @@ from typing import Any
 
 from casestudy.errors import StudyError
 from casestudy.results.result import Table
-from casestudy.show.explorer.page_state import MOST_TEXT, MOST_TOKEN, Asked
+from casestudy.show.explorer.page_state import MOST_TEXT, MOST_TOKEN, PageState
 from casestudy.show.stored import UNEXPECTED
 from casestudy.show.text import clean, excerpt
 from casestudy.study.store import FORMAT, Store, read_table
@@ -23,7 +23,7 @@ MOST = 500
 
 
 @dataclass(frozen=True)
-class Picks:
+class StudyPrompts:
     """What a study offers.
 
     Attributes:
@@ -43,7 +43,7 @@ class Picks:
     notices: list[str] = field(default_factory=list)
 
 
-def picks_of(folder: str | os.PathLike[str]) -> Picks:
+def study_prompts_of(folder: str | os.PathLike[str]) -> StudyPrompts:
     """A study's prompts.
 
     Raises: StudyError where the folder holds no study.
@@ -51,7 +51,7 @@ def picks_of(folder: str | os.PathLike[str]) -> Picks:
     store = Store.open(folder)
     manifest = store.manifest
     bos = _entry(manifest, "settings", "prepend_bos")
-    found = Picks(
+    found = StudyPrompts(
         _text(manifest, "behaviour", "name") or "study",
         _text(manifest, "model", "name"),
         _text(manifest, "model", "dtype"),
@@ -77,15 +77,15 @@ def picks_of(folder: str | os.PathLike[str]) -> Picks:
         answer = forms.get("answer", "")
         if max(len(answer), len(other)) > MOST_TOKEN:
             answer = other = ""
-        asked = Asked(prompt=text, answer=answer, counterpart=other)
-        found.prompts.append((f"{row['prompt']}: {excerpt(text, 80)}", asked.query()))
+        page_state = PageState(prompt=text, answer=answer, counterpart=other)
+        found.prompts.append((f"{row['prompt']}: {excerpt(text, 80)}", page_state.query()))
         if len(found.prompts) == MOST:
             break
     return found
 
 
 def _table(
-    store: Store, name: str, columns: tuple[str, ...], lost: str, found: Picks
+    store: Store, name: str, columns: tuple[str, ...], lost: str, found: StudyPrompts
 ) -> Table | None:
     path = store.folder / "tables" / f"{name}.parquet"
     try:

@@ -69,7 +69,7 @@ class Job(Generic[T]):
             self.answer.set_exception(error)
 
 
-class Desk:
+class Worker:
     """The model's thread and its queues."""
 
     def __init__(self, quick: int = QUICK, long: int = LONG) -> None:

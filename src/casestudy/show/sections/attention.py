@@ -14,7 +14,7 @@ from casestudy.show.sections.ledger import (
     pattern_names,
     top_heads,
 )
-from casestudy.show.stored import Missing, Stored
+from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import clean, count, listing, number, percent, prose
 from casestudy.show.wording import spoken
 
@@ -26,10 +26,9 @@ KINDS = {"bos": "share on BOS"}
 """Scores whose names need more words than they have."""
 
 
-def attention(study: Stored) -> list[Block]:
+def attention(study: StoredStudy) -> list[Block]:
     """What the heads with the largest shares attend to, from the last token, by role."""
     means = study.grid("attention.last.mean", "layer", "head", "role")
-    study.shown |= {"attention.last", "attention.entropy", "attention.entropy.mean"}
     roles = means.axis("role").labels
     top = [(a, b) for a, b, _ in top_heads(study, HEADS)]
     if not top:
@@ -41,17 +40,16 @@ def attention(study: Stored) -> list[Block]:
     if not seen:
         raise Missing("no role was found in the prompts")
     values, names = values[:, seen], [clean(roles[j]) for j in seen]
-    said = []
+    phrases = []
     for (layer, head), row in list(zip(top, values, strict=True))[:5]:
         best = int(np.nanargmax(row))
-        said.append(
+        phrases.append(
             Markup("{} looks most at “{}” ({})").format(
                 head_button(study, layer, head), names[best], percent(float(row[best]))
             )
         )
     labels = [f"{a}.{b}" for a, b in top]
     i, j = np.unravel_index(int(np.nanargmax(values)), values.shape)
-    study.shown |= {name for name in study.grids if name.startswith("pattern.")}
     cut = [means.select(layer=a, head=b) for a, b in top]
     columns = {"value": marks.numbers(values)}
     for part in ("lower", "upper", "n"):
@@ -62,7 +60,7 @@ def attention(study: Stored) -> list[Block]:
         paragraph(
             "From the last token, where the answer is decided: {}. Looking is not using: a head’s "
             "attention says what it reads, not what it does with it.",
-            Markup("; ").join(said),
+            Markup("; ").join(phrases),
         ),
         Figure(
             "Where the heads with the largest direct shares look",
@@ -91,7 +89,7 @@ def attention(study: Stored) -> list[Block]:
     ]
 
 
-def _left_out(study: Stored) -> list[Block]:
+def _left_out(study: StoredStudy) -> list[Block]:
     """That some prompts' patterns cannot be opened on this page, and where they are."""
     shown, left_out = pattern_names(study)
     if not left_out:
@@ -109,12 +107,12 @@ def _left_out(study: Stored) -> list[Block]:
     ]
 
 
-def profiles(study: Stored) -> list[Block]:
+def profiles(study: StoredStudy) -> list[Block]:
     """Scores that tell kinds of heads apart: previous-token, induction, copying, …"""
     grid = study.grid("head_profile", "score", "layer", "head")
     layers, heads = grid.axis("layer").labels, grid.axis("head").labels
     blocks: list[Block] = []
-    said = []
+    phrases = []
     for k, score in enumerate(grid.axis("score").labels):
         kind = KINDS.get(score, spoken(score))
         values = np.asarray(grid.values[k], dtype=float)
@@ -122,7 +120,7 @@ def profiles(study: Stored) -> list[Block]:
             continue
         i, j = np.unravel_index(int(np.nanargmax(values)), values.shape)
         best = f"{layers[i]}.{heads[j]}"
-        said.append(f"{kind} {number(float(values[i, j]))} ({best})")
+        phrases.append(f"{kind} {number(float(values[i, j]))} ({best})")
         # A score of 1 is a head that does exactly this; a pale map says that none does.
         share = float(np.nanmax(np.abs(values))) <= 1
         blocks.append(
@@ -148,7 +146,7 @@ def profiles(study: Stored) -> list[Block]:
         raise Missing("no head has a profile")
     words = paragraph(
         "The highest score of each kind, and the head that has it: {}. {}",
-        listing(said),
+        listing(phrases),
         prose(grid.about),
     )
     return [words, *blocks]

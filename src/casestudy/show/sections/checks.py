@@ -6,11 +6,11 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.show.blocks import Block, Listing, paragraph
-from casestudy.show.stored import Missing, Stored
+from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import chip, clean, count, excerpt, number, ordinal
 
 
-def checks(study: Stored) -> list[Block]:
+def checks(study: StoredStudy) -> list[Block]:
     """What each measurement's own check found."""
     rows: list[list[str | Markup]] = []
     for name, grid in sorted(study.grids.items()):
@@ -41,7 +41,7 @@ def checks(study: Stored) -> list[Block]:
     ]
 
 
-def _inherited(name: str, study: Stored) -> bool:
+def _inherited(name: str, study: StoredStudy) -> bool:
     """Whether a grid has its check from another that is listed."""
     base, _, part = name.rpartition(".")
     if part == "raw":
@@ -49,7 +49,7 @@ def _inherited(name: str, study: Stored) -> bool:
     return part in ("mean", "by_group") or (part == "effect" and base in study.grids)
 
 
-def exclusions(study: Stored) -> list[Block]:
+def exclusions(study: StoredStudy) -> list[Block]:
     """Prompts left out of the contrasts, and predictions that could not be an answer."""
     blocks: list[Block] = []
     prompts = study.table("prompts", "prompt", "text").rows()
@@ -79,7 +79,6 @@ def exclusions(study: Stored) -> list[Block]:
         )
     passed = study.tables.get("passed_over")
     if passed is not None and passed.columns.get("prompt"):
-        study.shown.add("passed_over")
         rows = passed.rows()
         blocks.append(
             Listing(

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from casestudy.results.result import Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing
-from casestudy.show.stored import Missing, Stored
+from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import clean, count, interval, number, percent, shorten, signed
 from casestudy.show.wording import Mean, spoken
 
@@ -20,7 +20,7 @@ EDGES = 30
 RANDOM = "random circuits of the same size"
 
 
-def verdict(study: Stored) -> list[Block]:
+def verdict(study: StoredStudy) -> list[Block]:
     """What was found, in a sentence, and the figures for and against it."""
     table = study.table("circuit.summary", "figure", "value", "lower", "upper", "n", "about")
     rows = [row for row in table.rows() if isinstance(row["value"], float)]
@@ -45,7 +45,7 @@ def verdict(study: Stored) -> list[Block]:
     return [Markup("<p>{}</p>").format(sentence(study)), listing]
 
 
-def sentence(study: Stored) -> Markup:
+def sentence(study: StoredStudy) -> Markup:
     """How small a circuit carries how much, held against chance."""
     table = study.table("circuit.summary", "figure", "value", "lower", "upper", "n", "about")
     rows = {clean(row["figure"]): row for row in table.rows()}
@@ -56,7 +56,7 @@ def sentence(study: Stored) -> Markup:
     judged = rows[names[0]]
     value, lower, upper = (_float(judged[end]) for end in ("value", "lower", "upper"))
     mean = Mean(value, lower, upper, int(judged["n"]))
-    said = Markup(
+    phrases = Markup(
         "A circuit of <b>{} of the model’s edges</b> ({}) and {} carries <b>{} of the difference"
         "</b> {} ({}), every other edge {}"
     ).format(
@@ -70,13 +70,13 @@ def sentence(study: Stored) -> Markup:
     )
     chance = _chance(study)
     if chance is not None:
-        said += Markup("; random circuits of any size tried carry at most {}").format(
+        phrases += Markup("; random circuits of any size tried carry at most {}").format(
             percent(chance)
         )
-    return said + "."
+    return phrases + "."
 
 
-def _chance(study: Stored) -> float | None:
+def _chance(study: StoredStudy) -> float | None:
     """The most that random circuits carry at any size but the whole."""
     grid = study.grids.get("circuit.faithfulness")
     if grid is None or RANDOM not in grid.axis("method").labels:
@@ -85,7 +85,7 @@ def _chance(study: Stored) -> float | None:
     return float(np.nanmax(values)) if np.isfinite(values).any() else None
 
 
-def faithfulness(study: Stored) -> list[Block]:
+def faithfulness(study: StoredStudy) -> list[Block]:
     """The share of the behaviour that circuits of growing size carry, against controls, and with
     other ablations."""
     grid = study.grid("circuit.faithfulness", "method", "proportion")
@@ -117,10 +117,10 @@ def _curves(grid: Grid, title: str) -> Figure:
         marks.Series.of(spoken(name), *arrays)
         for name, *arrays in zip(methods, grid.values, lower, upper, strict=True)
     ]
-    said = []
+    phrases = []
     for method, row in zip(methods, grid.values, strict=True):
         enough = next((s for s, v in zip(sizes, row, strict=True) if v >= 0.8), None)
-        said.append(
+        phrases.append(
             f"{spoken(method)} reaches 80 % of it with {_share(enough)} of the edges"
             if enough is not None
             else f"{spoken(method)} never reaches 80 % of it"
@@ -134,13 +134,13 @@ def _curves(grid: Grid, title: str) -> Figure:
             axis="share of all edges",
             final=1.0,
         ),
-        f"Lines of faithfulness by share of edges, {len(methods)} of them: {'; '.join(said)}.",
+        f"Lines of faithfulness by share of edges, {len(methods)} of them: {'; '.join(phrases)}.",
         marks.Data.of(grid),
         f"{clean(grid.about)} 1 is the whole model, 0 none of its edges.",
     )
 
 
-def nodes(study: Stored) -> list[Block]:
+def nodes(study: StoredStudy) -> list[Block]:
     """What each part of the circuit is worth to it."""
     table = study.table("circuit.nodes", "node", "faithfulness_without", "minimality")
     rows = table.rows()
@@ -193,7 +193,7 @@ def _share(label: str | None) -> str:
         return clean(label)
 
 
-def edges(study: Stored) -> list[Block]:
+def edges(study: StoredStudy) -> list[Block]:
     """The strongest edges, as a layered graph where their names say where they belong."""
     table = study.table("circuit.edges")
     rows = table.rows()

@@ -12,12 +12,12 @@ from markupsafe import Markup
 from casestudy.results.result import Array, Grid
 from casestudy.show import distribution, marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
-from casestudy.show.stored import Missing, Stored
+from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import clean, count, interval, number, percent, signed
 from casestudy.show.wording import NOTHING, Mean, Spread, against, known, spoken
 
 
-def differences(study: Stored) -> list[Block]:
+def differences(study: StoredStudy) -> list[Block]:
     """Every prompt's logit difference, and the means."""
     grid = study.grid("logit_difference", "contrast", "prompt")
     means = study.grid("logit_difference.mean", "contrast")
@@ -30,11 +30,11 @@ def differences(study: Stored) -> list[Block]:
     blocks: list[Block] = [preference(study.contrast, main, counted)]
     others = [name for name in labels if name != study.contrast]
     if others:
-        said = [
+        phrases = [
             f"against {against(name)} it is {signed(found[name].value)} ({found[name].bracket})"
             for name in others
         ]
-        blocks.append(paragraph("{}.", _capital("; ".join(said))))
+        blocks.append(paragraph("{}.", _capital("; ".join(phrases))))
     drawn = distribution.rows(
         "contrast",
         [spoken(label) for label in labels],
@@ -71,7 +71,7 @@ MOST_GROUPS = 24
 """Groups that are drawn; the table beside them has all."""
 
 
-def by_group(study: Stored) -> list[Block]:
+def by_group(study: StoredStudy) -> list[Block]:
     """The main contrast by group of prompts, where there are groups."""
     grid = study.grid("logit_difference", "contrast", "prompt").select(contrast=study.contrast)
     members = _groups(study)
@@ -100,7 +100,7 @@ def by_group(study: Stored) -> list[Block]:
         dots=_dots(grid, {name: groups[name] for name in names}),
         row=42,
     )
-    said = [
+    phrases = [
         f"{name} {signed(groups[name].mean.value)} ({groups[name].mean.bracket})"
         for name in names
         if groups[name].mean.n > 1
@@ -113,7 +113,7 @@ def by_group(study: Stored) -> list[Block]:
             "The same difference by group of prompts",
             drawn.mark,
             f"Distribution of the logit difference by group, {len(names)} groups. "
-            + "; ".join(said),
+            + "; ".join(phrases),
             drawn.data,
             f"Contrast against {against(study.contrast)}. {drawn.reading} A prompt may stand in "
             f"several groups; a group of one prompt has no mean.{rest}",
@@ -187,7 +187,7 @@ _NUMBERS = (
 )
 
 
-def _group_tests(study: Stored) -> list[Block]:
+def _group_tests(study: StoredStudy) -> list[Block]:
     """Which groups' means differ, after correction for looking at every pair."""
     try:
         table = study.table("group_tests", "contrast", "group", "other", "difference", "p_holm")
@@ -197,13 +197,13 @@ def _group_tests(study: Stored) -> list[Block]:
     if not rows:
         return []
     clear = sorted((r for r in rows if r["p_holm"] < 0.05), key=lambda r: r["p_holm"])
-    said = [
+    phrases = [
         f"“{clean(r['group'])}” against “{clean(r['other'])}” {signed(r['difference'])} "
         f"(p\u00a0=\u00a0{number(r['p_holm'], 3)})"
         for r in clear[:6]
     ]
-    more = len(clear) - len(said)
-    said += [f"and {count(more, 'pair')} more"] if more else []
+    more = len(clear) - len(phrases)
+    phrases += [f"and {count(more, 'pair')} more"] if more else []
     rows.sort(key=lambda r: r["p_holm"])
     cells: list[list[str | Markup]] = [
         [
@@ -228,13 +228,13 @@ def _group_tests(study: Stored) -> list[Block]:
         paragraph(
             "Of {} pairs of groups, {} differ in their mean difference at the 5\u00a0% level after "
             "Holm’s correction{}{}.",
-            *(len(rows), len(clear) or "none", ": " if said else "", "; ".join(said)),
+            *(len(rows), len(clear) or "none", ": " if phrases else "", "; ".join(phrases)),
         ),
         listing,
     ]
 
 
-def _groups(study: Stored) -> dict[str, list[str]]:
+def _groups(study: StoredStudy) -> dict[str, list[str]]:
     rows = study.table("prompts", "prompt").rows()
     found: dict[str, list[str]] = {}
     for row in rows:
@@ -243,25 +243,25 @@ def _groups(study: Stored) -> dict[str, list[str]]:
     return found
 
 
-def case_by_space(study: Stored) -> list[Block]:
+def case_by_space(study: StoredStudy) -> list[Block]:
     """The 2 x 2 of case and space: main effects and interaction."""
     means = study.grid("case_by_space.mean", "effect")
     effects = means.axis("effect").labels
-    said = []
+    phrases = []
     for effect in effects:
         mean = Mean.of(means, effect=effect)
         zero = "" if mean.clear or np.isnan(mean.lower) else ", undecided"
-        said.append(f"{spoken(effect)} {signed(mean.value)} ({mean.bracket}{zero})")
+        phrases.append(f"{spoken(effect)} {signed(mean.value)} ({mean.bracket}{zero})")
     return [
         paragraph(
             "The four forms of the answer, capital or lower case, with and without a leading "
             "space, make a 2 × 2. Its effects in logits: {}.",
-            "; ".join(said),
+            "; ".join(phrases),
         ),
         Figure(
             "Case and space apart",
             marks.mean_bars(means, [spoken(e) for e in effects]),
-            f"Bars of the 2 × 2’s effects: {'; '.join(said)}.",
+            f"Bars of the 2 × 2’s effects: {'; '.join(phrases)}.",
             marks.Data.of(means),
             clean(means.about) or "Means over prompts with 95 % intervals.",
         ),
@@ -277,7 +277,7 @@ CONTROLS = {
 """The controls in words."""
 
 
-def controls(study: Stored) -> list[Block]:
+def controls(study: StoredStudy) -> list[Block]:
     """What simpler explanations would give, as dots and means."""
     grid = study.grid("controls.logits", "contrast", "control", "prompt")
     means = study.grid("controls.logits.mean", "contrast", "control")
@@ -285,12 +285,12 @@ def controls(study: Stored) -> list[Block]:
     names = grid.axis("control").labels
     labels = [CONTROLS.get(name, spoken(name)) for name in names]
     found = {name: Mean.of(means, control=name) for name in names}
-    said = [
+    phrases = [
         f"{label} {signed(found[name].value)} ({found[name].bracket})"
         for name, label in zip(names, labels, strict=True)
         if found[name].n and name != "difference"
     ]
-    if not said:
+    if not phrases:
         raise Missing("no control could be measured")
     drawn = distribution.rows(
         "control",
@@ -303,20 +303,20 @@ def controls(study: Stored) -> list[Block]:
     figure = Figure(
         "The difference beside what simpler explanations give",
         drawn.mark,
-        f"Distribution of the logit difference beside controls: {'; '.join(said)}.",
+        f"Distribution of the logit difference beside controls: {'; '.join(phrases)}.",
         drawn.data,
         f"{clean(grid.about)} {drawn.reading}",
     )
     return [
         paragraph(
             "Simpler explanations give, of the same contrast: {}.{}",
-            *("; ".join(said), _copied(study)),
+            *("; ".join(phrases), _copied(study)),
         ),
         figure,
     ]
 
 
-def _copied(study: Stored) -> str:
+def _copied(study: StoredStudy) -> str:
     """In how many of the main prompts the answer's word already stands."""
     try:
         table = study.table("controls", "prompt", "copied")

@@ -11,14 +11,14 @@ from casestudy.results.result import Axis, Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.page import figure_html
-from casestudy.show.stored import Missing, Stored
+from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import clean, interval, listing, number, ordinal, percent, signed
 from casestudy.show.wording import NOTHING, Mean, against, spoken
 
 B_U = "final norm bias (b_U)"
 
 
-def ledger_mean(study: Stored) -> list[Block]:
+def ledger_mean(study: StoredStudy) -> list[Block]:
     """The account of the mean difference, as a waterfall, b_U as its own line; others folded."""
     figure, total, terms = _waterfall(study, study.contrast)
     others = []
@@ -48,7 +48,7 @@ def present(grid: Grid) -> Grid:
     return grid._map(lambda array: array[keep], (Axis("term", labels),))
 
 
-def _waterfall(study: Stored, contrast: str) -> tuple[Figure, Mean, list[str]]:
+def _waterfall(study: StoredStudy, contrast: str) -> tuple[Figure, Mean, list[str]]:
     means = study.grid("ledger.mean", "contrast", "term").select(contrast=contrast)
     total = Mean.of(study.grid("logit_difference.mean", "contrast"), contrast=contrast)
     means = present(means)
@@ -121,7 +121,7 @@ GROUPS: Mapping[str, Callable[[str], bool]] = {
 }
 
 
-def group_means(study: Stored) -> dict[str, Mean]:
+def group_means(study: StoredStudy) -> dict[str, Mean]:
     """The ledger summed by kind of part, per prompt, then averaged."""
     grid = study.grid("ledger", "contrast", "term", "prompt").select(contrast=study.contrast)
     terms = grid.axis("term").labels
@@ -138,12 +138,12 @@ def group_means(study: Stored) -> dict[str, Mean]:
     return found
 
 
-def _groups(study: Stored, terms: Sequence[str]) -> Markup:
+def _groups(study: StoredStudy, terms: Sequence[str]) -> Markup:
     try:
         groups = group_means(study)
     except Missing:
         return Markup("")
-    said = [
+    phrases = [
         Markup("{} <b>{}</b> [{}]").format(name, signed(m.value), interval(m.lower, m.upper))
         for name, m in sorted(groups.items(), key=lambda item: -abs(item[1].value))
     ]
@@ -153,12 +153,12 @@ def _groups(study: Stored, terms: Sequence[str]) -> Markup:
         "the parts of the model that wrote to the residual stream. By kind of part: {} "
         "(logits, mean over n\u00a0=\u00a0{} with 95 % interval). The share a part writes directly "
         "is not its causal effect: it may pass on what an earlier part wrote.",
-        Markup(", ").join(said),
+        Markup(", ").join(phrases),
         n,
     )
 
 
-def _b_u(study: Stored, total: Mean) -> Markup:
+def _b_u(study: StoredStudy, total: Mean) -> Markup:
     """With and without b_U: what a projection of the residual stream alone would have given."""
     try:
         check = study.grid("ledger.check", "contrast", "quantity", "prompt")
@@ -188,7 +188,7 @@ def _b_u(study: Stored, total: Mean) -> Markup:
     )
 
 
-def lens(study: Stored) -> list[Block]:
+def lens(study: StoredStudy) -> list[Block]:
     """Where along the depth the difference appears."""
     frozen = study.grid("lens.mean", "contrast", "depth").select(contrast=study.contrast)
     depths = list(frozen.axis("depth").labels)
@@ -201,7 +201,6 @@ def lens(study: Stored) -> list[Block]:
         own = study.grid("lens.own_norm.mean", "contrast", "depth").select(contrast=study.contrast)
         if own.axis("depth").labels == tuple(depths[:keep]):
             series.append(marks.Series("as if the model ended here", marks.numbers(own.values)))
-    study.shown |= {"lens", "lens.own_norm"}
     values = frozen.values[:keep]
     steps = np.diff(values)
     n = Mean.of(frozen, depth=depths[0]).n
@@ -256,18 +255,17 @@ def _series_data(depths: Sequence[str], series: Sequence[marks.Series]) -> marks
     return marks.Data(axes, columns, "logits", "arrays/lens.safetensors")
 
 
-def heads(study: Stored) -> list[Block]:
+def heads(study: StoredStudy) -> list[Block]:
     """The share of every head."""
     means = study.grid("attribution.head.mean", "contrast", "layer", "head")
     means = means.select(contrast=study.contrast)
-    study.shown |= {"attribution.head", "attribution.mlp", "attribution.mlp.mean"}
     layers, names = means.axis("layer").labels, means.axis("head").labels
     top = top_heads(study, 5)
     if not top:
         raise Missing("no head’s share was measured")
     layer, head, first = top[0]
     digits = 2 if abs(first.value) >= 0.1 else 3
-    said = [
+    phrases = [
         Markup("{} ({} [{}])").format(
             head_button(study, a, b), signed(m.value, digits), interval(m.lower, m.upper, digits)
         )
@@ -279,7 +277,7 @@ def heads(study: Stored) -> list[Block]:
             "The heads with the largest direct shares: {} (logits, mean over "
             "n\u00a0=\u00a0{} with 95 % interval). They were chosen for being large out of {}, "
             "so on new prompts their means will tend to be smaller.",
-            *(Markup(", ").join(said), first.n, int(np.isfinite(means.values).sum())),
+            *(Markup(", ").join(phrases), first.n, int(np.isfinite(means.values).sum())),
         ),
         Figure(
             "The direct share of every attention head",
@@ -302,7 +300,7 @@ def heads(study: Stored) -> list[Block]:
     ]
 
 
-def ranking(study: Stored) -> list[Block]:
+def ranking(study: StoredStudy) -> list[Block]:
     """How stable the order of the heads is over prompts."""
     table = study.table("attribution.head.ranking", "layer", "head", "mean", "rank", "in_top_10")
     ranked = sorted(table.rows(), key=lambda row: row["rank"])
@@ -334,7 +332,7 @@ def ranking(study: Stored) -> list[Block]:
     ]
 
 
-def top_heads(study: Stored, most: int) -> list[tuple[str, str, Mean]]:
+def top_heads(study: StoredStudy, most: int) -> list[tuple[str, str, Mean]]:
     """The heads with the largest mean direct share, with the share."""
     if "attribution.head.mean" not in study.grids:
         return []
@@ -356,7 +354,7 @@ MOST_PATTERN_BYTES = 3_000_000
 PATTERN_AXES = ("layer", "head", "query_pos", "key_pos")
 
 
-def pattern_names(study: Stored) -> tuple[list[str], list[str]]:
+def pattern_names(study: StoredStudy) -> tuple[list[str], list[str]]:
     """The whole attention patterns that are put on the page, and those that are not.
 
     A byte per entry on and below the diagonal, the shortest names first, as far as they fit.
@@ -375,12 +373,12 @@ def pattern_names(study: Stored) -> tuple[list[str], list[str]]:
     return shown, left_out
 
 
-def has_patterns(study: Stored) -> bool:
+def has_patterns(study: StoredStudy) -> bool:
     """Whether there is a whole attention pattern to open."""
     return bool(pattern_names(study)[0])
 
 
-def head_button(study: Stored, layer: str, head: str) -> Markup:
+def head_button(study: StoredStudy, layer: str, head: str) -> Markup:
     """A head's name; where patterns are stored, a button that opens its pattern."""
     if not has_patterns(study):
         return Markup("<b>{}.{}</b>").format(layer, head)
@@ -389,7 +387,7 @@ def head_button(study: Stored, layer: str, head: str) -> Markup:
     ).format(layer, head, layer, head)
 
 
-def neurons(study: Stored) -> list[Block]:
+def neurons(study: StoredStudy) -> list[Block]:
     """The neurons with the largest share."""
     table = study.table("attribution.neuron", "contrast", "layer", "neuron", "mean")
     rows = [row for row in table.rows() if row["contrast"] == study.contrast]

@@ -13,14 +13,14 @@ from casestudy.results.result import Axis, Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.sections.ledger import has_patterns, head_button
-from casestudy.show.stored import Missing, Stored
+from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import clean, count, digits, interval, listing, number, percent, signed
 
 MOST_HEADS = 24
 """Rows of a figure by head and place."""
 
 
-def counterfactuals(study: Stored) -> list[Block]:
+def counterfactuals(study: StoredStudy) -> list[Block]:
     """Every family of edits with its score, and those that no prompt allows."""
     table = study.table("counterfactuals", "family", "n")
     found = table.rows()
@@ -95,7 +95,7 @@ def _known(value: Any) -> bool:
     return isinstance(value, (int, float)) and bool(np.isfinite(value))
 
 
-def patching(study: Stored) -> list[Block]:
+def patching(study: StoredStudy) -> list[Block]:
     """Every patch grid, normalised."""
     names = _names(study)
     if not names:
@@ -108,11 +108,10 @@ def patching(study: Stored) -> list[Block]:
             continue
     if not blocks:
         raise Missing("the patch grids stored have more axes than a page can show")
-    study.shown |= {name for name in study.grids if name.startswith("patching.")}
     return blocks
 
 
-def _names(study: Stored) -> list[str]:
+def _names(study: StoredStudy) -> list[str]:
     """The patch grids worth a figure: shares of the difference; effects only for ablations."""
     names = [name for name in sorted(study.grids) if name.startswith("patching.")]
     shares = [n for n in names if not n.endswith((".raw", ".effect"))]
@@ -124,7 +123,7 @@ def _names(study: Stored) -> list[str]:
     return sorted(found, key=_rank)
 
 
-def strongest(study: Stored) -> Markup:
+def strongest(study: StoredStudy) -> Markup:
     """The strongest patch of a single part, as a sentence for the page's first paragraph.
 
     The residual stream is left out where a part was patched too: late in the last token it carries
@@ -163,7 +162,7 @@ def strongest(study: Stored) -> Markup:
     ).format(into, _edited(study, name), out, verb, what, number(value), ends)
 
 
-def _part(study: Stored, name: str, grid: Grid, where: tuple[Any, ...]) -> Markup:
+def _part(study: StoredStudy, name: str, grid: Grid, where: tuple[Any, ...]) -> Markup:
     """What was patched in one cell, in words; a head opens its attention pattern."""
     site = _site(name, short=True)
     if [axis.name for axis in grid.axes] != ["layer", "head"]:
@@ -172,14 +171,14 @@ def _part(study: Stored, name: str, grid: Grid, where: tuple[Any, ...]) -> Marku
     return Markup("head {} ({})").format(head_button(study, layer, head), site)
 
 
-def _edited(study: Stored, name: str) -> str:
+def _edited(study: StoredStudy, name: str) -> str:
     """Which edit the pairs of a grid are of, where the study says."""
     families = study.manifest.get("patch_families")
     family = families.get(name) if isinstance(families, Mapping) else None
     return f" (edit: “{clean(family)}”)" if family else ""
 
 
-def _cut(study: Stored, name: str) -> tuple[Grid, tuple[Any, ...]]:
+def _cut(study: StoredStudy, name: str) -> tuple[Grid, tuple[Any, ...]]:
     """A patch grid at the main contrast, in at most two dimensions, and its largest cell."""
     grid = study.grid(name)
     for axis in grid.axes:
@@ -227,7 +226,7 @@ def _at(grid: Grid, where: tuple[Any, ...]) -> str:
     )
 
 
-def _patch(study: Stored, name: str) -> list[Block]:
+def _patch(study: StoredStudy, name: str) -> list[Block]:
     grid, where = _cut(study, name)
     values = np.asarray(grid.values, dtype=float)
     best, at, ends = float(values[where]), _at(grid, where), _ends(grid, where)
@@ -273,8 +272,8 @@ def _site(name: str, *, short: bool = False) -> Markup:
     site = ".".join(parts[:-1] if place else parts)
     noising = "" if ".noising." not in name else " (noising)"
     # where a cell names its own role or position, the short form leaves the place to it
-    told = short and parts[-1] in ("role", "position")
-    words = f" {place}" if place and not told else ""
+    place_named = short and parts[-1] in ("role", "position")
+    words = f" {place}" if place and not place_named else ""
     return Markup("<code>{}</code>{}{}").format(clean(site), words, "" if short else noising)
 
 

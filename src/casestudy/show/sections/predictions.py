@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
-from casestudy.show.stored import Missing, Stored
+from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import chip, clean, count, excerpt, listing, ordinal, percent
 from casestudy.show.wording import Mean, spoken
 
@@ -21,12 +21,11 @@ EXAMPLES = 48
 """How many prompts a report goes through one by one; all of them where a study has no more."""
 
 
-def prompts_table(study: Stored) -> list[Block]:
+def prompts_table(study: StoredStudy) -> list[Block]:
     """Each prompt with what the model expects next, and where the answer stands."""
     prompts = study.table("prompts", "prompt", "text")
     predictions = _by_prompt(study.table("predictions", "prompt", "rank", "token", "prob").rows())
     answers = _by_prompt(study.tables["answers"].rows()) if "answers" in study.tables else {}
-    study.shown.add("answers")
     examples = set(example_prompts(study))
     rows: list[list[str | Markup]] = []
     raw: list[dict[str, Any]] = []
@@ -94,23 +93,23 @@ def prompts_table(study: Stored) -> list[Block]:
     return blocks
 
 
-def class_mass(study: Stored) -> list[Block]:
+def class_mass(study: StoredStudy) -> list[Block]:
     """How much probability each class of token gets."""
     means = study.grid("class_mass.mean", "class")
     labels = means.axis("class").labels
     order = sorted(range(len(labels)), key=lambda i: -np.nan_to_num(means.values[i]))
     shown = [labels[i] for i in order if means.values[i] > 0][:3]
-    said = []
+    phrases = []
     for name in shown:
         mean = Mean.of(means, **{"class": name})
         ends = "" if np.isnan(mean.lower) else f" [{percent(mean.lower)} to {percent(mean.upper)}]"
-        said.append(f"{spoken(name)} {percent(mean.value)}{ends}")
+        phrases.append(f"{spoken(name)} {percent(mean.value)}{ends}")
     n = Mean.of(means, **{"class": labels[0]}).n
     return [
         paragraph(
             "Summed over the whole vocabulary by class of token, the next token’s probability is "
             "on average: {} (mean over n\u00a0=\u00a0{} prompts with 95 % interval).",
-            *(listing(said), n),
+            *(listing(phrases), n),
         ),
         Figure(
             "Probability of the next token by class",
@@ -122,7 +121,7 @@ def class_mass(study: Stored) -> list[Block]:
                 upper=None if means.upper is None else marks.numbers(means.upper),
                 shown=[percent(float(v)) for v in means.values],
             ),
-            f"Bars of mean probability by class of token, n\u00a0=\u00a0{n}: {listing(said)}.",
+            f"Bars of mean probability by class of token, n\u00a0=\u00a0{n}: {listing(phrases)}.",
             marks.Data.of(means),
             clean(means.about),
         ),
@@ -130,7 +129,7 @@ def class_mass(study: Stored) -> list[Block]:
     ]
 
 
-def _mass_by_group(study: Stored) -> list[Block]:
+def _mass_by_group(study: StoredStudy) -> list[Block]:
     """The same by group of prompts, where there are groups."""
     try:
         grid = study.grid("class_mass.by_group", "group", "class")
@@ -180,7 +179,7 @@ def _by_prompt(rows: Sequence[Mapping[str, Any]]) -> dict[Any, list[Mapping[str,
     return found
 
 
-def example_prompts(study: Stored) -> list[int]:
+def example_prompts(study: StoredStudy) -> list[int]:
     """The prompts gone through one by one: all, or the first of each group and then by difference.
 
     The rule is stated in the report, so that nobody has to wonder who picked the examples.
@@ -199,7 +198,7 @@ def example_prompts(study: Stored) -> list[int]:
     return sorted(set(chosen))
 
 
-def _ranked_prompts(study: Stored) -> list[int]:
+def _ranked_prompts(study: StoredStudy) -> list[int]:
     if "logit_difference" not in study.grids:
         return []
     grid = study.grid("logit_difference", "contrast", "prompt").select(contrast=study.contrast)

@@ -20,7 +20,7 @@ from casestudy.show.distribution import MOST_DOTS
 from casestudy.show.page import figure_html
 from casestudy.show.sections.ledger import B_U, PATTERN_AXES, ledger_data, pattern_names, present
 from casestudy.show.sections.predictions import EXAMPLES, MOST_TEXT, example_prompts
-from casestudy.show.stored import Missing, Stored
+from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import (
     chip,
     chips,
@@ -41,7 +41,7 @@ FOLD = 14
 """Prompts listed before the rest has to be asked for."""
 
 
-def one_by_one(study: Stored) -> list[Block]:
+def one_by_one(study: StoredStudy) -> list[Block]:
     """An account of each example prompt, folded."""
     rows = {int(r["prompt"]): r for r in study.table("prompts", "prompt", "text").rows()}
     examples = example_prompts(study)
@@ -73,7 +73,7 @@ def one_by_one(study: Stored) -> list[Block]:
 
 
 def _prompt(
-    study: Stored, row: Mapping[str, Any], found: Mapping[str, Sequence[Mapping[str, Any]]]
+    study: StoredStudy, row: Mapping[str, Any], found: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> Markup:
     prompt = str(row["prompt"])
     tokens = row.get("tokens") or [excerpt(row["text"], MOST_TEXT)]
@@ -105,7 +105,7 @@ def _prompt(
     )
 
 
-def _difference(study: Stored, prompt: str) -> float | None:
+def _difference(study: StoredStudy, prompt: str) -> float | None:
     grid = study.grids.get("logit_difference")
     if grid is None or prompt not in grid.axis("prompt").labels:
         return None
@@ -155,7 +155,7 @@ def _answers(rows: Sequence[Mapping[str, Any]]) -> Markup:
     ).format(Markup("").join(cells))
 
 
-def _ledger(study: Stored, prompt: str) -> Figure:
+def _ledger(study: StoredStudy, prompt: str) -> Figure:
     ledger = _of_prompt(study.grid("ledger", "contrast", "term", "prompt"), study, prompt)
     check = _of_prompt(study.grid("ledger.check", "contrast", "quantity", "prompt"), study, prompt)
     if not np.isfinite(ledger.values).any():
@@ -191,13 +191,13 @@ def ledger_figure(ledger: Grid, check: Grid, title: str, *, of: str, contrast: s
     )
 
 
-def _of_prompt(grid: Grid, study: Stored, prompt: str) -> Grid:
+def _of_prompt(grid: Grid, study: StoredStudy, prompt: str) -> Grid:
     if prompt not in grid.axis("prompt").labels:
         raise Missing("it was not measured")
     return grid.select(contrast=study.contrast, prompt=prompt)
 
 
-def lens_table(study: Stored, prompt: str) -> Markup:
+def lens_table(study: StoredStudy, prompt: str) -> Markup:
     """The classic logit lens: what every position would predict, were the model to end there."""
     if "lens.top" not in study.tables:
         return Markup("")
@@ -236,7 +236,7 @@ def _lens_cell(row: Mapping[str, Any] | None) -> Markup:
     )
 
 
-def patterns(study: Stored) -> dict[str, Any]:
+def patterns(study: StoredStudy) -> dict[str, Any]:
     """Whole attention patterns for the page's script, a byte per entry on and below the diagonal.
 
     A byte resolves 1/255, four parts in a thousand, which is finer than the eye; the study's
@@ -257,7 +257,7 @@ def patterns(study: Stored) -> dict[str, Any]:
     return found
 
 
-def shared(study: Stored) -> dict[str, Any]:
+def shared(study: StoredStudy) -> dict[str, Any]:
     """What the page's script needs of every figure: the prompts' texts, and the patterns.
 
     Beyond so many prompts no figure names them one by one, and only the patterns' are needed.

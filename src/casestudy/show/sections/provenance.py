@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from casestudy.results.result import Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Absent, Block, Figure, Listing
-from casestudy.show.stored import Missing, Stored
+from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import clean, number, shorten
 
 _BOOKKEEPING = frozenset({"ledger.check", "chunks"})
@@ -19,7 +19,7 @@ MOST_CELLS = 4000
 """A figure of the appendix shows at most so many cells; larger grids are named with their shape."""
 
 
-def declared_absent(study: Stored) -> list[Absent]:
+def declared_absent(study: StoredStudy) -> list[Absent]:
     """What the study itself says it did not measure."""
     found = study.manifest.get("not_measured", [])
     return [
@@ -29,7 +29,7 @@ def declared_absent(study: Stored) -> list[Absent]:
     ]
 
 
-def facts(study: Stored) -> list[tuple[str, str]]:
+def facts(study: StoredStudy) -> list[tuple[str, str]]:
     """The lines of provenance a reader looks for first."""
     model, behaviour = "model", "behaviour"
     shape = [
@@ -77,14 +77,14 @@ def _float(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _versions(study: Stored) -> str:
+def _versions(study: StoredStudy) -> str:
     versions = study.manifest.get("versions", {})
     if not isinstance(versions, Mapping):
         return ""
     return ", ".join(f"{clean(name)} {clean(value)}" for name, value in versions.items())
 
 
-def short_manifest(study: Stored) -> dict[str, Any]:
+def short_manifest(study: StoredStudy) -> dict[str, Any]:
     """The manifest as far as a reader wants it on a page: long lists by their length."""
 
     def brief(value: Any) -> Any:
@@ -100,24 +100,29 @@ def short_manifest(study: Stored) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def leftovers(study: Stored) -> list[Block]:
-    """Whatever was stored that no section drew: a figure each while it can be drawn, else a row."""
-    unknown = [study.grids[n] for n in sorted(set(study.grids) - study.shown - _BOOKKEEPING)]
+def leftovers(study: StoredStudy, shown: Collection[str]) -> list[Block]:
+    """Whatever was stored that no section shows: a figure each while it can be drawn, else a row.
+
+    Args:
+        study: as it was stored.
+        shown: names of the grids and tables that the sections show.
+    """
+    unknown = [study.grids[n] for n in sorted(set(study.grids) - set(shown) - _BOOKKEEPING)]
     # what a mean already shows is named; what nothing else shows is drawn
-    drawn = [g for g in unknown if _drawable(g) and f"{g.name}.mean" not in study.shown]
+    drawn = [g for g in unknown if _drawable(g) and f"{g.name}.mean" not in shown]
     blocks: list[Block] = [_plain(grid) for grid in drawn]
-    for name in sorted(set(study.tables) - study.shown - _BOOKKEEPING):
+    for name in sorted(set(study.tables) - set(shown) - _BOOKKEEPING):
         table = study.tables[name]
         rows = table.rows()
         if not rows:
             continue
-        shown = [[_cell(value) for value in row.values()] for row in rows[:30]]
+        cells = [[_cell(value) for value in row.values()] for row in rows[:30]]
         more = f" The first 30 of {len(rows):,} rows." if len(rows) > 30 else ""
         blocks.append(
             Listing(
                 clean(name),
                 list(map(clean, table.columns)),
-                shown,
+                cells,
                 clean(table.about) + more,
                 data={key: column[:MOST_CELLS] for key, column in table.columns.items()},
             )

@@ -13,15 +13,15 @@ from markupsafe import Markup
 from casestudy.show.sections import circuit
 from casestudy.show.sections.ledger import group_means, present
 from casestudy.show.sections.patching import strongest
-from casestudy.show.stored import UNEXPECTED, Missing, Stored
+from casestudy.show.stored import UNEXPECTED, Missing, StoredStudy
 from casestudy.show.text import clean, count, interval, number, signed
 from casestudy.show.wording import Mean, against
 
 
-def paragraphs(study: Stored) -> list[Markup]:
+def paragraphs(study: StoredStudy) -> list[Markup]:
     """The sentences that the study's values support, as one paragraph, or why there are none."""
     sentences: list[Markup] = []
-    for sentence in (_preference, _writers, _causes, circuit.sentence):
+    for sentence in (_preference, _direct_contributions, _causal_effects, circuit.sentence):
         try:
             sentences.append(sentence(study))
         except (Missing, *UNEXPECTED):
@@ -30,7 +30,7 @@ def paragraphs(study: Stored) -> list[Markup]:
     return [Markup(" ").join(sentences)]
 
 
-def _preference(study: Stored) -> Markup:
+def _preference(study: StoredStudy) -> Markup:
     means = study.grid("logit_difference.mean", "contrast")
     mean = Mean.of(means, contrast=study.contrast)
     grid = study.grid("logit_difference", "contrast", "prompt").select(contrast=study.contrast)
@@ -76,11 +76,11 @@ def _preference(study: Stored) -> Markup:
     )
 
 
-def _writers(study: Stored) -> Markup:
+def _direct_contributions(study: StoredStudy) -> Markup:
     groups = group_means(study)
     total = sum(m.value for m in groups.values())
     order = sorted(groups.items(), key=lambda item: -abs(item[1].value))
-    said = [
+    phrases = [
         Markup("the {} {} {} [{}]").format(
             name.removeprefix("the "),
             "gives" if "bias b_U" in name else "give",
@@ -110,7 +110,9 @@ def _writers(study: Stored) -> Markup:
     return Markup(
         "Of the parts that wrote it, {}. The largest single term is <b>{}</b> ({} [{}]).{}"
     ).format(
-        Markup(", ").join(said[:-1]) + Markup(" and ") + said[-1] if len(said) > 1 else said[0],
+        Markup(", ").join(phrases[:-1]) + Markup(" and ") + phrases[-1]
+        if len(phrases) > 1
+        else phrases[0],
         clean(terms[top]),
         signed(single.value),
         interval(single.lower, single.upper),
@@ -118,7 +120,7 @@ def _writers(study: Stored) -> Markup:
     )
 
 
-def _causes(study: Stored) -> Markup:
+def _causal_effects(study: StoredStudy) -> Markup:
     if any(name.startswith(("patching.", "circuit.", "ablation")) for name in study.grids):
         return strongest(study)
     return Markup(

@@ -18,6 +18,7 @@ from casestudy.show import marks
 from casestudy.show.blocks import Figure, paragraph
 from casestudy.show.explorer.page_state import VIEWS, PageState
 from casestudy.show.page import environment, figure_html
+from casestudy.show.sections.ledger import heads_figure, largest_heads, lens_figure
 from casestudy.show.sections.prompts import ledger_figure
 from casestudy.show.text import chip, chips, clean, listing, number, percent, signed, visible
 
@@ -180,80 +181,27 @@ def _ledger(found: Probe, page_state: PageState) -> Figure:
         of="the prompt’s",
         contrast=_weighed(found),
     )
-    return replace(figure, data=replace(figure.data, source=""))
+    return _unstored(figure)
 
 
 def _lens(found: Probe, page_state: PageState) -> Figure:
     frozen, own = (_viewed(found.grids[name], page_state) for name in ("lens", "lens.own_norm"))
-    depths = ["end" if d == "final_post" else d for d in own.axis("depth").labels]
-    # the last row of the frozen reading is the logits themselves, b_U included
-    values, final = frozen.values[:-1], float(frozen.values[-1])
-    series = [
-        marks.Series("norm’s scale frozen", marks.numbers(values)),
-        marks.Series("as if the model ended here", marks.numbers(own.values)),
-    ]
-    steps = np.abs(np.diff(values))
-    k = int(np.argmax(steps)) if steps.size else 0
-    return Figure(
-        "The difference by depth: the accumulated logit lens",
-        marks.Lines(
-            depths,
-            series,
-            unit=frozen.unit,
-            axis="depth: before and in the middle of each layer",
-            final=final,
-            height=200,
-        ),
-        f"Lines from {number(float(values[0]))} to {number(float(values[-1]))} logits; the largest "
-        f"step is {signed(float(np.diff(values)[k]) if steps.size else 0.0)}, after {depths[k]}.",
-        marks.Data(
-            [("reading", [line.name for line in series]), ("depth", depths)],
-            {"value": [value for line in series for value in line.values]},
-            frozen.unit,
-        ),
-        f"The dashed line is the logit difference itself, {number(final)}; what the frozen reading "
-        "lacks of it at the end is b_U.",
-    )
+    return _unstored(lens_figure(frozen, own, height=200))
 
 
 def _heads(found: Probe, page_state: PageState) -> Figure:
-    grid = _viewed(found.grids["attribution.head"], page_state)
-    layers, heads = grid.axis("layer").labels, grid.axis("head").labels
-    (layer, head), *_ = top_heads(grid)
-    value = float(grid.select(layer=layer, head=head).values)
-    return Figure(
-        "The direct share of every attention head",
-        marks.Heatmap(
-            np.asarray(grid.values, dtype=float),
-            layers,
-            heads,
-            unit=grid.unit,
-            row_name="layer",
-            col_name="head",
-            heads="cell",
-        ),
-        f"Heatmap of direct shares by layer and head; the largest is head {layer}.{head} with "
-        f"{signed(value)} logits.",
-        replace(marks.Data.of(grid), source=""),
-        "Blue pushes towards the answer, orange away from it. A click on a cell, or Enter, opens "
-        "the head’s attention pattern.",
-    )
+    shares = _viewed(found.grids["attribution.head"], page_state)
+    return _unstored(heads_figure(shares, opens=True))
 
 
-def top_heads(shares: Grid) -> list[tuple[str, str]]:
-    """(layer, head) of the heads with the largest direct shares, the largest first."""
-    layers, heads = shares.axis("layer").labels, shares.axis("head").labels
-    cells = [
-        (-abs(value), i, j)
-        for (i, j), value in np.ndenumerate(shares.values)
-        if heads[j].isdigit()  # not the layer's biases
-    ]
-    return [(layers[i], heads[j]) for _, i, j in sorted(cells)[:TOP_HEADS]]
+def _unstored(figure: Figure) -> Figure:
+    """A section's figure of a run that no study holds."""
+    return replace(figure, data=replace(figure.data, source=""))
 
 
 def _attention(found: Probe, page_state: PageState) -> Figure:
     grid = found.grids[f"attention.{page_state.row}"]
-    top = top_heads(_viewed(found.grids["attribution.head"], page_state))
+    top = largest_heads(_viewed(found.grids["attribution.head"], page_state), TOP_HEADS)
     values = np.stack([grid.select(layer=a, head=b).values for a, b in top])
     rows = [f"{a}.{b}" for a, b in top]
     every = grid.axis("key_pos").labels

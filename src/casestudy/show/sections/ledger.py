@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from casestudy.results.result import Axis, Grid
+from casestudy.results.result import Array, Axis, Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.page import figure_html
@@ -191,30 +191,17 @@ def _b_u(study: StoredStudy, total: Mean) -> Markup:
 def lens(study: StoredStudy) -> list[Block]:
     """Where along the depth the difference appears."""
     frozen = study.grid("lens.mean", "contrast", "depth").select(contrast=study.contrast)
-    depths = list(frozen.axis("depth").labels)
-    # The stored curve may end in the logits themselves, b_U included: what it should arrive at.
-    final = float(frozen.values[-1]) if depths and depths[-1] == "logits" else None
-    keep = len(depths) - (final is not None)
-    lower, upper = (None if a is None else a[:keep] for a in (frozen.lower, frozen.upper))
-    series = [marks.Series.of("norm’s scale frozen", frozen.values[:keep], lower, upper)]
+    own = None
     if "lens.own_norm.mean" in study.grids:
         own = study.grid("lens.own_norm.mean", "contrast", "depth").select(contrast=study.contrast)
-        if own.axis("depth").labels == tuple(depths[:keep]):
-            series.append(marks.Series("as if the model ended here", marks.numbers(own.values)))
-    values = frozen.values[:keep]
+    depths, values, _ = _curve(frozen)
     steps = np.diff(values)
     n = Mean.of(frozen, depth=depths[0]).n
     largest = int(np.nanargmax(np.abs(steps))) if np.isfinite(steps).any() else 0
-    half = next((d for d, v in zip(depths, values, strict=False) if v >= values[-1] / 2), "")
+    half = next((d for d, v in zip(depths, values, strict=True) if v >= values[-1] / 2), "")
     reached = (
         f" The curve first reaches half of its last value at {clean(half)}."
         if values[-1] > 0 and half
-        else ""
-    )
-    arrival = (
-        f" The dashed line is the logit difference itself, {number(final)}: what is missing at the "
-        "end is b_U."
-        if final is not None
         else ""
     )
     return [
@@ -224,33 +211,72 @@ def lens(study: StoredStudy) -> list[Block]:
             *(clean(depths[largest]), clean(depths[largest + 1]), signed(float(steps[largest]))),
             *(n, reached),
         ),
-        Figure(
-            "The difference by depth: the accumulated logit lens",
-            marks.Lines(
-                ["end" if d == "final_post" else clean(d) for d in depths[:keep]],
-                series,
-                unit=frozen.unit,
-                axis="depth: before and in the middle of each layer",
-                final=final,
-            ),
-            f"Line from {number(float(values[0]))} at {clean(depths[0])} to "
-            f"{number(float(values[-1]))} logits at {clean(depths[keep - 1])}, "
-            f"n\u00a0=\u00a0{n}.{reached}",
-            _series_data(depths[:keep], series),
-            "Mean over prompts; the band is its 95 % interval. With the final norm’s scale frozen "
-            "at its measured value, each step is the ledger’s term of the part in between."
-            + arrival,
+        lens_figure(
+            frozen,
+            own,
+            alt=f", n\u00a0=\u00a0{n}.{reached}",
+            caption="Mean over prompts; the band is its 95 % interval. ",
         ),
     ]
 
 
+def lens_figure(
+    frozen: Grid, own: Grid | None, *, alt: str = ".", caption: str = "", height: marks.Real = 240
+) -> Figure:
+    """The logit difference by depth, of one prompt or as a mean over prompts.
+
+    Args:
+        frozen: over the axis depth, read with the final norm's scale frozen; its last place may be
+            the logits themselves.
+        own: read as if the model ended at each depth; left out where its depths are others.
+        alt: what the alternative text ends in.
+        caption: what the caption begins with.
+        height: of the plot in pixels.
+    """
+    depths, values, final = _curve(frozen)
+    keep = len(depths)
+    lower, upper = (None if a is None else a[:keep] for a in (frozen.lower, frozen.upper))
+    series = [marks.Series.of("norm’s scale frozen", values, lower, upper)]
+    if own is not None and own.axis("depth").labels == depths:
+        series.append(marks.Series("as if the model ended here", marks.numbers(own.values)))
+    arrival = (
+        f" The dashed line is the logit difference itself, {number(final)}: what is missing at the "
+        "end is b_U."
+        if final is not None
+        else ""
+    )
+    return Figure(
+        "The difference by depth: the accumulated logit lens",
+        marks.Lines(
+            ["end" if d == "final_post" else clean(d) for d in depths],
+            series,
+            unit=frozen.unit,
+            axis="depth: before and in the middle of each layer",
+            final=final,
+            height=height,
+        ),
+        f"Line from {number(float(values[0]))} at {clean(depths[0])} to "
+        f"{number(float(values[-1]))} logits at {clean(depths[-1])}{alt}",
+        _series_data(depths, series),
+        f"{caption}With the final norm’s scale frozen at its measured value, each step is the "
+        f"ledger’s term of the part in between.{arrival}",
+    )
+
+
+def _curve(frozen: Grid) -> tuple[tuple[str, ...], Array, float | None]:
+    """Depths and values of a lens, and the logits it should arrive at, where it ends in them."""
+    depths = frozen.axis("depth").labels
+    if depths and depths[-1] == "logits":
+        return depths[:-1], frozen.values[:-1], float(frozen.values[-1])
+    return depths, frozen.values, None
+
+
 def _series_data(depths: Sequence[str], series: Sequence[marks.Series]) -> marks.Data:
     none: list[marks.Number] = [None] * len(depths)
-    columns = {
-        "value": [v for line in series for v in line.values],
-        "lower": [v for line in series for v in line.lower or none],
-        "upper": [v for line in series for v in line.upper or none],
-    }
+    columns = {"value": [v for line in series for v in line.values]}
+    if any(line.lower is not None for line in series):
+        columns["lower"] = [v for line in series for v in line.lower or none]
+        columns["upper"] = [v for line in series for v in line.upper or none]
     axes = [("reading", [line.name for line in series]), ("depth", list(depths))]
     return marks.Data(axes, columns, "logits", "arrays/lens.safetensors")
 
@@ -259,19 +285,18 @@ def heads(study: StoredStudy) -> list[Block]:
     """The share of every head."""
     means = study.grid("attribution.head.mean", "contrast", "layer", "head")
     means = means.select(contrast=study.contrast)
-    layers, names = means.axis("layer").labels, means.axis("head").labels
     top = top_heads(study, 5)
     if not top:
         raise Missing("no head’s share was measured")
-    layer, head, first = top[0]
-    digits = 2 if abs(first.value) >= 0.1 else 3
+    first = top[0][2]
+    places = _places(first.value)
     phrases = [
         Markup("{} ({} [{}])").format(
-            head_button(study, a, b), signed(m.value, digits), interval(m.lower, m.upper, digits)
+            head_button(study, a, b), signed(m.value, places), interval(m.lower, m.upper, places)
         )
         for a, b, m in top
     ]
-    clickable = has_patterns(study)
+    opens = has_patterns(study)
     return [
         paragraph(
             "The heads with the largest direct shares: {} (logits, mean over "
@@ -279,25 +304,40 @@ def heads(study: StoredStudy) -> list[Block]:
             "so on new prompts their means will tend to be smaller.",
             *(Markup(", ").join(phrases), first.n, int(np.isfinite(means.values).sum())),
         ),
-        Figure(
-            "The direct share of every attention head",
-            marks.Heatmap(
-                means.values,
-                [clean(x) for x in layers],
-                [clean(x) for x in names],
-                unit=means.unit,
-                row_name="layer",
-                col_name="head",
-                heads="cell" if clickable else None,
-            ),
-            f"Heatmap of direct shares by layer and head; the largest is head "
-            f"{layer}.{head} with {signed(first.value, digits)} logits ({first.bracket}).",
-            marks.Data.of(means),
-            f"Contrast against {against(study.contrast)}; mean over prompts. Blue pushes towards "
-            "the answer, orange away from it."
-            + (" A click on a cell opens the head’s attention pattern." if clickable else ""),
+        heads_figure(
+            means,
+            alt=f" ({first.bracket})",
+            caption=f"Contrast against {against(study.contrast)}; mean over prompts. ",
+            opens=opens,
         ),
     ]
+
+
+def heads_figure(shares: Grid, *, alt: str = "", caption: str = "", opens: bool) -> Figure:
+    """The direct share of every head, of one prompt or as a mean over prompts.
+
+    Args:
+        shares: over layer and head.
+        alt: what the alternative text says of the largest beside its value.
+        caption: what the caption begins with.
+        opens: whether a click on a cell opens the head's attention pattern.
+    """
+    ((layer, head),) = largest_heads(shares, 1)
+    value = float(shares.select(layer=layer, head=head).values)
+    return Figure(
+        "The direct share of every attention head",
+        marks.grid_heatmap(shares, heads="cell" if opens else None),
+        f"Heatmap of direct shares by layer and head; the largest is head "
+        f"{layer}.{head} with {signed(value, _places(value))} logits{alt}.",
+        marks.Data.of(shares),
+        f"{caption}Blue pushes towards the answer, orange away from it."
+        + (" A click on a cell opens the head’s attention pattern." if opens else ""),
+    )
+
+
+def _places(share: float) -> int:
+    """Decimals for a head's share: small models' shares are small."""
+    return 2 if abs(share) >= 0.1 else 3
 
 
 def ranking(study: StoredStudy) -> list[Block]:
@@ -338,14 +378,22 @@ def top_heads(study: StoredStudy, most: int) -> list[tuple[str, str, Mean]]:
         return []
     means = study.grid("attribution.head.mean", "contrast", "layer", "head")
     means = means.select(contrast=study.contrast)
-    layers, names = means.axis("layer").labels, means.axis("head").labels
+    pairs = largest_heads(means, most)
+    return [(a, b, Mean.of(means, layer=a, head=b)) for a, b in pairs]
+
+
+def largest_heads(shares: Grid, most: int) -> list[tuple[str, str]]:
+    """(layer, head) of the heads with the largest direct shares, the largest first.
+
+    What is not measured and an attention layer's biases are left out.
+    """
+    layers, heads = shares.axis("layer").labels, shares.axis("head").labels
     cells = [
-        (abs(value), layers[i], names[j])
-        for (i, j), value in np.ndenumerate(means.values)
-        if np.isfinite(value) and names[j].isdigit()
+        (-abs(value), i, j)
+        for (i, j), value in np.ndenumerate(shares.values)
+        if np.isfinite(value) and heads[j].isdigit()
     ]
-    cells.sort(key=lambda cell: -cell[0])
-    return [(a, b, Mean.of(means, layer=a, head=b)) for _, a, b in cells[:most]]
+    return [(layers[i], heads[j]) for _, i, j in sorted(cells)[:most]]
 
 
 MOST_PATTERN_BYTES = 3_000_000

@@ -45,7 +45,7 @@ def ours(folder: Path, case: str) -> Work:
 
     def work() -> dict[str, np.ndarray]:
         contrast = cs.Contrast("pairs", torch.tensor(answers), signs, zero, names, names)
-        trace = cs.run(model, tokens, keep=keep_for_heads(model.config))
+        trace = cs.run(model, tokens, keep=keep_for_heads(model))
         terms, values = ledger_terms(model, trace, contrast)
         layers = values[[i for i, n in enumerate(terms) if n.split()[0] in PARTS]]
         u = directions(model, trace, [contrast])

@@ -130,7 +130,7 @@ def race(family: str, scale: str, rounds: int) -> dict[str, Any]:
         return cs.run(model, tokens, keep=["final_normed"])["final_normed"]
 
     def attribution() -> torch.Tensor:
-        trace = cs.run(model, tokens, keep=keep_for_heads(model.config))
+        trace = cs.run(model, tokens, keep=keep_for_heads(model))
         _, terms = ledger_terms(model, trace, contrast)
         u = directions(model, trace, [contrast])
         heads = [head_shares(model, trace, layer, u) for layer in range(model.config.n_layers)]

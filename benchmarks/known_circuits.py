@@ -590,7 +590,6 @@ class _Wires:
             n_ctx=N_CTX,
             n_kv_heads=N_HEADS,
             attn_scale=(1.0,) * N_LAYERS,
-            norm="none",
             activation="identity" if self.linear else "relu",
             tied_unembedding=False,
         )

@@ -140,7 +140,7 @@ def test_it_closes_under_a_soft_cap_and_an_unembedding_bias(toy_model64: Model) 
         weights=replace(toy_model64.weights, b_U=b_U),
         config=replace(toy_model64.config, final_softcap=3.0),
     )
-    trace = run(model, [p.text for p in PROMPTS], keep=keep_for_ledger(model.config), logits="last")
+    trace = run(model, [p.text for p in PROMPTS], keep=keep_for_ledger(model), logits="last")
     assert trace.logits is not None
     contrast = class_contrast(model, CAPITALS, PROMPTS, trace.logits)
     assert contrast is not None

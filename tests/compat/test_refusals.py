@@ -256,5 +256,5 @@ def test_every_site_is_on_the_page_once_or_says_why_not(model: HookedTransformer
     }
     assert met | without_a_name == set(cs.Site)
     assert not met & without_a_name
-    assert set(names_of(model.model.config)) == set(model.hook_dict)
+    assert set(names_of(model.model)) == set(model.hook_dict)
     assert not set(REFUSED) & {row.pattern for row in TABLE}

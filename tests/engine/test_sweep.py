@@ -41,7 +41,7 @@ def sites_of(model: Model) -> list[Site]:
     lacking = set()
     if model.config.parallel:
         lacking.add(Site.RESID_MID)
-    if not model.config.learned_positions:
+    if model.weights.W_pos is None:
         lacking.add(Site.POS_EMBED)
     return sorted(SITES - lacking, key=lambda site: site.value)
 

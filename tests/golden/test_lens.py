@@ -56,7 +56,7 @@ def test_the_answers_themselves_as_inputs(gpt2: Model, recorded: dict[str, Any])
         gpt2, [a[0] for a in batch["answers"]], [a[1] for a in batch["answers"]]
     )
     assert torch.equal(contrast.ids, tokens.ids)
-    trace = run(gpt2, tokens, keep=keep_for_ledger(gpt2.config), logits="last")
+    trace = run(gpt2, tokens, keep=keep_for_ledger(gpt2), logits="last")
     names, values = ledger_terms(gpt2, trace, contrast)
     b_U = values[names.index(B_U)].sum()
     total = values.sum()

@@ -30,7 +30,7 @@ def batch_of(
 ) -> Batch:
     """These prompts' run, a random contrast of single tokens and one of two classes."""
     model, tokens = spoken(model), Tokens.of(rows)
-    trace = run(model, tokens, keep=measurement.keep(model.config), logits="last")
+    trace = run(model, tokens, keep=measurement.keep(model), logits="last")
     prompts = tuple(Prompt(say(row)) for row in rows)
     assert trace.logits is not None
     classes = [(0, 3, 5, 8), (1, 2, 9)]
@@ -54,7 +54,7 @@ def batch_of(
 def alone(batch: Batch, i: int, measurement: Measurement) -> Batch:
     """One prompt of a batch, run by itself."""
     tokens = batch.tokens[[i]]
-    trace = run(batch.model, tokens, keep=measurement.keep(batch.model.config), logits="last")
+    trace = run(batch.model, tokens, keep=measurement.keep(batch.model), logits="last")
     contrasts = tuple(c[[i]] for c in batch.contrasts)
     prompts, answers = (batch.prompts[i],), Answers((None,))
     return Batch(batch.model, (i,), prompts, tokens, trace, answers, contrasts, batch.behaviour)

@@ -90,7 +90,6 @@ def by_hand() -> Model:
         d_vocab=V,
         n_ctx=N,
         attn_scale=(1.0, 1.0),
-        norm="none",
         activation="identity",
     )
     W_E, W_pos, W_U = empty(V, d), empty(N, d), empty(d, V)
@@ -134,7 +133,7 @@ def test_copying_is_that_of_the_whole_circuit(variant: str) -> None:
 
     def fold(norm: object, x: Tensor) -> Tensor:
         weight = getattr(norm, "weight", None)
-        if norm is None or weight is None or config.norm == "none":
+        if norm is None or weight is None:
             return x
         if config.norm == "layer":
             x = x - x.mean(-1, keepdim=True)

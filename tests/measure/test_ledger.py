@@ -30,7 +30,7 @@ def pair(model: Model, *ids: tuple[int, int]) -> Contrast:
 
 
 def account(model: Model, contrast: Contrast) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    trace = run(model, PROMPTS, keep=keep_for_ledger(model.config), logits="last")
+    trace = run(model, PROMPTS, keep=keep_for_ledger(model), logits="last")
     names, terms = ledger_terms(model, trace, contrast)
     assert trace.logits is not None
     gap = (terms.sum(0) - contrast.value(trace.logits)).abs()
@@ -114,7 +114,7 @@ def test_a_prompt_without_an_answer_has_no_terms_rather_than_zeros(toy_model: Mo
     contrast = pair(toy_model, (5, 9), (7, 8), (1, 2))
     weights = contrast.weights.clone()
     weights[1] = float("nan")
-    trace = run(toy_model, PROMPTS, keep=keep_for_ledger(toy_model.config))
+    trace = run(toy_model, PROMPTS, keep=keep_for_ledger(toy_model))
     _, terms = ledger_terms(toy_model, trace, replace(contrast, weights=weights))
     assert terms[:, 1].isnan().all()
     assert not terms[:, [0, 2]].isnan().any()

@@ -29,9 +29,7 @@ from casestudy.study.study import study
 from tests.measure.batches import alone, batch_of, rows, say, spoken
 from tests.measure.worlds import VARIANTS, decoder
 
-BOTH = Measurement(
-    "both", lambda config: [*LENS.keep(config), *keep_for_ledger(config)], measure_lens
-)
+BOTH = Measurement("both", lambda model: [*LENS.keep(model), *keep_for_ledger(model)], measure_lens)
 LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=3)
 
 

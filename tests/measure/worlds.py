@@ -20,7 +20,7 @@ _SPIN = Rotary((1.0, 0.3))
 
 VARIANTS: dict[str, dict[str, object]] = {
     "gpt2": {},
-    "linear": {"norm": "none", "activation": "identity"},
+    "linear": {"final_norm": False, "pre_norms": False, "activation": "identity"},
     "neox": {"parallel": True, "learned_positions": False, "rotary": (_SPIN,) * N_LAYERS},
     "llama": {
         "norm": "rms",
@@ -62,6 +62,9 @@ def decoder(
     choices = dict(VARIANTS[variant])
     post_norms = choices.pop("post_norms", False)
     pre_norms = choices.pop("pre_norms", True)
+    final_norm = choices.pop("final_norm", True)
+    gated = choices.pop("gated_mlp", False)
+    positions = choices.pop("learned_positions", True)
     n_kv_heads = choices.pop("n_kv_heads", N_HEADS)
     for name in ("rotary", "windows"):
         if name in choices:
@@ -102,7 +105,7 @@ def decoder(
             norm(wide, False) if config.qk_norm != "none" else None,
             norm(wide_k, False) if config.qk_norm != "none" else None,
         )
-        gate = new(D_MODEL, D_MLP) if config.gated_mlp else None
+        gate = new(D_MODEL, D_MLP) if gated else None
         mlp = MLP(new(D_MODEL, D_MLP), new(D_MLP, D_MODEL), gate, new(D_MLP), None, new(D_MODEL))
         return Block(
             attn,
@@ -117,8 +120,8 @@ def decoder(
         W_E=new(D_VOCAB, D_MODEL, scale=1.0),
         blocks=tuple(block() for _ in range(n_layers)),
         W_U=new(D_MODEL, D_VOCAB),
-        W_pos=new(N_CTX, D_MODEL) if config.learned_positions else None,
-        final_norm=norm(),
+        W_pos=new(N_CTX, D_MODEL) if positions else None,
+        final_norm=norm() if final_norm else None,
         b_U=new(D_VOCAB),
     )
     words = HFTokenizer(WordLevel({f"w{i}": i for i in range(D_VOCAB)}, unk_token="w0"))

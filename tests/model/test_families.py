@@ -249,7 +249,7 @@ def contrast() -> Contrast:
 def test_the_ledger_closes(pair: Pair) -> None:
     for dtype in ("float32", "float64"):
         ours = pair.ours(dtype)
-        keep = keep_for_ledger(ours.config)
+        keep = keep_for_ledger(ours)
         trace = run(ours, Tokens.of(ROWS), keep=keep, logits="last")
         names, terms = ledger_terms(ours, trace, contrast())
         assert trace.logits is not None

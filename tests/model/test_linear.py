@@ -27,7 +27,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def final(variant: str) -> tuple[Model, Norm | None]:
     model = decoder(variant)
-    return model, None if model.config.norm == "none" else model.weights.final_norm
+    return model, model.weights.final_norm
 
 
 @pytest.mark.parametrize("variant", KINDS)
@@ -53,7 +53,7 @@ def test_parts_and_the_bias_add_up_to_the_norm_of_the_sum(variant: str) -> None:
     parts, u = normal(6, 3, D_MODEL), normal(3, D_MODEL, seed=1)
     whole = parts.sum(0)
     shares = norm_at_scale(model.config, norm, parts, norm_scale(model.config, whole))
-    along = (shares * u).sum((0, 2)) + bias_along(model.config, norm, u)
+    along = (shares * u).sum((0, 2)) + bias_along(norm, u)
     expected = (apply_norm(model.config, norm, whole) * u).sum(1)
     torch.testing.assert_close(along, expected, **ROUNDING)
 
@@ -93,7 +93,7 @@ def test_without_a_norm_nothing_is_changed() -> None:
     config, x, scale = decoder().config, normal(4, D_MODEL), normal(4, 1).exp()
     assert norm_at_scale(config, None, x, scale) is x
     assert pull_back(config, None, x, scale) is x
-    assert not bias_along(config, None, x).any()
+    assert not bias_along(None, x).any()
 
 
 def test_results_have_the_wider_number_format() -> None:

@@ -67,8 +67,6 @@ COMMON = {
     "norm": "rms",
     "norm_eps": 1e-6,
     "activation": "silu",
-    "gated_mlp": True,
-    "learned_positions": False,
     "rotary": (Rotary(FREQUENCIES),) * 3,
     "tied_unembedding": False,
 }
@@ -217,7 +215,6 @@ def gptj() -> tuple[nn.Module, ModelConfig, Weights]:
         "norm": "layer",
         "norm_eps": 1e-5,
         "activation": "gelu_new",
-        "gated_mlp": False,
         "parallel": True,
         "rotary": (Rotary(frequencies, interleaved=True),) * 3,
     }
@@ -292,7 +289,7 @@ def absent(model: Model) -> set[Site]:
     block = model.weights.blocks[0]
     return {
         *([] if model.weights.W_pos is not None else [Site.POS_EMBED]),
-        *([] if model.config.gated_mlp else [Site.MLP_GATE]),
+        *([] if block.mlp.W_gate is not None else [Site.MLP_GATE]),
         *([Site.RESID_MID] if model.config.parallel else []),
         *([] if block.attn_norm else [Site.ATTN_SCALE]),
         *([] if block.mlp_norm else [Site.MLP_SCALE]),
@@ -341,8 +338,8 @@ def test_a_hand_made_linear_model() -> None:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
-    changes = {"n_layers": 1, "norm": "none", "activation": "identity", "rotary": ()}
-    config = ModelConfig(**COMMON | changes | {"gated_mlp": False, "attn_scale": (0.0,)})
+    changes = {"n_layers": 1, "activation": "identity", "rotary": ()}
+    config = ModelConfig(**COMMON | changes | {"attn_scale": (0.0,)})
     attn = Attention(normal(4, 24, 6), normal(2, 24, 6), normal(2, 24, 6), normal(4, 6, 24))
     block = Block(attn, MLP(W_in=normal(24, 40), W_out=normal(40, 24)))
     weights = Weights(W_E=normal(100, 24), blocks=(block,), W_U=normal(24, 100))

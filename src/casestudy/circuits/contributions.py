@@ -33,7 +33,7 @@ def contribution_sites(model: Model, graph: Graph) -> Sequence[Keep]:
     """
     sites = [Site.RESID_PRE.at(0), Site.Z.at(), Site.MLP_OUT.at()]
     blocks = model.weights.blocks
-    if model.config.norm != "none" and any(b.attn_post_norm is not None for b in blocks):
+    if any(b.attn_post_norm is not None for b in blocks):
         if any(b.attn.b_O is not None for b in blocks):
             raise MeasureError(
                 "an attention bias b_O before a norm",
@@ -67,7 +67,7 @@ def contributions(
         z = trace[Site.Z, layer][:, start:].detach()
         heads = out[:, first : first + config.n_heads]
         heads.copy_(torch.einsum("bphe,hed->bhpd", z, block.attn.W_O))
-        if block.attn_post_norm is not None and config.norm != "none":
+        if block.attn_post_norm is not None:
             scale = trace[Site.ATTN_POST_SCALE, layer][:, None, start:].detach().to(heads)
             heads.copy_(norm_at_scale(config, block.attn_post_norm, heads, scale))
         chosen = list(graph.neurons.get(layer, ()))
@@ -85,7 +85,7 @@ def contributions(
 def attention_bias(config: ModelConfig, block: Block) -> Float[Tensor, " d_model"] | None:
     """What a layer's attention writes that no head does: b_O, or the bias of a norm after it."""
     norm = block.attn_post_norm
-    return block.attn.b_O if norm is None or config.norm == "none" else norm.bias
+    return block.attn.b_O if norm is None else norm.bias
 
 
 USEFUL = 0.75

@@ -273,7 +273,7 @@ class _Chunk:
             chosen = [layer for layer, neurons in self.graph.neurons.items() if neurons]
             if chosen:
                 keep.append(Site.MLP_PRE.at(chosen))
-                if self.config.gated_mlp:
+                if self.model.weights.gated:
                     keep.append(Site.MLP_GATE.at(chosen))
         return run(self.model, tokens, keep=keep, edit=edits, grad=grad)
 
@@ -429,7 +429,7 @@ class _Chunk:
         x̂ = 0), so that one pass over the heads' inputs is enough.
         """
         config = self.config
-        if norm is None or config.norm == "none":
+        if norm is None:
             return self.onto(gradient, W)
         maps = fold_into(config, norm, W)
         zero = W.new_zeros(()) if b is None else b

@@ -514,7 +514,7 @@ class _Circuits:
             place += len(W)
         z = self.attend(layer, *found).unflatten(0, (len(active), -1))
         post, scale = weights.attn_post_norm, None
-        if post is not None and config.norm != "none":
+        if post is not None:
             scale = norm_scale(config, merge_heads(z, attn)).to(z)
         for head in range(config.n_heads):
             theirs = [c for c in active.tolist() if self.live[c, first + head]]
@@ -677,7 +677,7 @@ class _Plain:
             return self.told(first, first + config.n_heads, normed, x)
 
         edits.append(Edit(Site.RESULT, layer, result))
-        if norm is not None and config.norm != "none":
+        if norm is not None:
             edits.append(Edit(Site.ATTN_POST_SCALE, layer, scale))
         return edits
 

@@ -294,7 +294,7 @@ class Path:
         base: Float[Tensor, "row d_model"],
     ) -> Float[Tensor, "*rows d_model"]:
         """A norm on the path: recomputed, or with the unpatched rows' scales."""
-        if self.norms == "recomputed" or norm is None or self.config.norm == "none":
+        if self.norms == "recomputed" or norm is None:
             return apply_norm(self.config, norm, x)
         out = norm_at_scale(self.config, norm, x, norm_scale(self.config, base).to(x))
         return out if norm.bias is None else out + norm.bias

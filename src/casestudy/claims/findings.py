@@ -43,7 +43,7 @@ from casestudy.measure.patching import (
     neurons,
     patch,
 )
-from casestudy.model.config import ModelConfig
+from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.results.result import Array, Axis, Grid, Result
 
@@ -289,7 +289,7 @@ class Attention(_Cell):
     def needs(self) -> tuple[Measurement, ...]:
         """The last rows of all patterns, or all of them."""
 
-        def keep(config: ModelConfig) -> Sequence[Keep]:
+        def keep(model: Model) -> Sequence[Keep]:
             return [Site.PATTERN.at(last=self.from_ is None)]
 
         def measured(batch: Batch) -> list[Result]:

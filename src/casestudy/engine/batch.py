@@ -18,7 +18,6 @@ from casestudy.behaviour.answers import FORMS, Answers, choose_answers
 from casestudy.behaviour.contrast import Contrast, class_contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.behaviour.roles import role_names, roles_of
-from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep
@@ -85,7 +84,7 @@ class Measurement:
 
     Attributes:
         name: as in `casestudy run --only NAME`.
-        keep: the sites it reads, given the model's shape.
+        keep: the sites it reads of a model.
         measure: from a batch to named results. Grids with a prompt axis and tables are joined over
             chunks, and the grids averaged; a grid without one (a single prompt's pattern, the
             model's own profile) is kept as it is.
@@ -94,7 +93,7 @@ class Measurement:
     """
 
     name: str
-    keep: Callable[[ModelConfig], Sequence[Keep]]
+    keep: Callable[[Model], Sequence[Keep]]
     measure: Callable[[Batch], list[Result]]
     partial: tuple[str, ...] = ()
     combine: Callable[[Mapping[str, Sequence[Result]]], list[Result]] = lambda _: []
@@ -112,7 +111,7 @@ def run_batch(
     """Run some prompts of a behaviour once, keeping what the measurements ask."""
     prompts = tuple(behaviour.prompts[i] for i in index)
     tokens = model.tokenize([p.text for p in prompts], prepend_bos=prepend_bos)
-    keep = [k for m in measurements for k in m.keep(model.config)]
+    keep = [k for m in measurements for k in m.keep(model)]
     trace = run(model, tokens, keep=keep, logits="last")
     assert trace.logits is not None
     classes = class_contrast(model, behaviour, prompts, trace.logits)

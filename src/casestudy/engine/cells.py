@@ -147,7 +147,7 @@ class Task:
             model does not have.
         """
         for cell in cells:
-            _check_site(model.config, cell)
+            _check_site(model, cell)
             _check_place(cell, base, source)
         if isinstance(source, Tokens):
             _check_pairs(base, source)
@@ -246,15 +246,15 @@ def first_differences(base: Tokens, source: Tokens) -> list[int]:
     return found
 
 
-def _check_site(config: ModelConfig, cell: Cell) -> None:
+def _check_site(model: Model, cell: Cell) -> None:
     """Raise SiteError where the model has no such activation."""
-    site = cell.site
+    site, config = cell.site, model.config
     if site not in SITES:
         names = ", ".join(sorted(s.value for s in SITES))
         raise SiteError(f"a sweep cannot replace {site.value}", allowed=names)
     if site is Site.RESID_MID and config.parallel:
         raise SiteError("this model's blocks are parallel: they have no resid_mid")
-    if site is Site.POS_EMBED and not config.learned_positions:
+    if site is Site.POS_EMBED and model.weights.W_pos is None:
         raise SiteError("this model has no position embedding")
     if site.layered:
         if cell.layer is None:

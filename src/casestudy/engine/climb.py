@@ -323,7 +323,7 @@ class Climb:
 
     def mlp(self, layer: int, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
         """mlp_out of packed rows, in blocks whose hidden layer stays in cache."""
-        self.operations.add(len(x), mlp_size(self.config))
+        self.operations.add(len(x), mlp_size(self.model))
         block = self.model.weights.blocks[layer]
         out = [mlp_out(self.config, block, rows) for rows in x.split(self.mlp_at_once)]
         return torch.cat(out) if len(out) > 1 else out[0]

@@ -16,6 +16,7 @@ from casestudy.engine.cells import HEADS, MID, POST, Task, Variant
 from casestudy.engine.packing import fill, pack
 from casestudy.errors import MeasureError
 from casestudy.model.config import ModelConfig
+from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
 
@@ -161,9 +162,9 @@ def attention_size(config: ModelConfig) -> int:
     return 2 * config.d_model * config.d_head * (config.n_heads + config.n_kv_heads)
 
 
-def mlp_size(config: ModelConfig) -> int:
+def mlp_size(model: Model) -> int:
     """Parameters of one layer's MLP matrices."""
-    return (3 if config.gated_mlp else 2) * config.d_model * config.d_mlp
+    return (3 if model.weights.gated else 2) * model.config.d_model * model.config.d_mlp
 
 
 class Operations:
@@ -192,7 +193,7 @@ class Planner:
         self.itemsize = task.model.weights.W_E.element_size()
         self.cap = most or _ROWS.get(task.device.type, _ROWS_ELSEWHERE)
         self.row = row_bytes(config, max(task.lengths), self.itemsize)
-        widths = 2 if config.gated_mlp else 1
+        widths = 2 if task.model.weights.gated else 1
         block = min(mlp_rows(config, self.itemsize), self.cap)
         scratch = block * ((1 + widths) * config.d_mlp + 2 * config.d_model)
         self.scratch = scratch * self.itemsize

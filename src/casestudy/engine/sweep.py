@@ -242,7 +242,7 @@ class _Sweeping:
         task, prompts = self.task, share.prompts
         base = run(self.model, task.base[prompts], keep=keep.base)
         runs = Runs(task, tuple(prompts), base)
-        size = attention_size(self.config) + mlp_size(self.config)
+        size = attention_size(self.config) + mlp_size(self.model)
         self.operations.add(sum(task.lengths[b] for b in prompts), size, self.config.n_layers)
         found.base[prompts] = self.read_run(base, prompts, "the unpatched run")
         if found.other is None or not isinstance(task.source, Tokens):

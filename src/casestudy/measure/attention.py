@@ -21,7 +21,6 @@ from torch import Tensor
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.examples import examples, position_labels
-from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
@@ -29,7 +28,7 @@ from casestudy.model.tokens import Tokens
 from casestudy.results.result import Axis, Grid, Result
 
 
-def keep_for_attention(config: ModelConfig) -> Sequence[Keep]:
+def keep_for_attention(model: Model) -> Sequence[Keep]:
     """Every pattern's last row."""
     return [Site.PATTERN.at(last=True)]
 

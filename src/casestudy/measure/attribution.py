@@ -54,21 +54,21 @@ SUMS, COUNTS = "attribution.neuron.sums", "attribution.neuron.n"
 """What a study's chunks hold of the neurons: too many to keep one by one for every prompt."""
 
 
-def keep_for_heads(config: ModelConfig) -> Sequence[Keep]:
+def keep_for_heads(model: Model) -> Sequence[Keep]:
     """The ledger's sites and every head's z, at the last positions only."""
-    return [*keep_for_ledger(config), Site.Z.at(last=True)]
+    return [*keep_for_ledger(model), Site.Z.at(last=True)]
 
 
-def keep_for_neurons(config: ModelConfig) -> Sequence[Keep]:
+def keep_for_neurons(model: Model) -> Sequence[Keep]:
     """The ledger's sites and every neuron's activation, at the last positions only."""
-    return [*keep_for_ledger(config), Site.MLP_POST.at(last=True)]
+    return [*keep_for_ledger(model), Site.MLP_POST.at(last=True)]
 
 
 def directions(
     model: Model, trace: Trace, contrasts: Sequence[Contrast]
 ) -> Float[Tensor, "contrast batch d_model"]:
     """What a part of the final stream is dotted with, for each contrast, in float64."""
-    scale = trace.last(Site.FINAL_SCALE) if model.config.norm != "none" else None
+    scale = trace.last(Site.FINAL_SCALE) if model.weights.final_norm is not None else None
     return torch.stack([final_direction(model, contrast, scale) for contrast in contrasts])
 
 
@@ -78,7 +78,7 @@ def value_bias(config: ModelConfig, block: Block) -> Float[Tensor, "head d_head"
     common = attn.W_V.new_zeros(attn.W_V.shape[::2], dtype=torch.float64)
     if attn.b_V is not None:
         common = common + attn.b_V.double()
-    if config.norm != "none" and norm is not None and norm.bias is not None:
+    if norm is not None and norm.bias is not None:
         common = common + torch.einsum("d,hde->he", norm.bias.double(), attn.W_V.double())
     return common.repeat_interleave(config.n_heads // config.n_kv_heads, 0)
 
@@ -90,7 +90,7 @@ def head_shares(
     block = model.weights.blocks[layer]
     attn, z = block.attn, trace.last((Site.Z, layer))
     norm, scale = block.attn_post_norm, norm_scale(model.config, merge_heads(z, attn))
-    v, bias = pull_back(model.config, norm, u, scale), bias_along(model.config, norm, u)
+    v, bias = pull_back(model.config, norm, u, scale), bias_along(norm, u)
     per_z = torch.einsum("cbd,hed->cbhe", v, attn.W_O.to(v))
     constant = value_bias(model.config, block)
     bias = bias + torch.einsum("cbhe,he->cb", per_z, constant)
@@ -108,7 +108,7 @@ def neuron_shares(
     post = trace.last((Site.MLP_POST, layer))
     out = post @ mlp.W_out
     scale = norm_scale(model.config, out if mlp.b_out is None else out + mlp.b_out)
-    v, bias = pull_back(model.config, norm, u, scale), bias_along(model.config, norm, u)
+    v, bias = pull_back(model.config, norm, u, scale), bias_along(norm, u)
     if mlp.b_out is not None:
         bias = bias + v @ mlp.b_out.to(v)
     # Each neuron is one number times one number: float32 is enough where the model has that.
@@ -263,8 +263,8 @@ def _top_neurons(contrasts: Sequence[str], sums: Array, n: Array, top: int) -> T
     )
 
 
-def _keep(config: ModelConfig) -> Sequence[Keep]:
-    return [*keep_for_heads(config), *keep_for_neurons(config)]
+def _keep(model: Model) -> Sequence[Keep]:
+    return [*keep_for_heads(model), *keep_for_neurons(model)]
 
 
 def measure_attribution(batch: Batch) -> list[Result]:

@@ -68,7 +68,7 @@ def measure_case_by_space(batch: Batch) -> list[Result]:
     ]
 
 
-CASE_BY_SPACE = Measurement("case_by_space", lambda config: (), measure_case_by_space)
+CASE_BY_SPACE = Measurement("case_by_space", lambda model: (), measure_case_by_space)
 
 
 def case_by_space(

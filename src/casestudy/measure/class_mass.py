@@ -40,7 +40,7 @@ def measure_class_mass(batch: Batch) -> list[Result]:
     ]
 
 
-CLASS_MASS = Measurement("class_mass", lambda config: (), measure_class_mass)
+CLASS_MASS = Measurement("class_mass", lambda model: (), measure_class_mass)
 
 
 def class_mass(

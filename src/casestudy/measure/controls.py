@@ -155,7 +155,7 @@ def _after_shuffling(batch: Batch) -> tuple[list[str | None], Float[Tensor, "bat
     return texts, logits
 
 
-CONTROL = Measurement("controls", lambda config: (), measure_controls)
+CONTROL = Measurement("controls", lambda model: (), measure_controls)
 
 
 def controls(

@@ -79,7 +79,7 @@ def explain_attention_score(
             f"the query at {query_pos} cannot see the key at {key_pos} in layer {layer}",
             allowed="a key at or before the query, within the layer's window",
         )
-    trace = run(model, tokens, keep=_keep(config, layer, grain))
+    trace = run(model, tokens, keep=_keep(model, layer, grain))
     names, queries = _side(model, trace, layer, head, query_pos, grain, "query")
     _, keys = _side(model, trace, layer, head, key_pos, grain, "key")
     cells = queries @ keys.T * config.attn_scale[layer]
@@ -108,13 +108,13 @@ def _within(index: int, n: int, what: str) -> int:
     return index % n
 
 
-def _keep(config: ModelConfig, layer: int, grain: str) -> list[Keep]:
+def _keep(model: Model, layer: int, grain: str) -> list[Keep]:
     before = range(layer)
     wrote = [Site.MLP_OUT, Site.ATTN_OUT if grain == "layer" else Site.Z]
     keep = [site.at(before) for site in wrote]
     keep += [site.at(layer) for site in (Site.RESID_PRE, Site.Q, Site.K, Site.ATTN_SCORES)]
     keep.append(Site.EMBED.at())
-    if config.learned_positions:
+    if model.weights.W_pos is not None:
         keep.append(Site.POS_EMBED.at())
     return keep
 
@@ -140,7 +140,7 @@ def _side(
         head //= config.n_heads // config.n_kv_heads
     read = norm_at_scale(config, block.attn_norm, components, norm_scale(config, resid))
     bias = components.new_zeros(1, components.shape[1])
-    if config.norm != "none" and block.attn_norm is not None and block.attn_norm.bias is not None:
+    if block.attn_norm is not None and block.attn_norm.bias is not None:
         bias = bias + block.attn_norm.bias.double()
     vectors = torch.cat((read, bias)) @ W[head].double()
     if b is not None:
@@ -162,7 +162,7 @@ def _components(
 ) -> tuple[list[str], Float[Tensor, "component d_model"]]:
     """Everything that was added into the stream at a position before a layer."""
     parts = {"embed": trace[Site.EMBED][0, pos]}
-    if model.config.learned_positions:
+    if model.weights.W_pos is not None:
         parts["pos_embed"] = trace[Site.POS_EMBED][0, pos]
     for i in range(layer):
         if grain == "layer":
@@ -186,7 +186,7 @@ def _heads(model: Model, trace: Trace, layer: int, pos: int) -> dict[str, Tensor
         bias = bias + attn.b_O.double()
     rows = torch.cat((torch.einsum("he,hed->hd", z, attn.W_O.double()), bias[None]))
     rows = norm_at_scale(model.config, norm, rows, norm_scale(model.config, out))
-    if model.config.norm != "none" and norm is not None and norm.bias is not None:
+    if norm is not None and norm.bias is not None:
         rows[-1] += norm.bias.double()
     names = [f"head {layer}.{i}" for i in range(z.shape[0])]
     return dict(zip([*names, f"attn bias {layer}"], rows, strict=True))

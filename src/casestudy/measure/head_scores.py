@@ -233,4 +233,4 @@ def measure_profile(batch: Batch) -> list[Result]:
     return [head_profile(batch.model)] if _room(batch.model)[1] >= 2 else []
 
 
-PROFILE = Measurement("profile", lambda config: (), measure_profile)
+PROFILE = Measurement("profile", lambda model: (), measure_profile)

@@ -21,7 +21,6 @@ from torch import Tensor
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch, Measurement, run_batch
-from casestudy.model.config import ModelConfig
 from casestudy.model.linear import pull_back
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
@@ -51,12 +50,12 @@ def final_direction(
     return pull_back(model.config, model.weights.final_norm, u, scale)
 
 
-def keep_for_ledger(config: ModelConfig) -> Sequence[Keep]:
+def keep_for_ledger(model: Model) -> Sequence[Keep]:
     """The sites a ledger reads, at the last positions only."""
     sites = [Site.EMBED, Site.ATTN_OUT, Site.MLP_OUT, Site.FINAL_NORMED]
-    if config.learned_positions:
+    if model.weights.W_pos is not None:
         sites.append(Site.POS_EMBED)
-    if config.norm != "none":
+    if model.weights.final_norm is not None:
         sites.append(Site.FINAL_SCALE)
     return [site.at(last=True) for site in sites]
 
@@ -71,14 +70,14 @@ def ledger_terms(
     Raises: SiteNotKept when the trace was made without `keep_for_ledger`.
     """
     config, weights = model.config, model.weights
-    scale = trace.last(Site.FINAL_SCALE) if config.norm != "none" else None
+    scale = trace.last(Site.FINAL_SCALE) if weights.final_norm is not None else None
     direction = final_direction(model, contrast, scale)
 
     def share(key: Site | tuple[Site, int]) -> Tensor:
         return (trace.last(key).double() * direction).sum(1)
 
     terms = {"embed": share(Site.EMBED)}
-    if config.learned_positions:
+    if weights.W_pos is not None:
         terms["pos_embed"] = share(Site.POS_EMBED)
     for layer in range(config.n_layers):
         terms[f"attn {layer}"] = share((Site.ATTN_OUT, layer))

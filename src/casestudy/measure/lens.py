@@ -65,10 +65,10 @@ def depth_sites(config: ModelConfig) -> dict[str, tuple[Site, int | None]]:
     return {**sites, "final_post": (Site.FINAL_RESID, None)}
 
 
-def keep_for_lens(config: ModelConfig) -> Sequence[Keep]:
+def keep_for_lens(model: Model) -> Sequence[Keep]:
     """The stream at every depth and the final scale, at the last positions only."""
-    sites = {site for site, _ in depth_sites(config).values()}
-    if config.norm != "none":
+    sites = {site for site, _ in depth_sites(model.config).values()}
+    if model.weights.final_norm is not None:
         sites.add(Site.FINAL_SCALE)
     return [site.at(last=True) for site in sorted(sites, key=lambda site: site.value)]
 
@@ -84,7 +84,7 @@ def lens_values(model: Model, trace: Trace, contrast: Contrast) -> Float[Tensor,
     Shape:  (depth, batch), depths as `depth_sites`, in float64; without b_U.
     Raises: SiteNotKept when the trace was made without `keep_for_lens`.
     """
-    scale = trace.last(Site.FINAL_SCALE) if model.config.norm != "none" else None
+    scale = trace.last(Site.FINAL_SCALE) if model.weights.final_norm is not None else None
     direction = final_direction(model, contrast, scale)
     sites = depth_sites(model.config).values()
     return torch.stack([(_last(trace, at).double() * direction).sum(1) for at in sites])
@@ -191,7 +191,7 @@ def _at_every_position(
     model, tokens = batch.model, batch.tokens[rows]
     sites = depth_sites(model.config)
     keep = {site for site, _ in sites.values()}
-    if model.config.norm != "none":
+    if model.weights.final_norm is not None:
         keep.add(Site.FINAL_SCALE)
     trace = run(model, tokens, keep=keep)
     u = torch.stack([final_direction(model, c[rows], None) for c in batch.contrasts])
@@ -200,7 +200,7 @@ def _at_every_position(
         for site, layer in sites.values()
     ]
     projected = torch.stack(depths, 1)
-    if model.config.norm == "none":
+    if model.weights.final_norm is None:
         return projected
     return projected / trace[Site.FINAL_SCALE].double()[..., 0]
 

@@ -172,7 +172,7 @@ def _passed_over(batch: Batch) -> Table:
     )
 
 
-PREDICTIONS = Measurement("predictions", lambda config: (), measure_predictions)
+PREDICTIONS = Measurement("predictions", lambda model: (), measure_predictions)
 
 
 def logit_difference(

@@ -85,7 +85,7 @@ def probe(
     """
     tokens = model.tokenize(list(texts), prepend_bos=prepend_bos)
     sites = (keep_for_ledger, keep_for_lens, keep_for_heads, keep_for_attention)
-    keep = [k for of in sites for k in of(model.config)]
+    keep = [k for of in sites for k in of(model)]
     trace = run(model, tokens, keep=keep, logits="last")
     assert trace.logits is not None
     index = range(len(texts))

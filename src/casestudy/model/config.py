@@ -1,6 +1,7 @@
 """What shape is the model, and which of the variants that decoders differ in does it use?
 
-Everything `decoder.py` has to know is a field here; it never asks for a model's name.
+Everything `decoder.py` has to know is a field here, but for what the weights themselves say: which
+norms, gates, biases and tables of positions there are. It never asks for a model's name.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-NormKind = Literal["layer", "rms", "none"]
+NormKind = Literal["layer", "rms"]
 Activation = Literal["gelu_new", "gelu", "relu", "silu", "identity"]
 
 
@@ -39,17 +40,15 @@ class ModelConfig:
 
     Attributes:
         n_kv_heads: key/value heads; fewer than n_heads under grouped-query attention.
-        learned_positions: a table W_pos is added to the embedding.
         position_offset: row of W_pos that position 0 uses (OPT: 2).
         rotary: one entry per layer, None where a layer has no rotation; empty when none has.
         windows: how many keys back each layer may look, itself included (None: all of them);
             empty when no layer is limited.
-        norm: kind of every normalisation; "none" leaves the stream as it is (hand-made models).
+        norm: kind of every normalisation there is.
         norm_weight_offset: added to every norm's weight (Gemma stores weight - 1).
         qk_norm: queries and keys normalised per head, over all heads together, or not at all.
         qk_norm_kind: the kind of that normalisation, where it exists.
         parallel: attention and MLP both read resid_pre (GPT-J, NeoX); there is no resid_mid.
-        gated_mlp: the MLP multiplies act(x W_gate) with x W_in.
         attn_scale: factor on q·k, usually 1/sqrt(d_head); one per layer.
         attn_softcap, final_softcap: cap·tanh(x/cap) on attention scores and on logits.
         embed_scale: factor on the token embedding (Gemma: sqrt(d_model)).
@@ -74,9 +73,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     norm_weight_offset: float = 0.0
     activation: Activation = "gelu_new"
-    gated_mlp: bool = False
     parallel: bool = False
-    learned_positions: bool = True
     position_offset: int = 0
     rotary: tuple[Rotary | None, ...] = ()
     windows: tuple[int | None, ...] = ()

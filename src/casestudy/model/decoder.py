@@ -242,7 +242,7 @@ def apply_norm(
 
     The scale is a site of its own, at `where`, and computed apart only if the tap wants it.
     """
-    if norm is None or config.norm == "none":
+    if norm is None:
         return x
     weight = norm_weight(config, norm)
     if tap is None or where is None or not tap.wants(*where):

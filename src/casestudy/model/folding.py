@@ -168,7 +168,7 @@ def _refusal(model: Model, name: str, reason: str) -> RewriteError:
 
 def _need_norms(model: Model, name: str) -> None:
     """Every read of the stream must be through a norm directly before it."""
-    if model.config.norm == "none":
+    if not _norms(model.weights):
         raise _refusal(model, name, "it has no norms")
     for layer, block in enumerate(model.weights.blocks):
         for read, norm in (("attention", block.attn_norm), ("MLP", block.mlp_norm)):
@@ -176,6 +176,14 @@ def _need_norms(model: Model, name: str) -> None:
                 raise _refusal(model, name, f"no norm stands before layer {layer}'s {read}")
     if model.weights.final_norm is None:
         raise _refusal(model, name, "no norm stands before the unembedding")
+
+
+def _norms(weights: Weights) -> list[Norm]:
+    """Every norm of the stream that there is."""
+    norms = [weights.final_norm]
+    for block in weights.blocks:
+        norms += [block.attn_norm, block.mlp_norm, block.attn_post_norm, block.mlp_post_norm]
+    return [norm for norm in norms if norm is not None]
 
 
 def _centred(x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def norm_at_scale(
         scale: what the norm divided the sum by (`norm_scale`, or a trace's scale site); None leaves
             the division out.
     """
-    if norm is None or config.norm == "none":
+    if norm is None:
         return x
     if config.norm == "layer":
         x = x - x.mean(-1, keepdim=True)
@@ -54,7 +54,7 @@ def pull_back(
     scale: Float[Tensor, "*scales one"] | None,
 ) -> Float[Tensor, "*rows_out d_model"]:
     """The direction v before a norm with v · x = u · norm_at_scale(x); arguments as there."""
-    if norm is None or config.norm == "none":
+    if norm is None:
         return u
     weight = norm_weight(config, norm)
     v = u if weight is None else u * weight
@@ -63,11 +63,9 @@ def pull_back(
     return v if scale is None else v / scale
 
 
-def bias_along(
-    config: ModelConfig, norm: Norm | None, u: Float[Tensor, "*rows d_model"]
-) -> Float[Tensor, "*rows"]:
+def bias_along(norm: Norm | None, u: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows"]:
     """The norm's bias · u; zero without one."""
-    if norm is None or config.norm == "none" or norm.bias is None:
+    if norm is None or norm.bias is None:
         return u.new_zeros(u.shape[:-1])
     return u @ norm.bias.to(u)
 

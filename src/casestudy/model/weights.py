@@ -80,6 +80,11 @@ class Weights:
     b_U: Float[Tensor, " d_vocab"] | None = None
 
     @property
+    def gated(self) -> bool:
+        """Whether the MLPs multiply act(x W_gate) with x W_in."""
+        return any(block.mlp.W_gate is not None for block in self.blocks)
+
+    @property
     def tied(self) -> bool:
         """Whether W_U is the transpose of W_E in memory too."""
         return self.W_U.data_ptr() == self.W_E.data_ptr()

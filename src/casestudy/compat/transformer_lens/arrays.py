@@ -31,7 +31,7 @@ def to_numpy(trace: Trace, model: Model) -> dict[str, NDArray[Any]]:
 
     Raises: SiteError naming what was kept under no name of TransformerLens.
     """
-    names = {(name.site, name.layer): name.text for name in names_of(model.config).values()}
+    names = {(name.site, name.layer): name.text for name in names_of(model).values()}
     kept = {**trace.lasts, **trace.values}
     nameless = [address_name(*address) for address in kept if address not in names]
     if nameless:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from casestudy.compat.transformer_lens.errors import refuse, refuse_name
-from casestudy.model.config import ModelConfig
 from casestudy.model.model import Model
 
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_attn_in")
@@ -97,13 +96,13 @@ def _described(model: Model, name: str) -> dict[str, Any]:
         "device": str(model.device),
         "dtype": model.dtype,
         "eps": config.norm_eps,
-        "gated_mlp": config.gated_mlp,
+        "gated_mlp": model.weights.gated,
         "model_name": name,
         "n_ctx": config.n_ctx,
         "n_heads": config.n_heads,
         "n_key_value_heads": config.n_kv_heads if grouped else None,
         "n_layers": config.n_layers,
-        "n_params": _n_params(config),
+        "n_params": _n_params(model),
         "normalization_type": normalization_type(model),
         "original_architecture": config.family,
         "output_logits_soft_cap": _cap(config.final_softcap),
@@ -127,14 +126,17 @@ def _cap(value: float | None) -> float:
     return -1.0 if value is None else value
 
 
-def _n_params(config: ModelConfig) -> int:
+def _n_params(model: Model) -> int:
     """As TransformerLens counts them: the matrices of attention and MLP."""
+    config = model.config
     attention = 2 * config.d_model * config.d_head * (config.n_heads + config.n_kv_heads)
-    mlp = config.d_model * config.d_mlp * (3 if config.gated_mlp else 2)
+    mlp = config.d_model * config.d_mlp * (3 if model.weights.gated else 2)
     return config.n_layers * (attention + mlp)
 
 
 def normalization_type(model: Model) -> str | None:
     """ "LN" and "RMS", or "LNPre" and "RMSPre" once their weights are folded away."""
-    kind = {"layer": "LN", "rms": "RMS", "none": None}[model.config.norm]
-    return f"{kind}Pre" if kind and "fold_ln" in model.rewrites else kind
+    if model.weights.final_norm is None:
+        return None
+    kind = {"layer": "LN", "rms": "RMS"}[model.config.norm]
+    return f"{kind}Pre" if "fold_ln" in model.rewrites else kind

@@ -103,7 +103,7 @@ class HookedTransformer(Text, Hooked, NamedWeights):
         prepend_bos = has_bos if default_prepend_bos is None else default_prepend_bos
         self.cfg = HookedTransformerConfig._of(model, name, prepend_bos)
         absent = _absent(model)
-        names = names_of(model.config)
+        names = names_of(model)
         self._hook_up({text: name for text, name in names.items() if name.site not in absent})
         self._parts = parts.build(model, self.hook_dict)
         return self

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from casestudy.errors import SiteError
-from casestudy.model.config import ModelConfig
+from casestudy.model.model import Model
 from casestudy.model.sites import Site
 
 DOCS = "See docs/coming-from-transformerlens.md"
@@ -28,36 +28,36 @@ _GRID = "batch head query_pos key_pos"
 _SCALE = "batch pos 1"
 
 
-def _always(config: ModelConfig) -> bool:
+def _always(model: Model) -> bool:
     return True
 
 
-def _rotary(config: ModelConfig) -> bool:
-    return any(rotary is not None for rotary in config.rotary)
+def _rotary(model: Model) -> bool:
+    return any(rotary is not None for rotary in model.config.rotary)
 
 
-def _positions(config: ModelConfig) -> bool:
-    return config.learned_positions
+def _positions(model: Model) -> bool:
+    return model.weights.W_pos is not None
 
 
-def _ungrouped(config: ModelConfig) -> bool:
-    return config.n_kv_heads == config.n_heads
+def _ungrouped(model: Model) -> bool:
+    return model.config.n_kv_heads == model.config.n_heads
 
 
-def _sequential(config: ModelConfig) -> bool:
-    return not config.parallel
+def _sequential(model: Model) -> bool:
+    return not model.config.parallel
 
 
-def _gated(config: ModelConfig) -> bool:
-    return config.gated_mlp
+def _gated(model: Model) -> bool:
+    return model.weights.gated
 
 
-def _not_gated(config: ModelConfig) -> bool:
-    return not config.gated_mlp
+def _not_gated(model: Model) -> bool:
+    return not model.weights.gated
 
 
-def _normed(config: ModelConfig) -> bool:
-    return config.norm != "none"
+def _normed(model: Model) -> bool:
+    return model.weights.final_norm is not None
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Row:
     pattern: str
     site: Site
     axes: str
-    exists: Callable[[ModelConfig], bool] = _always
+    exists: Callable[[Model], bool] = _always
     models: str = ""
     flag: str | None = None
 
@@ -191,19 +191,19 @@ class Name:
         return self.row.site
 
 
-def names_of(config: ModelConfig) -> dict[str, Name]:
+def names_of(model: Model) -> dict[str, Name]:
     """Every hook name of a model, in the order its forward pass meets them."""
     found: list[Name] = []
     before = [row for row in TABLE if not row.layered and not row.pattern.startswith("ln_final")]
     after = [row for row in TABLE if not row.layered and row.pattern.startswith("ln_final")]
-    found += [Name(row.pattern, row, None) for row in before if row.exists(config)]
-    for layer in range(config.n_layers):
+    found += [Name(row.pattern, row, None) for row in before if row.exists(model)]
+    for layer in range(model.config.n_layers):
         found += [
             Name(row.pattern.format(l=layer), row, layer)
             for row in TABLE
-            if row.layered and row.exists(config)
+            if row.layered and row.exists(model)
         ]
-    found += [Name(row.pattern, row, None) for row in after if row.exists(config)]
+    found += [Name(row.pattern, row, None) for row in after if row.exists(model)]
     return {name.text: name for name in found}
 
 

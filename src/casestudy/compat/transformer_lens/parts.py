@@ -82,7 +82,7 @@ def build(model: Model, points: dict[str, HookPoint]) -> dict[str, Any]:
         pos_embed._weights["W_pos"] = W_pos
         top["pos_embed"] = pos_embed
     top["blocks"] = [_block(model, layer) for layer in range(config.n_layers)]
-    if config.norm != "none":
+    if weights.final_norm is not None:
         top["ln_final"] = _norm(model, "ln_final", weights.final_norm)
     last = Part("unembed", lambda x: unembed(config, weights, x))
     b_U = weights.b_U

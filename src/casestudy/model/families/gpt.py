@@ -123,7 +123,6 @@ def gptj(fields: Fields) -> tuple[ModelConfig, Layout]:
         **shape,
         attn_scale=(shape["d_head"] ** -0.5,) * shape["n_layers"],
         parallel=True,
-        learned_positions=False,
         rotary=(Rotary(frequencies, interleaved=True),) * shape["n_layers"],
         tied_unembedding=fields.get("tie_word_embeddings", default=False),
     )
@@ -185,7 +184,6 @@ def gpt_neox(fields: Fields) -> tuple[ModelConfig, Layout]:
         norm_eps=fields.get("layer_norm_eps", default=1e-5),
         activation=activation(fields, "hidden_act", default="gelu"),
         parallel=fields.get("use_parallel_residual", default=True),
-        learned_positions=False,
         rotary=(rope.rotary,) * n_layers,
         tied_unembedding=fields.get("tie_word_embeddings", default=False),
     )

@@ -88,8 +88,6 @@ def _config(
         "n_ctx": n_ctx,
         "attn_scale": (d_head**-0.5,) * n_layers,
         "norm": "rms",
-        "gated_mlp": True,
-        "learned_positions": False,
         "tied_unembedding": fields.get("tie_word_embeddings", default=tied),
         "prepend_bos": None,
     }

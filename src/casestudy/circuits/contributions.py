@@ -10,7 +10,7 @@ numbers per node and token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,8 @@ from casestudy.model.weights import Block
 def contribution_sites(model: Model, graph: Graph) -> Sequence[Keep]:
     """What a run must keep for `contributions`.
 
-    Raises: MeasureError for neurons before a norm, and for a bias there that would be nobody's.
+    Raises: MeasureError for neurons before a norm, and for an attention bias before a norm,
+        which belongs to no single head.
     """
     sites = [Site.RESID_PRE.at(0), Site.Z.at(), Site.MLP_OUT.at()]
     blocks = model.weights.blocks
@@ -86,30 +87,3 @@ def attention_bias(config: ModelConfig, block: Block) -> Float[Tensor, " d_model
     """What a layer's attention writes that no head does: b_O, or the bias of a norm after it."""
     norm = block.attn_post_norm
     return block.attn.b_O if norm is None else norm.bias
-
-
-USEFUL = 0.75
-"""Of the positions that a batch computes, at least so many are its prompts' own."""
-
-
-def alike(
-    starts: Sequence[int], ends: Sequence[int], fits: Callable[[int, int, int], bool]
-) -> list[list[int]]:
-    """Pack prompts of like length and first difference, so that little is computed for nothing.
-
-    Args:
-        starts, ends: each prompt's positions that are computed.
-        fits: whether so many prompts of this length, computed at so many positions each, can be
-            taken at once; one prompt always is.
-    """
-    found: list[list[int]] = []
-    own = 0
-    for b in sorted(range(len(ends)), key=lambda b: (ends[b], starts[b])):
-        n = len(found[-1]) + 1 if found else 1
-        width = ends[b] - min(starts[i] for i in (*(found[-1] if found else ()), b))
-        own += ends[b] - starts[b]
-        if not found or own < USEFUL * n * width or not fits(n, ends[b], width):
-            found.append([])
-            own = ends[b] - starts[b]
-        found[-1].append(b)
-    return [sorted(some) for some in found]

@@ -28,11 +28,13 @@ from casestudy.circuits.edge_scores import differing
 from casestudy.circuits.graph import LOGITS, Graph, Mask
 from casestudy.circuits.paths import Path
 from casestudy.engine.cells import Cell
+from casestudy.engine.packing import fill
 from casestudy.engine.readout import Metric, Readout
 from casestudy.engine.sweep import sweep
 from casestudy.errors import MeasureError
 from casestudy.measure.metrics import rows_of
-from casestudy.measure.patching import DEFAULT_EFFORT, Direction, Effort, Pairs
+from casestudy.measure.pairs import Direction, Pairs
+from casestudy.measure.patching import DEFAULT_EFFORT, Effort
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
@@ -114,9 +116,8 @@ class _Edges(Path):
 def _blocks(model: Model, graph: Graph, pairs: Pairs, memory: int) -> list[list[int]]:
     """Prompts whose senders' messages to one receiver fit in a quarter of the memory."""
     per_prompt = 5 * len(graph.senders) * pairs.clean.ids.shape[1] * model.config.d_model
-    size = max(1, memory // 4 // (per_prompt * model.weights.W_E.element_size()))
-    n = len(pairs.clean)
-    return [list(range(start, min(start + size, n))) for start in range(0, n, size)]
+    cost = per_prompt * model.weights.W_E.element_size()
+    return fill([cost] * len(pairs.clean), memory // 4)
 
 
 def _of_block(
@@ -153,18 +154,14 @@ def _shares(
     graph: Graph, mask: Mask, receivers: Sequence[int], path: _Edges, memory: int
 ) -> list[list[int]]:
     """Receivers, as many at once as their cells' values fit in a quarter of memory."""
-    shares: list[list[int]] = []
-    held = 0
     config, size = path.config, path.model.weights.W_E.element_size()
-    for r in receivers:
+
+    def cost(r: int) -> int:
         width = config.d_model if graph.receivers[r].kind == "mlp" else config.d_head
-        cost = int(mask[:, r].sum()) * path.tokens.ids.numel() * width * size
-        if not shares or held + cost > memory // 4:
-            shares.append([])
-            held = 0
-        shares[-1].append(r)
-        held += cost
-    return shares
+        return int(mask[:, r].sum()) * path.tokens.ids.numel() * width * size
+
+    batches = fill([cost(r) for r in receivers], memory // 4)
+    return [[receivers[i] for i in batch] for batch in batches]
 
 
 def _swept(

@@ -36,15 +36,16 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
-from casestudy.circuits.contributions import alike, contribution_sites, contributions
+from casestudy.circuits.contributions import contribution_sites, contributions
 from casestudy.circuits.graph import Graph
 from casestudy.engine.cells import first_differences
-from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.packing import DEFAULT_MEMORY, pack
 from casestudy.engine.readout import Metric, Readout
+from casestudy.engine.rows import head_maps
 from casestudy.engine.sweep import Progress
 from casestudy.errors import MeasureError
 from casestudy.measure.metrics import rows_of
-from casestudy.measure.patching import Direction, Pairs, equal_lengths
+from casestudy.measure.pairs import Direction, Pairs, equal_lengths
 from casestudy.model.decoder import norm_scale, run
 from casestudy.model.edits import Edit
 from casestudy.model.linear import fold_into
@@ -185,7 +186,7 @@ def _chunks(
     def fits(n: int, length: int, width: int) -> bool:
         return n * size * (length * per_token + width * per_window) <= memory
 
-    return alike(firsts, lengths, fits)
+    return [sorted(batch) for batch in pack(lengths, firsts, fits=fits)]
 
 
 def _most(graph: Graph) -> int:
@@ -383,8 +384,8 @@ class _Chunk:
         sites = (Site.Q, Site.K, Site.V)
         out = torch.cat([trace[site, layer][:, self.start :].detach() for site in sites], 2)
         slope = torch.cat([by_site[site, layer] for site in sites], 2)
-        W = torch.cat([attn.W_Q, attn.W_K, attn.W_V])
-        maps = ((attn.W_Q, attn.b_Q), (attn.W_K, attn.b_K), (attn.W_V, attn.b_V))
+        W = torch.cat([w for w, _ in head_maps(attn).values()])
+        maps = head_maps(attn).values()
         b = torch.cat([W.new_zeros(len(w), W.shape[2]) if b is None else b for w, b in maps])
         yield place, place + len(W), limit, self.through(norm, x, W, b, out, slope)
 

@@ -30,7 +30,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -39,39 +38,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.circuits.contributions import (
-    alike,
-    attention_bias,
-    contribution_sites,
-    contributions,
-)
+from casestudy.circuits.ablated import Ablated, Ablation
+from casestudy.circuits.contributions import attention_bias
 from casestudy.circuits.edge_scores import differing
 from casestudy.circuits.graph import Circuit, Graph
-from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.circuits.plain import Plain, neurons_as_mlp
+from casestudy.engine.packing import DEFAULT_MEMORY, fill, pack
 from casestudy.engine.readout import Metric, Readout
+from casestudy.engine.rows import attend_after, head_maps, mlp_out, through_block
 from casestudy.engine.sweep import Progress, rounding_bound
 from casestudy.errors import MeasureError
 from casestudy.measure.metrics import rows_of
-from casestudy.measure.patching import Pairs, Roles, token_classes
+from casestudy.measure.pairs import Pairs
 from casestudy.model.decoder import (
     apply_norm,
-    attend,
     merge_heads,
-    mlp,
     norm_scale,
     position_queries_and_keys,
     project,
     run,
-    visible_keys,
 )
 from casestudy.model.edits import Edit
 from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
-from casestudy.model.weights import MLP, Block
+from casestudy.model.weights import MLP
 from casestudy.results.stats import mean_interval, ratio_in_parts, ratio_of_means
 
-Ablation = Literal["corrupted", "mean", "zero"]
+__all__ = ["Ablation", "Evaluation", "evaluate"]
 
 _ROWS = 1024
 """Tokens per block and circuit: matrix products at full rate, buffers still near the cache."""
@@ -183,7 +177,7 @@ class _Engine:
     ) -> None:
         self.model, self.graph, self.config = model, graph, model.config
         self.pairs, self.metric, self.ablation, self.firsts = pairs, metric, ablation, firsts
-        self.means = _Means(model, graph, pairs) if ablation == "mean" else None
+        self.ablated = Ablated(model, graph, pairs, ablation)
 
     def evaluate(
         self,
@@ -211,7 +205,7 @@ class _Engine:
             for number in sample:
                 i, b = divmod(number, n)
                 if b in some:
-                    plain = _Plain(self, circuits[i], b).value()
+                    plain = Plain(self.ablated, self.metric, circuits[i], b).value()
                     gap = max(gap, abs(plain - values[i, b]))
         if not np.isfinite(values).all():
             raise MeasureError("a run gave NaN or infinity", hint="Try dtype='float32'")
@@ -250,37 +244,20 @@ class _Engine:
         lengths = self.pairs.clean.lengths.tolist()
         start = [d if self.ablation == "corrupted" else 0 for d in self.firsts]
         most = max(1, min(_ROWS, memory // 2 // (self.row_floats() * self.itemsize)))
-        return alike(start, lengths, lambda n, _, width: n * width <= most)
+        batches = pack(lengths, start, fits=lambda n, _, width: n * width <= most)
+        return [sorted(batch) for batch in batches]
 
     def groups(self, circuits: Sequence[Circuit], block: _Block, memory: int) -> list[list[int]]:
         """Circuits that are run together, as many as fit."""
-        found: list[list[int]] = [[]]
-        held = 0
-        for i, circuit in enumerate(circuits):
+
+        def cost(circuit: Circuit) -> int:
             senders = int(circuit.senders.sum())
             used = np.flatnonzero(np.asarray(circuit.mask.any(0)))
             layers = [self.graph.receivers[r].layer for r in used]
             most = max((layers.count(layer) for layer in set(layers)), default=0)
-            cost = block.rows * self.itemsize * self.circuit_floats(senders, most)
-            if found[-1] and held + cost > memory // 2:
-                found.append([])
-                held = 0
-            found[-1].append(i)
-            held += cost
-        return found
+            return block.rows * self.itemsize * self.circuit_floats(senders, most)
 
-    def ablated(self, some: Sequence[int], start: int) -> Float[Tensor, "batch sender pos d_model"]:
-        """What these prompts' senders write when ablated, from a position on."""
-        model, graph = self.model, self.graph
-        tokens = self.pairs.corrupted[list(some)].to(model.device)
-        width = tokens.ids.shape[1]
-        if self.means is not None:
-            return self.means.at(some, width)[:, :, start:]
-        if self.ablation == "corrupted":
-            trace = run(model, tokens, keep=contribution_sites(model, graph))
-            return contributions(model, graph, trace, start)
-        shape = (len(some), len(graph.senders), width - start, self.config.d_model)
-        return torch.zeros(shape, dtype=model.dtype, device=model.device)
+        return fill([cost(circuit) for circuit in circuits], memory // 2)
 
     @property
     def itemsize(self) -> int:
@@ -299,30 +276,6 @@ class _Engine:
         return 2 * len(self.graph.senders) * self.config.d_model + whole
 
 
-class _Means:
-    """Each sender's mean output over the corrupted prompts, by the role or position of a token."""
-
-    def __init__(self, model: Model, graph: Graph, pairs: Pairs) -> None:
-        theirs: Roles | None = pairs.corrupted_roles or pairs.roles
-        self.wanted, known, n = token_classes(pairs.clean, pairs.roles, pairs.corrupted, theirs)
-        shape = (n, len(graph.senders), model.config.d_model)
-        total = torch.zeros(shape, dtype=torch.float64, device=model.device)
-        for start in range(0, len(pairs.corrupted), 16):
-            some = list(range(start, min(start + 16, len(pairs.corrupted))))
-            tokens = pairs.corrupted[some].to(model.device)
-            trace = run(model, tokens, keep=contribution_sites(model, graph))
-            written = contributions(model, graph, trace).transpose(1, 2)  # batch pos sender d_model
-            which = known[some][:, : tokens.ids.shape[1]].to(model.device)
-            total.index_add_(0, which[which >= 0], written[which >= 0].double())
-        counts = known[known >= 0].bincount(minlength=n).clamp(min=1).to(model.device)
-        self.values = (total / counts[:, None, None]).to(model.dtype)
-
-    def at(self, some: Sequence[int], width: int) -> Float[Tensor, "batch sender pos d_model"]:
-        """The means at these prompts' tokens; padding gets any."""
-        which = self.wanted[list(some)][:, :width].clamp(min=0).to(self.values.device)
-        return self.values[which].transpose(1, 2)
-
-
 class _Block:
     """Some prompts with what their senders write when ablated, from the first difference on."""
 
@@ -336,12 +289,12 @@ class _Block:
         self.start = min(engine.firsts[b] for b in some) if from_run else 0
         keep: list[Keep | Site] = [Site.RESID_PRE.at(0), Site.FINAL_RESID.at(last=True)]
         if self.start:
-            keep += [Site.K, Site.V]  # before the first difference they are every run's
+            keep += [Site.ROT_K, Site.V]  # before the first difference they are every run's
         trace = run(model, clean, keep=keep)
-        self.ablated = engine.ablated(some, self.start)
+        self.ablated = engine.ablated.at(some, self.start)
         self.embed = trace[Site.RESID_PRE, 0][:, self.start :] - self.ablated[:, 0]
         self.before = {
-            layer: tuple(trace[site, layer][:, : self.start] for site in (Site.K, Site.V))
+            layer: (trace[Site.ROT_K, layer], trace[Site.V, layer])
             for layer in range(config.n_layers if self.start else 0)
         }
         self.positions = torch.arange(self.start, width, device=model.device)
@@ -440,20 +393,23 @@ class _Circuits:
         x = ablated[:, 0].clone()  # the stream with everything ablated
         for c in np.flatnonzero(self.live[:, 0]):
             self.deltas[c][0] = block.embed
-        for layer, weights in enumerate(block.weights.blocks):
+        for layer in range(config.n_layers):
             first = self.graph.first_sender(layer)
             middle, end = first + config.n_heads, self.graph.first_sender(layer + 1)
-            bias = attention_bias(config, weights)
-            self.heads(layer, x)
-            attn_out = ablated[:, first:middle].sum(1)
-            attn_out = attn_out if bias is None else attn_out + bias
-            if config.parallel:
+
+            def attention(
+                x: Tensor, layer: int = layer, first: int = first, middle: int = middle
+            ) -> tuple[Tensor, Tensor]:
+                self.heads(layer, x)
+                bias = attention_bias(config, block.weights.blocks[layer])
+                out = ablated[:, first:middle].sum(1)
+                return x, out if bias is None else out + bias
+
+            def mlp(x: Tensor, layer: int = layer, middle: int = middle, end: int = end) -> Tensor:
                 self.mlps(layer, x)
-                x = x + attn_out
-            else:
-                x = x + attn_out
-                self.mlps(layer, x)
-            x = x + ablated[:, middle:end].sum(1)
+                return ablated[:, middle:end].sum(1)
+
+            x = through_block(config, x, attention, mlp)
         return self.read(x)
 
     def mixed(
@@ -500,7 +456,7 @@ class _Circuits:
         read = apply_norm(config, norm, read)
         base = apply_norm(config, norm, x)
         found, place = [], 0
-        for W, b in ((attn.W_Q, attn.b_Q), (attn.W_K, attn.b_K), (attn.W_V, attn.b_V)):
+        for W, b in head_maps(attn).values():
             # what no edge enters is projected from the ablated stream
             out = project(base, W, b).expand(len(active), -1, -1, -1, -1).clone()
             for head in range(len(W)):
@@ -532,17 +488,13 @@ class _Circuits:
         v: Float[Tensor, "batch pos kv_head d_head"],
     ) -> Float[Tensor, "batch pos head d_head"]:
         """z of rows of all circuits; keys and values before the window are the clean run's."""
-        block, config = self.block, self.config
-        everywhere = block.positions
-        if block.start:
-            times = len(k) // len(block.clean)
-            before = [t.repeat(times, 1, 1, 1) for t in block.before[layer]]
-            k, v = torch.cat((before[0], k), 1), torch.cat((before[1], v), 1)
-            everywhere = torch.arange(k.shape[1], device=k.device)
+        block, config, at = self.block, self.config, self.block.positions
         attn = block.weights.blocks[layer].attn
-        q, k = position_queries_and_keys(config, attn, layer, q, k, block.positions, everywhere)
-        visible = visible_keys(config, layer, block.positions, everywhere)
-        return attend(config, layer, q, k, v, visible)
+        q, k = position_queries_and_keys(config, attn, layer, q, k, at, at)
+        n = len(block.clean)
+        prompts = torch.arange(n, device=q.device).repeat(len(q) // n)
+        prefix = block.before.get(layer, (k, v))
+        return attend_after(config, layer, q, k, v, block.start, prefix, prompts)
 
     def mlps(self, layer: int, x: Float[Tensor, "batch pos d_model"]) -> None:
         """The live parts of a layer's MLP: chosen neurons one by one, and the rest of it."""
@@ -554,14 +506,12 @@ class _Circuits:
         circuits, which, read = self.inputs(start, end, limit, x)
         if not len(circuits):
             return
-        read = apply_norm(config, weights.mlp_norm, read)
         first = graph.first_sender(layer) + config.n_heads
         for i in which.unique().tolist():
             part = (which == i).nonzero()[:, 0]
             neuron = None if i == len(chosen) else chosen[i]
-            out = _mlp_part(self.block.model, layer, read[part], neuron, chosen)
-            if weights.mlp_post_norm is not None:
-                out = apply_norm(config, weights.mlp_post_norm, out)
+            own = _mlp_part(weights.mlp, neuron, chosen)
+            out = mlp_out(config, weights, read[part], weights=own)
             mine = circuits[part].tolist()
             there = [j for j, c in enumerate(mine) if self.live[c, first + i]]
             self.keep([mine[j] for j in there], first + i, out[there])
@@ -578,135 +528,11 @@ class _Circuits:
         return rows.view(len(final), -1)
 
 
-def _mlp_part(
-    model: Model,
-    layer: int,
-    x: Float[Tensor, "*rows d_model"],
-    neuron: int | None,
-    chosen: Sequence[int],
-) -> Float[Tensor, "*rows d_model"]:
-    """What one neuron of an MLP writes, or (None) all that are not chosen, with the bias."""
-    weights = model.weights.blocks[layer].mlp
+def _mlp_part(weights: MLP, neuron: int | None, chosen: Sequence[int]) -> MLP:
+    """One neuron as an MLP, or (None) all that are not chosen, with the bias."""
     if neuron is not None:
-        return mlp(model.config, _neurons(weights, [neuron]), x)
-    if chosen:
-        rest = [i for i in range(weights.W_in.shape[1]) if i not in set(chosen)]
-        weights = replace(_neurons(weights, rest), b_out=weights.b_out)
-    return mlp(model.config, weights, x)
-
-
-def _neurons(weights: MLP, index: list[int]) -> MLP:
-    """Some of an MLP's neurons as an MLP, without the bias of its output."""
-
-    def at(bias: Tensor | None) -> Tensor | None:
-        return None if bias is None else bias[index]
-
-    gate = None if weights.W_gate is None else weights.W_gate[:, index]
-    return MLP(
-        weights.W_in[:, index], weights.W_out[index], gate, at(weights.b_in), at(weights.b_gate)
-    )
-
-
-class _Plain:
-    """One circuit on one prompt by a full forward pass, every reader's input edited.
-
-    Shares nothing with the fast way but the ablated outputs' definition: the decoder's own blocks
-    run, each head's q, k and v, each MLP and the final norm reading what the circuit lets through.
-    """
-
-    def __init__(self, engine: _Engine, circuit: Circuit, prompt: int) -> None:
-        self.model, self.graph, self.config = engine.model, engine.graph, engine.config
-        self.prompt, self.metric = prompt, engine.metric
-        self.clean = engine.pairs.clean[[prompt]].to(self.model.device)
-        self.ablated = engine.ablated([prompt], 0)[0]  # sender pos d_model
-        self.out = self.ablated.clone()
-        self.shares = torch.tensor(circuit.mask, device=self.model.device).to(self.model.dtype)
-
-    def value(self) -> float:
-        """The metric at the last token."""
-        edits = [Edit(Site.RESID_PRE, 0, lambda x: self.told(0, 1, x[0, None], x))]
-        for layer, block in enumerate(self.model.weights.blocks):
-            edits += self.at_heads(layer, block)
-            edits += self.at_mlp(layer, block)
-        end = len(self.graph.receivers)
-        edits.append(Edit(Site.FINAL_RESID, None, lambda _: self.read(end - 1, end)[:, :, 0]))
-        logits = run(self.model, self.clean, edit=edits, logits="last").logits
-        assert logits is not None
-        readout = Readout(self.model, rows_of(self.metric, [self.prompt]), 1)
-        return float(readout.of_logits(logits, torch.zeros(1, dtype=torch.long)))
-
-    def told(self, start: int, end: int, out: Tensor, x: Tensor) -> Tensor:
-        """Note what some senders wrote, (sender, pos, d_model); the activation stays as it is."""
-        self.out[start:end] = out
-        return x
-
-    def read(self, start: int, end: int) -> Float[Tensor, "one pos receiver d_model"]:
-        """What some receivers read, each through its own edges."""
-        limit = self.graph.limit(self.graph.receivers[start])
-        x = self.ablated[:limit].sum(0)
-        layer = self.graph.receivers[start].layer
-        at_mlp = self.graph.receivers[start].kind in ("mlp", "neuron") and not self.config.parallel
-        for before, block in enumerate(self.model.weights.blocks):
-            bias = attention_bias(self.config, block)
-            if bias is not None and (layer is None or before < layer + at_mlp):
-                x = x + bias
-        shares = self.shares[:limit, start:end]
-        change = torch.einsum("sr,spd->prd", shares, self.out[:limit] - self.ablated[:limit])
-        return (x[:, None] + change)[None]
-
-    def at_heads(self, layer: int, block: Block) -> list[Edit]:
-        config, start = self.config, self.graph.first_receiver(layer)
-        first = self.graph.first_sender(layer)
-        edits = []
-        for site, n in (
-            (Site.Q_IN, config.n_heads),
-            (Site.K_IN, config.n_kv_heads),
-            (Site.V_IN, config.n_kv_heads),
-        ):
-            edits.append(Edit(site, layer, partial(self.instead, start, start + n)))
-            start += n
-        norm = block.attn_post_norm
-
-        def result(x: Tensor) -> Tensor:
-            return self.told(first, first + config.n_heads, x[0].transpose(0, 1), x)
-
-        def scale(x: Tensor) -> Tensor:
-            assert norm is not None
-            raw = self.out[first : first + config.n_heads]
-            normed = norm_at_scale(config, norm, raw, x[0].to(raw))
-            return self.told(first, first + config.n_heads, normed, x)
-
-        edits.append(Edit(Site.RESULT, layer, result))
-        if norm is not None:
-            edits.append(Edit(Site.ATTN_POST_SCALE, layer, scale))
-        return edits
-
-    def at_mlp(self, layer: int, block: Block) -> list[Edit]:
-        chosen = self.graph.neurons.get(layer, ())
-        end = self.graph.first_receiver(layer + 1)
-        first = self.graph.first_sender(layer) + self.config.n_heads
-
-        def neurons(post: Tensor) -> Tensor:
-            normed = apply_norm(
-                self.config, block.mlp_norm, self.read(end - 1 - len(chosen), end - 1)[0]
-            )  # pos neuron d_model
-            for i, neuron in enumerate(chosen):
-                own = _neurons(block.mlp, [neuron])
-                self.out[first + i] = mlp(self.config, own, normed[:, i])
-            post = post.clone()
-            post[..., list(chosen)] = 0  # what is left writes for the rest alone
-            return post
-
-        def whole(x: Tensor) -> Tensor:
-            return self.told(first + len(chosen), first + len(chosen) + 1, x, x)
-
-        def read(_: Tensor) -> Tensor:
-            return self.read(end - 1, end)[:, :, 0]
-
-        edits = [Edit(Site.MLP_IN, layer, read)]
-        edits += [Edit(Site.MLP_POST, layer, neurons)] if chosen else []
-        return [*edits, Edit(Site.MLP_OUT, layer, whole)]
-
-    def instead(self, start: int, end: int, _: Tensor) -> Tensor:
-        """Some receivers' inputs, whatever the stream holds."""
-        return self.read(start, end)
+        return neurons_as_mlp(weights, [neuron])
+    if not chosen:
+        return weights
+    rest = [i for i in range(weights.W_in.shape[1]) if i not in set(chosen)]
+    return replace(neurons_as_mlp(weights, rest), b_out=weights.b_out)

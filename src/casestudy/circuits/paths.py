@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -37,20 +38,16 @@ from casestudy.circuits.graph import (
     senders_before,
 )
 from casestudy.engine.cells import Cell, Place, first_differences
+from casestudy.engine.packing import fill
 from casestudy.engine.plan import Plan
 from casestudy.engine.readout import Metric, Readout
+from casestudy.engine.rows import after_attention, head_maps, mlp_out, mlp_reads, through_block
 from casestudy.engine.sweep import Sweep, sweep
 from casestudy.errors import MeasureError, SiteError
 from casestudy.measure.metrics import rows_of
-from casestudy.measure.patching import (
-    DEFAULT_EFFORT,
-    Direction,
-    Effort,
-    Pairs,
-    Patched,
-    equal_lengths,
-    patched,
-)
+from casestudy.measure.pairs import Direction, Pairs, equal_lengths
+from casestudy.measure.patched import Patched, patched
+from casestudy.measure.patching import DEFAULT_EFFORT, Effort
 from casestudy.model.decoder import apply_norm, merge_heads, mlp, norm_scale, project, run
 from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
@@ -117,10 +114,8 @@ def path_patch(
     # what the senders say to the receiver is held for a block of prompts at a time
     per_prompt = 4 * len(chosen) * base.ids.shape[1] * config.d_model
     per_prompt *= model.weights.W_E.element_size()
-    size = max(1, effort.memory // 4 // per_prompt)
     found = []
-    for start in range(0, len(base), size):
-        some = list(range(start, min(start + size, len(base))))
+    for some in fill([per_prompt] * len(base), effort.memory // 4):
         metric = rows_of(contrast, some)
         with torch.no_grad():
             path = Path(model, base[some], source[some], receiver, mode, norms)
@@ -317,18 +312,25 @@ class Path:
                 new.append(self.rows(site, layer) + self.change(queue.pop(0)))
             return torch.cat([x, torch.stack(new)]) if new else x
 
+        def frozen(layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, self.rows(Site.ATTN_OUT, layer)
+
         stop = self.config.n_layers if self.receiver.layer is None else self.receiver.layer
+        site = after_attention(self.config)
         x = joined(x, 0, "embed", Site.RESID_PRE)
         for layer in range(stop):
-            if self.config.parallel:
-                x = x + self.rows(Site.ATTN_OUT, layer) + self.mlp(layer, x)
-                x = joined(x, layer, "head", Site.RESID_POST)
-            else:
-                x = joined(x + self.rows(Site.ATTN_OUT, layer), layer, "head", Site.RESID_MID)
-                x = x + self.mlp(layer, x)
+            x = through_block(
+                self.config,
+                x,
+                partial(frozen, layer),
+                partial(self.mlp, layer),
+                partial(joined, layer=layer, kind="head", site=site),
+            )
+            if site is Site.RESID_POST:
+                x = joined(x, layer, "head", site)
             x = joined(x, layer, "mlp", Site.RESID_POST)
-        if self.receiver.kind == "mlp" and not self.config.parallel:
-            x = joined(x + self.rows(Site.ATTN_OUT, stop), stop, "head", Site.RESID_MID)
+        if self.receiver.kind == "mlp" and site is mlp_reads(self.config):
+            x = joined(x + self.rows(Site.ATTN_OUT, stop), stop, "head", site)
         back = torch.tensor(order, device=x.device).argsort()
         return x[back]
 
@@ -341,21 +343,24 @@ class Path:
         """Where in the stream the receiver reads."""
         if self.receiver.kind == "logits":
             return Site.FINAL_RESID, None
-        if self.receiver.kind == "mlp" and not self.config.parallel:
-            return Site.RESID_MID, self.receiver.layer
-        return Site.RESID_PRE, self.receiver.layer
+        at_mlp = self.receiver.kind == "mlp"
+        return mlp_reads(self.config) if at_mlp else Site.RESID_PRE, self.receiver.layer
 
     def mlp(
         self, layer: int, x: Float[Tensor, "sender row d_model"]
     ) -> Float[Tensor, "sender row d_model"]:
         """mlp_out of changed streams, sender by sender, so that the hidden layer stays small."""
-        site = Site.RESID_PRE if self.config.parallel else Site.RESID_MID
-        block, base = self.model.weights.blocks[layer], self.rows(site, layer)
+        block = self.model.weights.blocks[layer]
         out = torch.empty_like(x)
+        if self.norms == "recomputed":
+            for i, rows in enumerate(x):
+                out[i] = mlp_out(self.config, block, rows)
+            return out
+        base = self.rows(mlp_reads(self.config), layer)
         for i, rows in enumerate(x):
             raw = mlp(self.config, block.mlp, self.norm(block.mlp_norm, rows, base))
             before = raw
-            if self.norms == "frozen" and block.mlp_post_norm is not None:
+            if block.mlp_post_norm is not None:
                 before = mlp(self.config, block.mlp, apply_norm(self.config, block.mlp_norm, base))
             out[i] = self.norm(block.mlp_post_norm, raw, before)
         return out
@@ -370,11 +375,7 @@ class Path:
             return self.mlp(layer, x)
         block, head = self.model.weights.blocks[layer], self.receiver.head
         assert head is not None
-        W, b = {
-            "q": (block.attn.W_Q, block.attn.b_Q),
-            "k": (block.attn.W_K, block.attn.b_K),
-            "v": (block.attn.W_V, block.attn.b_V),
-        }[self.receiver.kind]
+        W, b = head_maps(block.attn)[Site(self.receiver.kind)]
         normed = self.norm(block.attn_norm, x, self.rows(Site.RESID_PRE, layer))
         one = slice(head, head + 1)
         return project(normed, W[one], None if b is None else b[one])[..., 0, :]

@@ -18,39 +18,64 @@ to use and interpret activation patching", whose denoising and noising these are
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.answers import choose_answers
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import Counterfactual, Score, propose
-from casestudy.behaviour.prompts import AnswerRule, Prompt, Role
-from casestudy.behaviour.roles import roles_of
+from casestudy.behaviour.counterfactual import propose
+from casestudy.behaviour.prompts import AnswerRule, Prompt
 from casestudy.engine.cells import Cell, Place, Values
 from casestudy.engine.packing import DEFAULT_MEMORY
-from casestudy.engine.plan import Plan
 from casestudy.engine.readout import Metric
 from casestudy.engine.sweep import Progress, Sweep, sweep
 from casestudy.errors import BehaviourError, MeasureError, SiteError
+from casestudy.measure.means import mean_values
+from casestudy.measure.pairs import (
+    Direction,
+    Pairs,
+    Roles,
+    Sides,
+    counterfactual_table,
+    equal_lengths,
+    pairs_of,
+)
+from casestudy.measure.patched import Patched, patched
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site, check_layer
 from casestudy.model.tokens import Tokens
-from casestudy.results.result import Array, Axis, Grid, Shown, Table
-from casestudy.results.stats import mean_interval, ratio_in_parts
+from casestudy.results.result import Axis, Grid
 
-Roles = Sequence[Mapping[str, Sequence[int]]]
-"""One mapping per prompt, from a role's name to its positions."""
+__all__ = [
+    "DEFAULT_EFFORT",
+    "Ablation",
+    "By",
+    "Direction",
+    "Effort",
+    "Pairs",
+    "Patched",
+    "Roles",
+    "Sides",
+    "ablate",
+    "counterfactual_table",
+    "neurons",
+    "pairs_of",
+    "patch",
+    "patch_prompts",
+    "read_by",
+    "read_direction",
+    "subspace",
+    "top_neurons",
+]
 
 By = Literal["position", "role", "all", "last"]
-Direction = Literal["denoising", "noising"]
 Ablation = Literal["zero", "mean", "resample"]
 
 
@@ -70,246 +95,6 @@ class Effort:
 
 
 DEFAULT_EFFORT = Effort()
-
-
-@dataclass(frozen=True)
-class Sides:
-    """Which prompts are run and which are patched from, with the roles of both."""
-
-    base: Tokens
-    source: Tokens
-    base_roles: Roles | None
-    source_roles: Roles | None
-    about: tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Clean and corrupted prompts, pair by pair.
-
-    Attributes:
-        clean, corrupted: as many prompts of each.
-        roles: each clean prompt's positions by role, for patching by role.
-        corrupted_roles: the corrupted prompts'; the clean ones' by default, which needs pairs of
-            equal length. A pair that has a role on one side only, or with another number of
-            tokens, has no value there.
-        labels: the prompts' names; their indices by default.
-    """
-
-    clean: Tokens
-    corrupted: Tokens
-    roles: Roles | None = None
-    corrupted_roles: Roles | None = None
-    labels: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.clean) != len(self.corrupted):
-            raise MeasureError(
-                f"{len(self.clean)} clean prompts and {len(self.corrupted)} corrupted ones",
-                allowed="one of each per pair",
-            )
-
-    def __len__(self) -> int:
-        return len(self.clean)
-
-    def __getitem__(self, rows: list[int]) -> Pairs:
-        """Some of the pairs."""
-        roles, theirs = self.roles, self.corrupted_roles
-        return Pairs(
-            self.clean[rows],
-            self.corrupted[rows],
-            None if roles is None else [roles[i] for i in rows],
-            None if theirs is None else [theirs[i] for i in rows],
-            None if self.labels is None else tuple(self.labels[i] for i in rows),
-        )
-
-    def sides(self, direction: Direction) -> Sides:
-        """Denoising runs the corrupted prompts, noising the clean ones."""
-        theirs = self.corrupted_roles
-        if theirs is None and self.roles is not None:
-            equal_lengths(self.clean, self.corrupted, "sharing one side's roles")
-            theirs = self.roles
-        if direction == "denoising":
-            return Sides(self.corrupted, self.clean, theirs, self.roles, ("corrupted", "clean"))
-        return Sides(self.clean, self.corrupted, self.roles, theirs, ("clean", "corrupted"))
-
-
-_RUN_AT_ONCE = 16
-"""Reference prompts per run while their mean is taken."""
-
-
-@dataclass(frozen=True)
-class Patched(Shown):
-    """One grid of patches, with what is needed to read it.
-
-    Attributes:
-        raw: the contrast with each activation replaced; the last axis is `prompt`. NaN where a
-            prompt has no such position or role.
-        baselines: the same prompts' contrast without a patch, axes `run` ("unpatched", and "other"
-            for a pair) and `prompt`.
-        known: 1 where a raw value is the unpatched one by construction, 0 where it was computed;
-            axes as `raw`.
-        plan: how the work was cut up; the same plan gives the same numbers.
-    """
-
-    raw: Grid
-    baselines: Grid
-    known: Grid
-    plan: Plan
-
-    @property
-    def normalised(self) -> Grid:
-        """Ratios of means over prompts, with n and a 95 % interval; no `prompt` axis.
-
-        1 is the other run, 0 the unpatched one, NaN where those two do not differ. The interval is
-        that of the ratio linearised (`ratio_in_parts`).
-
-        Raises: MeasureError for an ablation, which has no other run.
-        """
-        if "other" not in self.baselines.axis("run").labels:
-            raise MeasureError(
-                f"{self.raw.name} is an ablation: there is no other run to be a share of",
-                hint="Use `effect`, the change in logits",
-            )
-        parts = ratio_in_parts(self.raw.values, *self.baselines.values)
-        return replace(
-            _averaged(self.raw, parts),
-            name=self.raw.name.removesuffix(".raw"),
-            unit="share of the difference between the runs",
-            about=f"{self.raw.about} Normalised as a ratio of means: 0 is the unpatched run, 1 "
-            "the other.",
-        )
-
-    @property
-    def effect(self) -> Grid:
-        """Mean change of the contrast, patched minus unpatched, with n and a 95 % interval."""
-        grid = _averaged(self.raw, self.raw.values - self.baselines.values[0])
-        return replace(
-            grid,
-            name=f"{self.raw.name.removesuffix('.raw')}.effect",
-            about=f"{self.raw.about} Mean over prompts of patched minus unpatched.",
-        )
-
-    @property
-    def shown(self) -> Grid:
-        """The first of `summary`."""
-        return self.summary[0]
-
-    @property
-    def summary(self) -> tuple[Grid, ...]:
-        """`normalised`, where there is another run to be a share of, and `effect`."""
-        if "other" in self.baselines.axis("run").labels:
-            return self.normalised, self.effect
-        return (self.effect,)
-
-    def grids(self) -> tuple[Grid, ...]:
-        """All there is to keep of it."""
-        return (*self.summary, self.raw, self.baselines, self.known)
-
-
-def _averaged(grid: Grid, values: Array) -> Grid:
-    """A grid's prompt axis, its last, replaced by mean, interval and n."""
-    flat = np.moveaxis(values, -1, 0).reshape(values.shape[-1], -1)
-    mean, lower, upper, n = mean_interval(flat)
-    shape = values.shape[:-1]
-    return replace(
-        grid,
-        values=mean.reshape(shape),
-        lower=lower.reshape(shape),
-        upper=upper.reshape(shape),
-        n=n.reshape(shape),
-        axes=grid.axes[:-1],
-    )
-
-
-def pairs_of(
-    model: Model,
-    counterfactuals: Sequence[Counterfactual],
-    *,
-    roles: Iterable[Role] = (),
-    labels: Sequence[str] | None = None,
-    prepend_bos: bool | None = None,
-) -> Pairs:
-    """Counterfactuals as pairs of tokens, with the roles of both sides.
-
-    A partner of as many tokens has its prompt's roles; another's are found in its own text.
-
-    Args:
-        counterfactuals: of one family, as `Score.pairs` has them.
-        roles: to find besides the standard ones.
-        labels: of the prompts; their indices in the behaviour by default.
-        prepend_bos: as for `propose`.
-    """
-    roles = tuple(roles)
-    tokenizer = model.tokenizer
-    rows, found = [], []
-    for pair in counterfactuals:
-        clean, corrupted = (
-            tokenizer.tokenize(prompt.text, prepend_bos=prepend_bos).rows()[0]
-            for prompt in (pair.clean, pair.corrupted)
-        )
-        rows.append((clean, corrupted))
-        here = roles_of(tokenizer, pair.clean, clean, roles)
-        there = here
-        if pair.aligned == "role":
-            there = roles_of(tokenizer, pair.corrupted, corrupted, roles)
-        found.append((here, there))
-    names = [str(pair.index) for pair in counterfactuals] if labels is None else labels
-    return Pairs(
-        Tokens.of([clean for clean, _ in rows]),
-        Tokens.of([corrupted for _, corrupted in rows]),
-        [here for here, _ in found],
-        [there for _, there in found],
-        tuple(names),
-    )
-
-
-def counterfactual_table(scores: Sequence[Score]) -> Table:
-    """The families' scores, a row each, with 95 % intervals of the means."""
-    columns: dict[str, list[Any]] = {
-        name: []
-        for name in (
-            "family",
-            "n",
-            "mean_clean",
-            "mean_clean_lower",
-            "mean_clean_upper",
-            "mean_corrupted",
-            "mean_corrupted_lower",
-            "mean_corrupted_upper",
-            "flip_share",
-            "half_share",
-            "differ_before_last",
-            "excluded",
-            "why",
-        )
-    }
-    for score in scores:
-        row: dict[str, Any] = {
-            "family": score.family,
-            "n": score.n,
-            "flip_share": score.flip_share if score.n else None,
-            "half_share": score.half_share if score.n else None,
-            "differ_before_last": score.before_last.n,
-            "excluded": len(score.excluded),
-            "why": score.why,
-        }
-        for side, values in (("mean_clean", score.clean), ("mean_corrupted", score.corrupted)):
-            ends: list[float | None] = [None, None, None]
-            if score.n:
-                ends = [
-                    None if np.isnan(end[0]) else float(end[0])
-                    for end in mean_interval(values[:, None])[:3]
-                ]
-            row |= dict(zip((side, f"{side}_lower", f"{side}_upper"), ends, strict=True))
-        for name, column in columns.items():
-            column.append(row[name])
-    return Table(
-        "counterfactuals",
-        columns,
-        about="A row per family of edits: the contrast of the clean prompts and of the edited "
-        "ones, for the clean prompts' tokens.",
-    )
 
 
 def patch(
@@ -581,92 +366,6 @@ def top_neurons(model: Model, pairs: Pairs, contrast: Contrast, k: int) -> list[
     return [divmod(int(i), model.config.d_mlp) for i in best]
 
 
-def mean_values(
-    model: Model,
-    site: Site,
-    layers: Sequence[int],
-    tokens: Tokens,
-    roles: Roles | None,
-    reference: Tokens,
-    reference_roles: Roles | None,
-) -> Values:
-    """A site's mean over reference prompts at a token's role, as a source of replacements.
-
-    A token that plays several roles counts for the first; one that plays none is averaged with the
-    tokens at its position that play none either.
-
-    Raises: MeasureError where a role or position of `tokens` occurs in no reference prompt.
-    """
-    if site is Site.PATTERN:
-        raise MeasureError("a pattern has no mean over prompts of other lengths", allowed="zero")
-    wanted, known, n_classes = token_classes(tokens, roles, reference, reference_roles)
-    sums: dict[int, Tensor] = {}
-    for start in range(0, len(reference), _RUN_AT_ONCE):
-        some = list(range(start, min(start + _RUN_AT_ONCE, len(reference))))
-        part = reference[some]
-        trace = run(model, part, keep=[site.at(layers)])
-        which = known[some][:, : part.ids.shape[1]].to(model.device)
-        for layer in layers:
-            rows = trace[site, layer][which >= 0].double()
-            if layer not in sums:
-                sums[layer] = rows.new_zeros(n_classes, *rows.shape[1:])
-            sums[layer].index_add_(0, which[which >= 0], rows)
-    counts = known[known >= 0].bincount(minlength=n_classes).clamp(min=1).to(model.device)
-    means = {
-        layer: (total / counts.view(-1, *[1] * (total.ndim - 1))).to(model.dtype)
-        for layer, total in sums.items()
-    }
-    table = wanted.to(model.device)
-
-    def values(_: Site, layer: int | None, prompts: Tensor, positions: Tensor) -> Tensor:
-        assert layer is not None
-        return means[layer][table[prompts, positions]]
-
-    return values
-
-
-def token_classes(
-    tokens: Tokens, roles: Roles | None, reference: Tokens, reference_roles: Roles | None
-) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "reference reference_pos"], int]:
-    """Which tokens are averaged together: each token's class, the reference tokens', how many.
-
-    A token's class is its first role's, else its position's; padding is -1.
-
-    Raises: MeasureError where a role or position of `tokens` occurs in no reference prompt.
-    """
-    names = {name for row in (*(roles or ()), *(reference_roles or ())) for name in row}
-    classes = {name: i for i, name in enumerate(sorted(names))}
-    wanted = _classes(tokens, roles, classes)
-    known = _classes(reference, reference_roles, classes)
-    n_classes = 1 + max(int(wanted.max()), int(known.max()))
-    missing = set(wanted[wanted >= 0].tolist()) - set(known[known >= 0].tolist())
-    if missing:
-        first = min(missing)
-        place = sorted(names)[first] if first < len(names) else f"position {first - len(names)}"
-        raise MeasureError(
-            f"{place} occurs in no reference prompt, so it has no mean",
-            hint="Give a larger reference, or roles that every prompt has",
-        )
-    return wanted, known, n_classes
-
-
-def _classes(
-    tokens: Tokens, roles: Roles | None, classes: Mapping[str, int]
-) -> Int[Tensor, "batch pos"]:
-    """Each token's class: its first role's, else its position's after all the roles; -1 padding."""
-    width = tokens.ids.shape[1]
-    found = torch.arange(width).repeat(len(tokens), 1) + len(classes)
-    found[~tokens.mask.cpu()] = -1
-    for b, row in enumerate(roles or ()):
-        taken: set[int] = set()
-        for name, positions in row.items():
-            for p in positions:
-                if p not in taken:
-                    found[b, p] = classes[name]
-                    taken.add(p)
-    return found
-
-
 def _zero(model: Model) -> Values:
     zero = torch.zeros((), dtype=model.dtype, device=model.device)
     return lambda site, layer, prompts, positions: zero
@@ -731,20 +430,6 @@ def _role(name: str, base_roles: Roles, source_roles: Roles) -> Place:
         tuple(a if same else () for a, same in zip(here, both, strict=True)),
         tuple(b if same else () for b, same in zip(there, both, strict=True)),
     )
-
-
-def equal_lengths(a: Tokens, b: Tokens, what: str) -> None:
-    """Raise MeasureError, naming the pairs, where two sides differ in length and `what` cares."""
-    unequal = [
-        i
-        for i, (m, n) in enumerate(zip(a.lengths.tolist(), b.lengths.tolist(), strict=True))
-        if m != n
-    ]
-    if unequal:
-        raise MeasureError(
-            f"the pairs {unequal} are of unequal length, which {what} needs",
-            allowed="pairs of as many tokens, or by role with the roles of both sides",
-        )
 
 
 def _cells(
@@ -830,42 +515,3 @@ class _Job:
             watch=None if watch is None else lambda found: watch(laid_out(found)),
         )
         return laid_out(found)
-
-
-def patched(
-    found: Sweep,
-    name: str,
-    about: str,
-    axes: tuple[Axis, ...],
-    labels: tuple[str, ...] | None,
-    contrast: Contrast | Metric,
-) -> Patched:
-    """A sweep's values laid out along named axes, with its baselines."""
-    n = len(found.base)
-    prompts = Axis.count("prompt", n) if labels is None else Axis("prompt", labels)
-    unit = "logits" if isinstance(contrast, Contrast) else "metric"
-    axes = (*axes, prompts)
-    shape = tuple(map(len, axes))
-    runs, rows = ["unpatched"], [found.base]
-    if found.other is not None:
-        runs.append("other")
-        rows.append(found.other)
-    values, known = found.values.reshape(shape), found.known.reshape(shape)
-    return Patched(
-        Grid(f"{name}.raw", values, axes, unit, error=found.error, about=about),
-        Grid(
-            f"{name}.baselines.raw",
-            np.stack(rows),
-            (Axis("run", tuple(runs)), prompts),
-            unit,
-            about="Each prompt's contrast in the unpatched run, and in the one patched from.",
-        ),
-        Grid(
-            f"{name}.known.raw",
-            known.astype(np.float64),
-            axes,
-            "yes or no",
-            about="1 where a patch changes nothing by construction and was not computed.",
-        ),
-        found.plan,
-    )

@@ -1,0 +1,62 @@
+"""What does each node write into the stream when it is ablated?
+
+What the corrupted prompts have there, their mean at a token's role, or nothing. The fast way and
+the plain one of evaluating a circuit share this definition and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from casestudy.circuits.contributions import contribution_sites, contributions
+from casestudy.circuits.graph import Graph
+from casestudy.measure.means import class_means, token_classes
+from casestudy.measure.pairs import Pairs, Roles
+from casestudy.model.decoder import run
+from casestudy.model.model import Model
+
+Ablation = Literal["corrupted", "mean", "zero"]
+
+
+class Ablated:
+    """The senders' ablated outputs for a set of pairs.
+
+    Args:
+        ablation: "corrupted", "mean" (over the corrupted prompts, by role or position) or "zero".
+    """
+
+    def __init__(self, model: Model, graph: Graph, pairs: Pairs, ablation: Ablation) -> None:
+        self.model, self.graph, self.pairs, self.ablation = model, graph, pairs, ablation
+        self.means: Float[Tensor, "n_classes sender d_model"] | None = None
+        if ablation == "mean":
+            theirs: Roles | None = pairs.corrupted_roles or pairs.roles
+            self.classes, known, n = token_classes(
+                pairs.clean, pairs.roles, pairs.corrupted, theirs
+            )
+            self.means = class_means(
+                model,
+                pairs.corrupted,
+                known,
+                n,
+                contribution_sites(model, graph),
+                lambda trace: {None: contributions(model, graph, trace).transpose(1, 2)},
+            )[None]
+
+    def at(self, some: Sequence[int], start: int) -> Float[Tensor, "batch sender pos d_model"]:
+        """Of some prompts, from a position on; padding gets any."""
+        model, graph = self.model, self.graph
+        tokens = self.pairs.corrupted[list(some)].to(model.device)
+        width = tokens.ids.shape[1]
+        if self.means is not None:
+            which = self.classes[list(some)][:, :width].clamp(min=0).to(self.means.device)
+            return self.means[which].transpose(1, 2)[:, :, start:]
+        if self.ablation == "corrupted":
+            trace = run(model, tokens, keep=contribution_sites(model, graph))
+            return contributions(model, graph, trace, start)
+        shape = (len(some), len(graph.senders), width - start, model.config.d_model)
+        return torch.zeros(shape, dtype=model.dtype, device=model.device)

@@ -1,0 +1,146 @@
+"""What is a circuit worth by a full forward pass in which every reader's input is edited?
+
+The proof of `evaluate`: a random sample of its values is computed again this way.
+Cost: a forward pass per circuit and prompt, with every head's inputs apart.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.circuits.ablated import Ablated
+from casestudy.circuits.contributions import attention_bias
+from casestudy.circuits.graph import Circuit
+from casestudy.engine.readout import Metric, Readout
+from casestudy.measure.metrics import rows_of
+from casestudy.model.decoder import apply_norm, mlp, run
+from casestudy.model.edits import Edit
+from casestudy.model.linear import norm_at_scale
+from casestudy.model.sites import Site
+from casestudy.model.weights import MLP, Block
+
+
+class Plain:
+    """One circuit on one prompt by a full forward pass, every reader's input edited.
+
+    Shares nothing with the fast way but the ablated outputs' definition: the decoder's own blocks
+    run, each head's q, k and v, each MLP and the final norm reading what the circuit lets through.
+    """
+
+    def __init__(
+        self, ablated: Ablated, metric: Contrast | Metric, circuit: Circuit, prompt: int
+    ) -> None:
+        self.model, self.graph = ablated.model, ablated.graph
+        self.config, self.prompt, self.metric = self.model.config, prompt, metric
+        self.clean = ablated.pairs.clean[[prompt]].to(self.model.device)
+        self.ablated = ablated.at([prompt], 0)[0]  # sender pos d_model
+        self.out = self.ablated.clone()
+        self.shares = torch.tensor(circuit.mask, device=self.model.device).to(self.model.dtype)
+
+    def value(self) -> float:
+        """The metric at the last token."""
+        edits = [Edit(Site.RESID_PRE, 0, lambda x: self.noted(0, 1, x[0, None], x))]
+        for layer, block in enumerate(self.model.weights.blocks):
+            edits += self.at_heads(layer, block)
+            edits += self.at_mlp(layer, block)
+        end = len(self.graph.receivers)
+        edits.append(Edit(Site.FINAL_RESID, None, lambda _: self.read(end - 1, end)[:, :, 0]))
+        logits = run(self.model, self.clean, edit=edits, logits="last").logits
+        assert logits is not None
+        readout = Readout(self.model, rows_of(self.metric, [self.prompt]), 1)
+        return float(readout.of_logits(logits, torch.zeros(1, dtype=torch.long)))
+
+    def noted(self, start: int, end: int, out: Tensor, x: Tensor) -> Tensor:
+        """Note what some senders wrote, (sender, pos, d_model); the activation stays as it is."""
+        self.out[start:end] = out
+        return x
+
+    def read(self, start: int, end: int) -> Float[Tensor, "one pos receiver d_model"]:
+        """What some receivers read, each through its own edges."""
+        limit = self.graph.limit(self.graph.receivers[start])
+        x = self.ablated[:limit].sum(0)
+        layer = self.graph.receivers[start].layer
+        at_mlp = self.graph.receivers[start].kind in ("mlp", "neuron") and not self.config.parallel
+        for before, block in enumerate(self.model.weights.blocks):
+            bias = attention_bias(self.config, block)
+            if bias is not None and (layer is None or before < layer + at_mlp):
+                x = x + bias
+        shares = self.shares[:limit, start:end]
+        change = torch.einsum("sr,spd->prd", shares, self.out[:limit] - self.ablated[:limit])
+        return (x[:, None] + change)[None]
+
+    def at_heads(self, layer: int, block: Block) -> list[Edit]:
+        """Edits of what a layer's heads read, and notes of what they write."""
+        config, start = self.config, self.graph.first_receiver(layer)
+        first = self.graph.first_sender(layer)
+        edits = []
+        for site, n in (
+            (Site.Q_IN, config.n_heads),
+            (Site.K_IN, config.n_kv_heads),
+            (Site.V_IN, config.n_kv_heads),
+        ):
+            edits.append(Edit(site, layer, partial(self.instead, start, start + n)))
+            start += n
+        norm = block.attn_post_norm
+
+        def result(x: Tensor) -> Tensor:
+            return self.noted(first, first + config.n_heads, x[0].transpose(0, 1), x)
+
+        def scale(x: Tensor) -> Tensor:
+            assert norm is not None
+            raw = self.out[first : first + config.n_heads]
+            normed = norm_at_scale(config, norm, raw, x[0].to(raw))
+            return self.noted(first, first + config.n_heads, normed, x)
+
+        edits.append(Edit(Site.RESULT, layer, result))
+        if norm is not None:
+            edits.append(Edit(Site.ATTN_POST_SCALE, layer, scale))
+        return edits
+
+    def at_mlp(self, layer: int, block: Block) -> list[Edit]:
+        """Edits of what a layer's MLP and its chosen neurons read, and notes of what they write."""
+        chosen = self.graph.neurons.get(layer, ())
+        end = self.graph.first_receiver(layer + 1)
+        first = self.graph.first_sender(layer) + self.config.n_heads
+
+        def neurons(post: Tensor) -> Tensor:
+            normed = apply_norm(
+                self.config, block.mlp_norm, self.read(end - 1 - len(chosen), end - 1)[0]
+            )  # pos neuron d_model
+            for i, neuron in enumerate(chosen):
+                own = neurons_as_mlp(block.mlp, [neuron])
+                self.out[first + i] = mlp(self.config, own, normed[:, i])
+            post = post.clone()
+            post[..., list(chosen)] = 0  # what is left writes for the rest alone
+            return post
+
+        def whole(x: Tensor) -> Tensor:
+            return self.noted(first + len(chosen), first + len(chosen) + 1, x, x)
+
+        def read(_: Tensor) -> Tensor:
+            return self.read(end - 1, end)[:, :, 0]
+
+        edits = [Edit(Site.MLP_IN, layer, read)]
+        edits += [Edit(Site.MLP_POST, layer, neurons)] if chosen else []
+        return [*edits, Edit(Site.MLP_OUT, layer, whole)]
+
+    def instead(self, start: int, end: int, _: Tensor) -> Tensor:
+        """Some receivers' inputs, whatever the stream holds."""
+        return self.read(start, end)
+
+
+def neurons_as_mlp(weights: MLP, index: list[int]) -> MLP:
+    """Some of an MLP's neurons as an MLP, without the bias of its output."""
+
+    def at(bias: Tensor | None) -> Tensor | None:
+        return None if bias is None else bias[index]
+
+    gate = None if weights.W_gate is None else weights.W_gate[:, index]
+    return MLP(
+        weights.W_in[:, index], weights.W_out[index], gate, at(weights.b_in), at(weights.b_gate)
+    )

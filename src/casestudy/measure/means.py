@@ -1,0 +1,141 @@
+"""What does an activation amount to on average, where a token plays the same role?
+
+Means for ablations, of patches and of circuits alike: over reference prompts, at the same role, or
+at the same position where a token has no role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from casestudy.engine.cells import Values
+from casestudy.errors import MeasureError
+from casestudy.measure.pairs import Roles
+from casestudy.model.decoder import run
+from casestudy.model.model import Model
+from casestudy.model.sites import Keep, Site
+from casestudy.model.tokens import Tokens
+from casestudy.model.trace import Trace
+
+Key = TypeVar("Key")
+
+_RUN_AT_ONCE = 16
+"""Reference prompts per run while their mean is taken."""
+
+
+def mean_values(
+    model: Model,
+    site: Site,
+    layers: Sequence[int],
+    tokens: Tokens,
+    roles: Roles | None,
+    reference: Tokens,
+    reference_roles: Roles | None,
+) -> Values:
+    """A site's mean over reference prompts at a token's role, as a source of replacements.
+
+    A token that plays several roles counts for the first; one that plays none is averaged with the
+    tokens at its position that play none either.
+
+    Raises: MeasureError where a role or position of `tokens` occurs in no reference prompt.
+    """
+    if site is Site.PATTERN:
+        raise MeasureError("a pattern has no mean over prompts of other lengths", allowed="zero")
+    wanted, known, n_classes = token_classes(tokens, roles, reference, reference_roles)
+    means = class_means(
+        model,
+        reference,
+        known,
+        n_classes,
+        [site.at(layers)],
+        lambda trace: {layer: trace[site, layer] for layer in layers},
+    )
+    table = wanted.to(model.device)
+
+    def values(_: Site, layer: int | None, prompts: Tensor, positions: Tensor) -> Tensor:
+        assert layer is not None
+        return means[layer][table[prompts, positions]]
+
+    return values
+
+
+def token_classes(
+    tokens: Tokens, roles: Roles | None, reference: Tokens, reference_roles: Roles | None
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "reference reference_pos"], int]:
+    """Which tokens are averaged together: each token's class, the reference tokens', how many.
+
+    A token's class is its first role's, else its position's; padding is -1.
+
+    Raises: MeasureError where a role or position of `tokens` occurs in no reference prompt.
+    """
+    names = {name for row in (*(roles or ()), *(reference_roles or ())) for name in row}
+    classes = {name: i for i, name in enumerate(sorted(names))}
+    wanted = _classes(tokens, roles, classes)
+    known = _classes(reference, reference_roles, classes)
+    n_classes = 1 + max(int(wanted.max()), int(known.max()))
+    missing = set(wanted[wanted >= 0].tolist()) - set(known[known >= 0].tolist())
+    if missing:
+        first = min(missing)
+        place = sorted(names)[first] if first < len(names) else f"position {first - len(names)}"
+        raise MeasureError(
+            f"{place} occurs in no reference prompt, so it has no mean",
+            hint="Give a larger reference, or roles that every prompt has",
+        )
+    return wanted, known, n_classes
+
+
+def _classes(
+    tokens: Tokens, roles: Roles | None, classes: Mapping[str, int]
+) -> Int[Tensor, "batch pos"]:
+    """Each token's class: its first role's, else its position's after all the roles; -1 padding."""
+    width = tokens.ids.shape[1]
+    found = torch.arange(width).repeat(len(tokens), 1) + len(classes)
+    found[~tokens.mask.cpu()] = -1
+    for b, row in enumerate(roles or ()):
+        taken: set[int] = set()
+        for name, positions in row.items():
+            for p in positions:
+                if p not in taken:
+                    found[b, p] = classes[name]
+                    taken.add(p)
+    return found
+
+
+def class_means(
+    model: Model,
+    reference: Tokens,
+    known: Int[Tensor, "reference reference_pos"],
+    n_classes: int,
+    keep: Sequence[Keep],
+    read: Callable[[Trace], Mapping[Key, Float[Tensor, "batch pos ..."]]],
+) -> dict[Key, Float[Tensor, "n_classes ..."]]:
+    """Means over all reference tokens of a class, as `token_classes` has them, in float64.
+
+    Args:
+        known: each reference token's class.
+        keep: what the runs over the reference keep.
+        read: from a run to the activations that are averaged.
+
+    Cost: a run of the reference, a few prompts at a time; only sums are held.
+    """
+    sums: dict[Key, Tensor] = {}
+    for start in range(0, len(reference), _RUN_AT_ONCE):
+        some = list(range(start, min(start + _RUN_AT_ONCE, len(reference))))
+        part = reference[some].to(model.device)
+        trace = run(model, part, keep=keep)
+        which = known[some][:, : part.ids.shape[1]].to(model.device)
+        for key, values in read(trace).items():
+            rows = values[which >= 0].double()
+            if key not in sums:
+                sums[key] = rows.new_zeros(n_classes, *rows.shape[1:])
+            sums[key].index_add_(0, which[which >= 0], rows)
+    counts = known[known >= 0].bincount(minlength=n_classes).clamp(min=1).to(model.device)
+    return {
+        key: (total / counts.view(-1, *[1] * (total.ndim - 1))).to(model.dtype)
+        for key, total in sums.items()
+    }

@@ -1,0 +1,193 @@
+"""Which prompts are compared, and which of their tokens correspond?
+
+Clean and corrupted prompts side by side, with the positions of their roles: what patching, paths
+and circuits are given. `counterfactual_table` has the scores of the edits that made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from casestudy.behaviour.counterfactual import Counterfactual, Score
+from casestudy.behaviour.prompts import Role
+from casestudy.behaviour.roles import roles_of
+from casestudy.errors import MeasureError
+from casestudy.model.model import Model
+from casestudy.model.tokens import Tokens
+from casestudy.results.result import Table
+from casestudy.results.stats import mean_interval
+
+Roles = Sequence[Mapping[str, Sequence[int]]]
+"""One mapping per prompt, from a role's name to its positions."""
+
+Direction = Literal["denoising", "noising"]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Which prompts are run and which are patched from, with the roles of both."""
+
+    base: Tokens
+    source: Tokens
+    base_roles: Roles | None
+    source_roles: Roles | None
+    about: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Clean and corrupted prompts, pair by pair.
+
+    Attributes:
+        clean, corrupted: as many prompts of each.
+        roles: each clean prompt's positions by role, for patching by role.
+        corrupted_roles: the corrupted prompts'; the clean ones' by default, which needs pairs of
+            equal length. A pair that has a role on one side only, or with another number of
+            tokens, has no value there.
+        labels: the prompts' names; their indices by default.
+    """
+
+    clean: Tokens
+    corrupted: Tokens
+    roles: Roles | None = None
+    corrupted_roles: Roles | None = None
+    labels: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.clean) != len(self.corrupted):
+            raise MeasureError(
+                f"{len(self.clean)} clean prompts and {len(self.corrupted)} corrupted ones",
+                allowed="one of each per pair",
+            )
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __getitem__(self, rows: list[int]) -> Pairs:
+        """Some of the pairs."""
+        roles, theirs = self.roles, self.corrupted_roles
+        return Pairs(
+            self.clean[rows],
+            self.corrupted[rows],
+            None if roles is None else [roles[i] for i in rows],
+            None if theirs is None else [theirs[i] for i in rows],
+            None if self.labels is None else tuple(self.labels[i] for i in rows),
+        )
+
+    def sides(self, direction: Direction) -> Sides:
+        """Denoising runs the corrupted prompts, noising the clean ones."""
+        theirs = self.corrupted_roles
+        if theirs is None and self.roles is not None:
+            equal_lengths(self.clean, self.corrupted, "sharing one side's roles")
+            theirs = self.roles
+        if direction == "denoising":
+            return Sides(self.corrupted, self.clean, theirs, self.roles, ("corrupted", "clean"))
+        return Sides(self.clean, self.corrupted, self.roles, theirs, ("clean", "corrupted"))
+
+
+def equal_lengths(a: Tokens, b: Tokens, what: str) -> None:
+    """Raise MeasureError, naming the pairs, where two sides differ in length and `what` cares."""
+    unequal = [
+        i
+        for i, (m, n) in enumerate(zip(a.lengths.tolist(), b.lengths.tolist(), strict=True))
+        if m != n
+    ]
+    if unequal:
+        raise MeasureError(
+            f"the pairs {unequal} are of unequal length, which {what} needs",
+            allowed="pairs of as many tokens, or by role with the roles of both sides",
+        )
+
+
+def pairs_of(
+    model: Model,
+    counterfactuals: Sequence[Counterfactual],
+    *,
+    roles: Iterable[Role] = (),
+    labels: Sequence[str] | None = None,
+    prepend_bos: bool | None = None,
+) -> Pairs:
+    """Counterfactuals as pairs of tokens, with the roles of both sides.
+
+    A partner of as many tokens has its prompt's roles; another's are found in its own text.
+
+    Args:
+        counterfactuals: of one family, as `Score.pairs` has them.
+        roles: to find besides the standard ones.
+        labels: of the prompts; their indices in the behaviour by default.
+        prepend_bos: as for `propose`.
+    """
+    roles = tuple(roles)
+    tokenizer = model.tokenizer
+    rows, found = [], []
+    for pair in counterfactuals:
+        clean, corrupted = (
+            tokenizer.tokenize(prompt.text, prepend_bos=prepend_bos).rows()[0]
+            for prompt in (pair.clean, pair.corrupted)
+        )
+        rows.append((clean, corrupted))
+        here = roles_of(tokenizer, pair.clean, clean, roles)
+        there = here
+        if pair.aligned == "role":
+            there = roles_of(tokenizer, pair.corrupted, corrupted, roles)
+        found.append((here, there))
+    names = [str(pair.index) for pair in counterfactuals] if labels is None else labels
+    return Pairs(
+        Tokens.of([clean for clean, _ in rows]),
+        Tokens.of([corrupted for _, corrupted in rows]),
+        [here for here, _ in found],
+        [there for _, there in found],
+        tuple(names),
+    )
+
+
+def counterfactual_table(scores: Sequence[Score]) -> Table:
+    """The families' scores, a row each, with 95 % intervals of the means."""
+    columns: dict[str, list[Any]] = {
+        name: []
+        for name in (
+            "family",
+            "n",
+            "mean_clean",
+            "mean_clean_lower",
+            "mean_clean_upper",
+            "mean_corrupted",
+            "mean_corrupted_lower",
+            "mean_corrupted_upper",
+            "flip_share",
+            "half_share",
+            "differ_before_last",
+            "excluded",
+            "why",
+        )
+    }
+    for score in scores:
+        row: dict[str, Any] = {
+            "family": score.family,
+            "n": score.n,
+            "flip_share": score.flip_share if score.n else None,
+            "half_share": score.half_share if score.n else None,
+            "differ_before_last": score.before_last.n,
+            "excluded": len(score.excluded),
+            "why": score.why,
+        }
+        for side, values in (("mean_clean", score.clean), ("mean_corrupted", score.corrupted)):
+            ends: list[float | None] = [None, None, None]
+            if score.n:
+                ends = [
+                    None if np.isnan(end[0]) else float(end[0])
+                    for end in mean_interval(values[:, None])[:3]
+                ]
+            row |= dict(zip((side, f"{side}_lower", f"{side}_upper"), ends, strict=True))
+        for name, column in columns.items():
+            column.append(row[name])
+    return Table(
+        "counterfactuals",
+        columns,
+        about="A row per family of edits: the contrast of the clean prompts and of the edited "
+        "ones, for the clean prompts' tokens.",
+    )

@@ -1,0 +1,143 @@
+"""What did a grid of patches find, prompt by prompt and on average?
+
+Raw values are the contrast itself. Normalised ones are ratios of means, (mean patched - mean
+unpatched) / (mean other - mean unpatched); effects are mean changes. Both come with the number of
+prompts and a 95 % interval over them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.engine.plan import Plan
+from casestudy.engine.readout import Metric
+from casestudy.engine.sweep import Sweep
+from casestudy.errors import MeasureError
+from casestudy.results.result import Array, Axis, Grid, Shown
+from casestudy.results.stats import mean_interval, ratio_in_parts
+
+
+@dataclass(frozen=True)
+class Patched(Shown):
+    """One grid of patches, with what is needed to read it.
+
+    Attributes:
+        raw: the contrast with each activation replaced; the last axis is `prompt`. NaN where a
+            prompt has no such position or role.
+        baselines: the same prompts' contrast without a patch, axes `run` ("unpatched", and "other"
+            for a pair) and `prompt`.
+        known: 1 where a raw value is the unpatched one by construction, 0 where it was computed;
+            axes as `raw`.
+        plan: how the work was cut up; the same plan gives the same numbers.
+    """
+
+    raw: Grid
+    baselines: Grid
+    known: Grid
+    plan: Plan
+
+    @property
+    def normalised(self) -> Grid:
+        """Ratios of means over prompts, with n and a 95 % interval; no `prompt` axis.
+
+        1 is the other run, 0 the unpatched one, NaN where those two do not differ. The interval is
+        that of the ratio linearised (`ratio_in_parts`).
+
+        Raises: MeasureError for an ablation, which has no other run.
+        """
+        if "other" not in self.baselines.axis("run").labels:
+            raise MeasureError(
+                f"{self.raw.name} is an ablation: there is no other run to be a share of",
+                hint="Use `effect`, the change in logits",
+            )
+        parts = ratio_in_parts(self.raw.values, *self.baselines.values)
+        return replace(
+            _averaged(self.raw, parts),
+            name=self.raw.name.removesuffix(".raw"),
+            unit="share of the difference between the runs",
+            about=f"{self.raw.about} Normalised as a ratio of means: 0 is the unpatched run, 1 "
+            "the other.",
+        )
+
+    @property
+    def effect(self) -> Grid:
+        """Mean change of the contrast, patched minus unpatched, with n and a 95 % interval."""
+        grid = _averaged(self.raw, self.raw.values - self.baselines.values[0])
+        return replace(
+            grid,
+            name=f"{self.raw.name.removesuffix('.raw')}.effect",
+            about=f"{self.raw.about} Mean over prompts of patched minus unpatched.",
+        )
+
+    @property
+    def shown(self) -> Grid:
+        """The first of `summary`."""
+        return self.summary[0]
+
+    @property
+    def summary(self) -> tuple[Grid, ...]:
+        """`normalised`, where there is another run to be a share of, and `effect`."""
+        if "other" in self.baselines.axis("run").labels:
+            return self.normalised, self.effect
+        return (self.effect,)
+
+    def grids(self) -> tuple[Grid, ...]:
+        """All there is to keep of it."""
+        return (*self.summary, self.raw, self.baselines, self.known)
+
+
+def _averaged(grid: Grid, values: Array) -> Grid:
+    """A grid's prompt axis, its last, replaced by mean, interval and n."""
+    flat = np.moveaxis(values, -1, 0).reshape(values.shape[-1], -1)
+    mean, lower, upper, n = mean_interval(flat)
+    shape = values.shape[:-1]
+    return replace(
+        grid,
+        values=mean.reshape(shape),
+        lower=lower.reshape(shape),
+        upper=upper.reshape(shape),
+        n=n.reshape(shape),
+        axes=grid.axes[:-1],
+    )
+
+
+def patched(
+    found: Sweep,
+    name: str,
+    about: str,
+    axes: tuple[Axis, ...],
+    labels: tuple[str, ...] | None,
+    contrast: Contrast | Metric,
+) -> Patched:
+    """A sweep's values laid out along named axes, with its baselines."""
+    n = len(found.base)
+    prompts = Axis.count("prompt", n) if labels is None else Axis("prompt", labels)
+    unit = "logits" if isinstance(contrast, Contrast) else "metric"
+    axes = (*axes, prompts)
+    shape = tuple(map(len, axes))
+    runs, rows = ["unpatched"], [found.base]
+    if found.other is not None:
+        runs.append("other")
+        rows.append(found.other)
+    values, known = found.values.reshape(shape), found.known.reshape(shape)
+    return Patched(
+        Grid(f"{name}.raw", values, axes, unit, error=found.error, about=about),
+        Grid(
+            f"{name}.baselines.raw",
+            np.stack(rows),
+            (Axis("run", tuple(runs)), prompts),
+            unit,
+            about="Each prompt's contrast in the unpatched run, and in the one patched from.",
+        ),
+        Grid(
+            f"{name}.known.raw",
+            known.astype(np.float64),
+            axes,
+            "yes or no",
+            about="1 where a patch changes nothing by construction and was not computed.",
+        ),
+        found.plan,
+    )

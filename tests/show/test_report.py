@@ -91,7 +91,7 @@ def test_a_circuit_is_a_graph_of_its_nodes_layer_by_layer(full: Page) -> None:
 
 
 def test_a_circuits_verdict_is_a_sentence_of_its_figures(full: Page) -> None:
-    said = "A circuit of 64 of the model’s edges (1.8 % of all) and 14 parts carries 69 %"
+    said = "A circuit of 64 of the model’s edges (1.8 % of all) and 14 of its 16 parts carries 69 %"
     assert said in full.text.replace("\u00a0", " ")
     assert "0.47 to 0.90, n = 6" in full.text.replace("\u00a0", " ")
     titles = ("Faithfulness of circuits by size, and controls", "with other ablations of the rest")
@@ -145,7 +145,7 @@ def test_heads_lead_to_their_patterns_only_where_there_are_any(full: Page, page:
 
 def test_causes_are_worded_from_patches(full: Page) -> None:
     assert "Nothing was intervened on" not in full.text
-    assert "Put into the edited prompts, one part of the clean run restores more" in full.text
+    assert re.search(r"(restores|takes away) more of the difference than any other", full.text)
 
 
 def test_the_strongest_patch_is_a_part_that_carries_something_to_the_last_token(
@@ -167,7 +167,10 @@ def test_the_strongest_patch_is_a_part_that_carries_something_to_the_last_token(
     assert "(edit: “all lowered”)" in page.text
     assert "tried: head 1.1 (z at all positions together), with 0.90 of it." in page.text
     page = page_of(studies.write(tmp_path / "b", [*found, *by_construction]))
-    assert "tried: mlp_out at the last token, layer 1, with 0.96 of it." in page.text
+    assert "more of the difference than any other" not in page.text
+    late = [peak("mlp_out.last", 0.96, Axis("layer", ("3", "4")))]
+    page = page_of(studies.write(tmp_path / "c", [*found, *late]))
+    assert "tried: mlp_out at the last token, layer 4, with 0.96 of it." in page.text
 
 
 def test_a_pattern_comes_out_of_its_bytes_as_it_was_stored(tmp_path: Path) -> None:
@@ -341,8 +344,10 @@ def test_a_negative_mean_is_not_called_a_preference_for_the_answer(tmp_path: Pat
     texts = studies.TEXTS * 3
     results = [*grids, *studies.tables(texts)]
     page = page_of(studies.write(tmp_path / "s", results, texts=texts))
-    assert "prefers, to its answer," in page.text
-    assert "prefers its answer to" not in page.text
+    assert "toy prefers ·it to ·It by" in page.text
+    assert "prefers ·It to" not in page.text
+    assert "·it is" in page.text
+    assert "times more probable than ·It" in page.text
 
 
 def test_one_prompt_gives_no_interval(tmp_path: Path) -> None:

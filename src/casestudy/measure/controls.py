@@ -6,7 +6,7 @@ Four cheap explanations, beside each prompt's own logit difference:
   the difference does not depend on the prompt, but through the choice of the answer.
 - **unigram**: what the model itself says about the two tokens without a prompt, after BOS alone.
   The training text's own token counts would be the unigram baseline proper; a model does not come
-  with them. Absent where the tokenizer has no BOS.
+  with them. Absent where the prompts do not start with BOS: the model never saw it alone.
 - **copied**: whether the answer's word already stands in the prompt, in any case (" Go" after
   "Go."), so that repeating it would do.
 - **shuffled**: the same words in another order, every stop, comma and space left where it is. What
@@ -124,9 +124,9 @@ def _table(batch: Batch, main: Grid, texts: Sequence[str | None]) -> Table:
 
 
 def _after_bos(batch: Batch) -> Float[Tensor, "batch d_vocab"] | None:
-    """What the model expects after BOS alone, for each prompt; None without a BOS token."""
+    """What the model expects after BOS alone, for each prompt; None where no BOS is prepended."""
     model = batch.model
-    if model.tokenizer.bos_id is None:
+    if model.tokenizer.bos_id is None or not batch.tokens.bos:
         return None
     bos = Tokens.of([[model.tokenizer.bos_id]], bos=True).to(model.device)
     logits = run(model, bos, logits="last").logits

@@ -20,7 +20,7 @@ from casestudy.show.blocks import Absent, Block, Figure, Listing, Section, colum
 from casestudy.show.page import environment
 from casestudy.show.report import frame
 from casestudy.show.text import clean, count, interval, number, shorten, signed
-from casestudy.show.wording import against
+from casestudy.show.weighed import form_of
 from casestudy.study.store import write_atomically
 
 MOST = 20
@@ -101,7 +101,7 @@ def _answer(
         paragraph(
             "The answer leads {} by {} logits in A and by {} in B: a difference of <b>{}</b> "
             "(95 % interval {}), over {}.",
-            against(str(row["contrast"])),
+            form_of(str(row["contrast"])),
             number(row["a"]),
             number(row["b"]),
             signed(row["difference"]),

@@ -59,7 +59,7 @@ def report_html(study: StoredStudy) -> str:
         environment()
         .get_template("report.html")
         .render(
-            title=study.about("behaviour", "question") or "A study of next-token preferences",
+            title=summary.title(study),
             description=shorten(answer[0].striptags(), 300),
             study=study,
             answer=answer,

@@ -105,6 +105,13 @@ def number(value: float | int | None, digits: int = 2) -> str:
     return text.replace("-", MINUS) if float(value) != 0 else f"{0:.{digits}f}"
 
 
+def amount(value: float | int | None, digits: int = 2) -> str:
+    """As `number`; a whole number, as counts are, without decimals: 3,628."""
+    if value is None or not math.isfinite(value) or value != int(value) or abs(value) >= 1e9:
+        return number(value, digits)
+    return f"{int(value):,}".replace("-", MINUS)
+
+
 def digits(values: Iterable[float | int | None], least: int = 2) -> int:
     """Decimals that give the largest of these numbers three digits: 2 for 5.85, 4 for 0.0213."""
     known = [abs(v) for v in values if v is not None and math.isfinite(v) and v != 0]
@@ -150,6 +157,11 @@ def ordinal(rank: int) -> str:
     """1st, 2nd, 3rd, 4th, 11th, 21st."""
     suffix = "th" if 10 <= rank % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
     return f"{rank:,}{suffix}"
+
+
+def capital(text: str) -> str:
+    """The text with its first letter as a capital; markup stays markup."""
+    return text[:1].upper() + text[1:]
 
 
 def count(n: int, noun: str, plural: str = "") -> str:

@@ -14,19 +14,6 @@ from casestudy.results.result import Array, Grid
 from casestudy.results.stats import mean_interval
 from casestudy.show.text import clean, interval
 
-AGAINST = {
-    "lowercase": "its lower-case form",
-    "no_space": "the same word without its leading space",
-    "lowercase_no_space": "its lower-case form without the leading space",
-    "counterpart": "its counterpart",
-    "capital mass": "lower case, as probability mass of the two classes",
-}
-
-
-def against(contrast: str) -> str:
-    """What a contrast weighs the answer against, in words."""
-    return AGAINST.get(contrast, f"“{clean(contrast)}”")
-
 
 def spoken(name: str) -> str:
     """A contrast's name as a label: "lowercase no space"."""

@@ -97,7 +97,7 @@ def _viewed(grid: Grid, page_state: PageState) -> Grid:
 
 
 def _weighed(found: Probe) -> str:
-    return f"“{visible(found.counterpart)}”"
+    return f"{visible(found.answer)} against {visible(found.counterpart)}"
 
 
 def _outcome(found: Probe, page_state: PageState) -> Markup:

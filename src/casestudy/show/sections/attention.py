@@ -15,7 +15,7 @@ from casestudy.show.sections.ledger import (
     top_heads,
 )
 from casestudy.show.stored import Missing, StoredStudy
-from casestudy.show.text import clean, count, listing, number, percent, prose
+from casestudy.show.text import capital, clean, count, listing, number, percent, prose
 from casestudy.show.wording import spoken
 
 HEADS = 12
@@ -125,7 +125,7 @@ def profiles(study: StoredStudy) -> list[Block]:
         share = float(np.nanmax(np.abs(values))) <= 1
         blocks.append(
             Figure(
-                _capital(kind),
+                capital(kind),
                 marks.Heatmap(
                     values,
                     list(layers),
@@ -150,7 +150,3 @@ def profiles(study: StoredStudy) -> list[Block]:
         prose(grid.about),
     )
     return [words, *blocks]
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -22,7 +22,7 @@ def checks(study: StoredStudy) -> list[Block]:
                     clean(name),
                     number(grid.error["gap"]),
                     "none promised" if bound is None or np.isinf(bound) else number(bound),
-                    "holds" if held else Markup("<strong>exceeded</strong>"),
+                    _outcome(bound, held),
                 ]
             )
     if not rows:
@@ -39,6 +39,13 @@ def checks(study: StoredStudy) -> list[Block]:
             caption,
         )
     ]
+
+
+def _outcome(bound: float | None, held: bool) -> str:
+    """What the check found; where no bound is promised there is nothing to hold."""
+    if bound is None or np.isinf(bound):
+        return "shown only"
+    return "holds" if held else Markup("<strong>exceeded</strong>")
 
 
 def _inherited(name: str, study: StoredStudy) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ from casestudy.results.result import Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing
 from casestudy.show.stored import Missing, StoredStudy
-from casestudy.show.text import clean, count, interval, number, percent, shorten, signed
+from casestudy.show.text import clean, count, interval, listing, number, percent, shorten, signed
 from casestudy.show.wording import Mean, spoken
 
 EDGES = 30
 RANDOM = "random circuits of the same size"
+FLIPPED = "signs flipped at random"
 
 
 def verdict(study: StoredStudy) -> list[Block]:
@@ -26,7 +28,7 @@ def verdict(study: StoredStudy) -> list[Block]:
     rows = [row for row in table.rows() if isinstance(row["value"], float)]
     if not rows:
         raise Missing("the circuit has no figures")
-    listing = Listing(
+    figures = Listing(
         "The circuit’s evidence",
         ["Figure", "Value#", "95 % interval#", "Pairs#", "Note"],
         [
@@ -42,47 +44,140 @@ def verdict(study: StoredStudy) -> list[Block]:
         clean(table.about),
         data=table.columns,
     )
-    return [Markup("<p>{}</p>").format(sentence(study)), listing]
+    return [Markup("<p>{}</p>").format(sentence(study)), figures]
 
 
-def sentence(study: StoredStudy) -> Markup:
-    """How small a circuit carries how much, held against chance."""
+FEW = 10
+"""Pairs below which a faithfulness is weak evidence."""
+WIDE = 0.5
+"""Width of an interval of a share from which it says little."""
+CLOSE = 0.75
+"""A control that carries so much of what the circuit carries comes close to it."""
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """A circuit's size and how much it carries."""
+
+    edges: int
+    edges_share: str
+    nodes: int
+    where: str
+    carried: Mean
+    zero: float | None
+
+
+def _judged(study: StoredStudy) -> _Verdict:
     table = study.table("circuit.summary", "figure", "value", "lower", "upper", "n", "about")
     rows = {clean(row["figure"]): row for row in table.rows()}
     size, parts = rows.get("edges"), rows.get("nodes")
     names = [name for name in rows if name.startswith("faithfulness on") and "," not in name]
     if size is None or parts is None or not names:
         raise Missing("the circuit has no figures")
-    judged = rows[names[0]]
+    judged, zero = rows[names[0]], rows.get(f"{names[0]}, zero ablation")
     value, lower, upper = (_float(judged[end]) for end in ("value", "lower", "upper"))
-    mean = Mean(value, lower, upper, int(judged["n"]))
-    phrases = Markup(
-        "A circuit of <b>{} of the model’s edges</b> ({}) and {} carries <b>{} of the difference"
-        "</b> {} ({}), every other edge {}"
-    ).format(
-        f"{int(size['value']):,}",
+    return _Verdict(
+        int(size["value"]),
         clean(size["about"]),
-        count(int(parts["value"]), "part"),
-        percent(mean.value),
+        int(parts["value"]),
         clean(names[0]).removeprefix("faithfulness "),
-        mean.bracket,
+        Mean(value, lower, upper, int(judged["n"])),
+        None if zero is None else _float(zero["value"]),
+    )
+
+
+def sentence(study: StoredStudy) -> Markup:
+    """How small a circuit carries how much, beside the strong control; weak evidence is called so.
+
+    The strong control is the same method with signs flipped at random, at the same size.
+    """
+    found = _judged(study)
+    mean = found.carried
+    phrases = Markup(
+        "A circuit of <b>{} of the model’s edges</b> ({}){} carries <b>{} of the difference</b> {} "
+        "({}), every other edge {}"
+    ).format(
+        *(f"{found.edges:,}", found.edges_share, _parts(study, found.nodes), percent(mean.value)),
+        *(found.where, mean.bracket),
         clean(study.about("circuit_about", "ablation") or "ablated"),
     )
-    chance = _chance(study)
-    if chance is not None:
-        phrases += Markup("; random circuits of any size tried carry at most {}").format(
-            percent(chance)
+    if found.zero is not None:
+        phrases += Markup(", and {} with every other edge at zero").format(percent(found.zero))
+    control = _at_size(study, FLIPPED, found.edges_share)
+    if control is not None:
+        phrases += Markup("; with signs flipped at random, the same method finds {}").format(
+            f"circuits of that size that carry {percent(control)}"
         )
-    return phrases + "."
+    chance = _at_size(study, RANDOM, found.edges_share)
+    if control is None and chance is not None:
+        phrases += Markup("; random circuits carry {}").format(percent(chance))
+    return phrases + "." + _dip(study, found) + _weakness(mean, control)
 
 
-def _chance(study: StoredStudy) -> float | None:
-    """The most that random circuits carry at any size but the whole."""
-    grid = study.grids.get("circuit.faithfulness")
-    if grid is None or RANDOM not in grid.axis("method").labels:
+def _parts(study: StoredStudy, nodes: int) -> str:
+    """How many of the model's parts are in the circuit; nothing where it is all of them."""
+    shape = study.manifest.get("model")
+    shape = shape if isinstance(shape, Mapping) else {}
+    layers, heads = shape.get("n_layers"), shape.get("n_heads")
+    if not isinstance(layers, int) or not isinstance(heads, int):
+        return f" and {count(nodes, 'part')}"
+    total = layers * (heads + 1) + 1  # every head and MLP, and the embeddings
+    if nodes >= total:
+        return ""
+    return f" and {nodes:,} of its {total:,} parts"
+
+
+def _at_size(study: StoredStudy, method: str, share: str) -> float | None:
+    """What a method's circuits carry at the measured size nearest to a circuit's."""
+    try:
+        grid = study.grid("circuit.faithfulness", "method", "proportion")
+    except Missing:
         return None
-    values = grid.select(method=RANDOM).values
-    return float(np.nanmax(values)) if np.isfinite(values).any() else None
+    if method not in grid.axis("method").labels:
+        return None
+    sizes = np.array([float(label) for label in grid.axis("proportion").labels])
+    nearest = int(np.argmin(np.abs(np.log(sizes / _proportion(share)))))
+    value = float(grid.select(method=method).values[nearest])
+    return value if np.isfinite(value) else None
+
+
+def _proportion(share: str) -> float:
+    """ "1.8 % of all" as a number."""
+    return float(share.split("%")[0].strip().replace("\u00a0", "")) / 100
+
+
+def _dip(study: StoredStudy, found: _Verdict) -> str:
+    """That a larger circuit carries clearly less, where one does: the small one is then a spike."""
+    grid = study.grids.get("circuit.faithfulness")
+    if grid is None:
+        return ""
+    methods = [m for m in grid.axis("method").labels if m not in (RANDOM, FLIPPED)]
+    line = grid.select(method=methods[0]).values if methods else np.array([])
+    larger = [
+        (float(value), label)
+        for value, label in zip(line, grid.axis("proportion").labels, strict=True)
+        if np.isfinite(value) and float(label) > _proportion(found.edges_share)
+    ]
+    least = min(larger, default=None)
+    if least is None or least[0] >= 0.8 * found.carried.value:
+        return ""
+    return (
+        f" It does not hold at larger sizes: with {_share(least[1])} of the edges, the circuit "
+        f"by the same scores carries {percent(least[0])}."
+    )
+
+
+def _weakness(mean: Mean, control: float | None) -> str:
+    """Why the evidence is weak, where it is."""
+    width = mean.upper - mean.lower
+    reasons = []
+    if mean.n < FEW:
+        reasons.append(f"{count(mean.n, 'pair')} are few")
+    if not np.isfinite(width) or width > WIDE:
+        reasons.append("the interval is wide" if np.isfinite(width) else "there is no interval")
+    if control is not None and control >= CLOSE * mean.value:
+        reasons.append("the control with flipped signs comes close")
+    return f" This is weak evidence: {listing(reasons)}." if reasons else ""
 
 
 def faithfulness(study: StoredStudy) -> list[Block]:
@@ -203,14 +298,19 @@ def edges(study: StoredStudy) -> list[Block]:
         rows = sorted(rows, key=lambda row: -abs(row["score"] or 0))
     rows = rows[:EDGES]
     cells: list[list[str | Markup]] = [
-        [number(v, 3) if isinstance(v, float) else shorten(clean(v), 40) for v in row.values()]
-        for row in rows
+        [_edge_cell(value) for value in row.values()] for row in rows
     ]
     total = len(table.rows())
     more = f" The first {EDGES} of {total:,}." if total > EDGES else ""
     head = [spoken(name) for name in table.columns]
-    listing = Listing("The strongest edges", head, cells, clean(table.about) + more, fold=10)
-    return [*_graph(rows), listing]
+    strongest = Listing("The strongest edges", head, cells, clean(table.about) + more, fold=10)
+    return [*_graph(rows), strongest]
+
+
+def _edge_cell(value: object) -> str:
+    if isinstance(value, float):
+        return number(value, 3)
+    return "" if value is None else shorten(clean(value), 40)
 
 
 def _graph(rows: Sequence[Mapping[str, Any]]) -> list[Block]:

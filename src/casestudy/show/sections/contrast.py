@@ -13,8 +13,9 @@ from casestudy.results.result import Array, Grid
 from casestudy.show import distribution, marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.stored import Missing, StoredStudy
-from casestudy.show.text import clean, count, interval, number, percent, signed
-from casestudy.show.wording import NOTHING, Mean, Spread, against, known, spoken
+from casestudy.show.text import capital, clean, count, interval, number, percent, signed
+from casestudy.show.weighed import Weighed, weighed
+from casestudy.show.wording import NOTHING, Mean, Spread, known, spoken
 
 
 def differences(study: StoredStudy) -> list[Block]:
@@ -27,24 +28,28 @@ def differences(study: StoredStudy) -> list[Block]:
     values = grid.select(contrast=study.contrast).values
     everyone = int(np.isfinite(values).sum())
     counted = known(values[study.main_prompts(grid.axis("prompt").labels)])
-    blocks: list[Block] = [preference(study.contrast, main, counted)]
+    sides = weighed(study)
+    blocks: list[Block] = [preference(sides, main, counted)]
     others = [name for name in labels if name != study.contrast]
     if others:
         phrases = [
-            f"against {against(name)} it is {signed(found[name].value)} ({found[name].bracket})"
+            Markup("{} it is {} ({})").format(
+                weighed(study, name).against, signed(found[name].value), found[name].bracket
+            )
             for name in others
         ]
-        blocks.append(paragraph("{}.", _capital("; ".join(phrases))))
+        blocks.append(paragraph("For {}.", Markup("; for ").join(phrases)))
     drawn = distribution.rows(
         "contrast",
         [spoken(label) for label in labels],
         list(grid.values),
         list(found.values()),
-        unit="logit difference, logits",
+        unit=sides.difference if len(labels) == 1 else "logit difference, logits",
         dots=marks.Data.of(grid),
         row=54,
     )
-    caption = f"logit(answer) − logit(counterpart) after every prompt. {drawn.reading}"
+    caption = f"The logit of {sides.answer.plain} minus that of {sides.counterpart.plain} "
+    caption += f"after every prompt. {drawn.reading}"
     if main.n < everyone:
         caption += (
             f" Means are over the {main.n:,} prompts of the behaviour’s main groups; all "
@@ -55,7 +60,7 @@ def differences(study: StoredStudy) -> list[Block]:
         Figure(
             "The logit difference of every prompt",
             drawn.mark,
-            f"Distribution of logit differences. Mean against {against(study.contrast)}: "
+            f"Distribution of logit differences. Mean, {sides.against_plain}: "
             f"{signed(main.value)} logits, {main.bracket}; median {number(spread.median)}, "
             f"range {number(counted.min())} to {number(counted.max())}."
             if spread is not None
@@ -96,7 +101,7 @@ def by_group(study: StoredStudy) -> list[Block]:
         names,
         [groups[name].values for name in names],
         [groups[name].mean if groups[name].mean.n > 1 else None for name in names],
-        unit="logit difference, logits",
+        unit=weighed(study).difference,
         dots=_dots(grid, {name: groups[name] for name in names}),
         row=42,
     )
@@ -115,7 +120,7 @@ def by_group(study: StoredStudy) -> list[Block]:
             f"Distribution of the logit difference by group, {len(names)} groups. "
             + "; ".join(phrases),
             drawn.data,
-            f"Contrast against {against(study.contrast)}. {drawn.reading} A prompt may stand in "
+            f"{capital(weighed(study).against_plain)}. {drawn.reading} A prompt may stand in "
             f"several groups; a group of one prompt has no mean.{rest}",
         ),
         _group_numbers(groups, grid.unit),
@@ -282,7 +287,8 @@ def controls(study: StoredStudy) -> list[Block]:
     grid = study.grid("controls.logits", "contrast", "control", "prompt")
     means = study.grid("controls.logits.mean", "contrast", "control")
     grid, means = grid.select(contrast=study.contrast), means.select(contrast=study.contrast)
-    names = grid.axis("control").labels
+    names = [name for name in grid.axis("control").labels if _applies(study, means, name)]
+    grid, means = grid.take("control", names), means.take("control", names)
     labels = [CONTROLS.get(name, spoken(name)) for name in names]
     found = {name: Mean.of(means, control=name) for name in names}
     phrases = [
@@ -316,6 +322,13 @@ def controls(study: StoredStudy) -> list[Block]:
     ]
 
 
+def _applies(study: StoredStudy, means: Grid, control: str) -> bool:
+    """Whether a control says something here: it was measured, and its text could be a prompt's."""
+    if control == "unigram" and study.about("settings", "prepend_bos") == "False":
+        return False
+    return Mean.of(means, control=control).n > 0
+
+
 def _copied(study: StoredStudy) -> str:
     """In how many of the main prompts the answer's word already stands."""
     try:
@@ -330,33 +343,29 @@ def _copied(study: StoredStudy) -> str:
     )
 
 
-def preference(contrast: str, mean: Mean, known: Any) -> Markup:
-    """The headline: the mean difference's direction and size, or that it is undecided."""
-    ratio = float(np.exp(min(abs(mean.value), 700.0)))
-    positive, n = int((known > 0).sum()), len(known)
-    signs = f"The difference is positive in {positive:,} of {count(n, 'prompt')}."
-    size = f"{signed(mean.value)} logits ({mean.bracket})"
+def preference(sides: Weighed, mean: Mean, known: Any) -> Markup:
+    """The headline: which side is preferred and by how much, or that it is undecided."""
     if np.isnan(mean.value):
-        return paragraph("No mean difference against {} could be computed.", against(contrast))
+        return paragraph("No mean difference of {} could be computed.", sides.against)
+    preferred, other = sides.by_sign(mean.value)
+    n, same = len(known), int((np.sign(known) == np.sign(mean.value)).sum())
+    size = f"{signed(mean.value)} logits ({mean.bracket})"
     if mean.n < 2 or np.isnan(mean.lower):
         return paragraph(
-            "Against {}, the answer’s logit difference is {}. One prompt gives no interval, and "
-            "says nothing about others.",
-            *(against(contrast), size),
+            "The logit of {} minus that of {} is {}. One prompt gives no interval, and says "
+            "nothing about others.",
+            *(sides.answer.markup, sides.counterpart.markup, size),
         )
     if not mean.clear:
         return paragraph(
-            "Against {}, the mean logit difference is {}: the interval includes zero, so these "
-            "prompts do not show a preference in either direction. {}",
-            *(against(contrast), size, signs),
+            "The mean logit difference of {} is {}: the interval includes zero, so these prompts "
+            "do not show a preference in either direction. {} is preferred in {} of {}.",
+            *(sides.against, size, capital(preferred.markup), f"{same:,}", count(n, "prompt")),
         )
-    more = "more" if mean.value > 0 else "less"
+    ratio = float(np.exp(min(abs(mean.value), 700.0)))
     return paragraph(
-        "Against {}, the answer’s mean logit difference is <strong>{}</strong>: as a geometric "
-        "mean over prompts it is {} times {} probable. {}",
-        *(against(contrast), size, number(ratio, 1 if ratio < 100 else 0), more, signs),
+        "The mean logit difference of {} is <strong>{}</strong>: as a geometric mean over "
+        "prompts, {} is {} times more probable than {}. It is preferred in {} of {}.",
+        *(sides.against, size, preferred.markup, number(ratio, 1 if ratio < 100 else 0)),
+        *(other.markup, f"{same:,}", count(n, "prompt")),
     )
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

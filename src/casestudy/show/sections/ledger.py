@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -12,8 +13,9 @@ from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.page import figure_html
 from casestudy.show.stored import Missing, StoredStudy
-from casestudy.show.text import clean, interval, listing, number, ordinal, percent, signed
-from casestudy.show.wording import NOTHING, Mean, against, spoken
+from casestudy.show.text import capital, clean, interval, listing, number, ordinal, percent, signed
+from casestudy.show.weighed import weighed
+from casestudy.show.wording import NOTHING, Mean, spoken
 
 B_U = "final norm bias (b_U)"
 
@@ -68,11 +70,11 @@ def _waterfall(study: StoredStudy, contrast: str) -> tuple[Figure, Mean, list[st
     ]
     main = contrast == study.contrast
     caption = Markup(
-        "Contrast against {}. Each bar starts where the one above ended, so the last bar must "
+        "{}. Each bar starts where the one above ended, so the last bar must "
         "end where the account ends; lines are 95\u00a0% intervals of a term’s mean "
         "(n\u00a0=\u00a0{}). The terms sum to {}, the logit difference is {}: a gap of {} logits.{}"
     ).format(
-        against(contrast),
+        capital(weighed(study, contrast).against),
         total.n,
         number(float(means.values.sum()), 3),
         number(total.value, 3),
@@ -112,10 +114,12 @@ def ledger_data(terms: Grid, total: Mean | float) -> marks.Data:
     return marks.Data([("term", labels)], columns, terms.unit, "arrays/ledger.safetensors")
 
 
+EMBEDDINGS = "token and position embeddings"
+
 GROUPS: Mapping[str, Callable[[str], bool]] = {
     "attention layers": lambda term: term.startswith("attn "),
     "MLP layers": lambda term: term.startswith("mlp "),
-    "token and position embeddings": lambda term: term in ("embed", "pos_embed"),
+    EMBEDDINGS: lambda term: term in ("embed", "pos_embed"),
     "the final norm’s bias b_U": lambda term: term == B_U,
     "other biases": lambda term: term in ("unembedding bias", "soft cap", "entropy term"),
 }
@@ -134,7 +138,8 @@ def group_means(study: StoredStudy) -> dict[str, Mean]:
             there = [i for i in rows if np.isfinite(grid.values[i]).any()]
             mean = Mean.over(grid.values[there].sum(0)[main]) if there else NOTHING
             if mean.n:
-                found[name] = mean
+                alone = name == EMBEDDINGS and len(there) == 1  # rotary: no table of positions
+                found["token embeddings" if alone else name] = mean
     return found
 
 
@@ -171,8 +176,8 @@ def _b_u(study: StoredStudy, total: Mean) -> Markup:
     if not known.size or "ledger.mean" not in study.grids:
         return Markup("")
     terms = study.grid("ledger.mean", "contrast", "term")
-    if B_U not in terms.axis("term").labels:
-        return paragraph("This model’s final norm has no bias: there is no b_U to account for.")
+    if not _has_b_u(study):
+        return Markup("")
     bias = Mean.of(terms, contrast=study.contrast, term=B_U)
     return Markup(
         '<aside class="note"><h3>With and without b_U</h3><p>The logit difference is '
@@ -216,12 +221,19 @@ def lens(study: StoredStudy) -> list[Block]:
             own,
             alt=f", n\u00a0=\u00a0{n}.{reached}",
             caption="Mean over prompts; the band is its 95 % interval. ",
+            bias=_has_b_u(study),
         ),
     ]
 
 
 def lens_figure(
-    frozen: Grid, own: Grid | None, *, alt: str = ".", caption: str = "", height: marks.Real = 240
+    frozen: Grid,
+    own: Grid | None,
+    *,
+    alt: str = ".",
+    caption: str = "",
+    height: marks.Real = 240,
+    bias: bool = True,
 ) -> Figure:
     """The logit difference by depth, of one prompt or as a mean over prompts.
 
@@ -232,6 +244,7 @@ def lens_figure(
         alt: what the alternative text ends in.
         caption: what the caption begins with.
         height: of the plot in pixels.
+        bias: whether the final norm has a bias, which the stream lacks at the end.
     """
     depths, values, final = _curve(frozen)
     keep = len(depths)
@@ -239,12 +252,10 @@ def lens_figure(
     series = [marks.Series.of("norm’s scale frozen", values, lower, upper)]
     if own is not None and own.axis("depth").labels == depths:
         series.append(marks.Series("as if the model ended here", marks.numbers(own.values)))
-    arrival = (
-        f" The dashed line is the logit difference itself, {number(final)}: what is missing at the "
-        "end is b_U."
-        if final is not None
-        else ""
-    )
+    arrival = ""
+    if final is not None:
+        arrival = f" The dashed line is the logit difference itself, {number(final)}"
+        arrival += ": what is missing at the end is b_U." if bias else "."
     return Figure(
         "The difference by depth: the accumulated logit lens",
         marks.Lines(
@@ -260,6 +271,14 @@ def lens_figure(
         _series_data(depths, series),
         f"{caption}With the final norm’s scale frozen at its measured value, each step is the "
         f"ledger’s term of the part in between.{arrival}",
+    )
+
+
+def _has_b_u(study: StoredStudy) -> bool:
+    grid = study.grids.get("ledger.mean", study.grids.get("ledger"))
+    return (
+        grid is not None
+        and B_U in present(grid.select(contrast=study.contrast)).axis("term").labels
     )
 
 
@@ -302,12 +321,12 @@ def heads(study: StoredStudy) -> list[Block]:
             "The heads with the largest direct shares: {} (logits, mean over "
             "n\u00a0=\u00a0{} with 95 % interval). They were chosen for being large out of {}, "
             "so on new prompts their means will tend to be smaller.",
-            *(Markup(", ").join(phrases), first.n, int(np.isfinite(means.values).sum())),
+            *(Markup(", ").join(phrases), first.n, len(largest_heads(means, means.values.size))),
         ),
         heads_figure(
             means,
             alt=f" ({first.bracket})",
-            caption=f"Contrast against {against(study.contrast)}; mean over prompts. ",
+            caption=f"{capital(weighed(study).against_plain)}; mean over prompts. ",
             opens=opens,
         ),
     ]
@@ -367,9 +386,21 @@ def ranking(study: StoredStudy) -> list[Block]:
             head,
             cells,
             f"{clean(table.about)} The CSV has every head.",
-            data=columns_of(ranked),
+            data=columns_of([from_one(row) for row in ranked]),
         )
     ]
+
+
+def from_one(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table as people count: ranks from 1, where results count from 0."""
+    return {
+        name: value + 1 if name in RANKS and isinstance(value, int | float) else value
+        for name, value in row.items()
+    }
+
+
+RANKS = ("rank", "rank_lower", "rank_upper")
+"""Columns that results count from 0."""
 
 
 def top_heads(study: StoredStudy, most: int) -> list[tuple[str, str, Mean]]:

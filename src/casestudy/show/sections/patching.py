@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,7 +14,17 @@ from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.sections.ledger import has_patterns, head_button
 from casestudy.show.stored import Missing, StoredStudy
-from casestudy.show.text import clean, count, digits, interval, listing, number, percent, signed
+from casestudy.show.text import (
+    capital,
+    clean,
+    count,
+    digits,
+    interval,
+    listing,
+    number,
+    percent,
+    signed,
+)
 
 MOST_HEADS = 24
 """Rows of a figure by head and place."""
@@ -29,7 +39,7 @@ def counterfactuals(study: StoredStudy) -> list[Block]:
         raise Missing("no family of edits applied to these prompts")
     rows: list[list[str | Markup]] = [
         [
-            clean(row["family"]),
+            family_name(study, row["family"]),
             str(row["n"]),
             _mean(row, "mean_clean"),
             _mean(row, "mean_corrupted"),
@@ -39,11 +49,11 @@ def counterfactuals(study: StoredStudy) -> list[Block]:
         for row in tried
     ]
     left_out = [
-        f"{clean(row['family'])}: {clean(row['why']).rstrip('.')}"
+        f"{family_name(study, row['family'])}: {clean(row['why']).rstrip('.')}"
         for row in found
         if row.get("excluded") and row.get("why")
     ]
-    head = ["Edit", "n#", "Clean#", "Edited#", "Flip#", "Lose half#"]
+    head = ["Edit", "n#", "Clean#", "Corrupted#", "Flip#", "Lose half#"]
     caption = (
         f"{clean(table.about)} Means with 95\u00a0% intervals, in logits; the share of prompts "
         "whose difference changes sign, and that lose at least half of it."
@@ -55,7 +65,7 @@ def counterfactuals(study: StoredStudy) -> list[Block]:
     if scored:
         most = max(row["flip_share"] for row in scored)
         best = [
-            f"“{clean(row['family'])}” (n\u00a0=\u00a0{row['n']})"
+            f"{quoted(study, row['family'])} (n\u00a0=\u00a0{row['n']})"
             for row in scored
             if row["flip_share"] == most
         ]
@@ -77,6 +87,75 @@ def counterfactuals(study: StoredStudy) -> list[Block]:
             )
         )
     return blocks
+
+
+GIVEN = "given"
+"""The family of the partners that the prompts themselves bring."""
+
+
+PRESETS = ("full-stop-capitals", "decimal-point", "ioi", "greater-than")
+"""Behaviours whose prompts, with their partners, are not the reader's own."""
+
+
+def family_name(study: StoredStudy, family: object) -> str:
+    """A family of edits as a reader knows it."""
+    if family != GIVEN:
+        return clean(family)
+    own = study.about("behaviour", "name") not in PRESETS
+    return f"{'your' if own else 'the preset’s'} corrupted prompts"
+
+
+def quoted(study: StoredStudy, family: object) -> str:
+    """The same within a sentence."""
+    name = family_name(study, family)
+    return name if family == GIVEN else f"“{name}”"
+
+
+FEWEST = 3
+"""Prompts from which a family of edits is said to decide anything."""
+STOP = ("final stop to",)
+CASE = ("first letter lowered", "sentence starts lowered", "all lowered", "all upper-cased")
+
+
+def what_decides(study: StoredStudy) -> Markup:
+    """Which edits reverse the preference: the given partners, the final stop, the text's case."""
+    table = study.table("counterfactuals", "family", "n", "flip_share")
+    rows = [r for r in table.rows() if (r["n"] or 0) >= FEWEST and _known(r["flip_share"])]
+    given = next((row for row in rows if row["family"] == GIVEN), None)
+    if study.about("behaviour", "answers") in ("", "space-capital"):
+        stop = _most([row for row in rows if str(row["family"]).startswith(STOP)])
+        case = _most([row for row in rows if row["family"] in CASE])
+        if stop is not None and case is not None:
+            return Markup("{} Replacing the stop{}; changing the case{}.").format(
+                _verdict(stop["flip_share"], case["flip_share"]),
+                *(_flips(study, stop), _flips(study, case)),
+            )
+    if given is None:
+        raise Missing("no edits of both the final stop and the case, and no given partners")
+    return Markup("{} reverse it in {} of {} pairs.").format(
+        capital(family_name(study, GIVEN)), percent(given["flip_share"]), given["n"]
+    )
+
+
+def _most(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return max(rows, key=lambda row: (row["flip_share"], row["n"]), default=None)
+
+
+def _flips(study: StoredStudy, row: Mapping[str, Any]) -> str:
+    return (
+        f" ({quoted(study, row['family'])}) reverses it in {percent(row['flip_share'])} of "
+        f"{row['n']} prompts"
+    )
+
+
+def _verdict(stop: float, case: float) -> str:
+    """Which of the two decides, by whether it reverses most prompts."""
+    if stop > 0.5 and case > 0.5:
+        return "Both the full stop and the case of the text decide."
+    if stop > 0.5 or case > 0.5:
+        one, other = ("full stop", "case of the text")[:: 1 if stop > 0.5 else -1]
+        return f"The {one} decides, not the {other}."
+    return "Neither the full stop nor the case of the text decides alone."
 
 
 def _share(value: Any) -> str:
@@ -123,27 +202,34 @@ def _names(study: StoredStudy) -> list[str]:
     return sorted(found, key=_rank)
 
 
+LEAST = 0.1
+"""Of the difference: an effect below it is no headline."""
+EARLY = 4
+"""MLP layers that re-encode the token they read, whatever the model does with it later."""
+
+
 def strongest(study: StoredStudy) -> Markup:
     """The strongest patch of a single part, as a sentence for the page's first paragraph.
 
-    The residual stream is left out where a part was patched too: late in the last token it carries
-    everything by construction, and says nothing about who needs what. For the same reason pairs
-    that differ in their last token alone yield to pairs that differ before it.
+    What is so by construction or trivial is no headline: the residual stream, which late in the
+    last token carries everything, and the first MLP layers at the token that was changed, which
+    re-encode it. Pairs that differ in their last token alone yield to pairs that differ before it.
 
     Raises: Missing where nothing was patched.
     """
     found = []
     for name in _names(study):
         try:
-            grid, where = _cut(study, name)
+            grid, _ = _cut(study, name)
+            where = _largest(grid, name)
         except Missing:
             continue
-        stream = _parts(name)[0].startswith("resid")
         share = not name.endswith(".effect")
-        rank = (share, not stream, _parts(name)[-1] != "last", abs(float(grid.values[where])))
+        value = float(grid.values[where])
+        rank = (share, _parts(name)[-1] != "last", value if share else abs(value))
         found.append((rank, grid, where, name))
     if not found:
-        raise Missing("no activation was patched")
+        raise Missing("no part was patched whose effect is not so by construction")
     (share, *_), grid, where, name = max(found, key=lambda item: item[0])
     value, ends = float(grid.values[where]), _ends(grid, where)
     what = _part(study, name, grid, where)
@@ -151,15 +237,50 @@ def strongest(study: StoredStudy) -> Markup:
         return Markup("Removed, {} changes the difference most: by {} logits{}.").format(
             what, signed(value), ends
         )
+    corrupted = _corrupted(study, name)
     into, out, verb = (
-        ("clean", "edited", "takes away")
+        ("the clean prompts", f"the run of {corrupted}", "takes away")
         if ".noising." in name
-        else ("edited", "clean", "restores")
+        else (corrupted, "the clean run", "restores")
     )
+    if value < LEAST:
+        return Markup(
+            "Put into {}, no single part of {} that was tried {} as much as a tenth of the "
+            "difference."
+        ).format(into, out, verb)
     return Markup(
-        "Put into the {} prompts{}, one part of the {} run {} more of the difference than any "
-        "other tried: {}, with {} of it{}."
-    ).format(into, _edited(study, name), out, verb, what, number(value), ends)
+        "Put into {}, one part of {} {} more of the difference than any other tried: {}, with {} "
+        "of it{}."
+    ).format(into, out, verb, what, number(value), ends)
+
+
+def _largest(grid: Grid, name: str) -> tuple[Any, ...]:
+    """The cell with the largest effect that is neither by construction nor trivial.
+
+    Raises: Missing where there is none.
+    """
+    site, place = _parts(name)[0], _parts(name)[-1]
+    values = np.array(grid.values, dtype=float)
+    # a share below zero restores nothing; an ablation's effect counts either way
+    size = np.abs(values) if name.endswith(".effect") else values
+    if site.startswith("resid"):
+        raise Missing("the residual stream carries everything somewhere")
+    axes = {axis.name: axis.labels for axis in grid.axes}
+    if site == "mlp_out" and "layer" in axes:
+        early = np.array([label in map(str, range(EARLY)) for label in axes["layer"]])
+        changed = np.ones(size.shape, dtype=bool)
+        if place == "role":
+            changed[:] = [label in CHANGED_ROLES for label in axes["role"]]
+        elif place not in ("last", "position"):
+            changed[:] = False
+        size[early.reshape([-1 if a == "layer" else 1 for a in axes]) & changed] = np.nan
+    if not np.isfinite(size).any():
+        raise Missing("every cell is so by construction")
+    return tuple(np.unravel_index(int(np.nanargmax(size)), size.shape))
+
+
+CHANGED_ROLES = ("changed tokens", "first word", "sentence starts", "final full stop")
+"""Roles at whose tokens edits change something."""
 
 
 def _part(study: StoredStudy, name: str, grid: Grid, where: tuple[Any, ...]) -> Markup:
@@ -171,11 +292,13 @@ def _part(study: StoredStudy, name: str, grid: Grid, where: tuple[Any, ...]) -> 
     return Markup("head {} ({})").format(head_button(study, layer, head), site)
 
 
-def _edited(study: StoredStudy, name: str) -> str:
-    """Which edit the pairs of a grid are of, where the study says."""
+def _corrupted(study: StoredStudy, name: str) -> str:
+    """The corrupted prompts of a grid, with their edit where the study says."""
     families = study.manifest.get("patch_families")
     family = families.get(name) if isinstance(families, Mapping) else None
-    return f" (edit: “{clean(family)}”)" if family else ""
+    if family == GIVEN:
+        return family_name(study, family)
+    return "the corrupted prompts" + (f" (edit: “{clean(family)}”)" if family else "")
 
 
 def _cut(study: StoredStudy, name: str) -> tuple[Grid, tuple[Any, ...]]:
@@ -232,6 +355,8 @@ def _patch(study: StoredStudy, name: str) -> list[Block]:
     best, at, ends = float(values[where]), _at(grid, where), _ends(grid, where)
     size = signed(best, digits([best]))
     words = paragraph("Patching {}: the largest effect is {}{} at {}.", _site(name), size, ends, at)
+    if best == 0:
+        words = paragraph("Patching {} changes nothing anywhere.", _site(name))
     labels = [[clean(label) for label in axis.labels] for axis in grid.axes]
     if len(labels) == 1:  # a bare number says too little beside a bar
         labels = [[f"{grid.axes[0].name} {x}" if x.isdigit() else x for x in labels[0]]]
@@ -239,7 +364,7 @@ def _patch(study: StoredStudy, name: str) -> list[Block]:
     title = f"Patching {plain}"
     alt = f"Effect of patching {plain}: the largest is {size}{ends} at {at}."
     gap = grid.error.get("gap")
-    caption = clean(grid.about) + (
+    caption = clean(grid.about).replace(f"the family “{GIVEN}”", family_name(study, GIVEN)) + (
         f" A random sample of cells recomputed with a full forward pass differs by at most "
         f"{number(gap)}."
         if gap is not None

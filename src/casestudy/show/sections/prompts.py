@@ -34,7 +34,7 @@ from casestudy.show.text import (
     signed,
     visible,
 )
-from casestudy.show.wording import against
+from casestudy.show.weighed import weighed
 
 TOP = 10
 FOLD = 14
@@ -161,7 +161,9 @@ def _ledger(study: StoredStudy, prompt: str) -> Figure:
     if not np.isfinite(ledger.values).any():
         raise Missing("it has no answer with a counterpart")
     return ledger_figure(
-        ledger, check, "Its ledger", of=f"prompt {prompt}’s", contrast=against(study.contrast)
+        *(ledger, check, "Its ledger"),
+        of=f"prompt {prompt}’s",
+        contrast=weighed(study).against_plain,
     )
 
 
@@ -172,7 +174,7 @@ def ledger_figure(ledger: Grid, check: Grid, title: str, *, of: str, contrast: s
         ledger, check: `ledger` and `ledger.check` at one contrast and prompt.
         title: of the figure.
         of: whose logit difference it is, in the genitive.
-        contrast: what the answer is weighed against, in words.
+        contrast: what is weighed against what, in words.
     """
     total = float(check.select(quantity="logit difference").values)
     gap = float(check.select(quantity="gap").values)
@@ -186,7 +188,7 @@ def ledger_figure(ledger: Grid, check: Grid, title: str, *, of: str, contrast: s
         f"Waterfall from 0 to {of} logit difference, {signed(total)} logits; largest "
         f"term {terms[top]} ({signed(values[top])}); gap {number(gap)}.",
         ledger_data(ledger, total),
-        f"Against {contrast}. Sum of the terms {number(sum(values), 4)}, logit "
+        f"{contrast[:1].upper()}{contrast[1:]}. Sum of the terms {number(sum(values), 4)}, logit "
         f"difference {number(total, 4)}, gap {number(gap)} logits.",
     )
 

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from casestudy.results.result import Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Absent, Block, Figure, Listing
+from casestudy.show.sections.ledger import from_one
 from casestudy.show.stored import Missing, StoredStudy
-from casestudy.show.text import clean, number, shorten
+from casestudy.show.text import amount, clean, number, shorten
 
 _BOOKKEEPING = frozenset({"ledger.check", "chunks"})
 MOST_CELLS = 4000
@@ -113,7 +114,7 @@ def leftovers(study: StoredStudy, shown: Collection[str]) -> list[Block]:
     blocks: list[Block] = [_plain(grid) for grid in drawn]
     for name in sorted(set(study.tables) - set(shown) - _BOOKKEEPING):
         table = study.tables[name]
-        rows = table.rows()
+        rows = [from_one(row) for row in table.rows()]
         if not rows:
             continue
         cells = [[_cell(value) for value in row.values()] for row in rows[:30]]
@@ -151,14 +152,14 @@ def _drawable(grid: Grid) -> bool:
 def _summary(grid: Grid) -> list[str | Markup]:
     values = np.asarray(grid.values, dtype=float)
     known = values[np.isfinite(values)]
-    ends = [number(float(known.min())), number(float(known.max()))] if known.size else ["", ""]
+    ends = [amount(float(known.min())), amount(float(known.max()))] if known.size else ["", ""]
     shape = " × ".join(f"{len(axis)} {axis.name}" for axis in grid.axes) or "one number"
     return [clean(grid.name), clean(shape), *ends, clean(grid.unit)]
 
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
-        return number(value, 3)
+        return amount(value, 3)
     return "" if value is None else shorten(clean(value), 60)
 
 

@@ -10,69 +10,107 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
-from casestudy.show.sections import circuit
+from casestudy.results.result import Array
+from casestudy.show.sections import circuit, patching
 from casestudy.show.sections.ledger import group_means, present
-from casestudy.show.sections.patching import strongest
 from casestudy.show.stored import UNEXPECTED, Missing, StoredStudy
 from casestudy.show.text import clean, count, interval, number, signed
-from casestudy.show.wording import Mean, against
+from casestudy.show.weighed import Weighed, examples, weighed
+from casestudy.show.wording import Mean
+
+GENERAL = ("Why does the model prefer this next token?", "What comes next?")
+"""Questions that a behaviour has where its author asked none: they name nothing."""
+
+UNTITLED = "A study of next-token preferences"
+
+
+def title(study: StoredStudy) -> str:
+    """The page's title: the author's question, or else what was found, with its tokens."""
+    question = study.about("behaviour", "question")
+    if question and question not in GENERAL:
+        return question
+    try:
+        return _headline(study)
+    except (Missing, *UNEXPECTED):
+        return question or UNTITLED
+
+
+def _headline(study: StoredStudy) -> str:
+    """ "tiny prefers ·were to ·was by 2.61 logits (n = 10)"."""
+    mean, _ = _measured(study)
+    sides, model = weighed(study), study.about("model", "name") or "the model"
+    n = f"(n\u00a0=\u00a0{mean.n:,})"
+    if mean.n > 1 and not mean.clear:
+        return f"{model}: no clear preference, {sides.against_plain} {n}"
+    preferred, other = sides.by_sign(mean.value)
+    size = number(abs(mean.value))
+    return f"{model} prefers {preferred.plain} to {other.plain} by {size} logits {n}"
 
 
 def paragraphs(study: StoredStudy) -> list[Markup]:
     """The sentences that the study's values support, as one paragraph, or why there are none."""
     sentences: list[Markup] = []
-    for sentence in (_preference, _direct_contributions, _causal_effects, circuit.sentence):
+    for sentence in (
+        _preference,
+        _direct_contributions,
+        patching.what_decides,
+        _causal_effects,
+        circuit.sentence,
+    ):
         try:
             sentences.append(sentence(study))
         except (Missing, *UNEXPECTED):
             if not sentences:
                 return [Markup("The study holds no measured logit difference: no answer yet.")]
-    return [Markup(" ").join(sentences)]
+    return [Markup(" ").join(filter(None, sentences))]
 
 
-def _preference(study: StoredStudy) -> Markup:
+def _measured(study: StoredStudy) -> tuple[Mean, Array]:
+    """The main contrast's mean, and the prompts' values behind it."""
     means = study.grid("logit_difference.mean", "contrast")
-    mean = Mean.of(means, contrast=study.contrast)
     grid = study.grid("logit_difference", "contrast", "prompt").select(contrast=study.contrast)
     known = grid.values[study.main_prompts(grid.axis("prompt").labels)]
     known = known[np.isfinite(known)]
-    model = study.about("model", "name") or "the model"
     if not known.size:
         raise Missing("no prompt has a logit difference")
+    return Mean.of(means, contrast=study.contrast), known
+
+
+def _preference(study: StoredStudy) -> Markup:
+    mean, known = _measured(study)
+    sides = weighed(study)
+    model = study.about("model", "name") or "the model"
     if mean.n < 2 or np.isnan(mean.lower):
+        preferred, other = sides.by_sign(mean.value)
         return Markup(
-            "After the one prompt measured, <b>{}</b> prefers its answer to {} by "
-            "<b>{} logits</b>; one prompt gives no interval."
-            if mean.value > 0
-            else "After the one prompt measured, <b>{}</b> does not prefer its answer to {} "
-            "(<b>{} logits</b>); one prompt gives no interval."
-        ).format(model, against(study.contrast), signed(mean.value))
+            "After the one prompt measured, <b>{}</b> prefers {} to {} by <b>{} logits</b>; one "
+            "prompt gives no interval."
+        ).format(model, preferred.markup, other.markup, number(abs(mean.value)))
     if not mean.clear:
         return Markup(
-            "Over {}, whether <b>{}</b> prefers its answer to {} is undecided: the mean logit "
-            "difference is {} with a 95 % interval of {} that includes zero."
+            "Over {}, whether <b>{}</b> prefers {} to {} is undecided: the mean logit "
+            "difference is {} with a 95 % interval of {} that includes zero."
         ).format(
-            count(mean.n, "prompt"),
-            model,
-            against(study.contrast),
-            signed(mean.value),
-            interval(mean.lower, mean.upper),
+            *(count(mean.n, "prompt"), model, sides.answer.markup, sides.counterpart.markup),
+            *(signed(mean.value), interval(mean.lower, mean.upper)),
         )
+    return _clear_preference(study, sides, model, mean, known)
+
+
+def _clear_preference(
+    study: StoredStudy, sides: Weighed, model: str, mean: Mean, known: Array
+) -> Markup:
+    preferred, other = sides.by_sign(mean.value)
     ratio = float(np.exp(min(abs(mean.value), 700.0)))
-    verb = "prefers its answer to" if mean.value > 0 else "prefers, to its answer,"
+    ends = (mean.lower, mean.upper) if mean.value > 0 else (-mean.upper, -mean.lower)
     return Markup(
-        "Over {}, <b>{}</b> {} {} by <b>{} logits</b> on average (95 % interval {}): {} times the "
-        "probability. The difference has that sign in {} of {}."
+        "Over {}, <b>{}</b> prefers {} to {} by <b>{} logits</b> on average (95 % interval {}): {} "
+        "times the probability, in {} of {}{}."
     ).format(
-        count(mean.n, "prompt"),
-        model,
-        verb,
-        against(study.contrast),
-        number(abs(mean.value)),
-        interval(mean.lower, mean.upper) if mean.value > 0 else interval(-mean.upper, -mean.lower),
-        number(ratio, 1 if ratio < 100 else 0),
+        *(count(mean.n, "prompt"), model, preferred.markup, other.markup),
+        *(number(abs(mean.value)), interval(*ends), number(ratio, 1 if ratio < 100 else 0)),
         int((np.sign(known) == np.sign(mean.value)).sum()),
-        count(len(known), "prompt"),
+        *(count(len(known), "prompt"), examples(study)),
     )
 
 
@@ -95,18 +133,6 @@ def _direct_contributions(study: StoredStudy) -> Markup:
     terms = grid.axis("term").labels
     top = int(np.argmax(np.abs(grid.values)))
     single = Mean.of(grid, term=terms[top])
-    closes = study.grids["ledger"].error
-    closing = ""
-    if "gap" in closes:
-        bound = closes.get("bound")
-        held = bound is None or closes["gap"] <= bound
-        closing = (
-            f" The account closes: in no prompt do its terms miss the difference by more than "
-            f"{number(closes['gap'])} logits."
-            if held
-            else f" The account does not close: its gap, {number(closes['gap'])} logits, exceeds "
-            f"the bound of {number(bound)}."
-        )
     return Markup(
         "Of the parts that wrote it, {}. The largest single term is <b>{}</b> ({} [{}]).{}"
     ).format(
@@ -116,13 +142,31 @@ def _direct_contributions(study: StoredStudy) -> Markup:
         clean(terms[top]),
         signed(single.value),
         interval(single.lower, single.upper),
-        closing,
+        _closing(study),
+    )
+
+
+def _closing(study: StoredStudy) -> str:
+    """Whether the ledger's terms sum to the difference; no verdict where no bound is promised."""
+    closes = study.grids["ledger"].error
+    if "gap" not in closes:
+        return ""
+    gap, bound = number(closes["gap"]), closes.get("bound")
+    if bound is None or not np.isfinite(bound):
+        kind = study.about("model", "dtype")
+        return f" The terms miss the difference by at most {gap} logits" + (
+            f"; in {kind} there is no bound that they must keep." if kind else "."
+        )
+    if closes["gap"] <= bound:
+        return f" In no prompt do the terms miss the difference by more than {gap} logits."
+    return (
+        f" The account does not close: its gap, {gap} logits, exceeds the bound of {number(bound)}."
     )
 
 
 def _causal_effects(study: StoredStudy) -> Markup:
     if any(name.startswith(("patching.", "circuit.", "ablation")) for name in study.grids):
-        return strongest(study)
+        return patching.strongest(study)
     return Markup(
         "Nothing was intervened on here, so this page says which parts write the difference, not "
         "which of them are needed for it."

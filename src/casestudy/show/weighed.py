@@ -1,0 +1,143 @@
+"""Which tokens does a study weigh against each other, and what are they called?
+
+Where every prompt has the same answer, or the same counterpart, sentences, axes and captions name
+that token. Where they differ from prompt to prompt, they are called by their form: "the answer",
+"its lower-case form". Read from the stored answers alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from casestudy.show.stored import StoredStudy
+from casestudy.show.text import chip, clean, count, listing, visible
+
+ANSWER = "the answer"
+FORMS = {
+    "counterpart": "its counterpart",
+    "lowercase": "its lower-case form",
+    "no_space": "the same word without its leading space",
+    "lowercase_no_space": "its lower-case form without the leading space",
+}
+"""A counterpart by its form, where it is another token in every prompt."""
+
+MOST_NAMED = 3
+"""Answers named as examples, where they differ from prompt to prompt."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The answer or the counterpart of a contrast.
+
+    Attributes:
+        form: what it is called where prompts have different tokens.
+        token: the one token that all prompts have; None where they differ.
+    """
+
+    form: str
+    token: str | None = None
+
+    @property
+    def markup(self) -> Markup:
+        """For a sentence on the page: the token as a chip, or the form in words."""
+        return Markup("{}").format(self.form) if self.token is None else chip(self.token)
+
+    @property
+    def plain(self) -> str:
+        """For an axis, a title or an alternative text."""
+        return self.form if self.token is None else visible(self.token)
+
+    @property
+    def first(self) -> Side:
+        """As it is called where it comes first in a sentence: "its" has nothing to refer to."""
+        return Side(self.form.replace("its ", "the ", 1), self.token)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A contrast's two sides."""
+
+    answer: Side
+    counterpart: Side
+
+    @property
+    def named(self) -> bool:
+        """Whether both sides are one token each."""
+        return self.answer.token is not None and self.counterpart.token is not None
+
+    @property
+    def against(self) -> Markup:
+        """ "the answer against its lower-case form", for captions."""
+        return Markup("{} against {}").format(self.answer.markup, self.counterpart.markup)
+
+    @property
+    def against_plain(self) -> str:
+        """The same without markup."""
+        return f"{self.answer.plain} against {self.counterpart.plain}"
+
+    @property
+    def difference(self) -> str:
+        """What is measured, for an axis."""
+        if not self.named:
+            return "logit difference, logits"
+        return f"logit({self.answer.plain}) − logit({self.counterpart.plain}), logits"
+
+    def by_sign(self, value: float) -> tuple[Side, Side]:
+        """The preferred side and the other one, by the sign of their difference."""
+        if value < 0:
+            return self.counterpart.first, self.answer
+        return self.answer, self.counterpart
+
+
+def weighed(study: StoredStudy, contrast: str | None = None) -> Weighed:
+    """The sides of a contrast, the study's main one by default."""
+    name = study.contrast if contrast is None else contrast
+    classes = _classes(study, name)
+    if classes is not None:
+        return classes
+    answer, other = (_only(_tokens(study, part)) for part in ("answer", name))
+    return Weighed(Side(ANSWER, answer), Side(form_of(name), other))
+
+
+def form_of(contrast: str) -> str:
+    """A contrast's counterpart by its form."""
+    return FORMS.get(contrast, f"“{clean(contrast)}”")
+
+
+def _classes(study: StoredStudy, contrast: str) -> Weighed | None:
+    """A class contrast's sides: the two classes, by name."""
+    behaviour = study.manifest.get("behaviour")
+    asked = behaviour.get("class_contrast") if isinstance(behaviour, dict) else None
+    if not isinstance(asked, dict) or asked.get("name") != contrast:
+        return None
+    sides = (f"the class “{clean(asked.get(side, ''))}”" for side in ("answer", "counterpart"))
+    return Weighed(*map(Side, sides))
+
+
+def _tokens(study: StoredStudy, form: str) -> list[str]:
+    """The main prompts' tokens of one form, in order."""
+    table = study.tables.get("answers")
+    if table is None or not {"prompt", "form", "token"} <= set(table.columns):
+        return []
+    rows = [row for row in table.rows() if row["form"] == form]
+    main = study.main_prompts([str(row["prompt"]) for row in rows])
+    return [str(rows[i]["token"]) for i in main]
+
+
+def _only(tokens: Sequence[str]) -> str | None:
+    return tokens[0] if len(set(tokens)) == 1 else None
+
+
+def examples(study: StoredStudy) -> Markup:
+    """The most frequent answers, where they differ: " (·The in 5 prompts, ·He in 3, 2 others)"."""
+    common = Counter(_tokens(study, "answer")).most_common()
+    if len(common) < 2:
+        return Markup("")
+    phrases = [Markup("{} in {}").format(chip(token), n) for token, n in common[:MOST_NAMED]]
+    rest = len(common) - MOST_NAMED
+    phrases += [Markup("{}").format(count(rest, "other token"))] if rest > 0 else []
+    return Markup(" ({})").format(Markup(listing(phrases)))

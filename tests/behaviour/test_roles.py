@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casestudy.behaviour.prompts import Behaviour, Prompt, Role
-from casestudy.behaviour.roles import BOS, STANDARD_ROLES, check_roles, role_names, roles_of
+from casestudy.behaviour.roles import (
+    BOS,
+    CHANGED,
+    LAST,
+    STANDARD_ROLES,
+    changed_places,
+    check_roles,
+    role_names,
+    roles_of,
+    with_pair_roles,
+)
 from casestudy.errors import BehaviourError
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokenizer
@@ -126,3 +136,27 @@ def test_what_is_not_well_formed_is_refused(toy_model: Model) -> None:
         Behaviour("b", "?", (Prompt("Go."),), roles=(Role("x", "a"), Role("x", "b")))
     with pytest.raises(BehaviourError, match="takes more than 1 s"):
         Role("slow", r"(.|..|.\w)+(.|..|.\w)+(?<!.)").spans("a" * 40)
+
+
+TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=8)
+
+
+@given(TOKENS, TOKENS)
+def test_what_a_partner_does_not_change_is_in_both(tokens: list[int], partner: list[int]) -> None:
+    here, there = changed_places(tokens, partner), changed_places(partner, tokens)
+    assert [t for i, t in enumerate(tokens) if i not in here] == [
+        t for i, t in enumerate(partner) if i not in there
+    ]
+    if len(tokens) == len(partner):
+        assert here == there == tuple(i for i, t in enumerate(tokens) if t != partner[i])
+
+
+@given(TOKENS, st.none() | TOKENS)
+def test_every_prompt_has_a_last_token_and_a_pair_its_changed_tokens(
+    tokens: list[int], partner: list[int] | None
+) -> None:
+    roles = with_pair_roles({FIRST: (0,)}, tokens, partner)
+    assert roles[LAST] == (len(tokens) - 1,)
+    assert roles[FIRST] == (0,)
+    assert roles.get(CHANGED, ()) == (() if partner is None else changed_places(tokens, partner))
+    assert with_pair_roles({LAST: (0,)}, tokens, partner)[LAST] == (0,), "a role of its own stays"

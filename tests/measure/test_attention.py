@@ -6,10 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.engine.batch import run_batch
 from casestudy.measure.attention import (
     ATTENTION,
+    LEAST_SHARE,
     attention_by_role,
     attention_pattern,
+    attention_to_tokens,
     entropy,
     last_rows,
 )
@@ -84,3 +87,29 @@ def test_a_study_keeps_patterns_as_they_are(toy_model: Model, tmp_path: object) 
     assert n["earlier full stops"] == 0
     assert np.isnan(mean.select(role="earlier full stops").values).all()
     assert sorted(set(done.tables["lens.top"].columns["prompt"])) == [0, 1, 2, 3, 4]
+
+
+def test_every_token_with_a_share_worth_naming_is_listed_with_its_role(toy_model: Model) -> None:
+    texts = ("The dogs of the king", "It was late. She went home.")
+    prompts = (Prompt(texts[0], corrupted="The dog of the king"), Prompt(texts[1]))
+    asked = Behaviour("b", "?", prompts)
+    batch = run_batch(toy_model, asked, [0, 1], [ATTENTION])
+    found = attention_to_tokens(batch).rows()
+    for i, text in enumerate(texts):
+        last = attention_pattern(toy_model, text).values[:, :, -1]
+        listed = {(r["layer"], r["head"], r["pos"]): r["share"] for r in found if r["prompt"] == i}
+        expected = np.argwhere(last >= LEAST_SHARE + 1e-6).tolist()
+        assert {tuple(cell) for cell in expected} <= set(listed)
+        for cell, share in listed.items():
+            assert share == pytest.approx(last[cell], abs=1e-6)
+            assert share >= LEAST_SHARE
+    roles = {(r["prompt"], r["pos"]): r["role"] for r in found}
+    ends = {i: max(pos for p, pos in roles if p == i) for i in (0, 1)}
+    assert {role for (i, _), role in roles.items() if i == 0} >= {"BOS", "changed tokens"}
+    assert roles[1, ends[1]] == "final full stop"
+
+
+def test_only_main_prompts_are_listed_token_by_token(toy_model: Model) -> None:
+    prompts = (Prompt("Go.", groups=("a",)), Prompt("Stay.", groups=("b",)))
+    batch = run_batch(toy_model, Behaviour("b", "?", prompts, main=("b",)), [0, 1], [ATTENTION])
+    assert {row["prompt"] for row in attention_to_tokens(batch).rows()} == {1}

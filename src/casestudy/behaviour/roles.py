@@ -23,6 +23,12 @@ from casestudy.model.tokens import Tokenizer
 BOS = "BOS"
 """The role of the prepended beginning-of-text token; it has no text, and is found by its id."""
 
+LAST = "last token"
+"""The role of the token after which the model predicts."""
+
+CHANGED = "changed tokens"
+"""The role of the tokens in which a clean prompt differs from its corrupted partner."""
+
 _STOP = r"(?<![.…])\.(?![.…\p{L}\p{Nd}])"
 _CLOSING = r"[\p{Pe}\p{Pf}\"'’\s]*\Z"
 _WORD = r"[\p{L}\p{M}\p{N}]+(?:['’\-][\p{L}\p{M}\p{N}]+)*"
@@ -86,6 +92,38 @@ def roles_of(
         if places:
             found[role.name] = tuple(places)
     return {**found, **_given(prompt, len(tokens))}
+
+
+def with_pair_roles(
+    found: Mapping[str, tuple[int, ...]], tokens: Sequence[int], partner: Sequence[int] | None
+) -> dict[str, tuple[int, ...]]:
+    """A prompt's roles, with the two that any pair of prompts has: `LAST` and `CHANGED`.
+
+    Args:
+        found: by `roles_of`; a role of the same name that the prompt brings itself stays.
+        tokens: the prompt's ids, BOS included where it is prepended.
+        partner: those of its corrupted (or clean) partner; None where it has none.
+    """
+    places = () if partner is None else changed_places(tokens, partner)
+    own = {LAST: (len(tokens) - 1,)} | ({CHANGED: places} if places else {})
+    return own | dict(found)
+
+
+def changed_places(tokens: Sequence[int], partner: Sequence[int]) -> tuple[int, ...]:
+    """Where a prompt's tokens differ from its partner's.
+
+    Position by position where both have as many; otherwise what is left between the tokens that
+    they share at the start and at the end.
+    """
+    n, m = len(tokens), len(partner)
+    if n == m:
+        pairs = enumerate(zip(tokens, partner, strict=True))
+        return tuple(i for i, (a, b) in pairs if a != b)
+    shortest = min(n, m)
+    start = next((i for i in range(shortest) if tokens[i] != partner[i]), shortest)
+    most = shortest - start
+    end = next((i for i in range(most) if tokens[n - 1 - i] != partner[m - 1 - i]), most)
+    return tuple(range(start, n - end))
 
 
 def _given(prompt: Prompt, n: int) -> dict[str, tuple[int, ...]]:

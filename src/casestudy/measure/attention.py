@@ -1,8 +1,10 @@
 """Where does each head look?
 
 From each prompt's last token, where the prediction is made: the attention given to the tokens of
-each role ("final full stop", "first word", "BOS"), summed, so that prompts of unequal length can be
-averaged, and how spread it is. For a few prompts the whole pattern, every query and every key.
+each role ("final full stop", "last token", "BOS", the tokens that a corrupted partner changes),
+summed, so that prompts of unequal length can be averaged, and how spread it is. For up to
+`MOST_DESCRIBED` main prompts, every token that gets a share worth naming. For a few prompts the
+whole pattern, every query and every key.
 
 Roles may overlap (a final full stop can be the last token of a sentence start), so their shares
 need not add up to 1; every position's attention is in the whole patterns, whose rows do. Looking is
@@ -12,20 +14,24 @@ scores per head and prompt; the patterns of a few short prompts are run again by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.behaviour.prompts import Behaviour
+from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.behaviour.roles import BOS, CHANGED, LAST, STANDARD_ROLES, with_pair_roles
 from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.errors import PromptError
 from casestudy.measure.examples import examples, position_labels
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
-from casestudy.results.result import Axis, Grid, Result
+from casestudy.results.result import Axis, Grid, Result, Table
 
 
 def keep_for_attention(model: Model) -> Sequence[Keep]:
@@ -56,11 +62,11 @@ def attention_to_roles(batch: Batch, source: str | None = None) -> Grid:
             one that looks.
     Unit:   share of a query's attention, summed over the positions looked at.
     """
-    config, names = batch.model.config, batch.role_names
+    config, names = batch.model.config, role_axis(batch)
     layers, heads = Axis.count("layer", config.n_layers), Axis.count("head", config.n_heads)
     rows = last_rows(batch) if source is None else _role_rows(batch, source)
     by_role = rows.new_full((*rows.shape[:3], len(names)), float("nan"))
-    for i, roles in enumerate(batch.roles):
+    for i, roles in enumerate(roles_seen(batch)):
         for column, name in enumerate(names):
             if name in roles:
                 by_role[:, i, :, column] = rows[:, i][..., list(roles[name])].sum(-1)
@@ -72,6 +78,91 @@ def attention_to_roles(batch: Batch, source: str | None = None) -> Grid:
         about=f"Attention from the {source or 'last token'} of the prompt, summed over the "
         "positions of each role. Roles may overlap.",
     )
+
+
+def role_axis(batch: Batch) -> tuple[str, ...]:
+    """Every role that attention is given by, the same in all batches of a behaviour."""
+    behaviour = batch.behaviour
+    partners = behaviour is not None and any(p.corrupted for p in behaviour.prompts)
+    changed = (CHANGED,) if partners else ()
+    return tuple(dict.fromkeys([*batch.role_names, *changed, LAST]))
+
+
+def roles_seen(batch: Batch) -> list[Mapping[str, tuple[int, ...]]]:
+    """Each prompt's roles, with its last token and the tokens that its own partner changes."""
+    return [
+        with_pair_roles(roles, row, _partner(batch, prompt))
+        for roles, row, prompt in zip(batch.roles, batch.tokens.rows(), batch.prompts, strict=True)
+    ]
+
+
+def _partner(batch: Batch, prompt: Prompt) -> list[int] | None:
+    """The tokens of the corrupted partner that a prompt brings; None where it cannot be run."""
+    if not prompt.corrupted:
+        return None
+    try:
+        return batch.model.tokenize([prompt.corrupted], prepend_bos=batch.tokens.bos).rows()[0]
+    except PromptError:
+        return None
+
+
+MOST_DESCRIBED = 64
+"""Main prompts, from the first, whose tokens are listed head by head."""
+
+LEAST_SHARE = 0.02
+"""A token that gets less of a head's attention is not listed."""
+
+
+def attention_to_tokens(batch: Batch) -> Table:
+    """Every token that gets at least `LEAST_SHARE` of a head's attention from the last token.
+
+    Rows:   one per prompt, layer, head and position; `role` is the first that the token has of the
+            changed tokens, the behaviour's own roles, the standard ones from the stop backwards,
+            BOS and the last token, and "" where it has none.
+    Unit:   share of the head's attention.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in TOKEN_COLUMNS}
+    rows, roles = last_rows(batch), roles_seen(batch)
+    described = _described(batch)
+    for i, ids in enumerate(batch.tokens.rows()):
+        if batch.index[i] not in described:
+            continue
+        shares = rows[:, i, :, : len(ids)].float().cpu()
+        texts = batch.model.tokenizer.strings(ids)
+        names = _first_roles(roles[i], role_axis(batch), len(ids))
+        for layer, head, pos in (shares >= LEAST_SHARE).nonzero().tolist():
+            cells = (batch.index[i], layer, head, pos, texts[pos], names[pos])
+            row = (*cells, float(shares[layer, head, pos]))
+            for name, cell in zip(TOKEN_COLUMNS, row, strict=True):
+                columns[name].append(cell)
+    return Table(
+        "attention.tokens",
+        columns,
+        f"Attention from the last token to every token that gets at least {LEAST_SHARE:.0%} of a "
+        f"head's, in the first {MOST_DESCRIBED} main prompts.",
+    )
+
+
+TOKEN_COLUMNS = ("prompt", "layer", "head", "pos", "token", "role", "share")
+
+
+def _described(batch: Batch) -> set[int]:
+    if batch.behaviour is None:
+        return set(batch.index[:MOST_DESCRIBED])
+    behaviour = batch.behaviour
+    main = (i for i, prompt in enumerate(behaviour.prompts) if behaviour.is_main(prompt))
+    return set(islice(main, MOST_DESCRIBED))
+
+
+def _first_roles(roles: Mapping[str, tuple[int, ...]], names: Sequence[str], n: int) -> list[str]:
+    """One role per position: the most telling of those it has."""
+    standard = [role.name for role in STANDARD_ROLES]
+    own = [name for name in names if name not in (*standard, BOS, LAST, CHANGED)]
+    found = [""] * n
+    for name in reversed((CHANGED, *own, *reversed(standard), BOS, LAST)):
+        for place in roles.get(name, ()):
+            found[place] = name
+    return found
 
 
 def _role_rows(batch: Batch, source: str) -> Float[Tensor, "layer batch head key_pos"]:
@@ -86,11 +177,12 @@ def _role_rows(batch: Batch, source: str) -> Float[Tensor, "layer batch head key
 
 
 def measure_attention(batch: Batch) -> list[Result]:
-    """Attention from the last token by role, its entropy, and whole patterns of the examples."""
+    """Attention from the last token by role and token, its entropy, and examples' patterns."""
     config, rows = batch.model.config, last_rows(batch)
     layers, heads = Axis.count("layer", config.n_layers), Axis.count("head", config.n_heads)
     results: list[Result] = [
         attention_to_roles(batch),
+        attention_to_tokens(batch),
         Grid(
             "attention.entropy",
             entropy(rows).transpose(1, 2).cpu().numpy(),

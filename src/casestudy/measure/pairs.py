@@ -14,7 +14,7 @@ import numpy as np
 
 from casestudy.behaviour.counterfactual import Counterfactual, Score
 from casestudy.behaviour.prompts import Role
-from casestudy.behaviour.roles import roles_of
+from casestudy.behaviour.roles import roles_of, with_pair_roles
 from casestudy.errors import MeasureError
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
@@ -113,7 +113,8 @@ def pairs_of(
 ) -> Pairs:
     """Counterfactuals as pairs of tokens, with the roles of both sides.
 
-    A partner of as many tokens has its prompt's roles; another's are found in its own text.
+    A partner of as many tokens has its prompt's roles; another's are found in its own text. Every
+    pair has the last token and the changed tokens besides.
 
     Args:
         counterfactuals: of one family, as `Score.pairs` has them.
@@ -134,7 +135,12 @@ def pairs_of(
         there = here
         if pair.aligned == "role":
             there = roles_of(tokenizer, pair.corrupted, corrupted, roles)
-        found.append((here, there))
+        found.append(
+            (
+                with_pair_roles(here, clean, corrupted),
+                with_pair_roles(there, corrupted, clean),
+            )
+        )
     names = [str(pair.index) for pair in counterfactuals] if labels is None else labels
     return Pairs(
         Tokens.of([clean for clean, _ in rows]),

@@ -93,7 +93,7 @@ ARGUMENT: Sequence[Topic] = (
                 "where heads look",
                 attention.attention,
                 (
-                    *("attention.last", "attention.last.mean", "pattern.*"),
+                    *("attention.last", "attention.last.mean", "attention.tokens", "pattern.*"),
                     *("attention.entropy", "attention.entropy.mean"),
                 ),
             ),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 from markupsafe import Markup
 
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, paragraph
+from casestudy.show.head_places import HeadPlaces, Place, head_places
 from casestudy.show.sections.ledger import (
     MOST_PATTERN_BYTES,
     has_patterns,
@@ -15,7 +18,7 @@ from casestudy.show.sections.ledger import (
     top_heads,
 )
 from casestudy.show.stored import Missing, StoredStudy
-from casestudy.show.text import capital, clean, count, listing, number, percent, prose
+from casestudy.show.text import capital, count, listing, number, percent, prose
 from casestudy.show.wording import spoken
 
 HEADS = 12
@@ -26,67 +29,145 @@ KINDS = {"bos": "share on BOS"}
 """Scores whose names need more words than they have."""
 
 
+DESCRIBED = 5
+"""Heads that the paragraph describes, of those listed."""
+COLUMNS = 9
+"""Places that are drawn, the largest first."""
+
+
 def attention(study: StoredStudy) -> list[Block]:
-    """What the heads with the largest shares attend to, from the last token, by role."""
-    means = study.grid("attention.last.mean", "layer", "head", "role")
-    roles = means.axis("role").labels
-    top = [(a, b) for a, b, _ in top_heads(study, HEADS)]
+    """What the heads with the largest shares attend to from the last token, in tokens."""
+    found = head_places(study)
+    top = [(a, b) for a, b, _ in top_heads(study, HEADS)] or list(found)[:HEADS]
+    top = [head for head in top if head in found]
     if not top:
-        top = [(a, b) for a in means.axis("layer").labels for b in means.axis("head").labels][
-            :HEADS
-        ]
-    values = np.stack([means.select(layer=a, head=b).values for a, b in top])
-    seen = [j for j in range(len(roles)) if np.isfinite(values[:, j]).any()]
-    if not seen:
-        raise Missing("no role was found in the prompts")
-    values, names = values[:, seen], [clean(roles[j]) for j in seen]
-    phrases = []
-    for (layer, head), row in list(zip(top, values, strict=True))[:5]:
-        best = int(np.nanargmax(row))
-        phrases.append(
-            Markup("{} looks most at “{}” ({})").format(
-                head_button(study, layer, head), names[best], percent(float(row[best]))
-            )
-        )
-    labels = [f"{a}.{b}" for a, b in top]
-    i, j = np.unravel_index(int(np.nanargmax(values)), values.shape)
-    cut = [means.select(layer=a, head=b) for a, b in top]
-    columns = {"value": marks.numbers(values)}
-    for part in ("lower", "upper", "n"):
-        arrays = [getattr(c, part) for c in cut]
-        if all(array is not None for array in arrays):
-            columns[part] = marks.numbers(np.stack(arrays)[:, seen])
+        raise Missing("no head’s attention was measured")
+    phrases = [_described(study, head, found[head]) for head in top[:DESCRIBED]]
     return [
         paragraph(
-            "From the last token, where the answer is decided: {}. Looking is not using: a head’s "
-            "attention says what it reads, not what it does with it.",
-            Markup("; ").join(phrases),
+            "Of the attention from the last token, where the answer is decided (mean over "
+            "n\u00a0=\u00a0{}): {}. Attention says what a head reads, not what it does with it.",
+            *(found[top[0]].n, Markup("; ").join(phrases)),
         ),
-        Figure(
-            "Where the heads with the largest direct shares look",
-            marks.Heatmap(
-                values,
-                labels,
-                names,
-                unit=means.unit,
-                row_name="head",
-                limit=1.0,
-                slanted=True,
-                heads="row" if has_patterns(study) else None,
-            ),
-            f"Heatmap of attention by head and role of the token read; the largest is head "
-            f"{labels[i]} on the {names[j]}, {percent(float(values[i, j]))}.",
-            marks.Data(
-                [("head", labels), ("role", names)],
-                columns,
-                means.unit,
-                "arrays/attention.last.safetensors",
-            ),
-            f"{clean(means.about)} Mean over prompts that have the role; heads in the order of "
-            "their direct share.",
-        ),
+        *_sinks(study, found),
+        _grid(study, top, found),
         *_left_out(study),
     ]
+
+
+def _described(study: StoredStudy, head: tuple[str, str], places: HeadPlaces) -> Markup:
+    """ "3.3 gives 91 % to the changed tokens (·dogs, ·horses, …)"."""
+    name = head_button(study, *head)
+    if places.is_sink:
+        assert places.sink is not None
+        named = f"{percent(places.sink.share)} to {_first_token(study)}"
+        beside = _named(places, share=places.beside)
+        if 1 - places.sink.share < BESIDE or not beside:
+            return Markup("{} gives {}").format(name, named)
+        return Markup("{} gives {} and, of the rest, {}").format(name, named, beside)
+    listed = _named(places, share=lambda place: place.share)
+    if places.sink is not None and places.sink.share >= NAMED:
+        first = f"{percent(places.sink.share)} to {_first_token(study)}"
+        listed = f"{listed}, {first}" if listed else first
+    if not listed:
+        return Markup("{} spreads its attention: no token gets a tenth of it").format(name)
+    return Markup("{} gives {}{}").format(name, listed, _rest(places))
+
+
+def _rest(places: HeadPlaces) -> str:
+    """What is left over, with the largest of it, where it is worth naming."""
+    named = _most(places, lambda place: place.share)
+    rest = 1 - sum(place.share for place in named)
+    rest -= places.sink.share if places.sink is not None else 0.0
+    if rest < NAMED:
+        return ""
+    next_ones = [place.phrase for place in places.places if place not in named][:2]
+    return f", and {percent(rest)} to {listing([*next_ones, 'other tokens'])}"
+
+
+BESIDE = 0.05
+"""Attention left beside a sink from which it is worth describing."""
+NAMED = 0.1
+"""A share from which a place is named."""
+MOST_NAMED = 3
+
+
+def _most(places: HeadPlaces, share: Callable[[Place], float]) -> list[Place]:
+    return [place for place in places.places if share(place) >= NAMED][:MOST_NAMED]
+
+
+def _named(places: HeadPlaces, share: Callable[[Place], float]) -> str:
+    return ", ".join(f"{percent(share(p))} to {p.phrase}" for p in _most(places, share))
+
+
+def _first_token(study: StoredStudy) -> str:
+    bos = study.about("settings", "prepend_bos") == "True"
+    return "BOS" if bos else "the text’s first token"
+
+
+def _sinks(study: StoredStudy, found: Mapping[tuple[str, str], HeadPlaces]) -> list[Block]:
+    """The heads that put most of their attention on the first token, once."""
+    sinks = [head for head, places in found.items() if places.is_sink]
+    if not sinks:
+        return []
+    names = [head_button(study, *head) for head in sinks[:HEADS]]
+    more = f" and {count(len(sinks) - HEADS, 'other')}" if len(sinks) > HEADS else ""
+    return [
+        paragraph(
+            "{} of {} heads put at least half of their attention on {}, an attention sink: {}{}. "
+            "What they do shows in the rest.",
+            *(len(sinks), len(found), _first_token(study), Markup(", ").join(names), more),
+        )
+    ]
+
+
+def _grid(
+    study: StoredStudy,
+    top: Sequence[tuple[str, str]],
+    found: Mapping[tuple[str, str], HeadPlaces],
+) -> Figure:
+    """Heads by the places they attend to; what is not named is the last column."""
+    size: dict[str, float] = {}
+    for head in top:
+        for place in found[head].places:
+            size[place.label] = max(size.get(place.label, 0.0), place.share)
+    labels = sorted((label for label in size if size[label] >= NAMED / 2), key=lambda x: -size[x])
+    labels = labels[:COLUMNS]
+    rows = []
+    for head in top:
+        places = found[head]
+        row = dict.fromkeys(labels, 0.0)
+        for place in places.places:
+            if place.label in row:
+                row[place.label] += place.share
+        sink = 0.0 if places.sink is None else places.sink.share
+        rows.append([sink, *row.values(), max(0.0, 1 - sink - sum(row.values()))])
+    values = np.array(rows)
+    columns = [_first_token(study).removeprefix("the "), *labels, "elsewhere"]
+    heads = [f"{a}.{b}" for a, b in top]
+    i, j = np.unravel_index(int(np.argmax(values)), values.shape)
+    return Figure(
+        "What the heads with the largest direct shares attend to",
+        marks.Heatmap(
+            *(values, heads, columns),
+            unit="share of the head’s attention",
+            row_name="head",
+            limit=1.0,
+            slanted=True,
+            heads="row" if has_patterns(study) else None,
+        ),
+        f"Heatmap of attention by head and token or role; the largest is head {heads[i]} on "
+        f"{columns[j]}, {percent(float(values[i, j]))}.",
+        marks.Data(
+            [("head", heads), ("place", columns)],
+            {"value": marks.numbers(values)},
+            "share",
+            "tables/attention.tokens.parquet",
+        ),
+        f"Attention from the last token, mean over n\u00a0=\u00a0{found[top[0]].n}; heads in the "
+        "order of their direct share. A column is a token where it is the same in all prompts, "
+        "else a role. “elsewhere” is all that has no column: a row sums to 1.",
+    )
 
 
 def _left_out(study: StoredStudy) -> list[Block]:

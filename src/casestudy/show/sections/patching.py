@@ -358,6 +358,8 @@ def _patch(study: StoredStudy, name: str) -> list[Block]:
     if best == 0:
         words = paragraph("Patching {} changes nothing anywhere.", _site(name))
     labels = [[clean(label) for label in axis.labels] for axis in grid.axes]
+    grid = _with_tokens(study, grid)
+    at = _at(grid, where)
     if len(labels) == 1:  # a bare number says too little beside a bar
         labels = [[f"{grid.axes[0].name} {x}" if x.isdigit() else x for x in labels[0]]]
     plain = _site(name).striptags()
@@ -370,6 +372,11 @@ def _patch(study: StoredStudy, name: str) -> list[Block]:
         if gap is not None
         else ""
     )
+    if _parts(name)[0].startswith("resid"):
+        caption += (
+            " The residual stream carries all of the difference somewhere in every layer, late at "
+            "the last token by construction: what this shows is where it moves."
+        )
     mark = (
         marks.mean_bars(grid, labels[0])
         if len(grid.axes) == 1
@@ -380,6 +387,25 @@ def _patch(study: StoredStudy, name: str) -> list[Block]:
         )
     )
     return [words, Figure(title, mark, alt, marks.Data.of(grid), caption)]
+
+
+def _with_tokens(study: StoredStudy, grid: Grid) -> Grid:
+    """A grid by position whose labels name the token where all prompts have the same."""
+    if "pos" not in (axis.name for axis in grid.axes):
+        return grid
+    axis = grid.axis("pos")
+    rows = study.tables["prompts"].rows() if "prompts" in study.tables else []
+    main = study.main_prompts([str(row["prompt"]) for row in rows])
+    texts = [rows[i].get("tokens") or () for i in main]
+    texts = [tokens for tokens in texts if len(tokens) == len(axis)]
+    labels = []
+    for label, *column in zip(axis.labels, *texts, strict=True):
+        same = len(set(column)) == 1
+        labels.append(f"{label} {visible(column[0])}" if same else f"{label} differs")
+    if not texts:
+        return grid
+    axes = (Axis("pos", tuple(labels)) if a.name == "pos" else a for a in grid.axes)
+    return replace(grid, axes=tuple(axes))
 
 
 PLACES = {

@@ -1,0 +1,152 @@
+"""What does each head attend to, in tokens?
+
+From the stored shares of a prompt's tokens to a description of every head: the tokens that a role
+names ("changed tokens": ·dogs, ·horses), else the token itself, and what is left over. A head that
+puts most of its attention on the first token (BOS, or the text's first token where none is
+prepended) is a sink, and is described by what it does beside it. Studies stored before the shares
+of tokens were have whole patterns of a few prompts; those serve as well.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from casestudy.show.stored import Missing, StoredStudy
+from casestudy.show.text import visible
+
+SINK = 0.5
+"""A head that puts so much of its attention on the first token is a sink."""
+LEAST_SHARE = 0.02
+"""Of whole patterns, what counts as looked at: as much as the study's own table lists."""
+EXAMPLES = 3
+"""Tokens named as examples of a role."""
+
+FIRST = "first token"
+"""What a first token is called that is no BOS."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a head attends to.
+
+    Attributes:
+        role: of the tokens; "" for a token without one.
+        tokens: the different tokens, the most frequent first.
+        share: of the head's attention, mean over prompts.
+    """
+
+    role: str
+    tokens: tuple[str, ...]
+    share: float
+
+    @property
+    def label(self) -> str:
+        """For an axis: a token that is always the same, else the role."""
+        if not self.role or len(self.tokens) == 1:
+            return visible(self.tokens[0])
+        return self.role
+
+    @property
+    def phrase(self) -> str:
+        """For a sentence: the role with examples, or the token."""
+        shown = ", ".join(visible(token) for token in self.tokens[:EXAMPLES])
+        more = ", …" if len(self.tokens) > EXAMPLES else ""
+        if not self.role:
+            return shown
+        one = len(self.tokens) == 1
+        return f"{shown} ({self.role})" if one else f"the {self.role} ({shown}{more})"
+
+
+@dataclass(frozen=True)
+class HeadPlaces:
+    """A head's attention from the last token.
+
+    Attributes:
+        places: other than the sink, the largest share first.
+        sink: the first token, with its share.
+        n: prompts.
+    """
+
+    places: tuple[Place, ...]
+    sink: Place | None
+    n: int
+
+    @property
+    def is_sink(self) -> bool:
+        """Whether most of it goes to the first token."""
+        return self.sink is not None and self.sink.share >= SINK
+
+    @property
+    def left_over(self) -> float:
+        """The share of tokens that get too little to be named."""
+        named = sum(place.share for place in self.places)
+        return max(0.0, 1 - named - (0.0 if self.sink is None else self.sink.share))
+
+    def beside(self, place: Place) -> float:
+        """A place's share of the attention that does not go to the sink."""
+        rest = 1 - (0.0 if self.sink is None else self.sink.share)
+        return place.share / rest if rest > 0 else 0.0
+
+
+Cell = tuple[str, str, str, int, str, str, float]
+"""prompt, layer, head, position, token, role, share."""
+
+
+def head_places(study: StoredStudy) -> dict[tuple[str, str], HeadPlaces]:
+    """Every head's places by (layer, head).
+
+    Raises: Missing where the study holds neither shares of tokens nor whole patterns.
+    """
+    cells = list(_listed(study) if "attention.tokens" in study.tables else _whole(study))
+    if not cells:
+        raise Missing("the study holds no attention to tokens")
+    prompts = {cell[0] for cell in cells}
+    by_head: dict[tuple[str, str], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        by_head[cell[1], cell[2]].append(cell)
+    return {head: _places(rows, len(prompts)) for head, rows in by_head.items()}
+
+
+def _places(cells: Sequence[Cell], n: int) -> HeadPlaces:
+    shares: dict[tuple[str, str], float] = defaultdict(float)
+    tokens: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for _, _, _, pos, token, role, share in cells:
+        key = (FIRST, "") if pos == 0 else (role, "" if role else token)
+        shares[key] += share / n
+        tokens[key][token] += 1
+    found = {
+        key: Place(key[0], tuple(t for t, _ in tokens[key].most_common()), share)
+        for key, share in shares.items()
+    }
+    sink = found.pop((FIRST, ""), None)
+    order = sorted(found.values(), key=lambda place: -place.share)
+    return HeadPlaces(tuple(order), sink, n)
+
+
+def _listed(study: StoredStudy) -> Iterator[Cell]:
+    names = ("prompt", "layer", "head", "pos", "token", "role", "share")
+    table = study.table("attention.tokens", *names)
+    for cell in zip(*(table.columns[name] for name in names), strict=True):
+        prompt, layer, head, pos, token, role, share = cell
+        yield str(prompt), str(layer), str(head), int(pos), str(token), str(role), float(share)
+
+
+def _whole(study: StoredStudy) -> Iterator[Cell]:
+    """The last rows of the whole patterns."""
+    for name in sorted(study.grids):
+        if not name.startswith("pattern."):
+            continue
+        grid = study.grid(name, "layer", "head", "query_pos", "key_pos")
+        last = np.asarray(grid.values[:, :, -1], dtype=float)
+        layers, heads = grid.axis("layer").labels, grid.axis("head").labels
+        tokens = [label.partition(":")[2] for label in grid.axis("key_pos").labels]
+        for i, j, pos in np.argwhere(np.nan_to_num(last) >= LEAST_SHARE).tolist():
+            role = "last token" if pos == len(tokens) - 1 else ""
+            yield (
+                *(name.removeprefix("pattern."), layers[i], heads[j], pos, tokens[pos], role),
+                float(last[i, j, pos]),
+            )

@@ -28,7 +28,6 @@ bundled model, or give --model NAME.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import resource
@@ -37,7 +36,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,7 +179,7 @@ def worker(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from casestudy.behaviour.files import load_behaviour
     from casestudy.model.loading import load
-    from casestudy.study import causal
+    from casestudy.study.settings import Execution
     from casestudy.study.study import study
 
     path, n, folder, executor = arguments.worker
@@ -193,17 +191,17 @@ def worker(arguments: argparse.Namespace) -> dict[str, Any]:
         behaviour = replace(behaviour, class_contrast=None)
     model = load(arguments.model)
     warm = replace(behaviour, prompts=behaviour.prompts[:8])
-    study(warm, model, only=only)
-    options: dict[str, Any] = {} if executor == "local" else {"executor": "ray", "workers": 2}
-    with Clock() as clock, timed(causal, "keep_causes") as patching:
-        done = study(behaviour, model, out=folder, only=only, progress=clock, **options)
+    study(model, warm, only=only)
+    execution = Execution() if executor == "local" else Execution(executor="ray", workers=2)
+    with Clock() as clock:
+        done = study(model, behaviour, out=folder, only=only, execution=execution, progress=clock)
     seconds = clock.seconds
     highest = peak()
     start = time.perf_counter()
-    study(behaviour, model, out=folder, only=only)
+    study(model, behaviour, out=folder, only=only)
     again = time.perf_counter() - start
     chunks = done.tables["chunks"].columns
-    measuring = sum(chunks["seconds"])
+    measuring, patching = sum(chunks["seconds"]), clock.took("patching")
     return {
         "executor": executor,
         "prompts": len(behaviour),
@@ -218,31 +216,12 @@ def worker(arguments: argparse.Namespace) -> dict[str, Any]:
         "useful_tokens": sum(chunks["tokens"]) / sum(chunks["computed_tokens"]),
         "peak_bytes": highest,
         "measuring_seconds": measuring,
-        "patching_seconds": sum(patching),
-        "storing_and_joining": 1 - (measuring + sum(patching)) / seconds
+        "patching_seconds": patching,
+        "storing_and_joining": 1 - (measuring + patching) / seconds
         if executor == "local"
         else None,
         "resuming_with_nothing_left": again / seconds,
     }
-
-
-@contextlib.contextmanager
-def timed(module: Any, name: str) -> Iterator[list[float]]:
-    """How long each call of a module's function takes, for a while."""
-    function, seconds = getattr(module, name), list[float]()
-
-    def wrapped(*arguments: Any, **options: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return function(*arguments, **options)
-        finally:
-            seconds.append(time.perf_counter() - start)
-
-    setattr(module, name, wrapped)
-    try:
-        yield seconds
-    finally:
-        setattr(module, name, function)
 
 
 class Clock:
@@ -255,6 +234,7 @@ class Clock:
     def __enter__(self) -> Clock:
         self.start = time.perf_counter()
         self.chunks: list[tuple[float, int]] = []
+        self.stages: list[tuple[str, float]] = []
         self.before, self.used = seconds_by_process(), dict[int, float]()
         self.stop = threading.Event()
         self.watch = threading.Thread(target=self._look, daemon=True)
@@ -271,10 +251,18 @@ class Clock:
         while not self.stop.wait(0.2):
             self.used |= seconds_by_process()
 
-    def __call__(self, state: Any) -> None:
-        """Told by the study at the start and after each chunk."""
-        if state.done:
-            self.chunks.append((time.perf_counter() - self.start, state.done))
+    def __call__(self, progress: Any) -> None:
+        """Told by the study at the start, after each chunk, within the stages and after each."""
+        now = time.perf_counter() - self.start
+        if progress.stage == "measuring" and progress.done:
+            self.chunks.append((now, progress.done))
+        elif progress.stage == "study":
+            self.stages.append((progress.note, now))
+
+    def took(self, stage: str) -> float:
+        """Seconds from the end of the stage before; 0 where there was no such stage."""
+        ends = zip(self.stages, self.stages[1:], strict=False)
+        return sum(end - begin for (_, begin), (name, end) in ends if name == stage)
 
     @property
     def processor_seconds(self) -> float:

@@ -10,8 +10,10 @@ import pytest
 import casestudy as cs
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.claims.emergence import Emergence, checkpoints, emergence, since
+from casestudy.engine.packing import Progress
 from casestudy.errors import ModelError, StudyError
 from casestudy.results.result import Axis, Grid
+from casestudy.study.measuring import State
 from tests.helpers import call, write_gpt2
 
 SHAPE = {"n_layer": 1, "n_embd": 16, "n_head": 2}
@@ -106,11 +108,16 @@ def test_the_curves_are_the_studies_own_means(of_own: Emergence) -> None:
 def test_a_stopped_run_goes_on(steps: Path, of_last: tuple[Path, Emergence]) -> None:
     folder, first = of_last
     told: list[tuple[str, int, int]] = []
+
+    def tell(name: str, state: Progress) -> None:
+        if isinstance(state, State):
+            told.append((name, state.found, state.total))
+
     again = emergence(
         str(steps),
         behaviour(),
         out=folder,
-        progress=lambda name, state: told.append((name, state.found, state.total)),
+        progress=tell,
     )
     assert told == [(name, 3, 3) for name in ("step1000", "step64", "step512", "step1000")]
     np.testing.assert_array_equal(again.contrasts.values, first.contrasts.values)

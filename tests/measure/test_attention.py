@@ -19,6 +19,7 @@ from casestudy.measure.attention import (
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
+from casestudy.study.settings import Execution
 from casestudy.study.study import study
 from tests.measure.batches import alone, batch_of, rows, say, spoken
 from tests.measure.worlds import VARIANTS, decoder
@@ -72,7 +73,13 @@ def test_roles_take_what_their_positions_get(toy_model: Model) -> None:
 def test_a_study_keeps_patterns_as_they_are(toy_model: Model, tmp_path: object) -> None:
     texts = ("Go.", "This is a sentence.", *(f"Prompt number {i}." for i in range(6)))
     asked = Behaviour("b", "?", tuple(Prompt(t, answer=" He") for t in texts))
-    done = study(asked, toy_model, out=f"{tmp_path}/s", only=["attention", "lens"], chunk_tokens=20)
+    done = study(
+        asked,
+        toy_model,
+        out=f"{tmp_path}/s",
+        only=["attention", "lens"],
+        execution=Execution(chunk_tokens=20),
+    )
     shown = sorted(name for name in done.grids if name.startswith("pattern."))
     assert shown == [f"pattern.{i}" for i in range(5)]
     expected = attention_pattern(toy_model, texts[1])

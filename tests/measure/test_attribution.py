@@ -31,6 +31,7 @@ from casestudy.model.folding import rewrite
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.results.result import Grid, Table
+from casestudy.study.settings import Execution
 from casestudy.study.study import study
 from tests.measure.batches import alone, batch_of, rows
 from tests.measure.worlds import VARIANTS, decoder
@@ -191,7 +192,13 @@ def test_neurons_one_by_one_sum_to_what_the_study_keeps(toy_model64: Model) -> N
 
 def test_the_top_neurons_do_not_depend_on_chunks(toy_model64: Model, tmp_path: object) -> None:
     alone = study(ASKED, toy_model64, out=f"{tmp_path}/one", only=["attribution"])
-    many = study(ASKED, toy_model64, out=f"{tmp_path}/many", only=["attribution"], chunk_tokens=1)
+    many = study(
+        ASKED,
+        toy_model64,
+        out=f"{tmp_path}/many",
+        only=["attribution"],
+        execution=Execution(chunk_tokens=1),
+    )
     assert SUMS not in alone.grids
     one, other = alone.tables["attribution.neuron"], many.tables["attribution.neuron"]
     assert one.columns["neuron"] == other.columns["neuron"]

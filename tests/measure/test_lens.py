@@ -25,6 +25,7 @@ from casestudy.model.decoder import apply_norm, unembed
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.results.result import Grid
+from casestudy.study.settings import Execution
 from casestudy.study.study import study
 from tests.measure.batches import alone, batch_of, rows, say, spoken
 from tests.measure.worlds import VARIANTS, decoder
@@ -141,7 +142,9 @@ def test_a_study_reads_roles_of_its_first_prompts(
     monkeypatch.setattr("casestudy.measure.lens.ROLE_PROMPTS", 2)
     texts = ("This is a sentence.", "Go.", "It was late. She went home.")
     asked = Behaviour("b", "?", tuple(Prompt(t, answer=" He") for t in texts))
-    done = study(asked, toy_model, out=tmp_path / "s", only=["lens"], chunk_tokens=1)
+    done = study(
+        asked, toy_model, out=tmp_path / "s", only=["lens"], execution=Execution(chunk_tokens=1)
+    )
     found, expected = done.grids["lens.by_role"], lens_by_role(toy_model, asked)
     np.testing.assert_allclose(found.values[..., :2], expected.values[..., :2], atol=1e-5)
     assert np.isnan(found.values[..., 2]).all()

@@ -3,6 +3,7 @@
     python -m tests.study.killed MODEL OUT            one run
     python -m tests.study.killed MODEL OUT KILLS      again and again, until so many were killed
     python -m tests.study.killed MODEL OUT 0 BYTES    one run that can write no larger file
+    python -m tests.study.killed circuit OUT STEP     one that kills itself as this step begins
 
 The second imports everything once and forks its victims before any library has started a thread, so
 that a start costs nothing and the kills fall into the work: runs, writes, merges, the final join.
@@ -23,8 +24,12 @@ from pathlib import Path
 import torch
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.circuits.evidence import Choices
+from casestudy.engine.packing import Progress
 from casestudy.model.loading import load
-from casestudy.study.study import State, Study, study
+from casestudy.study.measuring import State
+from casestudy.study.settings import Execution, Search, Settings
+from casestudy.study.study import Study, study
 
 N = 60
 CHUNK_TOKENS = 24
@@ -51,8 +56,9 @@ def behaviour(n: int = N) -> Behaviour:
 def run(model: str, out: str) -> Study:
     """The study, the same for whoever asks; says on stdout how far it is."""
 
-    def say(state: State) -> None:
-        print(state.done, flush=True)
+    def say(state: Progress) -> None:
+        if isinstance(state, State):
+            print(state.done, flush=True)
 
     torch.set_num_threads(1)
     return study(
@@ -60,9 +66,34 @@ def run(model: str, out: str) -> Study:
         load(model, device="cpu"),
         out=out,
         only=["predictions", "ledger", "attribution"],
-        chunk_tokens=CHUNK_TOKENS,
+        execution=Execution(chunk_tokens=CHUNK_TOKENS),
         progress=say,
     )
+
+
+def find_circuit(out: str, progress: Callable[[Progress], None] | None = None) -> Study:
+    """A study with a circuit, the same for whoever asks."""
+    torch.set_num_threads(1)
+    texts = ("The dog slept.", "A cat ran off.", "It was late.", "We sat down.", "She left early.")
+    choices = Choices(random_circuits=1, exact_edges=5, replicates=0, faithful=0.5)
+    return study(
+        load("tiny", device="cpu"),
+        Behaviour("stops", "A capital?", tuple(Prompt(text) for text in texts)),
+        out=out,
+        only=["predictions", "circuit"],
+        settings=Settings(search=Search(choices)),
+        progress=progress,
+    )
+
+
+def die_at(step: str) -> Callable[[Progress], None]:
+    """Kills this process when a stage says that it begins this step."""
+
+    def tell(progress: Progress) -> None:
+        if progress.note == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return tell
 
 
 def fork(work: Callable[[], object]) -> int:
@@ -114,7 +145,9 @@ def kill_often(model: str, out: str, kills: int) -> dict[str, object]:
 
 if __name__ == "__main__":
     model, out, *numbers = sys.argv[1:]
-    if not numbers:
+    if model == "circuit":
+        find_circuit(out, die_at(*numbers))
+    elif not numbers:
         run(model, out)
     elif len(numbers) == 1:
         print(json.dumps(kill_often(model, out, int(numbers[0]))))

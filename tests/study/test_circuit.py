@@ -16,11 +16,14 @@ from casestudy.errors import MeasureError, StudyError
 from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.results.result import Grid
-from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, Search
+from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE
+from casestudy.study.settings import Search, Settings
 from casestudy.study.study import open_study, study
 
 TEXTS = ("The dog slept.", "A cat ran off.", "It was late.", "We sat down.", "She left early.")
-QUICK = Search(Choices(random_circuits=1, exact_edges=5, replicates=0, faithful=0.5))
+QUICK = Settings(
+    search=Search(Choices(random_circuits=1, exact_edges=5, replicates=0, faithful=0.5))
+)
 ONLY = ["predictions", "ledger", "circuit"]
 
 
@@ -36,7 +39,7 @@ def behaviour(texts: tuple[str, ...] = TEXTS) -> Behaviour:
 @pytest.fixture(scope="module")
 def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("circuit") / "study"
-    study(behaviour(), tiny, out=out, only=ONLY, search=QUICK)
+    study(behaviour(), tiny, out=out, only=ONLY, settings=QUICK)
     return out
 
 
@@ -60,11 +63,11 @@ def test_the_same_again_does_nothing_and_another_search_is_refused(
     folder: Path, tiny: Model
 ) -> None:
     before = (folder / CARD_FILE).stat().st_mtime_ns
-    study(behaviour(), tiny, out=folder, only=ONLY, search=QUICK)
+    study(behaviour(), tiny, out=folder, only=ONLY, settings=QUICK)
     assert (folder / CARD_FILE).stat().st_mtime_ns == before
-    other = Search(Choices(rank="signed"))
+    other = Settings(search=Search(Choices(rank="signed")))
     with pytest.raises(StudyError, match=r"absolute.*signed"):
-        study(behaviour(), tiny, out=folder, only=ONLY, search=other)
+        study(behaviour(), tiny, out=folder, only=ONLY, settings=other)
 
 
 def test_where_there_is_none_a_study_says_so_and_a_search_fails(
@@ -78,7 +81,11 @@ def test_where_there_is_none_a_study_says_so_and_a_search_fails(
     )
     with pytest.raises(MeasureError, match="no two pairs"):
         study(
-            behaviour(), tiny, out=tmp_path / "f", only=ONLY, search=Search(family="names swapped")
+            behaviour(),
+            tiny,
+            out=tmp_path / "f",
+            only=ONLY,
+            settings=Settings(search=Search(family="names swapped")),
         )
     with pytest.raises(MeasureError, match="rank 'best'"):
         choices_of(rank="best")
@@ -91,9 +98,19 @@ def test_a_circuit_may_carry_a_class_contrast(tiny: Model, tmp_path: Path) -> No
         class_contrast=ClassContrast("capital mass", "space+Capital", "space+lower"),
     )
     made = study(
-        asked, tiny, out=tmp_path / "s", only=ONLY, search=Search(few, "class", "all lowered")
+        asked,
+        tiny,
+        out=tmp_path / "s",
+        only=ONLY,
+        settings=Settings(search=Search(few, "class", "all lowered")),
     )
     about = made.manifest["circuit_about"]
     assert (about["unit"], about["family"]) == ("nats", "all lowered")
     with pytest.raises(MeasureError, match="no class contrast"):
-        study(behaviour(), tiny, out=tmp_path / "c", only=ONLY, search=Search(few, "class"))
+        study(
+            behaviour(),
+            tiny,
+            out=tmp_path / "c",
+            only=ONLY,
+            settings=Settings(search=Search(few, "class")),
+        )

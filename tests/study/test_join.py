@@ -9,10 +9,13 @@ import pytest
 import casestudy.study.join as join_module
 from casestudy.behaviour.presets import preset
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.engine.packing import Progress
 from casestudy.errors import BehaviourError
 from casestudy.model.model import Model
 from casestudy.results.result import Table, worst_error
-from casestudy.study.study import State, open_study, study
+from casestudy.study.measuring import State
+from casestudy.study.settings import Execution
+from casestudy.study.study import open_study, study
 from tests.study.killed import behaviour
 
 ONLY = ["predictions", "ledger", "attribution"]
@@ -67,10 +70,14 @@ def test_the_mean_is_over_main_groups_and_every_group_has_its_own(
 def test_what_is_too_large_to_join_has_the_same_means_and_streams(
     toy_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = study(behaviour(), toy_model, out=tmp_path / "w", only=ONLY, chunk_tokens=24)
+    whole = study(
+        behaviour(), toy_model, out=tmp_path / "w", only=ONLY, execution=Execution(chunk_tokens=24)
+    )
     monkeypatch.setattr(join_module, "JOINED_CELLS", 60 * 6)
     monkeypatch.setattr(join_module, "TABLE_ROWS", 100)
-    large = study(behaviour(), toy_model, out=tmp_path / "l", only=ONLY, chunk_tokens=24)
+    large = study(
+        behaviour(), toy_model, out=tmp_path / "l", only=ONLY, execution=Execution(chunk_tokens=24)
+    )
     assert "logit_difference" in large.grids
     assert "ledger" not in large.grids
     for name in whole.grids:
@@ -96,7 +103,9 @@ def test_what_is_too_large_to_join_has_the_same_means_and_streams(
 def test_a_study_of_documents_compares_groups_and_ranks_heads(
     toy_model: Model, tmp_path: Path
 ) -> None:
-    done = study(behaviour(), toy_model, out=tmp_path / "s", only=ONLY, chunk_tokens=64)
+    done = study(
+        behaviour(), toy_model, out=tmp_path / "s", only=ONLY, execution=Execution(chunk_tokens=64)
+    )
     (row,) = done["group_tests"].rows()  # type: ignore[union-attr]
     assert (row["group"], row["other"]) == ("even", "odd")
     assert 0 < row["p"] <= 1
@@ -119,18 +128,25 @@ def test_packing_wastes_little(toy_model: Model, tmp_path: Path) -> None:
 def test_progress_tells_the_truth_over_resuming(toy_model: Model, tmp_path: Path) -> None:
     states: list[State] = []
 
-    def stop(state: State) -> None:
+    def stop(state: Progress) -> None:
+        assert isinstance(state, State)
         states.append(state)
         if state.done >= 20:
             raise KeyboardInterrupt
 
-    options: dict[str, Any] = {"out": tmp_path / "s", "only": ONLY, "chunk_tokens": 24}
+    options: dict[str, Any] = {
+        "out": tmp_path / "s",
+        "only": ONLY,
+        "execution": Execution(chunk_tokens=24),
+    }
     with pytest.raises(KeyboardInterrupt):
         study(behaviour(), toy_model, progress=stop, **options)
     assert (states[0].done, states[0].left, states[0].rate) == (0, None, 0.0)
     stored = states[-1].done
-    again: list[State] = []
-    study(behaviour(), toy_model, progress=again.append, **options)
+    told: list[Progress] = []
+    study(behaviour(), toy_model, progress=told.append, **options)
+    again = [state for state in told if isinstance(state, State)]
+    assert told[len(again) :] == [Progress("study", 1, 1, "measuring")]
     assert (again[0].done, again[0].found, again[0].total) == (stored, stored, 60)
     assert again[-1].done == 60
     assert again[-1].left == 0

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from casestudy.engine.packing import Progress
 from casestudy.errors import StudyError
 from casestudy.study.store import SHARD
 from casestudy.study.study import Study, open_study
-from tests.study.killed import N, run
+from tests.study.killed import N, find_circuit, run
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 20
@@ -81,6 +82,22 @@ def test_a_killed_process_of_its_own(model: str, whole: Study, tmp_path: Path) -
     assert done[0] > 0, "it goes on from what is there"
     assert done[-1] == N
     same(whole, open_study(out))
+
+
+def test_killed_within_the_circuit_it_goes_on_from_the_kept_steps(tmp_path: Path) -> None:
+    whole = find_circuit(str(tmp_path / "whole"))
+    out = tmp_path / "killed"
+    assert victim("circuit", str(out), "controls", check=False).returncode == -signal.SIGKILL
+    kept = {path.stem for path in (out / "steps" / "circuit").iterdir()}
+    assert kept == {"scores", "exact", "curves"}
+    told: list[Progress] = []
+    again = find_circuit(str(out), told.append)
+    steps = [progress.note for progress in told if progress.stage == "circuit"]
+    assert steps[0] == "controls", "what is kept is not computed again"
+    same(whole, again)
+    for name in ("circuit.json", "importances.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (out / "steps").exists(), "the steps go once the card is written"
 
 
 def test_a_full_disk_stops_it_and_costs_at_most_a_chunk(

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from casestudy.engine.packing import Progress
 from casestudy.errors import StudyError
 from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.study import on_ray
 from casestudy.study.executors import Work
+from casestudy.study.measuring import State
 from casestudy.study.on_ray import Packed
-from casestudy.study.study import State, Study, study
+from casestudy.study.settings import Execution
+from casestudy.study.study import Study, study
 from tests.study.killed import behaviour
 
 ONLY = ["predictions", "ledger", "attribution"]
@@ -33,8 +36,11 @@ def whole(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Study:
     return run(model, tmp_path_factory.mktemp("whole"))
 
 
-def run(model: Model, out: Path, **options: Any) -> Study:
-    return study(behaviour(), model, out=out, only=ONLY, chunk_tokens=24, **options)
+def run(
+    model: Model, out: Path, progress: Callable[[Progress], None] | None = None, **how: Any
+) -> Study:
+    execution = Execution(chunk_tokens=24, **how)
+    return study(model, behaviour(), out=out, only=ONLY, execution=execution, progress=progress)
 
 
 def alike(a: Study, b: Study) -> None:
@@ -101,9 +107,10 @@ def cluster() -> Iterator[Any]:
 def test_a_cluster_gives_the_same_numbers(
     model: Model, whole: Study, cluster: Any, tmp_path: Path
 ) -> None:
-    states: list[State] = []
-    done = run(model, tmp_path / "s", executor="ray", workers=2, threads=1, progress=states.append)
+    told: list[Progress] = []
+    done = run(model, tmp_path / "s", executor="ray", workers=2, threads=1, progress=told.append)
     alike(whole, done)
+    states = [state for state in told if isinstance(state, State)]
     assert states[-1].done == 60
     assert done.manifest["plan"]["threads"] == 1
 
@@ -114,7 +121,7 @@ def test_a_killed_node_costs_nothing(
 ) -> None:
     killed: list[Any] = []
 
-    def kill(state: State) -> None:
+    def kill(state: Progress) -> None:
         if state.done > 10 and not killed:
             killed.append(cluster.nodes[-1])
             cluster.remove_node(cluster.nodes[-1], allow_graceful=False)

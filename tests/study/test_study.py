@@ -9,10 +9,13 @@ import pytest
 import casestudy.study.executors as executors
 import casestudy.study.study as study_module
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.errors import StudyError
+from casestudy.engine.packing import Progress
+from casestudy.errors import BehaviourError, StudyError
 from casestudy.model.model import Model
 from casestudy.results.result import Grid, Table
-from casestudy.study.study import Study, open_study, plan_chunks
+from casestudy.study.measuring import plan_chunks
+from casestudy.study.settings import Execution, Settings
+from casestudy.study.study import Study, open_study
 
 TEXTS = ("Go.", "This is a sentence.", "It was late. She went home.", "Hello. Hello.", "No. Yes.")
 
@@ -35,9 +38,16 @@ def grids(folder: Path) -> dict[str, Grid]:
 
 
 def test_results_do_not_depend_on_chunks_or_order(toy_model: Model, tmp_path: Path) -> None:
-    study(behaviour(*TEXTS), toy_model, out=tmp_path / "one", chunk_tokens=10**6)
-    study(behaviour(*TEXTS), toy_model, out=tmp_path / "many", chunk_tokens=1)
-    study(behaviour(*TEXTS[::-1]), toy_model, out=tmp_path / "back", chunk_tokens=20)
+    study(
+        behaviour(*TEXTS), toy_model, out=tmp_path / "one", execution=Execution(chunk_tokens=10**6)
+    )
+    study(behaviour(*TEXTS), toy_model, out=tmp_path / "many", execution=Execution(chunk_tokens=1))
+    study(
+        behaviour(*TEXTS[::-1]),
+        toy_model,
+        out=tmp_path / "back",
+        execution=Execution(chunk_tokens=20),
+    )
     one, many, back = (grids(tmp_path / name) for name in ("one", "many", "back"))
     assert one.keys() == many.keys()
     for name, grid in one.items():
@@ -53,11 +63,18 @@ def test_results_do_not_depend_on_chunks_or_order(toy_model: Model, tmp_path: Pa
 def test_a_study_that_died_goes_on_to_the_same_bits(
     toy_model: Model, tmp_path: Path, monkeypatch: Any, survived: int
 ) -> None:
-    whole = study(behaviour(*TEXTS), toy_model, out=tmp_path / "whole", chunk_tokens=1)
+    whole = study(
+        behaviour(*TEXTS), toy_model, out=tmp_path / "whole", execution=Execution(chunk_tokens=1)
+    )
     with monkeypatch.context() as patch:
         patch.setattr(executors, "run_batch", dies_after(survived))
         with pytest.raises(KeyboardInterrupt):
-            study(behaviour(*TEXTS), toy_model, out=tmp_path / "killed", chunk_tokens=1)
+            study(
+                behaviour(*TEXTS),
+                toy_model,
+                out=tmp_path / "killed",
+                execution=Execution(chunk_tokens=1),
+            )
     assert open_study(tmp_path / "killed").manifest["state"] == "running"
     resumed = study(behaviour(*TEXTS), toy_model, out=tmp_path / "killed")
     assert resumed.manifest["state"] == "complete"
@@ -104,7 +121,9 @@ def test_a_prompt_without_an_answer_is_listed_with_the_reason(
     toy_model: Model, tmp_path: Path
 ) -> None:
     prompts = (Prompt("Go."), Prompt("Yes.", answer=" He"))
-    done = study(Behaviour("b", "?", prompts), toy_model, out=tmp_path / "s", top_k=1)
+    done = study(
+        Behaviour("b", "?", prompts), toy_model, out=tmp_path / "s", settings=Settings(top_k=1)
+    )
     table = done["prompts"]
     assert isinstance(table, Table)
     assert "no usable space+Capital token" in table.columns["error"][0]
@@ -116,7 +135,7 @@ def test_a_prompt_without_an_answer_is_listed_with_the_reason(
 def test_a_changed_setting_is_refused_naming_it(toy_model: Model, tmp_path: Path) -> None:
     study(behaviour("Go."), toy_model, out=tmp_path / "s")
     with pytest.raises(StudyError, match=r"settings\.top_k: stored 100, now 50"):
-        study(behaviour("Go."), toy_model, out=tmp_path / "s", top_k=50)
+        study(behaviour("Go."), toy_model, out=tmp_path / "s", settings=Settings(top_k=50))
     with pytest.raises(StudyError, match="behaviour"):
         study(behaviour("Go!"), toy_model, out=tmp_path / "s")
 
@@ -124,6 +143,49 @@ def test_a_changed_setting_is_refused_naming_it(toy_model: Model, tmp_path: Path
 def test_unknown_measurements_are_refused(toy_model: Model) -> None:
     with pytest.raises(StudyError, match="no measurement is called tea"):
         study(behaviour("Go."), toy_model, only=["tea"])
+
+
+def test_model_and_behaviour_come_in_either_order(toy_model: Model, tmp_path: Path) -> None:
+    asked, only = behaviour("Go."), ["predictions"]
+    for i, pair in enumerate([(toy_model, asked), (asked, toy_model)]):
+        done = study(*pair, out=tmp_path / str(i), only=only)
+        assert done.manifest["model"]["weight_hash"] == toy_model.weight_hash
+    for names in (("full-stop-capitals", "tiny"), ("tiny", "full-stop-capitals")):
+        done = study(*names, out=tmp_path / "-".join(names), only=only)
+        assert done.manifest["behaviour"]["name"] == "full-stop-capitals"
+        assert done.manifest["model"]["name"] == "tiny"
+    for pair, says in (
+        (("tiny", "no-preset"), "neither 'tiny' nor 'no-preset' is a behaviour.*decimal-point"),
+        ((toy_model, toy_model), "two models"),
+        ((asked, asked), "two behaviours"),
+    ):
+        with pytest.raises(BehaviourError, match=says):
+            study(*pair)
+
+
+def test_what_is_skipped_is_not_measured(toy_model: Model, tmp_path: Path) -> None:
+    done = study(toy_model, behaviour("Go."), out=tmp_path / "s", skip=["lens", "attention"])
+    assert set(done.manifest["measurements"]) == set(MEASURED) - {"lens", "attention"}
+    with pytest.raises(StudyError, match="no measurement is called tea"):
+        study(toy_model, behaviour("Go."), skip=["tea"])
+    with pytest.raises(StudyError, match="nothing is left to measure"):
+        study(toy_model, behaviour("Go."), only=["lens"], skip=["lens"])
+
+
+def test_a_study_can_be_reported_after_each_stage(toy_model: Model, tmp_path: Path) -> None:
+    kept: list[tuple[str, bool]] = []
+
+    def renew(progress: Progress) -> None:
+        if progress.stage == study_module.STUDY:
+            assert open_study(tmp_path / "s").report().read_text().startswith("<!doctype html")
+            grids = open_study(tmp_path / "s").grids
+            kept.append((progress.note, any(name.startswith("patching.") for name in grids)))
+
+    prompts = tuple(Prompt(text, answer=" He", counterpart=" he") for text in TEXTS[1:3])
+    asked = Behaviour("test", "Why?", prompts, answers="given")
+    only = ["predictions", "ledger", "patching"]
+    study(toy_model, asked, out=tmp_path / "s", only=only, progress=renew)
+    assert kept == [("measuring", False), ("patching", True)]
 
 
 def test_chunks_hold_every_prompt_once_within_the_budget() -> None:

@@ -28,7 +28,7 @@ from casestudy.behaviour.classes import (
     TokenClass,
     class_set,
 )
-from casestudy.behaviour.presets import preset
+from casestudy.behaviour.presets import preset, preset_names
 from casestudy.behaviour.prompts import AnswerRule, Behaviour, Prompt, Role, Take, Which
 from casestudy.errors import BehaviourError
 
@@ -60,6 +60,11 @@ def find_behaviour(name: str | os.PathLike[str]) -> Behaviour:
     if path.is_file() or path.suffix in SUFFIXES or path.name != os.fspath(name):
         return load_behaviour(path)
     return preset(str(name))
+
+
+def names_behaviour(name: str) -> bool:
+    """Whether this is a preset's name or is written as a behaviour file's path."""
+    return name in preset_names() or Path(name).suffix in SUFFIXES
 
 
 def load_behaviour(path: str | os.PathLike[str]) -> Behaviour:

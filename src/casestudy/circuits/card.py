@@ -17,7 +17,7 @@ import numpy as np
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.card_tables import card_tables
-from casestudy.circuits.evidence import CARD_STEPS, Choices, Half, Question, Tell, gather
+from casestudy.circuits.evidence import CARD_STEPS, Choices, Evidence, Half, Question, Tell, gather
 from casestudy.circuits.graph import Circuit, Graph, Scores
 from casestudy.engine.packing import DEFAULT_MEMORY
 from casestudy.engine.readout import Metric
@@ -153,8 +153,19 @@ def card(
     evidence = gather(question, known, keep=keep, progress=progress)
     if progress is not None:
         progress("writing it up", len(CARD_STEPS), len(CARD_STEPS) + 1)
+    return write_card(question, evidence, unit)
+
+
+def write_card(question: Question, evidence: Evidence, unit: str = "logits") -> Card:
+    """The card of evidence that was gathered.
+
+    Args:
+        question: what the evidence is about.
+        evidence: every step's value.
+        unit: of the metric.
+    """
     about = {
-        **choices.__dict__,
+        **question.choices.__dict__,
         "n_found_on": len(question.search),
         "n_judged_on": len(question.judge),
         "held_out": question.held_out,
@@ -162,4 +173,5 @@ def card(
         "n_edges": question.graph.n_edges,
     }
     results = card_tables(question, evidence, unit)
-    return Card(evidence.circuit, evidence.scores, results, model.name, model.weight_hash, about)
+    name, weights = question.model.name, question.model.weight_hash
+    return Card(evidence.circuit, evidence.scores, results, name, weights, about)

@@ -23,7 +23,7 @@ circuit evaluations, most of them small (see `evaluate`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -404,6 +404,27 @@ Tell = Callable[[str, int, int], None]
 """Told which step of how many begins."""
 
 
+def take_steps(
+    question: Question, values: dict[str, Any], progress: Tell | None = None
+) -> Generator[tuple[str, Any], None, None]:
+    """Take the steps whose values are not there, put each value there, and yield it with its name.
+
+    Args:
+        question: what about.
+        values: by step, of the same question.
+        progress: told which step begins.
+
+    Raises: as `gather`.
+    """
+    for i, step in enumerate(CARD_STEPS):
+        if step.name in values:
+            continue
+        if progress is not None:
+            progress(step.title, i, len(CARD_STEPS) + 1)
+        values[step.name] = step.run(question, *(values[name] for name in step.needs))
+        yield step.name, values[step.name]
+
+
 def gather(
     question: Question,
     known: Mapping[str, Any] | None = None,
@@ -427,14 +448,9 @@ def gather(
     names = [step.name for step in CARD_STEPS]
     if unknown := values.keys() - set(names):
         raise MeasureError(f"no step is named {min(unknown)!r}", allowed=", ".join(names))
-    for i, step in enumerate(CARD_STEPS):
-        if step.name in values:
-            continue
-        if progress is not None:
-            progress(step.title, i, len(CARD_STEPS) + 1)
-        values[step.name] = step.run(question, *(values[name] for name in step.needs))
+    for name, value in take_steps(question, values, progress):
         if keep is not None:
-            keep(step.name, values[step.name])
+            keep(name, value)
     return Evidence(**values)
 
 

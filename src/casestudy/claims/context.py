@@ -32,8 +32,8 @@ from casestudy.model.model import Model
 from casestudy.results.result import Array, Grid, Result, Table
 from casestudy.results.stats import ratio_in_parts
 from casestudy.study.causal import evenly
+from casestudy.study.measuring import plan_chunks
 from casestudy.study.store import merge
-from casestudy.study.study import plan_chunks
 
 _CHUNK_TOKENS = 2048
 

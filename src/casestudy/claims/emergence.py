@@ -31,11 +31,13 @@ import numpy as np
 from casestudy.behaviour.files import find_behaviour
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.claims.compare import ANSWERS, answer_grid, headline
+from casestudy.engine.packing import Progress
 from casestudy.errors import ModelError, StudyError
 from casestudy.model.loading import load
 from casestudy.results.result import Array, Axis, Grid, Shown, worst_error
 from casestudy.results.stats import mean_over_prompts, share_ends, units_of
-from casestudy.study.study import State, Study, study
+from casestudy.study.settings import Execution, Settings
+from casestudy.study.study import Study, study
 
 ONLY = ("predictions", "class_mass")
 Answers = Literal["last", "own"]
@@ -162,7 +164,7 @@ def emergence(
     device: str = "auto",
     dtype: str | None = None,
     threads: int | None = None,
-    progress: Callable[[str, State], None] | None = None,
+    progress: Callable[[str, Progress], None] | None = None,
 ) -> Emergence:
     """Run a behaviour on each checkpoint, or continue, and put the results side by side.
 
@@ -173,9 +175,9 @@ def emergence(
         answers: "last" asks every checkpoint for the last one's answers, "own" for its own (see
             the module).
         only: names of measurements, predictions among them; None for all.
-        prepend_bos, threads: as `study` takes them.
+        prepend_bos, threads: as `Settings` and `Execution` take them.
         device, dtype: as `load` takes them.
-        progress: told each checkpoint's label and how far its prompts are.
+        progress: told each checkpoint's label and how far its study is.
 
     Raises: ModelError and StudyError as `load` and `study` do; StudyError where the last
         checkpoint has no answer to any headline prompt.
@@ -190,12 +192,12 @@ def emergence(
         model = load(one.model, device=device, dtype=dtype)
         tell = None if progress is None else partial(progress, one.label)
         return study(
-            of,
             model,
+            of,
             out=folder / re.sub(r"[^\w.+=-]+", "-", name).strip("-"),
             only=only,
-            prepend_bos=prepend_bos,
-            threads=threads,
+            settings=Settings(prepend_bos=prepend_bos),
+            execution=Execution(threads=threads),
             progress=tell,
         )
 

@@ -60,8 +60,10 @@ def circuit(
 ) -> None:
     """Find the circuit that carries a behaviour, with the evidence for and against it."""
     from casestudy.circuits.evidence import choices_of
+    from casestudy.engine.packing import Budget
     from casestudy.measure.metrics import read_kind
-    from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, NAME, Search
+    from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, NAME
+    from casestudy.study.settings import Execution, Search, Settings
     from casestudy.study.study import study
 
     loaded = read_model(model, device, dtype)
@@ -78,14 +80,13 @@ def circuit(
     )
     with ProgressBar("circuit") as progress:
         finished = study(
-            subject,
             loaded,
+            subject,
             out=folder,
             only=["predictions", "ledger", NAME],
-            prepend_bos=bos,
-            memory=read_memory(memory),
-            search=Search(choices, read_kind(metric), family),
-            circuit_progress=progress.step,
+            settings=Settings(bos, search=Search(choices, read_kind(metric), family)),
+            execution=Execution(budget=Budget(memory=read_memory(memory))),
+            progress=progress,
         )
     files = {"card": folder / CARD_FILE, "importances": folder / IMPORTANCES_FILE}
     files["report"] = finished.report()

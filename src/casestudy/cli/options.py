@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -61,6 +62,11 @@ def read_memory(text: str) -> int:
     if size <= 0:
         raise CasestudyError(f"--memory {text}", allowed="a size like 500MB or 2GB")
     return size
+
+
+def read_names(given: Sequence[str]) -> list[str]:
+    """The names in an option that is repeatable and takes lists with commas."""
+    return [name.strip() for text in given for name in text.split(",") if name.strip()]
 
 
 def read_executor(name: str) -> Literal["local", "ray"]:

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 from casestudy.cli.printing import duration
 
 if TYPE_CHECKING:
-    from casestudy.study.study import State
+    from casestudy.engine.packing import Progress
+    from casestudy.study.measuring import State
 
 
 class ProgressBar:
-    """A progress bar on stderr, for a study's states, for patched cells or for bytes read."""
+    """A progress bar on stderr, for the stages of a study, for patched cells or for bytes read."""
 
     def __init__(self, what: str) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
 
-        self._bar = Progress(
+        self._bar = Bar(
             TextColumn(what),
             BarColumn(),
             TextColumn("{task.description}"),
@@ -38,29 +40,27 @@ class ProgressBar:
     def __exit__(self, *error: Any) -> None:
         self._bar.__exit__(*error)
 
-    def __call__(self, state: State) -> None:
-        """A study's prompts."""
-        words = [f"{state.done:,} of {state.total:,}"]
-        if state.found:
-            words.append(f"{state.found:,} stored before")
-        if state.left is not None:
-            words.append(f"{state.rate:.1f}/s")
-            words.append(f"{duration(state.left)} left")
-        if state.memory:
-            words.append(f"{state.memory / 1e9:.1f} GB")
-        self._show(state.done, state.total, words)
+    def __call__(self, progress: Progress) -> None:
+        """How far a stage of a study is."""
+        from casestudy.study import causal, circuit
+        from casestudy.study.measuring import State
 
-    def of(self, name: str, state: State) -> None:
-        """One of several studies' states."""
-        self._show(state.done, state.total, [name, f"{state.done:,} of {state.total:,}"])
+        if isinstance(progress, State):
+            self._prompts(progress)
+        elif progress.stage == causal.NAME:
+            self.cells(progress.note, progress.done, progress.total)
+        elif progress.stage == circuit.NAME:
+            words = [f"{progress.note} ({progress.done + 1} of {progress.total})"]
+            self._show(progress.done, progress.total, words)
+
+    def of(self, name: str, progress: Progress) -> None:
+        """How far one of several studies is."""
+        words = [name, f"{progress.done:,} of {progress.total:,}"]
+        self._show(progress.done, progress.total, words)
 
     def read(self, done: int, total: int) -> None:
         """Bytes read of all there are."""
         self._show(done, total, [f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"])
-
-    def step(self, name: str, done: int, total: int) -> None:
-        """Which step of how many begins."""
-        self._show(done, total, [f"{name} ({done + 1} of {total})"])
 
     def cells(self, name: str, done: int, total: int) -> None:
         """Patched (cell, prompt) pairs of one grid."""
@@ -73,6 +73,17 @@ class ProgressBar:
             rate = (done - before) / (now - start)
             words += [f"{rate:,.0f}/s", f"{duration((total - done) / rate)} left"]
         self._show(done, total, words)
+
+    def _prompts(self, state: State) -> None:
+        words = [f"{state.done:,} of {state.total:,}"]
+        if state.found:
+            words.append(f"{state.found:,} stored before")
+        if state.left is not None:
+            words.append(f"{state.rate:.1f}/s")
+            words.append(f"{duration(state.left)} left")
+        if state.memory:
+            words.append(f"{state.memory / 1e9:.1f} GB")
+        self._show(state.done, state.total, words)
 
     def _show(self, done: int, total: int, words: Sequence[str]) -> None:
         self._bar.update(self._task, completed=done, total=total, description=", ".join(words))

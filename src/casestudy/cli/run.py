@@ -20,11 +20,13 @@ from casestudy.cli.options import (
     read_executor,
     read_memory,
     read_model,
+    read_names,
 )
 from casestudy.cli.printing import decimal, finite, gap, interval, print_json, print_table
 from casestudy.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
+    from casestudy.engine.packing import Progress, Tell
     from casestudy.study.study import Study
 
 
@@ -33,6 +35,13 @@ def run(
     model: ModelOption = "tiny",
     out: Annotated[
         Path | None, typer.Option(help="The study's folder; studies/BEHAVIOUR-MODEL by default.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Measure this alone, as in ledger,lens or patching; repeatable."),
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="Leave this out, as in circuit; repeatable.")
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
@@ -44,6 +53,8 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a study and write its report. The same command continues a study that was killed."""
+    from casestudy.engine.packing import Budget
+    from casestudy.study.settings import Execution, Settings
     from casestudy.study.study import study
 
     loaded = read_model(model, device, dtype)
@@ -51,17 +62,19 @@ def run(
     folder = out or default_folder(subject.name, model)
     with ProgressBar("prompts") as progress:
         finished = study(
-            subject,
             loaded,
+            subject,
             out=folder,
-            prepend_bos=bos,
-            executor=read_executor(executor),
-            workers=workers,
-            address=address,
-            memory=read_memory(memory),
-            progress=progress,
-            patch_progress=progress.cells,
-            circuit_progress=progress.step,
+            only=read_names(only) if only else None,
+            skip=read_names(skip or []),
+            settings=Settings(prepend_bos=bos),
+            execution=Execution(
+                executor=read_executor(executor),
+                workers=workers,
+                address=address,
+                budget=Budget(memory=read_memory(memory)),
+            ),
+            progress=_renewing(folder, progress),
         )
     path = finished.report()
     if as_json:
@@ -69,6 +82,21 @@ def run(
     else:
         _print_headline(headline(finished))
         print(f"report: {path}")
+
+
+def _renewing(folder: Path, show: Tell) -> Tell:
+    """Shows progress, and writes the report anew after each stage but the last, which ends the
+    study."""
+    from casestudy.show.report import write_report
+    from casestudy.study.store import Store
+    from casestudy.study.study import STUDY
+
+    def tell(progress: Progress) -> None:
+        show(progress)
+        if progress.stage == STUDY and progress.done < progress.total:
+            write_report(Store.open(folder))
+
+    return tell
 
 
 def report(

@@ -17,13 +17,14 @@ Each grid is written whole before the next begins, and a continued study makes o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from casestudy.behaviour.counterfactual import Score, propose, score, strongest
 from casestudy.behaviour.prompts import Behaviour
-from casestudy.engine.batch import Batch, run_batch
+from casestudy.engine.batch import Batch
+from casestudy.engine.packing import Progress
 from casestudy.measure.patching import (
     By,
     Direction,
@@ -36,17 +37,13 @@ from casestudy.measure.patching import (
     patch,
     top_neurons,
 )
-from casestudy.model.model import Model
-from casestudy.study.store import Store
+from casestudy.study.stage import Stage, Subject
 
 NAME = "patching"
 """As in `casestudy run --only patching`."""
 
 MOST_PAIRS = 64
 MOST_NEURONS = 20
-
-Progress = Callable[[str, int, int], None]
-"""Told a grid's name, and how many of its cells are done and there are in all."""
 
 
 @dataclass(frozen=True)
@@ -58,49 +55,41 @@ class _Task:
     make: Callable[[Effort], Patched]
 
 
-def keep_causes(
-    store: Store,
-    model: Model,
-    behaviour: Behaviour,
-    runnable: Sequence[int],
-    *,
-    prepend_bos: bool | None,
-    top_k: int,
-    memory: int,
-    progress: Progress | None = None,
-) -> None:
-    """Make and store the counterfactuals' scores and every patch grid that is not there yet.
+def patching(subject: Subject) -> Stage[_Task, Patched]:
+    """The stage that makes every patch grid. Its steps are the grids.
 
-    Args:
-        store: the study's, with its prompts measured.
-        model, behaviour: the study's.
-        runnable: the prompts that could be run, by index.
-        prepend_bos, top_k: the study's settings.
-        memory: bytes that a grid may use, beyond the model itself.
-        progress: told how far each grid is.
-
-    Raises: MeasureError where a sweep's own check fails.
+    The counterfactuals' scores, which decide on the grids, are stored at once.
     """
-    index = chosen_prompts(behaviour, runnable)
-    batch = run_batch(model, behaviour, index, [], prepend_bos=prepend_bos, top_k=top_k)
-    contrast = batch.contrasts[0]
-    proposals = propose(model, batch.prompts, roles=behaviour.roles, prepend_bos=prepend_bos)
-    scores = score(model, proposals, contrast, prepend_bos=prepend_bos)
+    store, bos = subject.store, subject.settings.prepend_bos
+    batch = subject.batch(chosen_prompts(subject.behaviour, subject.runnable))
+    proposals = propose(
+        subject.model, batch.prompts, roles=subject.behaviour.roles, prepend_bos=bos
+    )
+    scores = score(subject.model, proposals, batch.contrasts[0], prepend_bos=bos)
     store.write_final([counterfactual_table(scores)])
-    tasks = [*_before_last(batch, scores, prepend_bos), *_at_last(batch, scores, prepend_bos)]
+    tasks = [*_before_last(batch, scores, bos), *_at_last(batch, scores, bos)]
     if not tasks:
         store.say_not_measured("causal effects", "no minimal edit fits these prompts")
-    for task in tasks:
-        last = f"{task.name}.known.raw"  # the last that is written of a grid
-        if store.has_grid(last):
-            continue
-        tell = None if progress is None else partial(progress, task.name)
-        patched = task.make(Effort(memory=memory, progress=tell))
-        plans = store.manifest.setdefault("patch_plans", {})
-        plans[task.name] = patched.plan.as_dict()
+
+    def has(task: _Task) -> bool:
+        return store.has_grid(f"{task.name}.known.raw")  # the last that is written of a grid
+
+    def run(missing: Sequence[_Task]) -> Generator[tuple[_Task, Patched], None, None]:
+        for task in missing:
+            tell = partial(_tell_cells, subject, task.name)
+            yield task, task.make(Effort(memory=subject.execution.budget.memory, progress=tell))
+
+    def keep(task: _Task, patched: Patched) -> None:
+        store.manifest.setdefault("patch_plans", {})[task.name] = patched.plan.as_dict()
         store.manifest.setdefault("patch_families", {})[task.name] = task.family
         store.save_manifest()
         store.write_final(patched.grids())
+
+    return Stage(NAME, tasks, has, run, keep)
+
+
+def _tell_cells(subject: Subject, grid: str, done: int, total: int) -> None:
+    subject.tell(Progress(NAME, done, total, grid))
 
 
 def chosen_prompts(

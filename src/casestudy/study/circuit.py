@@ -5,28 +5,33 @@ edge is scored, the smallest faithful circuit is taken, and the evidence for it 
 `circuits/evidence`). Pairs that differ before their last token are preferred: where only the last
 token differs everything happens there by construction.
 
-Assumes prompts with an answer. Cost: see `circuits/evidence`; at most `MOST_PAIRS` pairs. All of it
-is written at the end; a continued study begins it anew.
+Assumes prompts with an answer. Cost: see `circuits/evidence`; at most `MOST_PAIRS` pairs. Each step
+of the evidence is stored as soon as it is there, and a continued study takes only those missing.
+Stored steps are dropped once the card is written.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
+from typing import Any
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import Score, propose, score, strongest
-from casestudy.behaviour.prompts import Behaviour
-from casestudy.circuits.card import Card, card
-from casestudy.circuits.evidence import Choices, Tell
-from casestudy.engine.batch import Batch, run_batch
+from casestudy.circuits.card import write_card
+from casestudy.circuits.evidence import CARD_STEPS, Evidence, Half, Question, take_steps
+from casestudy.circuits.packed import Packed, pack, unpack
+from casestudy.engine.batch import Batch
+from casestudy.engine.packing import Progress
 from casestudy.errors import MeasureError, StudyError
-from casestudy.measure.metrics import Kind, metric_of
+from casestudy.measure.metrics import metric_of
 from casestudy.measure.patching import Pairs
-from casestudy.model.model import Model
 from casestudy.results.stats import BOOTSTRAP_FROM
 from casestudy.study.causal import chosen_prompts, scored_pairs
+from casestudy.study.settings import Search
+from casestudy.study.stage import Stage, Subject
 from casestudy.study.store import Store, differences, write_atomically
 
 NAME = "circuit"
@@ -35,99 +40,142 @@ NAME = "circuit"
 CARD_FILE = "circuit.json"
 IMPORTANCES_FILE = "importances.json"
 MOST_PAIRS = 32
+_BEGUN = "circuit_begun"
+"""Where the manifest has the search whose steps are kept, until its card is written."""
+
 UNITS = {"contrast": "logits", "class": "nats", "probability": "probability", "kl": "nats"}
 
 
-@dataclass(frozen=True)
-class Search:
-    """Which circuit is looked for, and how.
+def circuit(subject: Subject) -> Stage[str, Any]:
+    """The stage that finds the circuit. Its steps are those of its evidence (see `CARD_STEPS`).
 
-    Attributes:
-        choices: method, rank, ablation and the rest.
-        metric: what a circuit is to carry.
-        family: of edits; the strongest by default.
+    Raises: StudyError where the study holds a circuit that was looked for in another way, or a part
+        of one.
     """
+    store, search = subject.store, _search(subject)
+    described = asdict(search)
+    if _stored(store, described, "circuit"):
+        return Stage(NAME, (), lambda _: True, lambda _: _none(), lambda *_: None)
+    if not _stored(store, described, _BEGUN):
+        store.manifest[_BEGUN] = described
+        store.save_manifest()
+    finding = _Finding(subject, search)
 
-    choices: Choices = field(default_factory=Choices)
-    metric: Kind = "contrast"
-    family: str | None = None
+    def finished() -> None:
+        store.manifest["circuit"] = store.manifest.pop(_BEGUN)
+        store.save_manifest()
+        store.drop_steps(NAME)
 
+    def combine() -> None:
+        finding.write()
+        finished()
 
-def keep_circuit(
-    store: Store,
-    model: Model,
-    behaviour: Behaviour,
-    runnable: Sequence[int],
-    *,
-    prepend_bos: bool | None,
-    top_k: int,
-    memory: int,
-    search: Search | None = None,
-    progress: Tell | None = None,
-) -> None:
-    """Find and store the circuit, if it is not there yet.
-
-    Where nobody asked for a particular one, that there is none is written down and no error.
-
-    Args:
-        store: the study's, with its prompts measured.
-        model, behaviour: the study's.
-        runnable: the prompts that could be run, by index.
-        prepend_bos, top_k: the study's settings.
-        memory: bytes to use, beyond the model itself.
-        search: which, and how; the defaults where nobody asked.
-        progress: told which step begins.
-
-    Raises: StudyError where the study holds a circuit that was looked for in another way;
-    MeasureError where a family asked for has no pairs, or no circuit is faithful enough.
-    """
-    own = search is None
-    search = search or Search()
-    asked = asdict(search)
-    done = store.manifest.get("circuit")
-    if done is not None:
-        changed = [f"{what}: {ours!r}, now {now!r}" for what, ours, now in differences(done, asked)]
-        if changed:
-            raise StudyError(
-                f"{store.folder} holds a circuit found in another way ({'; '.join(changed)})",
-                hint="Give another --out",
-            )
-        return
-    index = chosen_prompts(behaviour, runnable, MOST_PAIRS)
-    batch = run_batch(model, behaviour, index, [], prepend_bos=prepend_bos, top_k=top_k)
-    try:
-        _find(store, batch, search, prepend_bos, memory, progress)
-    except MeasureError as problem:
-        if not own:
-            raise
+    def cannot(problem: MeasureError) -> None:
+        if subject.settings.search is not None:
+            raise problem
         store.say_not_measured("circuits", str(problem))
-    store.manifest["circuit"] = asked
-    store.save_manifest()
+        finished()
+
+    names = [step.name for step in CARD_STEPS]
+    has = partial(store.has_step, NAME)
+    return Stage(NAME, names, has, finding.run, finding.keep, combine, cannot)
 
 
-def _find(
-    store: Store,
-    batch: Batch,
-    search: Search,
-    prepend_bos: bool | None,
-    memory: int,
-    progress: Tell | None,
-) -> None:
-    best, pairs, contrast = circuit_pairs(batch, family=search.family, prepend_bos=prepend_bos)
-    if search.metric == "class":
-        contrast = batch.contrasts[-1][[pair.index for pair in best.pairs]]
-    documents = [batch.prompts[pair.index].document for pair in best.pairs]
-    made = card(
-        batch.model,
-        pairs,
-        metric_of(batch.model, contrast, search.metric, pairs.clean),
-        search.choices,
-        documents=documents if any(documents) else None,
-        unit=UNITS[search.metric],
-        memory=memory,
-        progress=progress,
-    )
-    _write(store, made, best)
+def _search(subject: Subject) -> Search:
+    return subject.settings.search or Search()
+
+
+def _none() -> Generator[tuple[str, Any], None, None]:
+    yield from ()
+
+
+def _stored(store: Store, described: Mapping[str, Any], key: str) -> bool:
+    """Whether the manifest has this search under the key.
+
+    Raises: StudyError where it has another.
+    """
+    known = store.manifest.get(key)
+    if known is None:
+        return False
+    changed = [
+        f"{what}: {ours!r}, now {new!r}" for what, ours, new in differences(known, described)
+    ]
+    if changed:
+        raise StudyError(
+            f"{store.folder} holds a circuit found in another way ({'; '.join(changed)})",
+            hint="Give another --out",
+        )
+    return True
+
+
+class _Finding:
+    """A search in a study: its question, and its steps as the study's folder keeps them."""
+
+    def __init__(self, subject: Subject, search: Search) -> None:
+        self.subject, self.search = subject, search
+        self.store = subject.store
+
+    @cached_property
+    def family(self) -> tuple[Score, Question]:
+        """The family of edits, and what evidence is gathered about on its pairs.
+
+        Raises: MeasureError where there are no such pairs.
+        """
+        subject, search = self.subject, self.search
+        batch = subject.batch(chosen_prompts(subject.behaviour, subject.runnable, MOST_PAIRS))
+        best, pairs, contrast = circuit_pairs(
+            batch, family=search.family, prepend_bos=subject.settings.prepend_bos
+        )
+        if search.metric == "class":
+            contrast = batch.contrasts[-1][[pair.index for pair in best.pairs]]
+        documents = [batch.prompts[pair.index].document for pair in best.pairs]
+        metric = metric_of(batch.model, contrast, search.metric, pairs.clean)
+        everything = Half(pairs, metric, tuple(documents) if any(documents) else None)
+        memory = subject.execution.budget.memory
+        return best, Question.of(batch.model, everything, search.choices, memory=memory)
+
+    def run(self, missing: Sequence[str]) -> Generator[tuple[str, Any], None, None]:
+        """Take the missing steps, from the kept ones."""
+        if missing:
+            _, question = self.family
+            yield from take_steps(question, self.kept(), self.tell)
+
+    def kept(self) -> dict[str, Any]:
+        """Every step's value that is kept."""
+        _, question = self.family
+        names = [step.name for step in CARD_STEPS if self.store.has_step(NAME, step.name)]
+        return {
+            name: unpack(Packed(*self.store.read_step(NAME, name)), question.graph)
+            for name in names
+        }
+
+    def keep(self, name: str, value: Any) -> None:
+        """Store a step's value."""
+        packed = pack(value)
+        self.store.write_step(NAME, name, packed.arrays, packed.plain)
+
+    def tell(self, title: str, done: int, total: int) -> None:
+        """Which step begins."""
+        self.subject.tell(Progress(NAME, done, total, title))
+
+    def write(self) -> None:
+        """Write tables and grids, then the card and MIB's importances as files of their own."""
+        best, question = self.family
+        self.tell("writing it up", len(CARD_STEPS), len(CARD_STEPS) + 1)
+        card = write_card(question, Evidence(**self.kept()), UNITS[self.search.metric])
+        card.about.update(
+            family=best.family,
+            mean_clean=float(best.clean.mean()),
+            mean_corrupted=float(best.corrupted.mean()),
+        )
+        self.store.write_final(card.results)
+        card.save(self.store.folder / CARD_FILE)
+        importances = card.circuit.importances(card.scores.values)
+        write_atomically(self.store.folder / IMPORTANCES_FILE, json.dumps(importances).encode())
+        self.store.manifest["circuit_about"] = card.about
+        if card.scores.replicates is None:
+            why = f"{card.scores.n} pairs were too few to resample: {BOOTSTRAP_FROM} are needed"
+            self.store.say_not_measured("how much of the circuit stays under resampling", why)
 
 
 def circuit_pairs(
@@ -166,20 +214,3 @@ def circuit_pairs(
         )
     pairs = scored_pairs(batch, best, prepend_bos)
     return best, pairs, contrast[[pair.index for pair in best.pairs]]
-
-
-def _write(store: Store, made: Card, best: Score) -> None:
-    """Tables and grids, then the card and MIB's importances as files of their own."""
-    made.about.update(
-        family=best.family,
-        mean_clean=float(best.clean.mean()),
-        mean_corrupted=float(best.corrupted.mean()),
-    )
-    store.write_final(made.results)
-    made.save(store.folder / CARD_FILE)
-    importances = made.circuit.importances(made.scores.values)
-    write_atomically(store.folder / IMPORTANCES_FILE, json.dumps(importances).encode())
-    store.manifest["circuit_about"] = made.about
-    if made.scores.replicates is None:
-        why = f"{made.scores.n} pairs were too few to resample: {BOOTSTRAP_FROM} are needed"
-        store.say_not_measured("how much of the circuit stays under resampling", why)

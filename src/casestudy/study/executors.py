@@ -61,12 +61,11 @@ class Work:
 
 
 def local_chunks(
-    work: Work, plan: Sequence[Sequence[int]], todo: Sequence[int], *, threads: int
+    work: Work, plan: Sequence[Sequence[int]], todo: Sequence[int]
 ) -> Generator[Done, None, None]:
-    """Run chunks in this process, in order, with the plan's number of threads."""
-    with threads_set(threads):
-        for number in todo:
-            yield number, work.chunk(plan[number])
+    """Run chunks in this process, in order."""
+    for number in todo:
+        yield number, work.chunk(plan[number])
 
 
 @contextlib.contextmanager

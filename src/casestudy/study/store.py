@@ -2,10 +2,11 @@
 
 A folder: `manifest.json` says what was run on what; `chunks/` holds each finished chunk of prompts,
 written whole or not at all, until `SHARD` of them are merged into one of `shards/` (grids in a
-safetensors file, tables in Parquet files beside it); `arrays/` and `tables/` hold the joined
-results, `report.html` the report. A killed study continues from its chunks and shards. Grids are
-safetensors files that describe themselves (axes, unit, error in the header). Reading is by name and
-on demand, so a large study's folder opens at once. No torch here, and no pickle.
+safetensors file, tables in Parquet files beside it); `steps/` holds the finished steps of a stage
+that is under way; `arrays/` and `tables/` hold the joined results, `report.html` the report. A
+killed study continues from its chunks, shards and steps. Grids are safetensors files that describe
+themselves (axes, unit, error in the header). Reading is by name and on demand, so a large study's
+folder opens at once. No torch here, and no pickle.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -192,6 +195,43 @@ class Store:
 
     def _shard(self, shard: int) -> Path:
         return self.folder / "shards" / f"{shard:05d}.safetensors"
+
+    def has_step(self, stage: str, step: str) -> bool:
+        """Whether this step of a stage is kept."""
+        return self._step(stage, step).is_file()
+
+    def write_step(
+        self, stage: str, step: str, arrays: Mapping[str, NDArray[Any]], plain: Any
+    ) -> None:
+        """Keep one step's value, whole or not at all.
+
+        Args:
+            stage, step: their names.
+            arrays: by name.
+            plain: the rest, as JSON holds it.
+        """
+        whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        with _replacing(self._step(stage, step)) as part:
+            save_file(whole, part, metadata={"plain": json.dumps(plain)})
+
+    def read_step(self, stage: str, step: str) -> tuple[dict[str, NDArray[Any]], Any]:
+        """What `write_step` kept.
+
+        Raises: StudyError naming a file that is truncated or damaged.
+        """
+        path = self._step(stage, step)
+        with _reading(path), safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return arrays, json.loads((file.metadata() or {})["plain"])
+
+    def drop_steps(self, stage: str) -> None:
+        """Forget a stage's steps, once what they lead to is stored."""
+        shutil.rmtree(self.folder / "steps" / stage, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.folder / "steps").rmdir()
+
+    def _step(self, stage: str, step: str) -> Path:
+        return self.folder / "steps" / stage / f"{step}.safetensors"
 
     def seal(self, shard: int, plan: Sequence[Sequence[int]], summed: Collection[str]) -> None:
         """Merge a shard's chunks once they are all there, and drop them.
@@ -496,8 +536,8 @@ def _reading(path: Path) -> Iterator[None]:
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise StudyError(
             f"{path} cannot be read: {error}",
-            hint="If it is a chunk or a shard, delete that file, and the same command measures "
-            "those prompts again; all others are kept",
+            hint="If it is a chunk, a shard or a step, delete that file, and the same command "
+            "makes it again; all others are kept",
         ) from error
 
 

@@ -1,0 +1,148 @@
+"""What does a study record about itself?
+
+What was run on what, with which versions and settings; the plan of chunks and the thread count, so
+that a continued study gives the same numbers; and what was not measured, with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+import casestudy
+from casestudy.behaviour.prompts import Behaviour
+from casestudy.errors import StudyError
+from casestudy.model.model import Model
+from casestudy.study.measuring import plan_chunks
+from casestudy.study.settings import Execution, Settings
+from casestudy.study.store import FORMAT, Store
+
+IDENTITY = ("format", "behaviour", "model", "settings", "measurements")
+"""The entries that must agree for a continued study's numbers to be the same."""
+
+
+def new_manifest(
+    model: Model,
+    behaviour: Behaviour,
+    settings: Settings,
+    execution: Execution,
+    lengths: Sequence[int | None],
+    measurements: Sequence[str],
+    not_measured: Mapping[str, str],
+) -> dict[str, Any]:
+    """What a study that begins now records.
+
+    Args:
+        model, behaviour, settings, execution: as `study` takes them.
+        lengths: tokens per prompt; None for a prompt that cannot be run.
+        measurements: the names of all that is measured.
+        not_measured: what a reader might look for, and why it is not there.
+    """
+    bos = settings.prepend_bos
+    return {
+        "format": FORMAT,
+        "versions": _versions(),
+        "model": _describe_model(model),
+        "behaviour": _describe_behaviour(behaviour),
+        "settings": {
+            "prepend_bos": model.tokenizer.prepend_bos if bos is None else bos,
+            "top_k": settings.top_k,
+        },
+        "measurements": list(measurements),
+        "plan": {
+            "chunks": plan_chunks(lengths, chunk_tokens=execution.chunk_tokens),
+            "threads": execution.threads or _threads(execution),
+        },
+        "not_measured": [{"what": what, "why": why} for what, why in not_measured.items()],
+        "notes": list(behaviour.notes),
+        "created": now(),
+        "state": "running",
+        "seconds": 0.0,
+    }
+
+
+def stored_plan(store: Store, lengths: Sequence[int | None]) -> tuple[list[list[int]], int]:
+    """The chunks and threads this study was begun with.
+
+    Raises: StudyError where they are not a plan of these prompts.
+    """
+    plan: Any = store.manifest.get("plan")
+    runnable = [i for i, n in enumerate(lengths) if n is not None]
+    try:
+        chunks = [[int(i) for i in chunk] for chunk in plan["chunks"]]
+        threads = int(plan["threads"])
+        whole = sorted(i for chunk in chunks for i in chunk) == runnable and all(chunks)
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole or threads < 1:
+        raise StudyError(
+            f"the plan in {store.folder / 'manifest.json'} does not hold each prompt once",
+            hint="Was it changed by hand? Put it back, or give another --out",
+        )
+    return chunks, threads
+
+
+def now() -> str:
+    """The time, as manifests have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _threads(execution: Execution) -> int:
+    available = torch.get_num_threads()
+    return available if execution.executor == "local" else max(1, available // execution.workers)
+
+
+def _describe_model(model: Model) -> dict[str, Any]:
+    config = model.config
+    return {
+        "name": model.name,
+        "source": model.source,
+        "weight_hash": model.weight_hash,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "family": config.family,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "d_model": config.d_model,
+        "d_vocab": config.d_vocab,
+        "n_ctx": config.n_ctx,
+        "rewrites": list(model.rewrites),
+    }
+
+
+def _describe_behaviour(behaviour: Behaviour) -> dict[str, Any]:
+    prompts = json.dumps([asdict(p) for p in behaviour.prompts], ensure_ascii=True)
+    return {
+        "name": behaviour.name,
+        "question": behaviour.question,
+        "about": behaviour.about,
+        "answers": behaviour.answers,
+        "n_prompts": len(behaviour),
+        "classes": asdict(behaviour.classes),
+        "class_contrast": behaviour.class_contrast and asdict(behaviour.class_contrast),
+        "roles": [asdict(role) for role in behaviour.roles],
+        "main": list(behaviour.main),
+        "n_main": sum(map(behaviour.is_main, behaviour.prompts)),
+        "groups": {
+            name: sum(name in prompt.groups for prompt in behaviour.prompts)
+            for name in behaviour.groups
+        },
+        "hash": hashlib.sha256(prompts.encode()).hexdigest(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "numpy", "tokenizers", "safetensors")
+    return {
+        "casestudy": casestudy.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }

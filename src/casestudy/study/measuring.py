@@ -1,0 +1,167 @@
+"""The first stage: every measurement, of every chunk of prompts.
+
+Prompts are packed into chunks by length, and one run per chunk serves all measurements. A step is a
+chunk; chunks are merged into shards as they come, and the joined results follow from the shards
+alone (see `join`). Memory: a chunk's run, a few shards' results, and about 1 kB per prompt for the
+prompts themselves; per-prompt results stay on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from casestudy.engine.packing import Progress
+from casestudy.results.result import Result
+from casestudy.study.executors import Done, Work, left_out, local_chunks
+from casestudy.study.join import join
+from casestudy.study.on_ray import ray_chunks
+from casestudy.study.settings import CHUNK_TOKENS
+from casestudy.study.stage import Stage, Subject
+from casestudy.study.store import SHARD
+
+NAME = "measuring"
+
+CHUNK_PROMPTS = 128
+
+USEFUL = 0.9
+"""Of the tokens a chunk computes, at least so many are its prompts'; the rest is padding."""
+
+
+@dataclass(frozen=True)
+class State(Progress):
+    """How far the prompts are.
+
+    Attributes:
+        done, total: prompts.
+        found: how many of the done were stored by an earlier run of the same study.
+        rate: prompts per second of this run; 0 before its first chunk.
+        left: seconds that the rest will take by this run's tokens per second; later chunks have
+            longer prompts, so prompts per second would promise too much. None before the first.
+        memory: bytes this process holds now; 0 where the system does not say.
+    """
+
+    found: int = 0
+    rate: float = 0.0
+    left: float | None = None
+    memory: int = 0
+
+
+def measuring(subject: Subject) -> Stage[int, list[Result]]:
+    """The stage that measures every chunk of the plan."""
+    store, chunks, execution = subject.store, subject.chunks, subject.execution
+    settings = subject.settings
+    work = Work(
+        subject.model,
+        subject.behaviour,
+        subject.measurements,
+        settings.prepend_bos,
+        settings.top_k,
+    )
+    for shard in range(-(-len(chunks) // SHARD)):
+        store.seal(shard, chunks, work.summed)  # what a killed run left half merged
+    pace = _Pace(subject)
+
+    def run(missing: Sequence[int]) -> Generator[Done, None, None]:
+        if execution.executor == "local":
+            return local_chunks(work, chunks, missing)
+        return ray_chunks(
+            work,
+            chunks,
+            missing,
+            threads=execution.threads or 1,
+            workers=execution.workers,
+            address=execution.address,
+        )
+
+    def keep(number: int, results: list[Result]) -> None:
+        store.write_chunk(number, results)
+        store.seal(number // SHARD, chunks, work.summed)
+        pace.chunk(number)
+
+    def combine() -> None:
+        unread = left_out(subject.behaviour, subject.errors)
+        join(store, subject.behaviour, subject.measurements, unread)
+
+    return Stage(NAME, range(len(chunks)), store.has_chunk, run, keep, combine)
+
+
+class _Pace:
+    """How fast the chunks are measured, and how long the rest will take."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        missing = [n for n in range(len(subject.chunks)) if not subject.store.has_chunk(n)]
+        self.total = sum(map(len, subject.chunks))
+        self.found = self.total - sum(len(subject.chunks[number]) for number in missing)
+        self.tokens_left = sum(self.tokens(number) for number in missing)
+        self.prompts = self.tokens_done = 0
+        self.start = time.perf_counter()
+        self.tell()
+
+    def tokens(self, number: int) -> int:
+        return sum(self.subject.lengths[i] or 0 for i in self.subject.chunks[number])
+
+    def chunk(self, number: int) -> None:
+        self.prompts += len(self.subject.chunks[number])
+        self.tokens_done += self.tokens(number)
+        self.tokens_left -= self.tokens(number)
+        self.tell()
+
+    def tell(self) -> None:
+        seconds = time.perf_counter() - self.start
+        begun = self.prompts > 0
+        self.subject.tell(
+            State(
+                NAME,
+                self.found + self.prompts,
+                self.total,
+                "prompts",
+                self.found,
+                self.prompts / seconds if begun else 0.0,
+                self.tokens_left * seconds / self.tokens_done if begun else None,
+                memory_now(),
+            )
+        )
+
+
+def memory_now() -> int:
+    """Bytes of memory this process holds; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def plan_chunks(
+    lengths: Sequence[int | None],
+    *,
+    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_prompts: int = CHUNK_PROMPTS,
+) -> list[list[int]]:
+    """Pack prompts into chunks of similar length.
+
+    Args:
+        lengths: tokens per prompt; None for a prompt that cannot be run, which gets no chunk.
+        chunk_tokens: at most so many tokens in a chunk, padding included (one prompt always fits).
+        chunk_prompts: at most so many prompts.
+
+    At least `USEFUL` of every chunk's tokens are no padding.
+    """
+    order = sorted((n, i) for i, n in enumerate(lengths) if n is not None)
+    chunks: list[list[int]] = []
+    useful = 0
+    for n, i in order:
+        # sorted by length, so the newcomer is the longest and sets the padded width
+        computed = n * (len(chunks[-1]) + 1) if chunks else 0
+        full = computed > chunk_tokens or useful + n < USEFUL * computed
+        if not chunks or full or len(chunks[-1]) == chunk_prompts:
+            chunks.append([])
+            useful = 0
+        chunks[-1].append(i)
+        useful += n
+    return chunks

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from casestudy.results.result import Grid
 from casestudy.show import marks
-from casestudy.show.blocks import Block, Figure, Listing
+from casestudy.show.blocks import Block, Figure, Listing, columns_of
 from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import clean, count, interval, listing, number, percent, shorten, signed
 from casestudy.show.wording import Mean, spoken
@@ -296,15 +296,17 @@ def edges(study: StoredStudy) -> list[Block]:
         raise Missing("no edge was scored")
     if "score" in table.columns:
         rows = sorted(rows, key=lambda row: -abs(row["score"] or 0))
+    paths = strongest_paths(rows)
+    total, every = len(rows), columns_of(rows)
     rows = rows[:EDGES]
     cells: list[list[str | Markup]] = [
         [_edge_cell(value) for value in row.values()] for row in rows
     ]
-    total = len(table.rows())
     more = f" The first {EDGES} of {total:,}." if total > EDGES else ""
     head = [spoken(name) for name in table.columns]
-    strongest = Listing("The strongest edges", head, cells, clean(table.about) + more, fold=10)
-    return [*_graph(rows), strongest]
+    about = clean(table.about) + more
+    strongest = Listing("The strongest edges", head, cells, about, fold=10, data=every)
+    return [*_graph(paths, total), strongest]
 
 
 def _edge_cell(value: object) -> str:
@@ -313,7 +315,7 @@ def _edge_cell(value: object) -> str:
     return "" if value is None else shorten(clean(value), 40)
 
 
-def _graph(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
+def _graph(rows: Sequence[Mapping[str, Any]], total: int) -> list[Block]:
     found: list[tuple[str, str, float]] = []
     places: dict[str, tuple[int, int]] = {}
     for row in rows:
@@ -326,7 +328,9 @@ def _graph(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
     source, target, score = found[0]
     return [
         Figure(
-            f"The {len(found)} strongest edges",
+            f"The {count(len(found), 'edge')} of the circuit"
+            if len(found) == total
+            else f"The strongest paths: {len(found)} of {total:,} edges",
             marks.Layered(places, found),
             f"Layered graph of {len(places)} parts and {len(found)} edges; the strongest runs from "
             f"{source} to {target}, {signed(score, 3)}.",
@@ -337,9 +341,64 @@ def _graph(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
                 "tables/circuit.edges.parquet",
             ),
             "The input is below, the logits above; a wider edge has a larger score, blue for "
-            "positive and orange for negative.",
+            "positive and orange for negative."
+            + (
+                f" The other {total - len(found):,} edges are weaker, or on no path from the "
+                "embeddings to the logits that is as strong; the table’s CSV has them."
+                if total > len(found)
+                else ""
+            ),
         )
     ]
+
+
+def strongest_paths(
+    rows: Sequence[Mapping[str, Any]], most: int = EDGES
+) -> Sequence[Mapping[str, Any]]:
+    """The edges of the strongest paths from the embeddings to the logits, at most so many.
+
+    A path is as strong as its weakest edge. The strongest is taken, its weakest edge is set aside,
+    and so on. All edges where there are no more than that; the strongest ones where no path is
+    found, or a name cannot be read.
+    """
+    ends = [tuple(_node(str(row.get(side, ""))) for side in ("source", "target")) for row in rows]
+    readable = all(a and b for a, b in ends) and all(
+        isinstance(row.get("score"), float) for row in rows
+    )
+    if len(rows) <= most or not readable:
+        return rows[:most]
+    left = {i: (a, b, abs(rows[i]["score"])) for i, (a, b) in enumerate(ends) if a and b}
+    chosen: set[int] = set()
+    while path := _widest(left):
+        if len(chosen | set(path)) > most:
+            break
+        chosen |= set(path)
+        del left[min(path, key=lambda i: left[i][2])]
+    return [rows[i] for i in sorted(chosen)] or rows[:most]
+
+
+_Place = tuple[str, int, int]
+
+
+def _widest(edges: Mapping[int, tuple[_Place, _Place, float]]) -> list[int]:
+    """The path from the embeddings to the logits whose weakest edge is strongest; [] for none."""
+    best: dict[str, tuple[float, int | None]] = {}
+    order = sorted(edges, key=lambda i: (edges[i][0][1], edges[i][1][1]))
+    for i in order:
+        source, target, size = edges[i]
+        if source[1] == 0:
+            best.setdefault(source[0], (float("inf"), None))
+        if source[0] not in best:
+            continue
+        width = min(best[source[0]][0], size)
+        if target[0] not in best or width > best[target[0]][0]:
+            best[target[0]] = (width, i)
+    path: list[int] = []
+    at = "logits"
+    while (step := best.get(at, (0.0, None))[1]) is not None:
+        path.append(step)
+        at = edges[step][0][0]
+    return path[::-1]
 
 
 LAST = 10**6

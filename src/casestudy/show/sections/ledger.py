@@ -12,7 +12,8 @@ from casestudy.results.result import Array, Axis, Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.page import figure_html
-from casestudy.show.stored import Missing, StoredStudy
+from casestudy.show.sections.grouped_terms import MOST_TERMS, grouped
+from casestudy.show.stored import UNEXPECTED, Missing, StoredStudy
 from casestudy.show.text import capital, clean, interval, listing, number, ordinal, percent, signed
 from casestudy.show.weighed import weighed
 from casestudy.show.wording import NOTHING, Mean, spoken
@@ -23,6 +24,9 @@ B_U = "final norm bias (b_U)"
 def ledger_mean(study: StoredStudy) -> list[Block]:
     """The account of the mean difference, as a waterfall, b_U as its own line; others folded."""
     figure, total, terms = _waterfall(study, study.contrast)
+    every = []
+    if len(terms) > MOST_TERMS:
+        every = [_waterfall(study, study.contrast, whole=True)[0]]
     others = []
     for name in study.contrasts:
         if name != study.contrast:
@@ -31,6 +35,8 @@ def ledger_mean(study: StoredStudy) -> list[Block]:
             except Missing:
                 continue
     blocks: list[Block] = [_groups(study, terms), figure, _b_u(study, total)]
+    if every:
+        blocks.insert(2, folded(f"All {len(terms)} terms", every))
     if others:
         blocks.append(folded("The same account of the other contrasts", others))
     return blocks
@@ -50,10 +56,16 @@ def present(grid: Grid) -> Grid:
     return grid._map(lambda array: array[keep], (Axis("term", labels),))
 
 
-def _waterfall(study: StoredStudy, contrast: str) -> tuple[Figure, Mean, list[str]]:
+def _waterfall(
+    study: StoredStudy, contrast: str, *, whole: bool = False
+) -> tuple[Figure, Mean, list[str]]:
+    """A contrast's account, its mean and its terms; a long one is grouped unless `whole`."""
     means = study.grid("ledger.mean", "contrast", "term").select(contrast=contrast)
     total = Mean.of(study.grid("logit_difference.mean", "contrast"), contrast=contrast)
     means = present(means)
+    every = list(means.axis("term").labels)
+    if not whole:
+        means = grouped(means, _by_prompt(study, contrast, every))
     terms = list(means.axis("term").labels)
     if np.isnan(total.value) or not terms:
         raise Missing("no prompt has a ledger to average")
@@ -84,7 +96,7 @@ def _waterfall(study: StoredStudy, contrast: str) -> tuple[Figure, Mean, list[st
         else "",
     )
     figure = Figure(
-        "The ledger: every term of the mean logit difference"
+        _ledger_title(len(terms) < len(every))
         if main
         else f"The ledger of the contrast “{spoken(contrast)}”",
         marks.Waterfall(terms, values, total.value, lower=lower, upper=upper, marked=(B_U,)),
@@ -94,7 +106,23 @@ def _waterfall(study: StoredStudy, contrast: str) -> tuple[Figure, Mean, list[st
         ledger_data(means, total),
         caption,
     )
-    return figure, total, terms
+    return figure, total, every
+
+
+def _ledger_title(is_grouped: bool) -> str:
+    if is_grouped:
+        return "The ledger of the mean logit difference: the largest terms, the others by kind"
+    return "The ledger: every term of the mean logit difference"
+
+
+def _by_prompt(study: StoredStudy, contrast: str, terms: Sequence[str]) -> Array | None:
+    """(term, prompt) values of the main prompts; None where the study has no such ledger."""
+    try:
+        grid = study.grid("ledger", "contrast", "term", "prompt").select(contrast=contrast)
+        values = grid.take("term", terms).values
+    except (Missing, *UNEXPECTED):
+        return None
+    return values[:, study.main_prompts(grid.axis("prompt").labels)]
 
 
 def ledger_data(terms: Grid, total: Mean | float) -> marks.Data:
@@ -250,8 +278,12 @@ def lens_figure(
     keep = len(depths)
     lower, upper = (None if a is None else a[:keep] for a in (frozen.lower, frozen.upper))
     series = [marks.Series.of("norm’s scale frozen", values, lower, upper)]
+    drawn, beyond = list(series), ""
     if own is not None and own.axis("depth").labels == depths:
-        series.append(marks.Series("as if the model ended here", marks.numbers(own.values)))
+        name = "as if the model ended here"
+        series.append(marks.Series(name, marks.numbers(own.values)))
+        within, beyond = _within(own.values, np.stack([values, *_known_ends(lower, upper)]))
+        drawn.append(marks.Series(name, marks.numbers(within)))
     arrival = ""
     if final is not None:
         arrival = f" The dashed line is the logit difference itself, {number(final)}"
@@ -260,7 +292,7 @@ def lens_figure(
         "The difference by depth: the accumulated logit lens",
         marks.Lines(
             ["end" if d == "final_post" else clean(d) for d in depths],
-            series,
+            drawn,
             unit=frozen.unit,
             axis="depth: before and in the middle of each layer",
             final=final,
@@ -270,7 +302,29 @@ def lens_figure(
         f"{number(float(values[-1]))} logits at {clean(depths[-1])}{alt}",
         _series_data(depths, series),
         f"{caption}With the final norm’s scale frozen at its measured value, each step is the "
-        f"ledger’s term of the part in between.{arrival}",
+        f"ledger’s term of the part in between.{arrival}{beyond}",
+    )
+
+
+def _known_ends(lower: Array | None, upper: Array | None) -> list[Array]:
+    return [ends for ends in (lower, upper) if ends is not None]
+
+
+def _within(own: Array, frozen: Array) -> tuple[Array, str]:
+    """A second reading without its points far off the first, which would squash the figure.
+
+    Early in the model the stream is small, and its own norm's scale magnifies it.
+    """
+    low, high = min(0.0, float(np.nanmin(frozen))), max(0.0, float(np.nanmax(frozen)))
+    room = high - low
+    off = (own < low - room) | (own > high + room)
+    if not off.any():
+        return own, ""
+    n, furthest = int(off.sum()), float(own[off][np.argmax(np.abs(own[off]))])
+    points = "point" if n == 1 else "points"
+    return np.where(off, np.nan, own), (
+        f" {n} {points} of the second reading beyond the frame (to {signed(furthest)}) "
+        f"{'is' if n == 1 else 'are'} not drawn; the data has {'it' if n == 1 else 'them'}."
     )
 
 

@@ -18,6 +18,7 @@ from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, paragraph
 from casestudy.show.distribution import MOST_DOTS
 from casestudy.show.page import figure_html
+from casestudy.show.sections.grouped_terms import grouped
 from casestudy.show.sections.ledger import B_U, PATTERN_AXES, ledger_data, pattern_names, present
 from casestudy.show.sections.predictions import EXAMPLES, MOST_TEXT, example_prompts
 from casestudy.show.stored import Missing, StoredStudy
@@ -178,7 +179,7 @@ def ledger_figure(ledger: Grid, check: Grid, title: str, *, of: str, contrast: s
     """
     total = float(check.select(quantity="logit difference").values)
     gap = float(check.select(quantity="gap").values)
-    ledger = present(ledger)
+    ledger = grouped(present(ledger))
     terms = list(ledger.axis("term").labels)
     values = ledger.values.tolist()
     top = max(range(len(terms)), key=lambda i: abs(values[i]))
@@ -224,8 +225,8 @@ def lens_table(study: StoredStudy, prompt: str) -> Markup:
         '<div class="listing"><p class="head">What each position would predict at each depth</p>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Logit lens of prompt {}">'
         '<table class="lens"><thead><tr><th scope=col>depth</th>{}</tr></thead><tbody>{}</tbody>'
-        '</table></div><p class="caption">{} The darker, the more probable; the last column is '
-        "where the answer is decided.</p></div>"
+        '</table></div><p class="caption">{} The stronger the colour, the more probable; the last '
+        "column is where the answer is decided.</p></div>"
     ).format(prompt, head, Markup("").join(lines), prose(table.about))
 
 

@@ -89,7 +89,7 @@ def test_patch_json_has_every_cell_with_its_share_and_effect(
         (("patch", "Go.", "Go."), "the edit changes nothing"),
         (("patch", "Go.", "go.", "--by", "feel"), "by 'feel'. Allowed: position, role"),
         (("patch", "Go.", "go.", "--memory", "lots"), "--memory lots. Allowed: a size like"),
-        (("predict", ""), "PromptError: prompt 0 is empty"),
+        (("predict", "", "--no-bos"), "PromptError: prompt 0 is empty"),
         (("predict", "Go.", "--dtype", "int4"), "ModelError: dtype 'int4'. Allowed: float32"),
         (("predict", "Go.", "--device", "abacus"), "ModelError: device 'abacus'"),
         (("predict", "Go.", "--answer", ""), "TokenError: the answer is empty"),

@@ -3,11 +3,16 @@
 import pytest
 import torch
 
-from casestudy.behaviour.answers import Answers, choose_answers, is_space_capital
+from casestudy.behaviour.answers import Answer, Answers, choose_answers, is_space_capital
 from casestudy.behaviour.classes import ClassContrast
 from casestudy.behaviour.contrast import class_contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.model.model import Model
+
+
+def forms(answer: Answer) -> dict[str, str]:
+    """Its counterparts, as people see them."""
+    return {form: token.label for form, token in answer.counterparts.items()}
 
 
 def ranked(model: Model, *texts: str) -> torch.Tensor:
@@ -27,7 +32,7 @@ def test_the_first_capital_by_rank(toy_model: Model) -> None:
     (answer,) = answers.chosen
     assert answer is not None
     assert answer.text == " He"
-    assert answer.counterparts == {
+    assert forms(answer) == {
         "lowercase": " he", "no_space": "He", "lowercase_no_space": "he",
     }  # fmt: skip
     assert answers.passed_over == ()
@@ -43,7 +48,7 @@ def test_who_is_passed_over_and_why(toy_model: Model) -> None:
     (answer,), (passed,) = answers.chosen, answers.passed_over
     assert answer is not None
     assert answer.text == " He"
-    assert (passed.candidate, passed.rank) == (unfit, 1)
+    assert (passed.candidate.label, passed.rank) == (unfit, 1)
     assert f"has the counterpart {unfit.lower()!r}, which is" in passed.why
 
 
@@ -54,21 +59,21 @@ def test_none_within_top_k_costs_that_prompt_alone(toy_model: Model) -> None:
     assert answers.chosen[1] is not None
     assert list(answers.errors) == [0]
     assert "no usable space+Capital token among the first 2" in answers.errors[0]
-    values = answers.contrast(toy_model, "lowercase").value(logits)
+    values = answers.contrast("lowercase").value(logits)
     assert values.isnan().tolist() == [True, False]
 
 
 def test_what_a_prompt_brings_is_kept(toy_model: Model) -> None:
     (answer,) = choose(toy_model, Prompt("Go.", " It"), " He").chosen
     assert answer is not None
-    assert (answer.text, answer.counterparts["no_space"]) == (" It", "It")
+    assert (answer.text, forms(answer)["no_space"]) == (" It", "It")
     (answer,) = choose(toy_model, Prompt("Go.", counterpart=" she"), " He").chosen
     assert answer is not None
-    assert answer.counterparts["lowercase"] == " she"
-    assert answer.counterparts["no_space"] == "He"
+    assert forms(answer)["lowercase"] == " she"
+    assert forms(answer)["no_space"] == "He"
     (answer,) = choose(toy_model, Prompt("Go.", " Mary", " John"), " He", rule="given").chosen
     assert answer is not None
-    assert answer.counterparts == {"counterpart": " John"}
+    assert forms(answer) == {"counterpart": " John"}
 
 
 def test_the_likeliest_of_each_class(toy_model: Model) -> None:
@@ -79,7 +84,7 @@ def test_the_likeliest_of_each_class(toy_model: Model) -> None:
     logits = torch.cat([ranked(toy_model, " he", " He", "3", "4", " It")] * 3)
     classes = class_contrast(toy_model, behaviour, behaviour.prompts, logits)
     answers = choose_answers(toy_model, behaviour.prompts, logits, rule="classes", classes=classes)
-    pairs = [a and (a.text, a.counterparts["counterpart"]) for a in answers.chosen]
+    pairs = [a and (a.text, forms(a)["counterpart"]) for a in answers.chosen]
     assert pairs == [("3", " He"), (" 7", " He"), ("3", " It")]
 
 

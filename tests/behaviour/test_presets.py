@@ -136,7 +136,7 @@ def test_the_decimal_point_answer_is_a_digit(toy: Callable[..., Model]) -> None:
         assert answer.text.isdigit()
         best = batch.logits[row][list(behaviour.classes.ids("digit", batch.model.tokenizer))].max()
         assert batch.logits[row, batch.model.tokenizer.single(answer.text)] == best
-        assert answer.counterparts["counterpart"][1].isupper()
+        assert answer.counterparts["counterpart"].label[1].isupper()
     pair = batch.contrasts[0]
     assert pair.name == "counterpart"
     assert (torch.sort(pair.weights, 1).values == torch.tensor([-1.0, 1.0])).all()

@@ -155,7 +155,7 @@ def answers(model: Model) -> tuple[list[str], list[str]]:
     logits = cs.run(model, list(TEXTS), logits="last").logits
     chosen = cs.choose_answers(model, PROMPTS, logits).chosen
     assert all(answer is not None for answer in chosen)
-    return [a.text for a in chosen if a], [a.counterparts["lowercase"] for a in chosen if a]
+    return [a.text for a in chosen if a], [a.counterparts["lowercase"].label for a in chosen if a]
 
 
 def test_what_is_whole_is_one_and_what_is_nothing_zero(toy_model: Model) -> None:

@@ -172,7 +172,7 @@ def answers_of(tokenizer: Tokenizer, toy: Model, best: str, then: str) -> tuple[
     answers = choose_answers(model, [Prompt(TEXT)], logits)
     (answer,) = answers.chosen
     assert answer is not None, answers.errors
-    return answer.text, set(answer.counterparts.values()), len(answers.passed_over)
+    return answer.text, {t.label for t in answer.counterparts.values()}, len(answers.passed_over)
 
 
 def test_answers_are_chosen_by_their_text(tokenizer: Tokenizer, toy_model: Model) -> None:

@@ -163,7 +163,7 @@ class TestSingle:
 class TestRefusals:
     def test_empty_prompt_is_named(self, tokenizer: Tokenizer) -> None:
         with pytest.raises(PromptError, match="prompt 1 is empty"):
-            tokenizer.tokenize(["a", ""])
+            tokenizer.tokenize(["a", ""], prepend_bos=False)
         with pytest.raises(PromptError, match="no prompts"):
             tokenizer.tokenize([])
 

@@ -378,7 +378,9 @@ def test_a_study_offers_its_prompts_with_their_answers(
     queries = [o["value"] for o in page.all("option") if o["value"].startswith("prompt=")]
     assert len(queries) >= len(studies.TEXTS) - 1
     state = client.get(f"/panels?{queries[-1]}").json()["state"]
-    assert (state["answer"], state["counterpart"]) == (" It", " it")
+    token = toy_model.tokenizer.token
+    pair = [token(state[side]).label for side in ("answer", "counterpart")]
+    assert pair == [" It", " it"]
 
 
 def test_a_study_that_lacks_a_table_says_so_on_the_page(

@@ -5,7 +5,8 @@ counterparts are the same word in lower case (" he"), without the space ("He"), 
 candidate whose counterpart is not one token, or whose word has no lower-case twin, is passed over,
 and listed with the reason. Where a vocabulary has no words without their space, the counterparts
 without it do not exist, and are not asked for. By the rule of classes, answer and counterpart are
-the likeliest tokens of two classes. A prompt that brings its own answer or counterpart keeps it.
+the likeliest tokens of two classes. A prompt that brings its own answer or counterpart keeps it, as
+the token by which it continues the prompt. What is chosen by id stays that id.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import AnswerRule, Prompt
 from casestudy.errors import BehaviourError, TokenError
 from casestudy.model.model import Model
+from casestudy.model.token import Token
 from casestudy.model.tokens import Tokenizer
 
 FORMS = ("lowercase", "no_space", "lowercase_no_space")
@@ -33,12 +35,17 @@ class Answer:
     """One prompt's answer and counterparts, each a single token.
 
     Attributes:
-        text: the answer.
+        token: the answer.
         counterparts: by form; only those that exist.
     """
 
-    text: str
-    counterparts: Mapping[str, str]
+    token: Token
+    counterparts: Mapping[str, Token]
+
+    @property
+    def text(self) -> str:
+        """The answer's label."""
+        return self.token.label
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class PassedOver:
     """A candidate that could not be the answer."""
 
     prompt: int
-    candidate: str
+    candidate: Token
     rank: int
     why: str
 
@@ -65,24 +72,23 @@ class Answers:
     passed_over: tuple[PassedOver, ...] = ()
     errors: Mapping[int, str] = field(default_factory=dict)
 
-    def contrast(self, model: Model, form: str) -> Contrast:
+    def contrast(self, form: str) -> Contrast:
         """The contrast against one form; prompts that lack it have NaN weights, so their values
         are NaN: not measured.
         """
         pairs = [
-            (a.text, a.counterparts[form]) if a is not None and form in a.counterparts else None
+            (a.token, a.counterparts[form]) if a is not None and form in a.counterparts else None
             for a in self.chosen
         ]
-        single = model.tokenizer.single
-        ids = [[single(p[0]), single(p[1])] if p else [0, 0] for p in pairs]
+        ids = [[p[0].id, p[1].id] if p else [0, 0] for p in pairs]
         sign = [[1.0, -1.0] if p else [float("nan")] * 2 for p in pairs]
         return Contrast(
             form,
             torch.tensor(ids, dtype=torch.long),
             torch.tensor(sign, dtype=torch.float64),
             torch.zeros(len(pairs), dtype=torch.float64),
-            tuple(p[0] if p else "" for p in pairs),
-            tuple(p[1] if p else "" for p in pairs),
+            tuple(p[0].label if p else "" for p in pairs),
+            tuple(p[1].label if p else "" for p in pairs),
         )
 
 
@@ -126,42 +132,56 @@ def choose_answers(
     ranked = logits.topk(top_k, dim=1).indices.tolist()
     tops = [None] * len(prompts) if classes is None else _likeliest(classes, logits)
     for i, prompt in enumerate(prompts):
-        text, answer = prompt.answer, None
+        answer = None
         try:
+            token, other = _given(model.tokenizer, prompt)
             if rule == "classes":
-                answer = _of_classes(model, prompt, tops[i])
+                answer = _of_classes(model, token, other, tops[i])
             elif rule == "given":
-                answer = _pair(model, text, prompt.counterpart)
+                answer = _pair(token, other)
             else:
-                if text is None:
-                    text, over = _first_capital(model, ranked[i])
+                if token is None:
+                    token, over = _first_capital(model, ranked[i])
                     passed += [PassedOver(i, *candidate) for candidate in over]
-                if text is None:
+                if token is None:
                     raise BehaviourError(
                         f"no usable space+Capital token among the first {top_k} predictions",
                         hint="Where words and their spaces are tokens of their own, choose answers "
                         "by classes (Capital against lower)",
                     )
-                answer = _with_forms(model, text, prompt.counterpart)
+                answer = _with_forms(model, token, other)
         except (BehaviourError, TokenError) as problem:
             errors[i] = str(problem)
         chosen.append(answer)
     return Answers(tuple(chosen), tuple(passed), errors)
 
 
+def _given(tokenizer: Tokenizer, prompt: Prompt) -> tuple[Token | None, Token | None]:
+    """The answer and counterpart that a prompt brings, as the tokens that continue it.
+
+    Raises: TokenError where one is not one token.
+    """
+    answer, counterpart = (
+        None if text is None else tokenizer.token(text, after=prompt.text)
+        for text in (prompt.answer, prompt.counterpart)
+    )
+    return answer, counterpart
+
+
 def _first_capital(
     model: Model, ranked: Sequence[int]
-) -> tuple[str | None, list[tuple[str, int, str]]]:
-    """The first usable space+Capital prediction, and who was passed over: text, rank, why."""
-    over: list[tuple[str, int, str]] = []
+) -> tuple[Token | None, list[tuple[Token, int, str]]]:
+    """The first usable space+Capital prediction, and who was passed over: token, rank, why."""
+    over: list[tuple[Token, int, str]] = []
     for rank, id in enumerate(ranked):
         text = model.tokenizer.string(id)
         if not is_space_capital(text):
             continue
+        token = model.tokenizer.token(id)
         why = _unfit(model, text)
         if why is None:
-            return text, over
-        over.append((text, rank, why))
+            return token, over
+        over.append((token, rank, why))
     return None, over
 
 
@@ -179,46 +199,49 @@ def _likeliest(
     return [p if has else None for has, p in zip(measured, zip(*pairs, strict=True), strict=True)]
 
 
-def _of_classes(model: Model, prompt: Prompt, pair: tuple[int, int] | None) -> Answer:
-    texts = (None, None) if pair is None else model.tokenizer.strings(pair)
-    return _pair(model, prompt.answer or texts[0], prompt.counterpart or texts[1])
+def _of_classes(
+    model: Model, answer: Token | None, counterpart: Token | None, pair: tuple[int, int] | None
+) -> Answer:
+    if pair is not None:
+        answer = answer or model.tokenizer.token(pair[0])
+        counterpart = counterpart or model.tokenizer.token(pair[1])
+    return _pair(answer, counterpart)
 
 
-def _pair(model: Model, answer: str | None, counterpart: str | None) -> Answer:
+def _pair(answer: Token | None, counterpart: Token | None) -> Answer:
     """An answer and the one token it is weighed against.
 
-    Raises: BehaviourError where one is missing or they are the same; TokenError where one is not
-        one token.
+    Raises: BehaviourError where one is missing or they are the same.
     """
     if answer is None or counterpart is None:
         raise BehaviourError(
             f"the prompt has no {'answer' if answer is None else 'counterpart'}",
             allowed="both, given or from classes",
         )
-    if model.tokenizer.single(answer) == model.tokenizer.single(counterpart):
+    if answer.id == counterpart.id:
         raise BehaviourError(
-            f"answer and counterpart are both {answer!r}", allowed="two different tokens"
+            f"answer and counterpart are both {answer.label!r}", allowed="two different tokens"
         )
     return Answer(answer, {"counterpart": counterpart})
 
 
-def _with_forms(model: Model, answer: str, counterpart: str | None) -> Answer:
+def _with_forms(model: Model, answer: Token, counterpart: Token | None) -> Answer:
     """An answer with its other forms; a given counterpart takes the lower-case form's place.
 
-    Raises: TokenError where the answer or counterpart is not one token; BehaviourError where they
-        are the same, or the answer has no forms and no counterpart.
+    Raises: BehaviourError where the two are the same, or the answer has no forms and no
+        counterpart.
     """
+    text, tokenizer = model.tokenizer.string(answer.id), model.tokenizer
     if counterpart is not None:
-        _pair(model, answer, counterpart)
-        others = other_forms(answer) if is_space_capital(answer) else {}
-        kept = {form: text for form, text in others.items() if is_one_token(model, text)}
+        _pair(answer, counterpart)
+        others = other_forms(text) if is_space_capital(text) else {}
+        kept = {f: tokenizer.token(t) for f, t in others.items() if is_one_token(model, t)}
         return Answer(answer, {**kept, FORMS[0]: counterpart})
-    model.tokenizer.single(answer)
-    why = _unfit(model, answer) if is_space_capital(answer) else "is not space+Capital"
+    why = _unfit(model, text) if is_space_capital(text) else "is not space+Capital"
     if why is not None:
-        raise BehaviourError(f"answer {answer!r} {why}", hint="Give its counterpart too")
-    forms = other_forms(answer)
-    return Answer(answer, {form: forms[form] for form in _forms_asked_for(model)})
+        raise BehaviourError(f"answer {answer.label!r} {why}", hint="Give its counterpart too")
+    forms = other_forms(text)
+    return Answer(answer, {f: tokenizer.token(forms[f]) for f in _forms_asked_for(model)})
 
 
 def _unfit(model: Model, text: str) -> str | None:

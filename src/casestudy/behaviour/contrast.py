@@ -27,6 +27,7 @@ from casestudy.behaviour.classes import matching
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import BehaviourError
 from casestudy.model.model import Model
+from casestudy.model.token import Token
 from casestudy.model.weights import Weights
 
 BLOCK = 4096
@@ -64,12 +65,20 @@ class Contrast:
     def between(
         cls,
         model: Model,
-        answers: Sequence[str],
-        counterparts: Sequence[str],
+        answers: Sequence[str | int | Token],
+        counterparts: Sequence[str | int | Token],
         *,
+        after: Sequence[str] | None = None,
         name: str = "answer against counterpart",
     ) -> Contrast:
         """logit(answer) - logit(counterpart), one pair of single tokens per prompt.
+
+        Args:
+            model: whose tokens they are.
+            answers, counterparts: texts, "id:1234", ids or tokens.
+            after: the prompts that texts continue (see `Tokenizer.continuation`); by default a
+                text is the token that has it wherever it stands.
+            name: of the contrast.
 
         Raises: TokenError where a text is not one token; BehaviourError where the two are the same
         or the lists differ in length.
@@ -79,20 +88,22 @@ class Contrast:
                 f"{len(answers)} answers and {len(counterparts)} counterparts",
                 allowed="one of each per prompt",
             )
-        single = model.tokenizer.single
-        rows = []
-        for i, (answer, counterpart) in enumerate(zip(answers, counterparts, strict=True)):
-            row = [single(answer), single(counterpart)]
-            if row[0] == row[1]:
+        prompts = [None] * len(answers) if after is None else after
+        sides: tuple[list[Token], ...] = tuple(
+            [model.tokenizer.token(one, after=p) for one, p in zip(side, prompts, strict=True)]
+            for side in (answers, counterparts)
+        )
+        for i, (answer, counterpart) in enumerate(zip(*sides, strict=True)):
+            if answer.id == counterpart.id:
                 raise BehaviourError(
-                    f"prompt {i}: answer and counterpart are both {answer!r}",
+                    f"prompt {i}: answer and counterpart are both {answer.label!r}",
                     allowed="two different tokens",
                 )
-            rows.append(row)
-        ids = torch.tensor(rows, dtype=torch.long)
-        weights = torch.tensor([1.0, -1.0], dtype=torch.float64).expand(len(rows), 2)
-        zero = torch.zeros(len(rows), dtype=torch.float64)
-        return cls(name, ids, weights, zero, tuple(answers), tuple(counterparts))
+        ids = torch.tensor([[t.id for t in side] for side in sides], dtype=torch.long).T
+        weights = torch.tensor([1.0, -1.0], dtype=torch.float64).expand(len(ids), 2)
+        zero = torch.zeros(len(ids), dtype=torch.float64)
+        labels, others = (tuple(t.label for t in side) for side in sides)
+        return cls(name, ids, weights, zero, labels, others)
 
     @classmethod
     def of_classes(

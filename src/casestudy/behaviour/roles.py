@@ -171,8 +171,7 @@ def check_roles(
 
 def _with_offsets(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """A text's ids, and where in it each token's characters are, as (start, end)."""
-    tokenizer.backend.encode_special_tokens = True  # "<|endoftext|>" in a prompt is text
-    encoding = tokenizer.backend.encode(text, add_special_tokens=False)
+    encoding = tokenizer.encode(text)
     return list(encoding.ids), list(encoding.offsets)
 
 

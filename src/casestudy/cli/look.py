@@ -42,13 +42,16 @@ def predict(
     from casestudy.measure.predictions import predictions, score_answer
 
     loaded = read_model(model, device, dtype)
-    tokens = loaded.tokenizer.strings(loaded.tokenize(prompt, prepend_bos=bos).rows()[0])
+    (ids,) = loaded.tokenize(prompt, prepend_bos=bos).rows()
+    tokens = loaded.tokenizer.labels(ids)
     top = predictions(loaded, prompt, top_k=top_k, prepend_bos=bos).rows()
     scores = [score_answer(loaded, prompt, text, prepend_bos=bos) for text in answer or ()]
     if as_json:
         kept = [{k: row[k] for k in ("token", "id", "logit", "prob")} for row in top]
         answers = [_score(s) for s in scores]
-        print_json({"prompt": prompt, "tokens": tokens, "top": kept, "answers": answers})
+        print_json(
+            {"prompt": prompt, "tokens": tokens, "ids": ids, "top": kept, "answers": answers}
+        )
     else:
         _print_predictions(tokens, top)
         _print_scores(scores)
@@ -57,7 +60,8 @@ def predict(
 def _score(score: AnswerScore) -> dict[str, Any]:
     return {
         "answer": score.answer,
-        "tokens": list(score.tokens),
+        "tokens": [token.label for token in score.tokens],
+        "ids": list(score.ids),
         "rank": score.rank,
         "logit": score.logit,
         "log_prob": score.log_prob,

@@ -119,7 +119,7 @@ def run_batch(
         model, prompts, trace.logits, rule=behaviour.answers, top_k=top_k, classes=classes
     )
     forms = FORMS if behaviour.answers == "space-capital" else ("counterpart",)
-    contrasts = tuple(answers.contrast(model, form) for form in forms)
+    contrasts = tuple(answers.contrast(form) for form in forms)
     if classes is not None:
         contrasts = (*contrasts, classes)
     return Batch(model, tuple(index), prompts, tokens, trace, answers, contrasts, behaviour)

@@ -27,4 +27,4 @@ def examples(batch: Batch) -> Iterator[tuple[int, Tokens]]:
 def position_labels(model: Model, tokens: Tokens) -> tuple[str, ...]:
     """Labels of one prompt's positions: "0:<|endoftext|>", "1:This", …"""
     (row,) = tokens.rows()
-    return tuple(f"{i}:{text}" for i, text in enumerate(model.tokenizer.strings(row)))
+    return tuple(f"{i}:{text}" for i, text in enumerate(model.tokenizer.labels(row)))

@@ -86,7 +86,7 @@ def explain_attention_score(
     total, cap = cells.sum(), config.attn_softcap
     score = trace[Site.ATTN_SCORES, layer][0, head, query_pos, key_pos].double()
     capped = total if cap is None else cap * torch.tanh(total / cap)
-    strings = model.tokenizer.strings(tokens.rows()[0])
+    strings = model.tokenizer.labels(tokens.rows()[0])
     return Grid(
         "attention_score",
         cells.cpu().numpy(),

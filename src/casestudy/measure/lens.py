@@ -268,7 +268,7 @@ def _top(model: Model, tokens: Tokens, label: int, top_k: int) -> Table:
     sites = depth_sites(config)
     trace = run(model, tokens, keep={site for site, _ in sites.values()})
     (row,) = tokens.rows()
-    read = model.tokenizer.strings(row)
+    read = model.tokenizer.labels(row)
     top_k = min(top_k, config.d_vocab)
     columns: dict[str, list[Any]] = {
         name: [] for name in ("prompt", "depth", "pos", "read", "rank", "token", "id", "prob")
@@ -283,7 +283,7 @@ def _top(model: Model, tokens: Tokens, label: int, top_k: int) -> Table:
         columns["pos"] += [pos for pos in range(len(row)) for _ in range(top_k)]
         columns["read"] += [text for text in read for _ in range(top_k)]
         columns["rank"] += list(range(top_k)) * len(row)
-        columns["token"] += model.tokenizer.strings(ids)
+        columns["token"] += model.tokenizer.labels(ids)
         columns["id"] += ids
         columns["prob"] += best.values.flatten().tolist()
     return Table(

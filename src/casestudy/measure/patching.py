@@ -172,11 +172,11 @@ def patch_prompts(
     answers = choose_answers(model, prompts, logits, rule=rule)
     if answers.errors:
         raise BehaviourError("; ".join(f"prompt {i}: {w}" for i, w in answers.errors.items()))
-    contrast = answers.contrast(model, "counterpart" if rule == "given" else "lowercase")
+    contrast = answers.contrast("counterpart" if rule == "given" else "lowercase")
     found = patch(model, pairs, contrast, site, by=by, direction=direction, effort=effort)
     if len(prompts) > 1:
         return found
-    tokens = model.tokenizer.strings(pairs.clean.rows()[0])
+    tokens = model.tokenizer.labels(pairs.clean.rows()[0])
     return replace(
         found, raw=_with_tokens(found.raw, tokens), known=_with_tokens(found.known, tokens)
     )

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch, Measurement, run_batch
-from casestudy.errors import TokenError
 from casestudy.model.decoder import run, unembed
 from casestudy.model.model import Model
+from casestudy.model.notices import Notice
 from casestudy.model.sites import Site
+from casestudy.model.token import AnswerLike, Token
 from casestudy.model.tokens import Tokens
 from casestudy.results.result import Grid, Result, Table
 
@@ -58,7 +59,7 @@ def top_tokens(
         {
             "prompt": [i for i in labels for _ in range(top_k)],
             "rank": list(range(top_k)) * len(labels),
-            "token": model.tokenizer.strings(ids),
+            "token": model.tokenizer.labels(ids),
             "id": ids,
             "logit": best.values.flatten().tolist(),
             "prob": probs.flatten().tolist(),
@@ -76,16 +77,23 @@ class AnswerScore:
     """Where an answer stands after a prompt.
 
     Attributes:
-        tokens: the answer's tokens.
+        tokens: the answer's tokens, in order.
         log_prob: natural logarithm of its probability, by the chain rule over its tokens.
         rank, logit: of a single token among the next-token predictions; None for several tokens.
+        notices: how the answer was read, where that is not plain.
     """
 
     answer: str
-    tokens: tuple[str, ...]
+    tokens: tuple[Token, ...]
     log_prob: float
     rank: int | None
     logit: float | None
+    notices: tuple[Notice, ...] = ()
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The answer's tokens, as ids."""
+        return tuple(token.id for token in self.tokens)
 
     @property
     def prob(self) -> float:
@@ -94,17 +102,21 @@ class AnswerScore:
 
 
 def score_answer(
-    model: Model, prompt: str, answer: str, *, prepend_bos: bool | None = None
+    model: Model, prompt: str, answer: AnswerLike, *, prepend_bos: bool | None = None
 ) -> AnswerScore:
     """The exact log-probability of an answer of one or more tokens after a prompt.
 
-    The answer is tokenised by itself and appended, so that the prompt's tokens stay what they are.
+    Args:
+        model: which predicts.
+        prompt: a text; "" for BOS alone.
+        answer: a text, read as it continues the prompt (see `Tokenizer.continuation`); or
+            "id:1234", an id or a list of ids.
+        prepend_bos: the model's convention by default.
 
     Raises: TokenError for an empty answer; PromptError when both together exceed the context.
     """
-    ids = model.tokenizer.ids(answer)
-    if not ids:
-        raise TokenError("the answer is empty", allowed="at least one token")
+    follows = model.tokenizer.continuation(prompt, answer)
+    ids = list(follows.ids)
     head = model.tokenize(prompt, prepend_bos=prepend_bos).rows()[0]
     row = head + ids
     # The last token is only predicted, never read.
@@ -116,11 +128,12 @@ def score_answer(
     log_prob = float(sum(log_probs[i, id] for i, id in enumerate(ids)))
     single = len(ids) == 1
     return AnswerScore(
-        answer,
-        tuple(model.tokenizer.strings(ids)),
+        answer if isinstance(answer, str) else "id:" + ",".join(map(str, ids)),
+        tuple(model.tokenizer.token(id) for id in ids),
         log_prob,
         rank=int((logits[0] > logits[0, ids[0]]).sum()) if single else None,
         logit=float(logits[0, ids[0]]) if single else None,
+        notices=follows.notices,
     )
 
 
@@ -148,11 +161,11 @@ def _answers(batch: Batch) -> Table:
     for row, (label, answer) in enumerate(zip(batch.index, batch.answers.chosen, strict=True)):
         if answer is None:
             continue
-        for form, text in {"answer": answer.text, **answer.counterparts}.items():
-            id = batch.model.tokenizer.single(text)
+        for form, token in {"answer": answer.token, **answer.counterparts}.items():
+            id = token.id
             logit = batch.logits[row, id]
             rank = int((batch.logits[row] > logit).sum())
-            values = (label, form, text, id, rank, float(logit), float(probs[row, id]))
+            values = (label, form, token.label, id, rank, float(logit), float(probs[row, id]))
             for name, value in zip(columns, values, strict=True):
                 columns[name].append(value)
     return Table("answers", columns, "Each prompt's answer and counterparts; rank 0 is the first.")
@@ -164,7 +177,7 @@ def _passed_over(batch: Batch) -> Table:
         "passed_over",
         {
             "prompt": [batch.index[p.prompt] for p in passed],
-            "candidate": [p.candidate for p in passed],
+            "candidate": [p.candidate.label for p in passed],
             "rank": [p.rank for p in passed],
             "why": [p.why for p in passed],
         },

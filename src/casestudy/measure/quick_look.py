@@ -15,6 +15,7 @@ import torch
 
 from casestudy.behaviour.answers import Answers, is_one_token, is_space_capital, other_forms
 from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.notices import prompt_notices
 from casestudy.behaviour.prompts import Prompt
 from casestudy.engine.batch import Batch
 from casestudy.errors import BehaviourError, SiteError, TokenError
@@ -28,6 +29,7 @@ from casestudy.measure.predictions import TOP_K, predictions, top_tokens
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site, check_layer
+from casestudy.model.token import Token
 from casestudy.results.result import Axis, Grid, Table
 
 CONTRAST = "answer against counterpart"
@@ -38,11 +40,12 @@ class Probe:
     """One prompt's account, or two prompts'.
 
     Attributes:
-        tokens: each prompt's tokens, as texts.
-        predictions: as `predictions`, with `namable`: whether the token's text is that token again
-            (a part of a character is not), so that it can be asked for.
+        tokens: each prompt's tokens.
+        predictions: as `predictions`, with `written`: how to ask for the token after the first
+            prompt, its text or "id:1234" (see `Tokenizer.written`).
         classes: (class, prompt) probabilities.
         answer, counterpart: the two tokens weighed, given or chosen; None where there are none.
+        notices: how the texts were read, where that is not plain; a line per kind.
         problem: why there is no contrast; None where there is one.
         grids: where there is a contrast, by name: `logit_difference`, `ledger`, `ledger.check`,
             `lens`, `lens.own_norm`, `attribution.head` as a study has them; and always
@@ -50,21 +53,22 @@ class Probe:
             last token.
     """
 
-    tokens: tuple[tuple[str, ...], ...]
+    tokens: tuple[tuple[Token, ...], ...]
     predictions: Table
     classes: Grid
-    answer: str | None
-    counterpart: str | None
+    answer: Token | None
+    counterpart: Token | None
     problem: str | None
     grids: Mapping[str, Grid]
+    notices: tuple[str, ...] = ()
 
 
 def probe(
     model: Model,
     texts: Sequence[str],
     *,
-    answer: str | None = None,
-    counterpart: str | None = None,
+    answer: str | int | Token | None = None,
+    counterpart: str | int | Token | None = None,
     top_k: int = TOP_K,
     prepend_bos: bool | None = None,
 ) -> Probe:
@@ -73,7 +77,8 @@ def probe(
     Args:
         model: which predicts.
         texts: the prompts; answer and counterpart are chosen from the first one's predictions.
-        answer: a token; by default the most probable one.
+        answer: a token, as a text that continues the first prompt, "id:1234" or an id; by default
+            the most probable one.
         counterpart: a token; by default the answer's lower case where it is a space and a capital,
             and otherwise the most probable of the others.
         top_k: how many predictions to list.
@@ -89,83 +94,101 @@ def probe(
     trace = run(model, tokens, keep=keep, logits="last")
     assert trace.logits is not None
     index = range(len(texts))
-    predicted = _namable(model, top_tokens(model, trace.logits, index, top_k))
+    predicted = top_tokens(model, trace.logits, index, top_k)
     prompts = tuple(Prompt(text) for text in texts)
+    given = [Prompt(texts[0], _asked(answer), _asked(counterpart)), *prompts[1:]]
     none = Answers((None,) * len(texts))
     batch = Batch(model, tuple(index), prompts, tokens, trace, none, ())
     (classes,) = measure_class_mass(batch)
     assert isinstance(classes, Grid)
     grids = {f"attention.{i}": _from_last(batch, i) for i in index}
-    chosen, problem = (answer, counterpart), None
+    chosen: tuple[Token | None, Token | None] = (None, None)
+    problem = None
     try:
-        pair = choose_pair(model, predicted, answer, counterpart)
-        chosen = pair
-        sides = [[text] * len(texts) for text in pair]
+        chosen = pair = choose_pair(model, texts[0], predicted, answer, counterpart)
+        sides = [[token] * len(texts) for token in pair]
         contrast = Contrast.between(model, sides[0], sides[1], name=CONTRAST)
         grids |= _contrasted(Batch(model, tuple(index), prompts, tokens, trace, none, (contrast,)))
     except (BehaviourError, TokenError) as error:
         problem = str(error)
     return Probe(
-        tuple(tuple(model.tokenizer.strings(row)) for row in tokens.rows()),
-        predicted,
+        tuple(tuple(map(model.tokenizer.token, row)) for row in tokens.rows()),
+        _with_written(model, predicted, texts[0]),
         classes,
         *chosen,
         problem,
         grids,
+        prompt_notices(model.tokenizer, given, prepend_bos=prepend_bos),
     )
 
 
 def choose_pair(
-    model: Model, predicted: Table, answer: str | None, counterpart: str | None
-) -> tuple[str, str]:
+    model: Model,
+    prompt: str,
+    predicted: Table,
+    answer: str | int | Token | None,
+    counterpart: str | int | Token | None,
+) -> tuple[Token, Token]:
     """The answer and counterpart that `probe` weighs, where one or both are not given.
 
-    Raises: BehaviourError where the predictions hold nothing to choose.
+    Raises: TokenError where one that is given is not one token; BehaviourError where the
+        predictions hold nothing to choose.
     """
-    first = (row["token"] for row in predicted.rows() if row["prompt"] == 0 and row["namable"])
-    likely = [text for text in first if text != counterpart]
-    if answer is None:
-        answer = next(iter(likely), None)
-    if counterpart is None and answer is not None:
-        lower = other_forms(answer)["lowercase"] if is_space_capital(answer) else answer
-        if lower != answer and is_one_token(model, lower):
-            counterpart = lower
-        else:
-            counterpart = next((text for text in likely if text != answer), None)
-    if answer is None or counterpart is None:
-        raise BehaviourError("no prediction has a text of its own", hint="Type a token")
-    return answer, counterpart
+    tokenizer = model.tokenizer
+    first, second = (
+        None if given is None else tokenizer.token(given, after=prompt)
+        for given in (answer, counterpart)
+    )
+    ids = (row["id"] for row in predicted.rows() if row["prompt"] == 0)
+    likely = [tokenizer.token(id) for id in ids if second is None or id != second.id]
+    if first is None and likely:
+        first = likely[0]
+    if second is None and first is not None:
+        second = _lower_case(model, first) or next((t for t in likely if t.id != first.id), None)
+    if first is None or second is None:
+        raise BehaviourError("there is no other prediction to choose", hint="Type a token")
+    return first, second
+
+
+def _lower_case(model: Model, token: Token) -> Token | None:
+    """The same word in lower case, where the token is a space and a capital and that is a token."""
+    text = model.tokenizer.string(token.id)
+    lower = other_forms(text)["lowercase"] if is_space_capital(text) else text
+    return model.tokenizer.token(lower) if lower != text and is_one_token(model, lower) else None
 
 
 def weighed(
     model: Model,
     text: str,
-    answer: str | None = None,
-    counterpart: str | None = None,
+    answer: str | int | Token | None = None,
+    counterpart: str | int | Token | None = None,
     *,
     prepend_bos: bool | None = None,
-) -> tuple[str, str]:
+) -> tuple[Token, Token]:
     """The pair that `probe` weighs after a text, and nothing else of it.
 
     Cost: none where both are given, otherwise a forward pass.
     Raises: BehaviourError, TokenError where two tokens cannot be weighed; PromptError as `probe`.
     """
+    predicted = Table("predictions", {"prompt": [], "id": []})
     if answer is None or counterpart is None:
-        predicted = _namable(model, predictions(model, text, prepend_bos=prepend_bos))
-        answer, counterpart = choose_pair(model, predicted, answer, counterpart)
-    Contrast.between(model, [answer], [counterpart])
-    return answer, counterpart
+        predicted = predictions(model, text, prepend_bos=prepend_bos)
+    pair = choose_pair(model, text, predicted, answer, counterpart)
+    Contrast.between(model, *([token] for token in pair))
+    return pair
 
 
-def _namable(model: Model, table: Table) -> Table:
-    """The table, saying of each token whether its text names it."""
+def _asked(given: str | int | Token | None) -> str | None:
+    """As a prompt brings it."""
+    if isinstance(given, Token):
+        return given.by_id
+    return f"id:{given}" if isinstance(given, int) else given
 
-    def named(text: str, id: int) -> bool:
-        return is_one_token(model, text) and model.tokenizer.single(text) == id
 
-    pairs = zip(table.columns["token"], table.columns["id"], strict=True)
-    columns = {**table.columns, "namable": [named(text, id) for text, id in pairs]}
-    return Table(table.name, columns, table.about)
+def _with_written(model: Model, table: Table, prompt: str) -> Table:
+    """The table, saying of each token how to ask for it after the prompt."""
+    written = [model.tokenizer.written(id, after=prompt) for id in table.columns["id"]]
+    return Table(table.name, {**table.columns, "written": written}, table.about)
 
 
 def _contrasted(batch: Batch) -> dict[str, Grid]:

@@ -31,6 +31,16 @@ class Model:
     source: str = "memory"
     rewrites: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        # A tokenizer that came with another model keeps that model's context length.
+        if self.tokenizer.n_ctx != self.config.n_ctx:
+            tokenizer = replace(self.tokenizer, n_ctx=self.config.n_ctx)
+            object.__setattr__(self, "tokenizer", tokenizer)
+
+    def with_special(self, parse: bool = True) -> Model:
+        """The same model, reading special tokens' texts in prompts as those tokens."""
+        return replace(self, tokenizer=replace(self.tokenizer, parse_special=parse))
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
@@ -58,7 +68,7 @@ class Model:
         prompts: str | Sequence[str],
         *,
         prepend_bos: bool | None = None,
-        parse_special: bool = False,
+        parse_special: bool | None = None,
     ) -> Tokens:
         """Prompts as tokens on the model's device; see `Tokenizer.tokenize`."""
         tokens = self.tokenizer.tokenize(

@@ -8,7 +8,6 @@ inside a prompt is ordinary text unless asked otherwise, and nothing is truncate
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +17,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from tokenizers import Encoding, decoders
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import decoders
 from torch import Tensor
 
 from casestudy.errors import ModelError, PromptError, TokenError
+from casestudy.model.notices import Notice
+from casestudy.model.token import AnswerLike, Continuation, Token, ids_given
+from casestudy.model.token_labels import is_byte_piece, labels
 
 # Whether special-token text is parsed is a switch on the shared backend: set and used as one step.
 _SWITCH = threading.Lock()
@@ -100,6 +102,8 @@ class Tokenizer:
         special: ids of control tokens, which are not text.
         n_ids: rows of the embedding, where there are more than tokens (padded to a round number):
             a model gives those spare ids logits too.
+        parse_special: whether the text of a special token ("<|endoftext|>") in a prompt is read as
+            that token; by default it is plain text.
     """
 
     backend: HFTokenizer
@@ -109,6 +113,7 @@ class Tokenizer:
     n_ctx: int
     special: frozenset[int] = frozenset()
     n_ids: int = 0
+    parse_special: bool = False
 
     @classmethod
     def of(
@@ -204,13 +209,18 @@ class Tokenizer:
         """How many ids the tokenizer can produce, added tokens included."""
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
-    def ids(self, text: str, *, parse_special: bool = False) -> list[int]:
+    def ids(self, text: str, *, parse_special: bool | None = None) -> list[int]:
         """A text's ids, nothing prepended.
 
         Args:
             text: any text.
-            parse_special: read "<|endoftext|>" and its like as the special token, not as text.
+            parse_special: read "<|endoftext|>" and its like as the special token, not as text; by
+                default as the tokenizer is set.
         """
+        return list(self.encode(text, parse_special=parse_special).ids)
+
+    def encode(self, text: str, *, parse_special: bool | None = None) -> Encoding:
+        """As `ids`, with where in the text each token stands (`offsets`, in characters)."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -218,27 +228,28 @@ class Tokenizer:
                 f"the text holds a lone surrogate at character {error.start}",
                 allowed="text that can be written as UTF-8",
             ) from error
+        parse = self.parse_special if parse_special is None else parse_special
         with _SWITCH:
-            self.backend.encode_special_tokens = not parse_special
-            return list(self.backend.encode(text, add_special_tokens=False).ids)
+            self.backend.encode_special_tokens = not parse
+            return self.backend.encode(text, add_special_tokens=False)
 
     def tokenize(
         self,
         prompts: str | Sequence[str],
         *,
         prepend_bos: bool | None = None,
-        parse_special: bool = False,
+        parse_special: bool | None = None,
     ) -> Tokens:
         """Prompts as `Tokens`.
 
         Args:
             prompts: a text or texts.
             prepend_bos: start each with BOS; by default as the family does. A text that already
-                starts with it (parsed on request) gets no second one.
+                starts with it (parsed on request) gets no second one. An empty text is BOS alone.
             parse_special: see `ids`.
 
-        Raises: PromptError for an empty or too long prompt; TokenError where BOS is asked of a
-            tokenizer that defines none.
+        Raises: PromptError for a prompt without any token or a too long one; TokenError where BOS
+            is asked of a tokenizer that defines none.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         bos = self.prepend_bos if prepend_bos is None else prepend_bos
@@ -248,8 +259,11 @@ class Tokenizer:
             raise PromptError("no prompts", allowed="at least one")
         rows = []
         for i, prompt in enumerate(prompts):
-            if prompt == "":
-                raise PromptError(f"prompt {i} is empty", allowed="at least one character")
+            if prompt == "" and not bos:
+                raise PromptError(
+                    f"prompt {i} is empty",
+                    allowed="at least one character, or BOS prepended, which then stands alone",
+                )
             row = self.ids(prompt, parse_special=parse_special)
             if bos and self.bos_id is not None and row[:1] != [self.bos_id]:
                 row = [self.bos_id, *row]
@@ -278,13 +292,167 @@ class Tokenizer:
             return self._id_of_text[text]
         ids = self.ids(text, parse_special=True)
         if self._anchor is not None or len(ids) != 1:
-            pieces = ", ".join(repr(s) for s in self.strings(ids)) or "nothing"
             raise TokenError(
-                f"{text!r} is {len(ids)} tokens: {pieces}",
+                f"{text!r} is {len(ids)} tokens: {self._listed(ids)}",
                 allowed="a text that is exactly one token",
                 hint="A word in mid-sentence carries its leading space, as in ' He'",
             )
         return ids[0]
+
+    def token(self, answer: str | int | Token, *, after: str | None = None) -> Token:
+        """The one token that is meant.
+
+        Args:
+            answer: a text, "id:1234", an id, or a token of this vocabulary.
+            after: the prompt that a text continues, see `continuation`; None for the token that
+                has this text wherever it stands, as `single`.
+
+        Raises: TokenError for what is several tokens, saying which, or no token.
+        """
+        if isinstance(answer, str) and ids_given(answer) is None and after is None:
+            id = self.single(answer)
+        else:
+            ids = self.continuation(after or "", answer).ids
+            if len(ids) != 1:
+                raise TokenError(
+                    f"{answer!r} is {len(ids)} tokens: {self._listed(ids)}",
+                    allowed="a text that is exactly one token, or id:N",
+                    hint="A word in mid-sentence carries its leading space, as in ' He'",
+                )
+            (id,) = ids
+        return Token(id, self.label(id))
+
+    def continuation(
+        self, prompt: str, answer: AnswerLike, *, parse_special: bool | None = None
+    ) -> Continuation:
+        """The tokens by which prompt and answer, read as one text, continue the prompt.
+
+        Where reading them as one text changes the prompt's own tokens ("hello wor" + "ld"), the
+        prompt stays as it is and the answer is read as a text that follows it; a notice gives both
+        readings. An answer that is the text of a special token as a whole is that token.
+
+        Args:
+            prompt: what stands before the answer, without BOS.
+            answer: a text, or ids in any form of `AnswerLike`, which are taken as they are.
+            parse_special: of the prompt, see `ids`.
+
+        Raises: TokenError for an empty answer, or an id that no token has.
+        """
+        given = ids_given(answer)
+        if given is not None:
+            for id in given:
+                self.string(id)  # raises for an id that no token has
+            return Continuation(tuple(given))
+        assert isinstance(answer, str)
+        special = self.backend.token_to_id(answer)
+        if special is not None and special in self.special:
+            return Continuation((special,))
+        head = self.ids(prompt, parse_special=parse_special)
+        joined = self.ids(prompt + answer, parse_special=parse_special)
+        if joined[: len(head)] == head and len(joined) > len(head):
+            return Continuation(tuple(joined[len(head) :]))
+        ids = self._after_any(answer)
+        if not ids:
+            raise TokenError(f"the answer is empty: {answer!r}", allowed="at least one token")
+        return Continuation(tuple(ids), (self._joins(prompt, answer, (*head, *ids), joined),))
+
+    def _after_any(self, answer: str) -> list[int]:
+        """A text's tokens after some other text, whatever that is."""
+        if self._anchor is None:
+            return self.ids(answer, parse_special=False)
+        if answer in self._id_of_text:
+            return [self._id_of_text[answer]]
+        for before in ("\n", ".", "1", "a"):
+            head = self.ids(before, parse_special=False)
+            joined = self.ids(before + answer, parse_special=False)
+            if joined[: len(head)] == head:
+                return joined[len(head) :]
+        return self.ids(answer, parse_special=False)
+
+    def _joins(
+        self, prompt: str, answer: str, apart: Sequence[int], joined: Sequence[int]
+    ) -> Notice:
+        same = next(
+            (i for i, (a, b) in enumerate(zip(apart, joined, strict=False)) if a != b),
+            min(len(apart), len(joined)),
+        )
+        start = max(0, same - 1)
+        return Notice(
+            "joined",
+            f"{prompt[-40:]!r} + {answer!r} as one text changes the prompt's own tokens: measured "
+            f"as {self._listed(apart[start:])}, where one text is {self._listed(joined[start:])}",
+        )
+
+    def _listed(self, ids: Sequence[int]) -> str:
+        return ", ".join(repr(self.label(id)) for id in ids) or "nothing"
+
+    def written(self, id: int, *, after: str | None = None) -> str:
+        """How to ask for a token: its text where that gives this id again, "id:1234" elsewhere.
+
+        A text with a carriage return is given by id, since files and forms change line ends.
+        """
+        text = self.string(id)
+        if "\r" in text:
+            return f"id:{id}"
+        try:
+            again = self.token(text, after=after).id
+        except TokenError:
+            again = -1
+        return text if again == id else f"id:{id}"
+
+    def notices(self, text: str) -> tuple[Notice, ...]:
+        """What to know of how a prompt's text is read: special tokens' texts that stay plain."""
+        if self.parse_special or not any(name in text for name in self._special_names):
+            return ()
+        plain, parsed = (self.ids(text, parse_special=parse) for parse in (False, True))
+        found = [id for id in parsed if id in self.special]
+        if not found or plain == parsed:
+            return ()
+        count = "a special token" if len(found) == 1 else f"{len(found)} special tokens"
+        names = ", ".join(dict.fromkeys(str(self.backend.id_to_token(id)) for id in found))
+        return (
+            Notice(
+                "special",
+                f"{text[:40]!r} holds the text of {count} ({names}), which is "
+                f"read as plain characters, {len(plain) - len(parsed) + len(found)} tokens; "
+                "model.with_special() reads it as special tokens",
+            ),
+        )
+
+    def bos_notice(self, prepend_bos: bool | None = None) -> tuple[Notice, ...]:
+        """That this tokenizer defines a BOS which no prompt gets, unless that was asked for."""
+        if prepend_bos is not None or self.prepend_bos or self.bos_id is None:
+            return ()
+        return (
+            Notice(
+                "bos",
+                f"the tokenizer defines the BOS token {self.string(self.bos_id)}, which prompts do "
+                "not start with by this model's convention; --bos (prepend_bos=True) adds it, "
+                "--no-bos (prepend_bos=False) silences this line",
+            ),
+        )
+
+    @cached_property
+    def _special_names(self) -> tuple[str, ...]:
+        return tuple(name for id in self.special if (name := self.backend.id_to_token(id)))
+
+    def labels(self, ids: Sequence[int] | Int[Tensor, " pos"]) -> list[str]:
+        """Each id's label; see `label`."""
+        ids = ids.tolist() if isinstance(ids, Tensor) else ids
+        return [self.label(id) for id in ids]
+
+    def label(self, id: int) -> str:
+        """One id's text for people: no two share one; a part of a character shows its bytes.
+
+        Raises: TokenError for an id that neither the vocabulary nor the embedding holds.
+        """
+        if 0 <= id < len(self._labels) and self.backend.id_to_token(id) is not None:
+            return self._labels[id]
+        return self.string(id)
+
+    @cached_property
+    def _labels(self) -> tuple[str, ...]:
+        return labels(self.vocabulary(), self.backend.id_to_token)
 
     def strings(self, ids: Sequence[int] | Int[Tensor, " pos"]) -> list[str]:
         """Each id's own text. An id that is part of a character shows as U+FFFD."""
@@ -338,11 +506,12 @@ class Tokenizer:
     @cached_property
     def _id_of_text(self) -> dict[str, int]:
         """The id of each token's text; a byte stands back where a token has the same text."""
-        ids = sorted(range(self.d_vocab), key=self._is_byte, reverse=True)
-        return {text: id for id, text in zip(ids, self._texts(ids), strict=True) if text}
 
-    def _is_byte(self, id: int) -> bool:
-        return re.fullmatch("<0x[0-9A-F]{2}>", self.backend.id_to_token(id) or "") is not None
+        def is_byte(id: int) -> bool:
+            return is_byte_piece(self.backend.id_to_token(id) or "")
+
+        ids = sorted(range(self.d_vocab), key=is_byte, reverse=True)
+        return {text: id for id, text in zip(ids, self._texts(ids), strict=True) if text}
 
     def is_special(self, id: int) -> bool:
         """Whether an id is a control token, or a spare row, rather than text."""

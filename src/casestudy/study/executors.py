@@ -109,12 +109,12 @@ def left_out(behaviour: Behaviour, errors: Mapping[int, str]) -> Table:
 
 def _prompts(batch: Batch) -> Table:
     columns: dict[str, list[Any]] = {name: [] for name in PROMPT_COLUMNS}
-    strings = batch.model.tokenizer.strings
+    labels = batch.model.tokenizer.labels
     for row, (index, prompt, ids) in enumerate(
         zip(batch.index, batch.prompts, batch.tokens.rows(), strict=True)
     ):
         why = batch.answers.errors.get(row)
-        _add_prompt(columns, index, prompt, strings(ids), ids, why)
+        _add_prompt(columns, index, prompt, labels(ids), ids, why)
     return Table("prompts", columns, "The prompts as the model reads them.")
 
 

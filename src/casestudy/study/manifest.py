@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import casestudy
+from casestudy.behaviour.notices import prompt_notices
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.errors import StudyError
 from casestudy.model.model import Model
@@ -47,6 +48,9 @@ def new_manifest(
         not_measured: what a reader might look for, and why it is not there.
     """
     bos = settings.prepend_bos
+    notices = prompt_notices(model.tokenizer, behaviour.prompts, prepend_bos=bos)
+    # only where it is on: studies stored before it could be asked for go on as they are
+    special = {"parse_special": True} if model.tokenizer.parse_special else {}
     return {
         "format": FORMAT,
         "versions": _versions(),
@@ -55,6 +59,7 @@ def new_manifest(
         "settings": {
             "prepend_bos": model.tokenizer.prepend_bos if bos is None else bos,
             "top_k": settings.top_k,
+            **special,
         },
         "measurements": list(measurements),
         "plan": {
@@ -62,7 +67,7 @@ def new_manifest(
             "threads": execution.threads or _threads(execution),
         },
         "not_measured": [{"what": what, "why": why} for what, why in not_measured.items()],
-        "notes": list(behaviour.notes),
+        "notes": [*behaviour.notes, *notices],
         "created": now(),
         "state": "running",
         "seconds": 0.0,

@@ -129,14 +129,14 @@ def _predictions(found: Probe, page_state: PageState) -> Markup:
     shown = [
         {
             "place": row["rank"] + 1,
-            "token": row["token"],
+            "id": row["id"],
+            "written": row["written"],
             "chip": chip(row["token"]),
             "named": visible(row["token"]),
             "prob": percent(row["prob"]),
             "share": round(row["prob"] / (max(probs[page_state.row].values()) or 1), 4),
             "other": None if other is None else percent(other.get(row["id"])),
             "logit": number(row["logit"]),
-            "namable": row["namable"],
         }
         for row in rows
         if row["prompt"] == page_state.row
@@ -150,8 +150,8 @@ def _predictions(found: Probe, page_state: PageState) -> Markup:
         "predictions",
         shown[:FIRST],
         shown[FIRST:],
-        found.answer,
-        found.counterpart,
+        found.answer and found.answer.id,
+        found.counterpart and found.counterpart.id,
         VIEWS["clean" if page_state.row else "corrupted"] if other is not None else "",
     )
 

@@ -24,6 +24,7 @@ from casestudy.show.text import clean, number, signed, visible
 if TYPE_CHECKING:
     from casestudy.measure.patching import Patched
     from casestudy.model.model import Model
+    from casestudy.model.token import Token
     from casestudy.show.explorer.worker import Pause
 
 ROWS = 1024
@@ -42,7 +43,7 @@ Line = dict[str, Any]
 def patch_grid(
     model: Model,
     page_state: PageState,
-    pair: tuple[str, str],
+    pair: tuple[Token, Token],
     prepend_bos: bool | None,
     pause: Pause,
     tell: Callable[[Line], None],
@@ -74,7 +75,7 @@ def patch_grid(
             hint="Patch by role, all positions together, or the last token",
         )
     # the axis is of the run that is changed
-    shown = model.tokenizer.strings(tokens[0 if page_state.direction == "noising" else 1])
+    shown = model.tokenizer.labels(tokens[0 if page_state.direction == "noising" else 1])
     after = 0.0
 
     def watch(found: Patched) -> None:
@@ -86,9 +87,8 @@ def patch_grid(
             took = time.perf_counter() - begun
             after = begun + max(EVERY, 4 * took)
 
-    prompt = Prompt(
-        page_state.prompt, answer=pair[0], counterpart=pair[1], corrupted=page_state.corrupted
-    )
+    answer, counterpart = (token.by_id for token in pair)
+    prompt = Prompt(page_state.prompt, answer, counterpart, page_state.corrupted)
     found = patch_prompts(
         model,
         [prompt],

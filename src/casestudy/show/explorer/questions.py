@@ -22,6 +22,7 @@ from casestudy.show.text import visible
 
 if TYPE_CHECKING:
     from casestudy.model.model import Model
+    from casestudy.model.token import Token
     from casestudy.show.explorer.worker import Pause
 
 MOST_TOKENS = 1024
@@ -35,7 +36,7 @@ class Questions:
     """What can be asked of one model.
 
     Attributes:
-        model: which is asked.
+        model: which is page_state.
         bos: whether prompts start with BOS; the model's convention by default.
     """
 
@@ -64,8 +65,8 @@ class Questions:
         )
         weighed = found.problem is None
         state = {
-            "answer": found.answer,
-            "counterpart": found.counterpart,
+            "answer": found.answer and found.answer.by_id,
+            "counterpart": found.counterpart and found.counterpart.by_id,
             "weighed": weighed,
             "patch": weighed and bool(page_state.corrupted),
             "save": f"/study.toml?{page_state.query()}" if weighed else "",
@@ -98,7 +99,7 @@ class Questions:
                     allowed=f"at most {self.most_tokens:,}, BOS included",
                 )
 
-    def pair(self, page_state: PageState) -> tuple[str, str]:
+    def pair(self, page_state: PageState) -> tuple[Token, Token]:
         """Answer and counterpart, chosen as the panels choose them.
 
         Raises: CasestudyError where they cannot be weighed.
@@ -133,8 +134,8 @@ class Questions:
         answer, counterpart = self.pair(page_state)
         prompt = Prompt(
             page_state.prompt,
-            answer=answer,
-            counterpart=counterpart,
+            answer=self._written(answer, page_state),
+            counterpart=self._written(counterpart, page_state),
             corrupted=page_state.corrupted or None,
         )
         behaviour = Behaviour(
@@ -145,6 +146,9 @@ class Questions:
             about=f"Saved from casestudy's explorer, which ran it on {self.model.name}.",
         )
         return behaviour_toml(behaviour)
+
+    def _written(self, token: Token, page_state: PageState) -> str:
+        return self.model.tokenizer.written(token.id, after=page_state.prompt)
 
     def grid(self, page_state: PageState, pause: Pause, tell: Callable[[Line], None]) -> Line:
         """A patch grid; see `patch_grid`."""

@@ -93,7 +93,7 @@ def test_patch_json_has_every_cell_with_its_share_and_effect(
         (("predict", "Go.", "--dtype", "int4"), "ModelError: dtype 'int4'. Allowed: float32"),
         (("predict", "Go.", "--device", "abacus"), "ModelError: device 'abacus'"),
         (("predict", "Go.", "--answer", ""), "TokenError: the answer is empty"),
-        (("run", "full-stop-capitols"), "Did you mean full-stop-capitals?"),
+        (("run", "full-stop-capitols"), "Did you mean 'full-stop-capitals'?"),
         (("report", "nowhere"), "StudyError: nowhere holds no study"),
     ],
 )

@@ -6,6 +6,10 @@ allowed, and what to try; the command line prints it without a traceback.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from typing import TypeVar
+
 
 class CasestudyError(Exception):
     """The root of the tree: catch this to catch everything casestudy raises on purpose.
@@ -77,3 +81,48 @@ class StudyError(CasestudyError):
 
 class ServeError(CasestudyError):
     """An address at which nothing can be served."""
+
+
+Error = TypeVar("Error", bound=CasestudyError)
+Choice = TypeVar("Choice", bound=str)
+
+
+def did_you_mean(name: object, allowed: Iterable[str]) -> str | None:
+    """A hint with the names nearest to one that is not allowed, None where nothing is near."""
+    names = {known.casefold(): known for known in allowed}
+    close = difflib.get_close_matches(str(name).casefold(), names, n=3)
+    return f"Did you mean {' or '.join(repr(names[c]) for c in close)}?" if close else None
+
+
+def unknown(
+    error: type[Error],
+    came: str,
+    name: object,
+    allowed: Iterable[str],
+    *,
+    described: str | None = None,
+) -> Error:
+    """The error for a name that is not among those allowed.
+
+    Args:
+        error: its class.
+        came: what is said of the name, as in "no site is called 'patern'".
+        name: what came, to find the nearest by.
+        allowed: the names there are.
+        described: what is said of them, where they are too many to list.
+    """
+    names = list(allowed)
+    said = ", ".join(names) if described is None else described
+    return error(came, allowed=said or None, hint=did_you_mean(name, names))
+
+
+def one_of(what: str, value: object, allowed: Iterable[Choice], error: type[Error]) -> Choice:
+    """The value itself, as one of the names allowed.
+
+    Raises: the error given, with what came, what is allowed and the nearest of it.
+    """
+    names = list(allowed)
+    for name in names:
+        if name == value:
+            return name
+    raise unknown(error, f"{what} {value!r}", value, names)

@@ -302,7 +302,7 @@ def test_what_is_not_text_is_skipped_in_folders_and_refused_by_name(
         ("Go.", {"min_tokens": 50}, "contexts shorter than 50 tokens"),
         ("Go.", {"n": 0}, "n is 0"),
         ("Go.", {"max_tokens": 10**6}, "which is as much as the model reads"),
-        ("Go.", {"preset": "full-stop-capitols"}, "Did you mean full-stop-capitals"),
+        ("Go.", {"preset": "full-stop-capitols"}, "Did you mean 'full-stop-capitals'"),
         ("Go.", {"shard": (3, 2)}, "shard 3/2"),
     ],
 )

@@ -143,5 +143,5 @@ def test_the_decimal_point_answer_is_a_digit(toy: Callable[..., Model]) -> None:
 
 
 def test_a_preset_that_is_none_is_refused() -> None:
-    with pytest.raises(BehaviourError, match=r"no preset is called 'ioy'.*Did you mean ioi"):
+    with pytest.raises(BehaviourError, match=r"no preset is called 'ioy'.*Did you mean 'ioi'"):
         preset("ioy")

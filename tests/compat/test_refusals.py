@@ -35,7 +35,7 @@ def look(x: Tensor, hook: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("blocks.0.attn.hook_zz", "Did you mean blocks.0.attn.hook_z"),
+        ("blocks.0.attn.hook_zz", "Did you mean 'blocks.0.attn.hook_z'"),
         ("blocks.9.hook_resid_pre", "{l} from 0 to 1"),
         ("blocks.0.hook_resid", "blocks.0.hook_resid_pre"),
         ("blocks.0.attn.hook_rot_q", "blocks.{l}.attn.hook_q"),  # no rotation in this model
@@ -164,7 +164,7 @@ def test_attributes_that_are_refused(model: HookedTransformer) -> None:
         with pytest.raises(NotSupported, match=name):
             getattr(model, name)
         assert not hasattr(model, name)
-    with pytest.raises(NotSupported, match="Did you mean run_with_cache"):
+    with pytest.raises(NotSupported, match="Did you mean 'run_with_cache'"):
         _ = model.run_with_cach
     with pytest.raises(NotSupported, match=r"blocks\.0\.attn\.W_X"):
         _ = model.blocks[0].attn.W_X

@@ -291,7 +291,7 @@ class TestRefusals:
     """A typo, or an interception that would do nothing, never passes in silence."""
 
     def test_unknown_site(self, toy_model: Model, tokens: Tokens) -> None:
-        with pytest.raises(SiteError, match=r"no site is called 'patern'.*Did you mean pattern"):
+        with pytest.raises(SiteError, match=r"no site is called 'patern'.*Did you mean 'pattern'"):
             run(toy_model, tokens, keep=["patern"])
 
     @pytest.mark.parametrize("site", sorted(ABSENT, key=lambda site: site.value))

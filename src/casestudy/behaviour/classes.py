@@ -8,7 +8,6 @@ token has one. Patterns are those of the `regex` package: Unicode-aware, with pr
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from casestudy.errors import BehaviourError
+from casestudy.errors import BehaviourError, unknown
 from casestudy.model.tokens import Tokenizer
 
 MATCH_SECONDS = 1.0
@@ -98,12 +97,8 @@ class ClassSet:
         Raises: BehaviourError listing the classes there are.
         """
         if name not in self.names:
-            close = difflib.get_close_matches(name, self.names, n=1)
-            raise BehaviourError(
-                f"class set {self.name!r} has no class {name!r}",
-                allowed=", ".join(self.names),
-                hint=f"Did you mean {close[0]!r}?" if close else None,
-            )
+            came = f"class set {self.name!r} has no class {name!r}"
+            raise unknown(BehaviourError, came, name, self.names)
         return self.names.index(name)
 
     def extend(self, *classes: TokenClass, name: str | None = None) -> ClassSet:
@@ -208,7 +203,7 @@ def class_set(name: str) -> ClassSet:
     Raises: BehaviourError listing them.
     """
     if name not in CLASS_SETS:
-        raise BehaviourError(f"no class set is called {name!r}", allowed=", ".join(CLASS_SETS))
+        raise unknown(BehaviourError, f"no class set is called {name!r}", name, CLASS_SETS)
     return CLASS_SETS[name]
 
 

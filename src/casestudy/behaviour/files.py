@@ -10,7 +10,6 @@ JSONL; TOML, parsed by the standard library, is for files a person writes.
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 import os
@@ -30,7 +29,7 @@ from casestudy.behaviour.classes import (
 )
 from casestudy.behaviour.presets import preset, preset_names
 from casestudy.behaviour.prompts import AnswerRule, Behaviour, Prompt, Role, Take, Which
-from casestudy.errors import BehaviourError
+from casestudy.errors import BehaviourError, unknown
 
 SUFFIXES = (".toml", ".jsonl", ".csv")
 QUESTION = "Why does the model prefer this next token?"
@@ -340,12 +339,7 @@ def _known(key: str, allowed: Sequence[str], what: str) -> None:
     """Raises: BehaviourError for a key that is not allowed, with the nearest that is."""
     if key in allowed:
         return
-    close = difflib.get_close_matches(key, allowed, n=1)
-    raise BehaviourError(
-        f"{what} {key!r}, which means nothing here",
-        allowed=", ".join(allowed),
-        hint=f"Did you mean {close[0]!r}?" if close else None,
-    )
+    raise unknown(BehaviourError, f"{what} {key!r}, which means nothing here", key, allowed)
 
 
 def _behaviour(
@@ -449,7 +443,7 @@ def _text(settings: Mapping[str, Any], key: str, default: str) -> str:
 
 def _one_of(value: Any, allowed: Sequence[str], what: str) -> Any:
     if value not in allowed:
-        raise BehaviourError(f"{what} is {value!r}", allowed=", ".join(allowed))
+        raise unknown(BehaviourError, f"{what} is {value!r}", value, allowed)
     return value
 
 

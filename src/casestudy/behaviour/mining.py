@@ -37,12 +37,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import regex
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.errors import BehaviourError
+from casestudy.errors import BehaviourError, one_of
 from casestudy.model.tokens import Tokenizer
 
 CATEGORIES = (
@@ -215,11 +215,7 @@ def read_sampling(text: str) -> Sampling:
 
     Raises: BehaviourError listing them.
     """
-    if text == "balanced":
-        return "balanced"
-    if text == "natural":
-        return "natural"
-    raise BehaviourError(f"sampling {text!r}", allowed="balanced, natural")
+    return one_of("sampling", text, get_args(Sampling), BehaviourError)
 
 
 def _header(preset: str) -> tuple[Behaviour, tuple[str, ...]]:

@@ -10,13 +10,11 @@ reference behaviours. All four are written so that GPT-2's tokenizer and the bun
 
 from __future__ import annotations
 
-import difflib
-
 import regex
 
 from casestudy.behaviour.classes import CAPITAL_MASS, STANDARD, ClassContrast, TokenClass
 from casestudy.behaviour.prompts import Behaviour, Prompt, Role
-from casestudy.errors import BehaviourError
+from casestudy.errors import BehaviourError, unknown
 
 _PROFESSOR = (
     "The enigmatic, silver-haired professor, known for his eccentric lectures on quantum "
@@ -234,10 +232,7 @@ def preset(name: str) -> Behaviour:
     Raises: BehaviourError listing the presets.
     """
     if name not in _PRESETS:
-        close = difflib.get_close_matches(name, _PRESETS, n=1)
-        raise BehaviourError(
-            f"no preset is called {name!r}",
-            allowed=", ".join(_PRESETS) + ", or the path of a behaviour file",
-            hint=f"Did you mean {close[0]}?" if close else None,
-        )
+        described = ", ".join(_PRESETS) + ", or the path of a behaviour file"
+        came = f"no preset is called {name!r}"
+        raise unknown(BehaviourError, came, name, _PRESETS, described=described)
     return _PRESETS[name]()

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from casestudy.behaviour.checks import check_finite
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.contributions import contribution_sites, contributions
@@ -31,7 +32,6 @@ from casestudy.engine.cells import Cell
 from casestudy.engine.packing import fill
 from casestudy.engine.readout import Metric, Readout
 from casestudy.engine.sweep import sweep
-from casestudy.errors import MeasureError
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Direction, Pairs
 from casestudy.measure.patching import DEFAULT_EFFORT, Effort
@@ -131,8 +131,7 @@ def _of_block(
             for trace in (path.base, path.source)
         ]
     )
-    if not np.isfinite(runs).all():
-        raise MeasureError("a run gave NaN or infinity", hint="Try dtype='float32'")
+    check_finite(runs)
     total, errors = np.zeros(mask.shape), []
     chosen = np.flatnonzero(mask.any(0)).tolist()
     last = len(graph.receivers) - 1

@@ -34,6 +34,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from casestudy.behaviour.checks import check_different, check_finite
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.contributions import contribution_sites, contributions
@@ -43,7 +44,7 @@ from casestudy.engine.packing import DEFAULT_MEMORY, pack
 from casestudy.engine.readout import Metric, Readout
 from casestudy.engine.rows import head_maps
 from casestudy.engine.sweep import Progress
-from casestudy.errors import MeasureError
+from casestudy.errors import MeasureError, one_of
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Direction, Pairs, equal_lengths
 from casestudy.model.decoder import norm_scale, run
@@ -99,8 +100,7 @@ def attribute_edges(
     Raises: MeasureError for pairs that are identical or of unequal length, a metric without a
             gradient, too few prompts for the bootstrap.
     """
-    if method not in METHODS:
-        raise MeasureError(f"method {method!r}", allowed=", ".join(METHODS))
+    one_of("method", method, METHODS, MeasureError)
     if steps < 1:
         raise MeasureError(f"{steps} steps", allowed="1 or more")
     n = len(pairs.clean)
@@ -150,15 +150,8 @@ def differing(pairs: Pairs) -> list[int]:
     Raises: MeasureError for pairs of unequal length or identical ones.
     """
     equal_lengths(pairs.clean, pairs.corrupted, "an edge by position")
-    firsts = first_differences(pairs.clean, pairs.corrupted)
-    lengths = pairs.clean.lengths.tolist()
-    same = [b for b, (d, n) in enumerate(zip(firsts, lengths, strict=True)) if d == n]
-    if same:
-        raise MeasureError(
-            f"clean and corrupted are identical in prompts {', '.join(map(str, same))}",
-            hint="Leave them out: no edge carries a difference between equal runs",
-        )
-    return firsts
+    check_different(pairs.clean, pairs.corrupted)
+    return first_differences(pairs.clean, pairs.corrupted)
 
 
 def _poisson(
@@ -217,8 +210,7 @@ class _Chunk:
     def runs(self) -> NDArray[np.float64]:
         """The metric of the clean and of the corrupted run."""
         found = [self.values[side].detach().double().cpu().numpy() for side in _SIDES]
-        if not np.isfinite(found).all():
-            raise MeasureError("a run gave NaN or infinity", hint="Try dtype='float32'")
+        check_finite(found)
         return np.stack(found)
 
     def scores(

@@ -37,6 +37,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from casestudy.behaviour.checks import check_finite
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.ablated import Ablated, Ablation
 from casestudy.circuits.contributions import attention_bias
@@ -207,8 +208,7 @@ class _Engine:
                 if b in some:
                     plain = Plain(self.ablated, self.metric, circuits[i], b).value()
                     gap = max(gap, abs(plain - values[i, b]))
-        if not np.isfinite(values).all():
-            raise MeasureError("a run gave NaN or infinity", hint="Try dtype='float32'")
+        check_finite(values, prompts=range(n))
         error = {"gap": gap, "checked": float(len(sample))}
         bound = rounding_bound(self.model.dtype)
         if bound < float("inf"):

@@ -40,7 +40,7 @@ from casestudy.circuits.graph import Circuit, Graph, Mask, Rank
 from casestudy.circuits.knockouts import Knockouts, knock_out
 from casestudy.engine.packing import DEFAULT_MEMORY
 from casestudy.engine.readout import Metric
-from casestudy.errors import MeasureError
+from casestudy.errors import MeasureError, one_of
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.patching import Effort, Pairs
 from casestudy.model.model import Model
@@ -103,8 +103,8 @@ def choices_of(**typed: Any) -> Choices:
         ("rank", get_args(Rank)),
         ("ablation", get_args(Ablation)),
     ):
-        if name in typed and typed[name] not in allowed:
-            raise MeasureError(f"{name} {typed[name]!r}", allowed=", ".join(allowed))
+        if name in typed:
+            one_of(name, typed[name], allowed, MeasureError)
     return Choices(**typed)
 
 

@@ -13,7 +13,6 @@ Sources: Elhage et al. 2021 (the stream as a sum); Hanna et al. 2024, "Have Fait
 
 from __future__ import annotations
 
-import difflib
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from casestudy.errors import MeasureError, SiteError
+from casestudy.errors import MeasureError, SiteError, unknown
 from casestudy.model.config import ModelConfig
 from casestudy.model.sites import check_layer
 
@@ -294,12 +293,9 @@ class Graph:
         Raises: SiteError with the nearest names there are.
         """
         if name not in self._place:
-            close = difflib.get_close_matches(name, self._place, n=3)
-            raise SiteError(
-                f"this model has no edge {name!r}",
-                allowed="sender->receiver, as embed->a0.h1<q>, a0.h1->m3 or m5->logits",
-                hint=f"Did you mean {' or '.join(close)}?" if close else None,
-            )
+            described = "sender->receiver, as embed->a0.h1<q>, a0.h1->m3 or m5->logits"
+            came = f"this model has no edge {name!r}"
+            raise unknown(SiteError, came, name, self._place, described=described)
         return self._place[name]
 
     def node(self, name: str) -> int:

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from casestudy.behaviour.checks import check_different, check_finite
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.graph import (
     LOGITS,
@@ -43,7 +44,7 @@ from casestudy.engine.plan import Plan
 from casestudy.engine.readout import Metric, Readout
 from casestudy.engine.rows import after_attention, head_maps, mlp_out, mlp_reads, through_block
 from casestudy.engine.sweep import Sweep, sweep
-from casestudy.errors import MeasureError, SiteError
+from casestudy.errors import SiteError
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Direction, Pairs, equal_lengths
 from casestudy.measure.patched import Patched, patched
@@ -183,9 +184,7 @@ class Path:
         self.base: Trace = run(model, base, keep=[*sites, Site.FINAL_RESID, *keep])
         self.source: Trace = run(model, source, keep=[*theirs, Site.FINAL_RESID, *keep])
         self.first = first_differences(base, source)
-        same = [b for b, n in enumerate(base.lengths.tolist()) if self.first[b] == n]
-        if same:
-            raise MeasureError(f"clean and corrupted are identical in prompts {same}")
+        check_different(base, source)
         self._take_rows()
 
     def _take_rows(self) -> None:
@@ -388,8 +387,7 @@ class Path:
         base_rows = self.base.last(Site.FINAL_RESID)
         base = readout(base_rows, self.every).cpu().numpy()
         other = readout(self.source.last(Site.FINAL_RESID), self.every).cpu().numpy()
-        if not (np.isfinite(base).all() and np.isfinite(other).all()):
-            raise MeasureError("a run gave NaN or infinity")
+        check_finite([base, other], prompts=range(len(base)))
         norm = self.model.weights.final_norm
         values = torch.stack(
             [readout.of_normed(self.norm(norm, rows, base_rows), self.every) for rows in x]

@@ -30,7 +30,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from casestudy.errors import StudyError
+from casestudy.errors import StudyError, unknown
 from casestudy.results.result import Array, Axis, Grid, Shown, Table
 from casestudy.results.stats import Sums, difference_interval, ratio_in_parts, units_named
 from casestudy.study.store import Store, differences
@@ -94,7 +94,7 @@ class Comparison(Shown):
         """
         known = dict.fromkeys(self.rows.columns["measurement"])
         if measurement not in known:
-            raise StudyError(f"{measurement!r} was not compared", allowed=", ".join(known))
+            raise unknown(StudyError, f"{measurement!r} was not compared", measurement, known)
         return [row for row in self.rows.rows() if row["measurement"] == measurement]
 
     def as_dict(self) -> dict[str, Any]:

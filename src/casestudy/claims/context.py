@@ -9,7 +9,6 @@ a study's do.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from casestudy.behaviour.counterfactual import FAMILIES, GIVEN, Score, propose, 
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.behaviour.roles import role_names
 from casestudy.engine.batch import Batch, Measurement, run_batch
-from casestudy.errors import BehaviourError, CasestudyError, FindingError
+from casestudy.errors import BehaviourError, CasestudyError, FindingError, one_of
 from casestudy.measure.patching import (
     Effort,
     Pairs,
@@ -245,14 +244,7 @@ class _Edited:
 
 def among(what: str, name: str, allowed: Sequence[str]) -> None:
     """Raises: FindingError for a name that is not allowed, with the nearest that is."""
-    if name in allowed:
-        return
-    close = difflib.get_close_matches(name, allowed, n=1)
-    raise FindingError(
-        f"{what} {name!r}",
-        allowed=", ".join(allowed),
-        hint=f"Did you mean {close[0]!r}?" if close else None,
-    )
+    one_of(what, name, allowed, FindingError)
 
 
 def check_count(what: str, number: int, n: int) -> None:

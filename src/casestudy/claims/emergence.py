@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from casestudy.behaviour.files import find_behaviour
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.claims.compare import ANSWERS, answer_grid, headline
 from casestudy.engine.packing import Progress
-from casestudy.errors import ModelError, StudyError
+from casestudy.errors import ModelError, StudyError, one_of
 from casestudy.model.loading import load
 from casestudy.results.result import Array, Axis, Grid, Shown, worst_error
 from casestudy.results.stats import mean_over_prompts, share_ends, units_of
@@ -212,9 +212,7 @@ def read_answers(text: str) -> Answers:
 
     Raises: StudyError listing them.
     """
-    if text not in get_args(Answers):
-        raise StudyError(f"answers {text!r}", allowed=", ".join(get_args(Answers)))
-    return cast(Answers, text)
+    return one_of("answers", text, get_args(Answers), StudyError)
 
 
 def _checkpoints(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from casestudy.cli.printing import escape, say
-from casestudy.errors import CasestudyError
+from casestudy.errors import CasestudyError, one_of
 
 if TYPE_CHECKING:
     from casestudy.behaviour.prompts import Behaviour
@@ -71,11 +71,8 @@ def read_names(given: Sequence[str]) -> list[str]:
 
 def read_executor(name: str) -> Literal["local", "ray"]:
     """Where a study's chunks are measured."""
-    if name == "local":
-        return "local"
-    if name == "ray":
-        return "ray"
-    raise CasestudyError(f"executor {name!r}", allowed="local, ray")
+    choices: tuple[Literal["local", "ray"], ...] = ("local", "ray")
+    return one_of("executor", name, choices, CasestudyError)
 
 
 def page_name(out: Path | None) -> Path | None:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from casestudy.behaviour.checks import check_different
 from casestudy.errors import MeasureError, SiteError
 from casestudy.model.config import ModelConfig
 from casestudy.model.model import Model
@@ -150,7 +151,7 @@ class Task:
             _check_site(model, cell)
             _check_place(cell, base, source)
         if isinstance(source, Tokens):
-            _check_pairs(base, source)
+            check_different(base, source)
             source = source.to(model.device)
         n_layers = model.config.n_layers
         counted = (
@@ -308,14 +309,3 @@ def _check_place(cell: Cell, base: Tokens, source: Tokens | Values | None) -> No
         raise MeasureError(f"a cell at {site.value} has no values and the sweep has no source")
     if site is Site.PATTERN and others != lengths:
         raise MeasureError("patterns of unequal lengths cannot be exchanged")
-
-
-def _check_pairs(base: Tokens, source: Tokens) -> None:
-    if len(base) != len(source):
-        raise MeasureError(f"{len(base)} prompts and {len(source)} partners", allowed="pairs")
-    same = [b for b, (x, y) in enumerate(zip(base.rows(), source.rows(), strict=True)) if x == y]
-    if same:
-        raise MeasureError(
-            f"clean and corrupted are identical in prompts {', '.join(map(str, same))}",
-            hint="Leave them out: nothing can be patched between equal runs",
-        )

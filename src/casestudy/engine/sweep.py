@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from casestudy.behaviour.checks import check_finite
 from casestudy.behaviour.contrast import Contrast
 from casestudy.engine.cells import Cell, Task, Values, Variant
 from casestudy.engine.climb import Climb, SourceClimb
@@ -288,9 +289,7 @@ class _Sweeping:
         """
         index = torch.tensor(prompts, device=self.task.device)
         values = self.readout(trace.last(Site.FINAL_RESID), index).cpu().numpy()
-        if not np.isfinite(values).all():
-            bad = [prompts[i] for i in np.flatnonzero(~np.isfinite(values))]
-            raise MeasureError(f"{what} gave NaN or infinity in prompts {bad}")
+        check_finite(values, what, prompts)
         return np.asarray(values, dtype=np.float64)
 
     # The plain way.

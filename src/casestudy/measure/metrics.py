@@ -8,7 +8,7 @@ Cost: the whole unembedding at every row, where a linear contrast needs a dot pr
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.engine.readout import Metric
-from casestudy.errors import MeasureError
+from casestudy.errors import MeasureError, one_of
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
@@ -60,10 +60,7 @@ def read_kind(name: str) -> Kind:
 
     Raises: MeasureError listing the names.
     """
-    for kind in get_args(Kind):
-        if name == kind:
-            return cast(Kind, kind)
-    raise MeasureError(f"metric {name!r}", allowed=", ".join(get_args(Kind)))
+    return one_of("metric", name, get_args(Kind), MeasureError)
 
 
 def class_log_ratio(contrast: Contrast) -> Metric:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -34,7 +34,7 @@ from casestudy.engine.cells import Cell, Place, Values
 from casestudy.engine.packing import DEFAULT_MEMORY
 from casestudy.engine.readout import Metric
 from casestudy.engine.sweep import Progress, Sweep, sweep
-from casestudy.errors import BehaviourError, MeasureError, SiteError
+from casestudy.errors import BehaviourError, MeasureError, SiteError, one_of
 from casestudy.measure.means import mean_values
 from casestudy.measure.pairs import (
     Direction,
@@ -197,9 +197,7 @@ def read_by(text: str | None) -> By | None:
 
     Raises: MeasureError listing them.
     """
-    if text is not None and text not in get_args(By):
-        raise MeasureError(f"by {text!r}", allowed=", ".join(get_args(By)))
-    return cast(By | None, text)
+    return None if text is None else one_of("by", text, get_args(By), MeasureError)
 
 
 def read_direction(text: str) -> Direction:
@@ -207,9 +205,7 @@ def read_direction(text: str) -> Direction:
 
     Raises: MeasureError listing them.
     """
-    if text not in get_args(Direction):
-        raise MeasureError(f"direction {text!r}", allowed=", ".join(get_args(Direction)))
-    return cast(Direction, text)
+    return one_of("direction", text, get_args(Direction), MeasureError)
 
 
 def neurons(

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.errors import RewriteError
+from casestudy.errors import RewriteError, unknown
 from casestudy.model.config import ModelConfig
 from casestudy.model.linear import fold_into
 from casestudy.model.model import Model
@@ -37,7 +37,7 @@ def rewrite(model: Model, *names: str) -> Model:
     """
     for name in names:
         if name not in REWRITES:
-            raise RewriteError(f"no rewrite is called {name!r}", allowed=", ".join(REWRITES))
+            raise unknown(RewriteError, f"no rewrite is called {name!r}", name, REWRITES)
         model = REWRITES[name](model)
     return model
 

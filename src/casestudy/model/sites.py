@@ -7,12 +7,11 @@ and whether at every position or only at each prompt's last. Names are the field
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from casestudy.errors import SiteError
+from casestudy.errors import SiteError, unknown
 
 _STREAM = ("batch", "pos", "d_model")
 _HEAD_STREAM = ("batch", "pos", "head", "d_model")
@@ -69,12 +68,7 @@ class Site(Enum):
     @classmethod
     def _missing_(cls, value: object) -> Site:
         names = [site.value for site in cls]
-        close = difflib.get_close_matches(str(value), names, n=3)
-        raise SiteError(
-            f"no site is called {value!r}",
-            allowed=", ".join(names),
-            hint=f"Did you mean {' or '.join(close)}?" if close else None,
-        )
+        raise unknown(SiteError, f"no site is called {value!r}", value, names)
 
     @property
     def axes(self) -> tuple[str, ...]:

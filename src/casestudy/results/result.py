@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casestudy.drawing import draw
-from casestudy.errors import MeasureError
+from casestudy.errors import MeasureError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +83,7 @@ class Grid:
         """The position of the axis of this name."""
         names = [axis.name for axis in self.axes]
         if name not in names:
-            raise MeasureError(f"{self.name} has no axis {name!r}", allowed=", ".join(names))
+            raise unknown(MeasureError, f"{self.name} has no axis {name!r}", name, names)
         return names.index(name)
 
     def select(self, **where: str) -> Grid:
@@ -96,8 +96,8 @@ class Grid:
     def _drop(self, name: str, label: str) -> Grid:
         dim, labels = self.dim(name), self.axis(name).labels
         if label not in labels:
-            shown = ", ".join(labels[:20])
-            raise MeasureError(f"{self.name}: no {name} {label!r}", allowed=shown)
+            came, first = f"{self.name}: no {name} {label!r}", ", ".join(labels[:20])
+            raise unknown(MeasureError, came, label, labels, described=first)
         i = labels.index(label)
         return self._map(lambda a: np.take(a, i, dim), self.axes[:dim] + self.axes[dim + 1 :])
 

@@ -23,7 +23,7 @@ from casestudy.behaviour.roles import check_roles
 from casestudy.drawing import draw
 from casestudy.engine.batch import Measurement
 from casestudy.engine.packing import Progress, Tell
-from casestudy.errors import BehaviourError, CasestudyError, StudyError
+from casestudy.errors import BehaviourError, CasestudyError, StudyError, unknown
 from casestudy.measure.attention import ATTENTION
 from casestudy.measure.attribution import ATTRIBUTION
 from casestudy.measure.case_by_space import CASE_BY_SPACE
@@ -104,7 +104,7 @@ class Study:
         if name in self.tables:
             return self.tables[name]
         known = sorted({*self.grids, *self.tables})
-        raise StudyError(f"the study has no {name!r}", allowed=", ".join(known))
+        raise unknown(StudyError, f"the study has no {name!r}", name, known)
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of the mean ledger; for another result, `study[name].plot()`."""
@@ -242,9 +242,9 @@ def _choose(only: Sequence[str] | None, skip: Sequence[str]) -> list[str]:
     Raises: StudyError for a name that nothing has, or where nothing is left.
     """
     known = (*MEASUREMENTS, *(name for name in STAGES if name != measuring.NAME))
-    unknown = [name for name in (*(only or ()), *skip) if name not in known]
-    if unknown:
-        raise StudyError(f"no measurement is called {', '.join(unknown)}", allowed=", ".join(known))
+    for name in (*(only or ()), *skip):
+        if name not in known:
+            raise unknown(StudyError, f"no measurement is called {name!r}", name, known)
     names = [n for n in known if (only is None or n in only) and n not in skip]
     if not names:
         raise StudyError("nothing is left to measure", allowed=", ".join(known))

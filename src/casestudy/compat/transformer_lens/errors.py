@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from casestudy.compat.transformer_lens.names import DOCS
-from casestudy.errors import CasestudyError
+from casestudy.errors import CasestudyError, did_you_mean
 
 
 class NotSupported(CasestudyError, AttributeError, NotImplementedError):
@@ -44,8 +43,7 @@ def refuse_name(
     public = sorted(n for n in known if not n.startswith("_"))
     if name in reasons:
         return refuse(f"{owner}.{name}", reasons[name])
-    close = difflib.get_close_matches(name, public, n=3)
-    instead = f"Did you mean {' or '.join(close)}" if close else ""
+    instead = (did_you_mean(name, public) or "").removesuffix("?")
     return refuse(f"{owner}.{name}", instead, allowed=", ".join(public))
 
 

@@ -7,12 +7,11 @@ asks it, and docs/coming-from-transformerlens.md is printed from it.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from casestudy.errors import SiteError
+from casestudy.errors import SiteError, did_you_mean
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 
@@ -215,8 +214,8 @@ def look_up(text: str, names: dict[str, Name]) -> Name:
     if text in names:
         return names[text]
     hint = next((f"{why}. " for name, why in REFUSED.items() if _is(text, name)), "")
-    if not hint and (close := difflib.get_close_matches(text, names, n=3)):
-        hint = f"Did you mean {' or '.join(close)}? "
+    if not hint and (nearest := did_you_mean(text, names)):
+        hint = f"{nearest} "
     patterns = dict.fromkeys(name.row.pattern for name in names.values())
     layers = {name.layer for name in names.values() if name.layer is not None}
     where = f", {{l}} from 0 to {max(layers)}" if layers else ""

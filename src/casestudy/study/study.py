@@ -244,7 +244,7 @@ def _choose(only: Sequence[str] | None, skip: Sequence[str]) -> list[str]:
     known = (*MEASUREMENTS, *(name for name in STAGES if name != measuring.NAME))
     for name in (*(only or ()), *skip):
         if name not in known:
-            raise unknown(StudyError, f"no measurement is called {name!r}", name, known)
+            raise unknown(StudyError, f"no measurement is called {name}", name, known)
     names = [n for n in known if (only is None or n in only) and n not in skip]
     if not names:
         raise StudyError("nothing is left to measure", allowed=", ".join(known))

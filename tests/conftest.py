@@ -22,6 +22,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from casestudy.errors import ModelError  # noqa: E402
 from casestudy.model.loading import load  # noqa: E402
 from casestudy.model.model import Model  # noqa: E402
 from casestudy.model.tokens import Tokenizer  # noqa: E402
@@ -90,6 +91,15 @@ def gpt2_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
         )
     built = gpt2_tokenizer_json(folder, tmp_path_factory.mktemp("gpt2-tokenizer"))
     return Tokenizer.from_directory(built, prepend_bos=True, n_ctx=1024)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Model:
+    """SmolLM2-135M-Instruct, where its package is installed."""
+    try:
+        return load("smollm2", device="cpu")
+    except ModelError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)

@@ -168,7 +168,11 @@ class Pair:
 
 @cache
 def pair_of(case: str) -> Pair:
-    kind, options = CASES[case]
+    return build(*CASES[case], exact=case in EXACT)
+
+
+def build(kind: str, options: dict[str, Any], *, exact: bool = False) -> Pair:
+    """A random model of transformers, and the folder it was saved to."""
     torch.manual_seed(0)
     ids = {"bos_token_id": 0, "eos_token_id": 0}
     config = getattr(transformers, kind)(**ids | options)
@@ -183,7 +187,7 @@ def pair_of(case: str) -> Pair:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     theirs.save_pretrained(folder)
     copy_tokenizer(folder)
-    return Pair(theirs, folder, case in EXACT)
+    return Pair(theirs, folder, exact)
 
 
 @pytest.fixture(scope="module", params=CASES)

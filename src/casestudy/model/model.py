@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +16,28 @@ from casestudy.model.weights import Weights
 
 
 @dataclass(frozen=True)
+class WeightsFile:
+    """The one file that holds a model's weights, where its numbers may be stored in few bits.
+
+    Attributes:
+        name: the file's, without its folder.
+        sha256: hash of the whole file.
+        types: how the numbers are stored, as the format calls it ("Q4_1"), and how many so; the
+            most first.
+    """
+
+    name: str
+    sha256: str
+    types: tuple[tuple[str, int], ...]
+
+    @property
+    def bits(self) -> int:
+        """Bits of a number as most are stored, without the scales of its block: 4 for Q4_1."""
+        digits = re.search(r"\d+", self.types[0][0])
+        return int(digits[0]) if digits else 32
+
+
+@dataclass(frozen=True)
 class Model:
     """A decoder, ready to be handed to `run` and to the measurements. It is never changed.
 
@@ -22,6 +45,7 @@ class Model:
         name: what the user called it ("tiny", "gpt2", a path).
         source: where the weights were read from, with the revision where there is one.
         rewrites: names of the weight rewrites applied (see `folding`), in order.
+        file: the file that the weights were de-quantised from, where it was one (GGUF).
     """
 
     config: ModelConfig
@@ -30,6 +54,7 @@ class Model:
     name: str
     source: str = "memory"
     rewrites: tuple[str, ...] = ()
+    file: WeightsFile | None = None
 
     def __post_init__(self) -> None:
         # A tokenizer that came with another model keeps that model's context length.

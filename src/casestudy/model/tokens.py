@@ -104,6 +104,7 @@ class Tokenizer:
             a model gives those spare ids logits too.
         parse_special: whether the text of a special token ("<|endoftext|>") in a prompt is read as
             that token; by default it is plain text.
+        chat_template: how the model's own conversations are written, as Jinja; never run here.
     """
 
     backend: HFTokenizer
@@ -114,6 +115,7 @@ class Tokenizer:
     special: frozenset[int] = frozenset()
     n_ids: int = 0
     parse_special: bool = False
+    chat_template: str | None = None
 
     @classmethod
     def of(
@@ -125,12 +127,13 @@ class Tokenizer:
         family_prepends: bool | None,
         declared: bool | None,
         n_ctx: int,
+        chat_template: str | None = None,
     ) -> Tokenizer:
         """A tokenizer with its rule for BOS.
 
         Args:
             backend: a tokenizer of our own, whose settings may be switched.
-            bos_id, eos_id, n_ctx: see `Tokenizer`.
+            bos_id, eos_id, n_ctx, chat_template: see `Tokenizer`.
             family_prepends: the family's convention; None where it has none of its own.
             declared: then, what the tokenizer's configuration says (add_bos_token); None where it
                 does not, and what its own post-processing does counts.
@@ -142,7 +145,15 @@ class Tokenizer:
         if prepends is None:
             prepends = backend.encode("a", add_special_tokens=True).ids[:1] == [bos_id]
         prepends = prepends and bos_id is not None
-        return cls(backend, bos_id, eos_id, prepends, n_ctx, frozenset(special))
+        return cls(
+            backend,
+            bos_id,
+            eos_id,
+            prepends,
+            n_ctx,
+            frozenset(special),
+            chat_template=chat_template,
+        )
 
     @classmethod
     def from_directory(cls, folder: Path, *, prepend_bos: bool | None, n_ctx: int) -> Tokenizer:

@@ -21,7 +21,7 @@ import casestudy
 from casestudy.behaviour.notices import prompt_notices
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.errors import StudyError
-from casestudy.model.model import Model
+from casestudy.model.model import Model, WeightsFile
 from casestudy.study.measuring import plan_chunks
 from casestudy.study.settings import Execution, Settings
 from casestudy.study.store import FORMAT, Store
@@ -120,7 +120,12 @@ def _describe_model(model: Model) -> dict[str, Any]:
         "d_vocab": config.d_vocab,
         "n_ctx": config.n_ctx,
         "rewrites": list(model.rewrites),
+        **({"file": _describe_file(model.file)} if model.file else {}),
     }
+
+
+def _describe_file(file: WeightsFile) -> dict[str, Any]:
+    return {"name": file.name, "sha256": file.sha256, "stored_as": dict(file.types)}
 
 
 def _describe_behaviour(behaviour: Behaviour) -> dict[str, Any]:

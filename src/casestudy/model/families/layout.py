@@ -68,7 +68,7 @@ def read_weights(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tens
     used = (p for p in layout.prefixes if any(name.startswith(p) for name in tensors))
     take = Tensors(tensors, next(used, ""))
     d = config.d_model
-    W_E = take(f"{layout.embed}.weight", config.d_vocab, d)
+    W_E = _embedding(config, layout, tensors, take)
     W_U, b_U, head_taken = _unembedding(config, layout, tensors, W_E)
     rows = config.n_ctx + config.position_offset
     weights = Weights(
@@ -88,6 +88,18 @@ def _norm(take: Tensors, module: str, *shape: int, bias: bool) -> Norm:
     return Norm(take(f"{module}.weight", *shape), take(f"{module}.bias", *shape) if bias else None)
 
 
+def _embedding(
+    config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor], take: Tensors
+) -> Float[Tensor, "d_vocab d_model"]:
+    """W_E: where it is tied to the unembedding a checkpoint may hold it under that name alone."""
+    shape = config.d_vocab, config.d_model
+    own = take.maybe(f"{layout.embed}.weight", *shape)
+    if own is None and config.tied_unembedding:
+        names = (f"{module}.weight" for module in layout.unembed)
+        own = next((Tensors(tensors)(name, *shape) for name in names if name in tensors), None)
+    return take(f"{layout.embed}.weight", *shape) if own is None else own
+
+
 def _unembedding(
     config: ModelConfig,
     layout: Layout,
@@ -96,11 +108,19 @@ def _unembedding(
 ) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"] | None, set[str]]:
     """W_U: the embedding's transpose where the two are tied, else a tensor of its own; and b_U.
 
-    Raises: ModelError where the configuration ties them and the checkpoint holds two.
+    Raises: ModelError where the configuration ties them and the checkpoint holds two, or the other
+        way round.
     """
     take = Tensors(tensors)
-    here = (name for name in layout.unembed if f"{name}.weight" in tensors)
-    module = next(here, layout.unembed[0])
+    here = next((name for name in layout.unembed if f"{name}.weight" in tensors), None)
+    if here is None and not config.tied_unembedding:
+        raise ModelError(
+            f"the checkpoint has no tensor {layout.unembed[0]}.weight, and its configuration does "
+            "not tie the unembedding to the embedding",
+            hint="If the checkpoint was trained with the two tied, set tie_word_embeddings to true "
+            "in a local copy of config.json; else it is not whole",
+        )
+    module = here or layout.unembed[0]
     b_U = take(f"{module}.bias", config.d_vocab) if "unembed" in layout.biased else None
     if not config.tied_unembedding:
         return take(f"{module}.weight", *W_E.shape).T, b_U, take.taken

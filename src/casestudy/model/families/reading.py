@@ -16,31 +16,36 @@ from casestudy.model.config import Activation
 
 T = TypeVar("T")
 
-# Keys that say nothing about the forward pass: bookkeeping, training, generation, other heads.
+# Keys that say nothing about the forward pass, by the reason why.
 _HARMLESS = {
+    # which code wrote or would read the file, and under which name
     *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version"),
-    *("_name_or_path", "_commit_hash", "_attn_implementation_autoset", "name_or_path"),
-    *("_attn_implementation", "attn_implementation", "cache_implementation"),
-    *("transformers.js_config", "is_llama_config"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
-    *("use_cache", "initializer_range", "init_std", "gradient_checkpointing"),
-    *("task_specific_params", "output_attentions", "output_hidden_states", "return_dict"),
-    *("is_decoder", "is_encoder_decoder", "id2label", "label2id", "_num_labels", "num_labels"),
-    *("problem_type", "finetuning_task"),
-    *("chunk_size_feed_forward", "prefix", "tokenizer_class", "cross_attention_hidden_size"),
-    *("tie_encoder_decoder", "pruned_heads", "torchscript", "use_bfloat16", "tf_legacy_loss"),
+    *("_name_or_path", "_model_name_or_path", "name_or_path", "_commit_hash"),
+    *("transformers.js_config", "is_llama_config", "unsloth_fixed", "unsloth_version"),
+    # how fast the same attention is computed, and what a run hands back
+    *("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal"),
+    *("attn_implementation", "_flash_attn_2_enabled", "cache_implementation", "use_cache"),
+    *("output_attentions", "output_hidden_states", "return_dict", "output_past", "torchscript"),
+    # tokens and the tokenizer, which brings its own files
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id"),
+    *("cls_token_id", "mask_token_id", "decoder_start_token_id", "tokenizer_class", "prefix"),
+    # training: initial values, memory, dropout
+    *("initializer_range", "init_std", "gradient_checkpointing", "use_bfloat16", "tf_legacy_loss"),
+    *("attention_dropout", "hidden_dropout", "classifier_dropout", "dropout", "layerdrop"),
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "resid_dropout", "embed_dropout"),
+    *("activation_dropout", "chunk_size_feed_forward", "pretraining_tp"),
+    # heads for other tasks, and encoders
+    *("task_specific_params", "is_decoder", "is_encoder_decoder", "cross_attention_hidden_size"),
+    *("tie_encoder_decoder", "id2label", "label2id", "_num_labels", "num_labels", "problem_type"),
+    *("finetuning_task", "pruned_heads", "summary_type", "summary_use_proj", "summary_activation"),
+    *("summary_proj_to_labels", "summary_first_dropout"),
+    # generation: which token is drawn from the logits
     *("remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"),
     *("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
     *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "temperature"),
     *("top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "diversity_penalty"),
     *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences"),
-    *("num_beam_groups", "output_scores", "return_dict_in_generate", "output_past"),
-    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
-    *("summary_first_dropout", "pretraining_tp"),
-    # dropout is for training
-    *("attention_dropout", "hidden_dropout", "classifier_dropout", "dropout", "layerdrop"),
-    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "resid_dropout", "embed_dropout"),
-    "activation_dropout",
+    *("num_beam_groups", "output_scores", "return_dict_in_generate"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -52,6 +53,7 @@ def facts(study: StoredStudy) -> list[tuple[str, str]]:
         ("Model", study.about(model, "name")),
         ("Architecture", ", ".join(f"{value} {what}" for value, what in shape if value)),
         ("Weights", study.about(model, "weight_hash")),
+        ("Weights read from", _file(study)),
         (
             "Rewrites",
             ", ".join(map(clean, rewrites)) if rewrites else "none" if rewrites == [] else "",
@@ -72,6 +74,20 @@ def facts(study: StoredStudy) -> list[tuple[str, str]]:
         ("Computing time", f"{number(_float(study.manifest.get('seconds')), 1)} s"),
     ]
     return [(name, value) for name, value in lines if value and value != "not measured s"]
+
+
+def _file(study: StoredStudy) -> str:
+    """The file whose numbers the weights are, and in how few bits it holds them."""
+    model = study.manifest.get("model", {})
+    file = model.get("file") if isinstance(model, Mapping) else None
+    if not isinstance(file, Mapping) or not isinstance(file.get("stored_as"), Mapping):
+        return ""
+    counts = {clean(kind): _float(n) or 0.0 for kind, n in file["stored_as"].items()}
+    whole = sum(counts.values()) or 1.0
+    shares = ", ".join(f"{100 * n / whole:.3g} % as {kind}" for kind, n in counts.items())
+    digits = re.search(r"\d+", next(iter(counts), ""))
+    most = f"de-quantised from {digits[0]} bits" if digits and int(digits[0]) < 16 else "as stored"
+    return f"{clean(file.get('name'))}, {most} ({shares}); SHA-256 {clean(file.get('sha256'))}"
 
 
 def _float(value: object) -> float | None:

@@ -9,9 +9,11 @@ import pytest
 import torch
 import transformers
 
+from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.model.decoder import run
 from casestudy.model.loading import load
 from casestudy.model.model import Model
+from casestudy.study.study import study
 from tests.model.test_gguf import far
 from tests.model.test_gguf_tokenizer import TEXTS, theirs
 
@@ -86,9 +88,13 @@ def test_where_it_came_from(smollm2: Model) -> None:
 
 
 def test_a_study_says_what_was_dequantised(smollm2: Model, tmp_path: Path) -> None:
-    behaviour = Behaviour("late", [Prompt("It was late .", group="a")], readouts={})
-    done = study(smollm2, behaviour, tmp_path / "s", only=["predictions"])
+    prompts = (Prompt("It was late .", answer=" He", counterpart=" he"),)
+    behaviour = Behaviour("late", "Does it run?", prompts, answers="given")
+    done = study(behaviour, smollm2, out=tmp_path / "s", only=["predictions"])
     said = done.manifest["model"]["file"]
     assert said["name"] == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert set(said["stored_as"]) == {"Q4_1", "Q8_0", "F32"}
     assert str(file().parent) not in str(done.manifest["model"])
+    page = done.report().read_text(encoding="utf-8")
+    assert "de-quantised from 4 bits (78.9 % as Q4_1, 21 % as Q8_0" in page
+    assert said["sha256"] in page

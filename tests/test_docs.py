@@ -100,8 +100,8 @@ def test_commands_exist_with_their_options(page: Path) -> None:
 def test_make_targets_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     text = page.read_text("utf-8")
-    named = re.findall(r"(?:`|^    )make ([a-z-]+)", text, flags=re.M)
-    named += re.findall(r"^make ([a-z-]+)", "\n".join(fenced(page, "sh")), flags=re.M)
+    named = re.findall(r"(?:`|^    )make ([a-z0-9-]+)", text, flags=re.M)
+    named += re.findall(r"^make ([a-z0-9-]+)", "\n".join(fenced(page, "sh")), flags=re.M)
     for target in named:
         assert f"\n{target}:" in makefile, target
 

@@ -244,6 +244,19 @@ def test_csv_cells_cannot_become_formulas(visit: Callable[..., Any]) -> None:
     assert "'=1+1" in text
 
 
+def test_escape_closes_what_enter_opened(visit: Callable[..., Any]) -> None:
+    page = visit()
+    button = page.locator("figure [data-do=data]").first
+    button.focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".cells").count() == 1
+    page.keyboard.press("Tab")
+    page.keyboard.press("Escape")
+    assert page.locator(".cells").count() == 0
+    assert button.evaluate("node => node === document.activeElement")
+    assert button.get_attribute("aria-expanded") == "false"
+
+
 def test_a_head_opens_its_pattern_and_tokens_walk_through_it(visit: Callable[..., Any]) -> None:
     page = visit()
     page.locator("button[data-head]").first.focus()

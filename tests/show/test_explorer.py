@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 import pytest
@@ -381,6 +382,36 @@ def test_a_study_offers_its_prompts_with_their_answers(
     token = toy_model.tokenizer.token
     pair = [token(state[side]).label for side in ("answer", "counterpart")]
     assert pair == [" It", " it"]
+
+
+def test_on_a_study_the_page_opens_with_its_first_prompt_pair_and_partner(
+    tmp_path: Path, toy_model: Model, explorer: Explorer
+) -> None:
+    results = studies.full()
+    columns = next(r for r in results if r.name == "prompts").columns  # type: ignore[union-attr]
+    columns["corrupted"] = ["This is a word.", *[None] * (len(studies.TEXTS) - 1)]
+    families = {"patching.z.all": "all lowered"}
+    studies.write(tmp_path / "s", results, patch_families=families)
+    found = study_prompts_of(tmp_path / "s")
+    states = [read(parse_qsl(query, keep_blank_values=True)) for _, query in found.prompts]
+    assert states[0] == PageState(studies.TEXTS[0], "This is a word.", " It", " it")
+    assert states[1].corrupted == studies.TEXTS[1].lower(), "by the edit that the study patched"
+    client = TestClient(Explorer(Questions(toy_model), explorer.worker, found).application(HERE))
+    page = Page(client.get("/").text)
+    chosen = [o for o in page.all("option") if "selected" in o and "prompt=" in o["value"]]
+    assert [o["value"] for o in chosen] == [found.prompts[0][1]]
+    assert "This is a word." in page.text
+    assert "activations of one run" not in client.get("/panels?" + found.prompts[0][1]).text
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"view": "sideways"}, {"nonsense": "1"}, {"answer": "x" * 500}, {"head": "first"}]
+)
+def test_what_is_typed_survives_a_refusal(client: TestClient, wrong: dict[str, str]) -> None:
+    typed = {"prompt": "Some words typed here.", "corrupted": "Other words typed here."}
+    answer = client.get("/?" + urlencode(typed | wrong))
+    assert answer.status_code >= 400
+    assert all(text in Page(answer.text).text for text in typed.values())
 
 
 def test_a_study_that_lacks_a_table_says_so_on_the_page(

@@ -81,7 +81,7 @@ def threads_set(threads: int) -> Generator[None, None, None]:
 
 PROMPT_COLUMNS = (
     *("prompt", "text", "groups", "category", "document", "next_token"),
-    *("n_tokens", "tokens", "token_ids", "error"),
+    *("n_tokens", "tokens", "token_ids", "error", "corrupted"),
 )
 
 
@@ -95,6 +95,7 @@ def _add_prompt(
 ) -> None:
     cells: tuple[Any, ...] = (index, prompt.text, list(prompt.groups), prompt.category)
     cells += (prompt.document, prompt.next_token, len(ids) or None, tokens, ids, error)
+    cells += (prompt.corrupted,)
     for column, cell in zip(columns.values(), cells, strict=True):
         column.append(cell)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 from markupsafe import Markup
 from starlette.applications import Starlette
@@ -90,11 +91,12 @@ class Explorer:
 
     async def page(self, request: Request) -> Response:
         """The page, its panels filled for those who have no script."""
-        page_state, refusal = PageState(), None
+        entries = request.query_params.multi_items() or self.first
+        page_state, refusal = asking.readable(entries), None
         html: dict[str, Markup] = {}
         state: dict[str, Any] = {}
         try:
-            page_state = asking.read(request.query_params.multi_items())
+            page_state = asking.read(entries)
             html, state = await self.ask(request, lambda _: self.questions.panels(page_state))
         except Refusal as why:
             refusal, html = why, {"outcome": problem(why.why)}
@@ -102,6 +104,12 @@ class Explorer:
             html, state = {"outcome": problem(str(error))}, {"problem": True}
         status, headers = (200, {}) if refusal is None else (refusal.status, refusal.headers)
         return HTMLResponse(self.render(page_state, html, state), status, headers)
+
+    @property
+    def first(self) -> list[tuple[str, str]]:
+        """What a page shows that nobody asked anything: the study's first prompt with its pair."""
+        offered = self.picks.prompts if self.picks is not None else []
+        return parse_qsl(offered[0][1], keep_blank_values=True) if offered else []
 
     def render(self, page_state: PageState, html: dict[str, Markup], state: dict[str, Any]) -> str:
         """The page's HTML."""

@@ -16,6 +16,8 @@ MOST_QUERY = 48_000
 """Bytes of a query string: a prompt of a thousand tokens fits in any script, a book does not."""
 MOST_TEXT = 16_000
 """Characters of a prompt."""
+MOST_EDITED = 1000
+"""Characters of a prompt that edits are offered for: each of them is a prompt again."""
 MOST_TOKEN = 200
 """Characters of an answer or counterpart; no vocabulary has a longer token that one would type."""
 
@@ -104,6 +106,15 @@ class PageState:
             if f.name == "prompt" or getattr(page_state, f.name) != getattr(usual, f.name)
         }
         return urlencode(said)
+
+
+def readable(entries: Iterable[tuple[str, str]]) -> PageState:
+    """As much of a refused question as can be read: what was typed stays on the page."""
+    given = dict(entries)
+    texts = ("prompt", "corrupted", "answer", "counterpart")
+    found = {name: given[name].replace("\r\n", "\n") for name in texts if name in given}
+    found |= {n: given[n] for n, choices in _CHOICES.items() if given.get(n) in choices}
+    return PageState(**found)
 
 
 def read(entries: Iterable[tuple[str, str]]) -> PageState:

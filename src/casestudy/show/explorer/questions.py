@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from casestudy.errors import PromptError
 from casestudy.show.explorer import panels as drawing
-from casestudy.show.explorer.page_state import PageState, Refusal
+from casestudy.show.explorer.page_state import MOST_EDITED, PageState, Refusal
 from casestudy.show.explorer.patches import Line, patch_grid
 from casestudy.show.text import visible
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 1024
 """Tokens of a prompt, where the model could read more."""
-MOST_EDITED = 1000
-"""Characters of a prompt that edits are offered for: each of them is a prompt again."""
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ what the table would have given, and the page says so.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from casestudy.errors import StudyError
 from casestudy.results.result import Table
-from casestudy.show.explorer.page_state import MOST_TEXT, MOST_TOKEN, PageState
+from casestudy.show.explorer.page_state import MOST_EDITED, MOST_TEXT, MOST_TOKEN, PageState
 from casestudy.show.stored import UNEXPECTED
 from casestudy.show.text import clean, excerpt
 from casestudy.study.store import FORMAT, Store, read_table
@@ -66,6 +66,7 @@ def study_prompts_of(folder: str | os.PathLike[str]) -> StudyPrompts:
     answers = _table(
         store, "answers", ("prompt", "form", "token"), "its prompts come without answers", found
     )
+    edit = _edit_of(manifest)
     pairs: dict[Any, dict[str, str]] = {}
     for row in [] if answers is None else answers.rows():
         pairs.setdefault(row["prompt"], {})[str(row["form"])] = str(row["token"])
@@ -78,10 +79,35 @@ def study_prompts_of(folder: str | os.PathLike[str]) -> StudyPrompts:
         if max(len(answer), len(other)) > MOST_TOKEN:
             answer = other = ""
         page_state = PageState(prompt=text, answer=answer, counterpart=other)
+        partner = _partner(row.get("corrupted"), text, edit)
+        if 0 < len(partner) <= MOST_TEXT:
+            page_state = replace(page_state, corrupted=partner)
         found.prompts.append((f"{row['prompt']}: {excerpt(text, 80)}", page_state.query()))
         if len(found.prompts) == MOST:
             break
     return found
+
+
+def _edit_of(manifest: Mapping[str, Any]) -> Callable[[str], str | None]:
+    """The edit that the study's pairs were made by: that of most of its patch grids."""
+    families = manifest.get("patch_families")
+    names = [str(v) for v in families.values()] if isinstance(families, Mapping) else []
+    if not names:
+        return lambda text: None
+    from casestudy.behaviour.counterfactual import FAMILIES
+
+    most = max(names, key=names.count)
+    return next((family.edit for family in FAMILIES if family.name == most), lambda text: None)
+
+
+def _partner(given: object, text: str, edit: Callable[[str], str | None]) -> str:
+    """A prompt's corrupted partner: its own, else by the study's edit; "" where there is none."""
+    if isinstance(given, str) and given:
+        return given
+    if len(text) > MOST_EDITED:
+        return ""
+    edited = edit(text)
+    return "" if edited is None or edited == text else edited
 
 
 def _table(

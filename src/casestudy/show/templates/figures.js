@@ -71,9 +71,16 @@ const casestudy = (() => {
   document.addEventListener("focusout", (event) => { if (event.target.matches(".plot")) leave(); });
 
   // Arrow keys walk over the marks of a focused plot; Enter does what a click would.
+  // Escape closes what Enter opened: a figure's data, and a head that is still on its way. A dialog
+  // closes by itself.
+  function fold(at) {
+    asked++;
+    const button = at.closest && !at.closest("dialog") && $('[aria-expanded="true"]', at.closest("figure, .listing") || document.createElement("i"));
+    if (button) { button.click(); button.focus(); }
+  }
   document.addEventListener("keydown", (event) => {
     const plot = event.target;
-    if (event.key === "Escape") leave();
+    if (event.key === "Escape") { leave(); fold(event.target); }
     if (!plot.matches || !plot.matches(".plot")) return;
     const marks = $$("[data-i]", plot);
     if (!marks.length) return;

@@ -113,7 +113,7 @@ def readable(entries: Iterable[tuple[str, str]]) -> PageState:
     given = dict(entries)
     texts = ("prompt", "corrupted", "answer", "counterpart")
     found = {name: given[name].replace("\r\n", "\n") for name in texts if name in given}
-    found |= {n: given[n] for n, choices in _CHOICES.items() if given.get(n) in choices}
+    found |= {n: given[n] for n, choices in _CHOICES.items() if given.get(n, "?") in choices}
     return PageState(**found)
 
 

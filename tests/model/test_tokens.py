@@ -7,13 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casestudy.behaviour.presets import preset
 from casestudy.errors import ModelError, PromptError, TokenError
-from casestudy.model.loading import BUNDLED
+from casestudy.measure.ledger import ledger
+from casestudy.model.decoder import run
+from casestudy.model.loading import BUNDLED, load
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokenizer, Tokens
 from tests.helpers import copy_tokenizer
@@ -83,6 +87,27 @@ class TestBos:
         assert not without.bos
         assert default.rows() == [[BOS, *without.rows()[0]]]
 
+    def test_said_once_it_holds_wherever_the_model_reads(self) -> None:
+        model = load("tiny")
+        without = load("tiny", prepend_bos=False)
+        texts = ["Hi", "He sat down. He"]
+        expected = model.tokenize(texts, prepend_bos=False)
+        assert not without.tokenizer.prepend_bos
+        assert without.tokenize(texts).rows() == expected.rows()
+        assert model.with_bos(False).tokenize(texts).rows() == expected.rows()
+        assert without.with_bos(True).tokenize(texts).rows() == model.tokenize(texts).rows()
+        assert model.tokenizer.prepend_bos  # the one it was made from stays as it was
+        assert without.weight_hash == model.weight_hash
+        logits = run(without, texts, logits="last").logits
+        torch.testing.assert_close(logits, run(model, expected, logits="last").logits)
+
+    def test_a_measurement_takes_it_from_the_model(self) -> None:
+        without = load("tiny", prepend_bos=False)
+        behaviour = preset("full-stop-capitals")
+        once = ledger(without, behaviour)
+        said = ledger(load("tiny"), behaviour, prepend_bos=False)
+        np.testing.assert_array_equal(once.values, said.values)  # absent terms are NaN in both
+
     def test_never_doubled(self, tokenizer: Tokenizer) -> None:
         once = tokenizer.tokenize("Hi").rows()
         assert tokenizer.tokenize(SPECIAL + "Hi", parse_special=True).rows() == once
@@ -114,6 +139,9 @@ class TestBos:
         assert not tokenizer.tokenize("Hi").bos
         with pytest.raises(TokenError, match=r"no BOS token\. Allowed: prepend_bos=False"):
             tokenizer.tokenize("Hi", prepend_bos=True)
+        with pytest.raises(TokenError, match=r"no BOS token\. Allowed: prepend_bos=False"):
+            tokenizer.with_bos(True)
+        assert tokenizer.with_bos(False) == tokenizer
 
     @pytest.mark.parametrize(
         "where",

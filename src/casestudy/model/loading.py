@@ -104,6 +104,7 @@ def load(
     device: str = "auto",
     dtype: str | None = None,
     revision: str | None = None,
+    prepend_bos: bool | None = None,
 ) -> Model:
     """Load a decoder, or take one of transformers that is already in memory.
 
@@ -118,10 +119,15 @@ def load(
         dtype: "float32" (the default), "float64", "bfloat16", "float16", or "auto": the format the
             checkpoint is stored in (of a file with quantised weights float32).
         revision: branch, tag or commit on the hub.
+        prepend_bos: whether texts start with BOS wherever this model reads them; by default as its
+            family does. `Model.with_bos` changes it later.
 
     Raises: ModelError when there is no such model, it is damaged, it does not fit into memory, or
-        it is of an unsupported kind.
+        it is of an unsupported kind; TokenError for BOS where the tokenizer defines none.
     """
+    if prepend_bos is not None:
+        model = load(name, tokenizer, device=device, dtype=dtype, revision=revision)
+        return model.with_bos(prepend_bos)
     if isinstance(name, nn.Module):
         return _take(name, tokenizer, device, dtype, revision)
     if tokenizer is not None:

@@ -101,6 +101,13 @@ class Model:
         )
         return tokens.to(self.device)
 
+    def with_bos(self, prepend: bool) -> Model:
+        """The same model, whose texts start with BOS (True) or do not, wherever it reads them.
+
+        Raises: TokenError for BOS where the tokenizer defines none.
+        """
+        return replace(self, tokenizer=self.tokenizer.with_bos(prepend))
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Model:

@@ -203,6 +203,15 @@ class Tokenizer:
             n_ctx=n_ctx,
         )
 
+    def with_bos(self, prepend: bool) -> Tokenizer:
+        """The same tokenizer, which starts texts with BOS or does not.
+
+        Raises: TokenError for BOS where none is defined.
+        """
+        if prepend and self.bos_id is None:
+            raise TokenError("this tokenizer defines no BOS token", allowed="prepend_bos=False")
+        return replace(self, prepend_bos=prepend)
+
     def fitted(self, d_vocab: int, what: str) -> Tokenizer:
         """The tokenizer of an embedding with this many rows.
 

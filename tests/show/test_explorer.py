@@ -7,7 +7,9 @@ import base64
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -543,7 +545,7 @@ class Held:
 
 @pytest.fixture
 def worker() -> Iterator[Worker]:
-    worker = Worker(quick=2, long=1)
+    worker = Worker(most=2)
     yield worker
     worker.close()
 
@@ -564,55 +566,62 @@ def test_a_full_queue_refuses_and_a_stopped_question_makes_room(worker: Worker) 
     assert ran == [1, 2]
 
 
-def test_quick_questions_go_between_a_long_ones_steps(worker: Worker) -> None:
-    order: list[str] = []
-    begun, asked = threading.Event(), threading.Event()
-
-    def long(pause: Pause) -> None:
-        begun.set()
-        for step in range(3):
-            assert asked.wait(10)
-            pause()
-            order.append(f"step {step}")
-
-    job = worker.ask(long, long=True)
-    assert begun.wait(10)
-    quick = worker.ask(lambda pause: order.append("quick"))
-    asked.set()
-    quick.answer.result(10)
-    job.answer.result(10)
-    assert order == ["quick", "step 0", "step 1", "step 2"]
+def test_the_newest_question_of_a_page_wins_and_others_keep_their_turn(worker: Worker) -> None:
+    held, ran = Held(), []
+    running = worker.ask(held, page="a")
+    assert held.begun.wait(10)
+    other = worker.ask(lambda pause: ran.append("b"), page="b")
+    for word in ("old", "older", "new"):  # each takes the place of the one before
+        newest = worker.ask(lambda pause, word=word: ran.append(word), page="a")  # type: ignore[misc]
+    held.free.set()
+    newest.answer.result(10)
+    other.answer.result(10)
+    assert ran == ["b", "new"]
+    with pytest.raises(Stopped):  # it ran, and ended at its next step
+        running.answer.result(10)
 
 
-def test_quick_questions_without_end_keep_no_long_one_from_its_answer() -> None:
-    worker = Worker()
-    enough = threading.Event()
-
-    def again(pause: Pause) -> None:
-        if not enough.is_set():
-            worker.ask(again)
-
-    def steps(pause: Pause) -> str:
-        for _ in range(20):
-            pause()
-        return "done"
-
-    for _ in range(5):
-        worker.ask(again)
-    long = [worker.ask(steps, long=True) for _ in range(3)]
-    assert [job.answer.result(10) for job in long] == ["done"] * 3
-    enough.set()
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99)), min_size=1, max_size=20))
+@settings(max_examples=20, deadline=None)
+def test_of_every_page_the_last_question_alone_is_answered(asked: list[tuple[str, int]]) -> None:
+    worker, held = Worker(), Held()
+    worker.ask(held)
+    assert held.begun.wait(10)
+    ran: list[tuple[str, int]] = []
+    jobs = [worker.ask(lambda pause, q=q: ran.append(q), page=q[0]) for q in asked]  # type: ignore[misc]
+    held.free.set()
+    last = {page: i for i, (page, _) in enumerate(asked)}
+    for i in last.values():
+        jobs[i].answer.result(10)
     worker.close()
+    assert ran == [asked[i] for i in sorted(last.values())]
 
 
 def test_a_long_question_ends_at_its_next_step_once_it_is_stopped(worker: Worker) -> None:
     held = Held()
-    job = worker.ask(held, long=True)
+    job = worker.ask(held)
     assert held.begun.wait(10)
     job.stop()
     held.free.set()
     with pytest.raises(Stopped):
         job.answer.result(10)
+
+
+def test_a_page_that_asks_again_withdraws_its_older_question(toy_model: Model) -> None:
+    worker, held = Worker(), Held()
+    client = TestClient(Explorer(Questions(toy_model), worker).application(HERE))
+    worker.ask(held)
+    assert held.begun.wait(10)
+    with ThreadPoolExecutor() as pool:
+        older = pool.submit(client.get, "/panels", headers={"x-page": "one"})
+        until = time.monotonic() + 10
+        while not worker._waiting and time.monotonic() < until:
+            time.sleep(0.01)
+        newer = pool.submit(client.get, "/panels", headers={"x-page": "one"})
+        assert older.result(10).status_code == 499
+        held.free.set()
+        assert newer.result(10).status_code == 200
+    worker.close()
 
 
 def test_a_question_that_fails_leaves_the_desk_open(worker: Worker) -> None:
@@ -625,7 +634,7 @@ def test_a_question_that_fails_leaves_the_desk_open(worker: Worker) -> None:
 
 
 def test_too_many_are_told_to_come_again(toy_model: Model) -> None:
-    worker, held = Worker(quick=0, long=0), Held()
+    worker, held = Worker(most=0), Held()
     client = TestClient(Explorer(Questions(toy_model), worker).application(HERE))
     for path in ("/panels", "/pattern?head=0.0", "/study.toml", "/patch?corrupted=a"):
         answer = client.get(path)

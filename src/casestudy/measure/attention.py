@@ -128,7 +128,7 @@ def attention_to_tokens(batch: Batch) -> Table:
         if batch.index[i] not in described:
             continue
         shares = rows[:, i, :, : len(ids)].float().cpu()
-        texts = batch.model.tokenizer.strings(ids)
+        texts = batch.model.tokenizer.labels(ids)
         names = _first_roles(roles[i], role_axis(batch), len(ids))
         for layer, head, pos in (shares >= LEAST_SHARE).nonzero().tolist():
             cells = (batch.index[i], layer, head, pos, texts[pos], names[pos])

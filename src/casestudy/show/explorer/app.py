@@ -31,12 +31,15 @@ from casestudy.show.explorer.panels import PLACES, TITLES, problem
 from casestudy.show.explorer.patches import Line
 from casestudy.show.explorer.questions import Questions
 from casestudy.show.explorer.study_prompts import StudyPrompts
-from casestudy.show.explorer.worker import Busy, Job, Pause, Worker
+from casestudy.show.explorer.worker import Busy, Job, Pause, Stopped, Worker
 from casestudy.show.page import FONT, TEMPLATES, environment, font_face, template_text
 from casestudy.show.text import clean
 
 T = TypeVar("T")
 
+PAGE_KEY = "x-page"
+"""The header by which a page's questions are told from another's."""
+WITHDRAWN = "The request was withdrawn, or its page has asked something newer."
 RETRY = 1
 """Seconds after which somebody who was refused may come again."""
 STATIC = {
@@ -161,7 +164,7 @@ class Explorer:
         def work(pause: Pause) -> Line:
             return self.questions.grid(page_state, pause, newest.put)
 
-        job = self.queue(work, long=True)
+        job = self.queue(work, request)
         return StreamingResponse(_lines(job, newest), media_type="application/x-ndjson")
 
     @cached_property
@@ -179,13 +182,14 @@ class Explorer:
 
     # The way to the model and back.
 
-    def queue(self, work: Callable[[Pause], T], *, long: bool = False) -> Job[T]:
-        """A place in the model's queue.
+    def queue(self, work: Callable[[Pause], T], request: Request) -> Job[T]:
+        """A place in the model's queue, instead of the page's older question at this address.
 
         Raises: Refusal where it is full.
         """
         try:
-            return self.worker.ask(work, long=long)
+            key = request.headers.get(PAGE_KEY, "")
+            return self.worker.ask(work, page=f"{key}{request.url.path}" if key else "")
         except Busy as busy:
             why = "Too many questions at once; this one can be asked again in a second."
             raise Refusal(429, why, retry_after=RETRY) from busy
@@ -195,14 +199,16 @@ class Explorer:
 
         Raises: Refusal where the queue is full or nobody waits; whatever the work raises.
         """
-        job = self.queue(work)
+        job = self.queue(work, request)
         answer = _awaited(job)
         gone = asyncio.ensure_future(_gone(request))
         try:
             await _first(answer, gone)
-            if not answer.done():
-                raise Refusal(499, "The request was withdrawn.")
+            if not answer.done() or answer.cancelled():
+                raise Refusal(499, WITHDRAWN)
             return await answer
+        except Stopped as stopped:
+            raise Refusal(499, WITHDRAWN) from stopped
         finally:
             gone.cancel()
             job.stop()
@@ -260,8 +266,12 @@ async def _lines(job: Job[Line], newest: Newest) -> AsyncIterator[bytes]:
             if line.done() and not answer.done():
                 yield _json_line(line.result())
                 line = asyncio.ensure_future(newest.get())
+        if answer.cancelled():
+            return
         try:
             yield _json_line(await answer)
+        except Stopped:
+            return
         except CasestudyError as error:
             yield _json_line({"problem": clean(error)})
     finally:

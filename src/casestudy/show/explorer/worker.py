@@ -1,10 +1,9 @@
 """Who gets the model next?
 
-One model, one thread, two short queues. Quick questions (a page's panels, a head's pattern) come
-first, also between the steps of a long one (a patch grid), but never more than a few in a row, so
-that long ones get on however many ask. A long one stops at its next step once nobody waits for it
-any more. When a queue is full the next one is told to come again: a refusal at once is kinder than
-an answer after a minute.
+One model, one thread, one short queue in the order of asking. The newest question of a page wins:
+an older one of the same page that waits is dropped, and one that runs stops at its next step. When
+the queue is full the next one is told to come again: a refusal at once is kinder than an answer
+after a minute.
 """
 
 from __future__ import annotations
@@ -16,12 +15,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-QUICK = 24
-"""Quick questions that may wait: a second or so of the bundled model's time."""
-LONG = 8
-"""Long ones that may wait."""
-TURNS = 4
-"""Quick questions in a row while a long one waits."""
+MOST = 32
+"""Questions that may wait: a second or two of the bundled model's time."""
 
 T = TypeVar("T")
 Pause = Callable[[], None]
@@ -42,10 +37,12 @@ class Job(Generic[T]):
 
     Attributes:
         work: answers it, in the model's thread.
+        page: the key of the page that asks; "" for one that asks once.
         answer: what came of it.
     """
 
     work: Callable[[Pause], T]
+    page: str = ""
     answer: Future[T] = field(default_factory=Future)
     _unwanted: threading.Event = field(default_factory=threading.Event)
 
@@ -54,47 +51,48 @@ class Job(Generic[T]):
         self._unwanted.set()
         self.answer.cancel()
 
-    def check(self) -> None:
+    def pause(self) -> None:
         """Raises: Stopped once nobody waits for it."""
         if self._unwanted.is_set():
             raise Stopped
 
-    def run(self, pause: Pause) -> None:
+    def run(self) -> None:
         """Answer it, unless it was stopped before."""
         if not self.answer.set_running_or_notify_cancel():
             return
         try:
-            self.answer.set_result(self.work(pause))
+            self.answer.set_result(self.work(self.pause))
         except Exception as error:  # noqa: BLE001 - whoever asked gets to see it
             self.answer.set_exception(error)
 
 
 class Worker:
-    """The model's thread and its queues."""
+    """The model's thread and its queue."""
 
-    def __init__(self, quick: int = QUICK, long: int = LONG) -> None:
-        self._most = {False: quick, True: long}
-        self._waiting: dict[bool, deque[Job[Any]]] = {False: deque(), True: deque()}
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._waiting: deque[Job[Any]] = deque()
+        self._running: Job[Any] | None = None
         self._changed = threading.Condition()
         self._open = True
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    def ask(self, work: Callable[[Pause], T], *, long: bool = False) -> Job[T]:
-        """Put a question into its queue.
+    def ask(self, work: Callable[[Pause], T], *, page: str = "") -> Job[T]:
+        """Put a question into the queue, in place of an older one of the same page.
 
         Raises: Busy where the queue is full.
         """
-        job = Job(work)
+        job = Job(work, page)
         with self._changed:
-            queue = self._waiting[long]
+            for older in (*self._waiting, self._running):
+                if page and older is not None and older.page == page:
+                    older.stop()
             # those nobody waits for any more hold no place
-            kept = [other for other in queue if not other.answer.cancelled()]
-            queue.clear()
-            queue.extend(kept)
-            if len(queue) >= self._most[long] or not self._open:
+            self._waiting = deque(j for j in self._waiting if not j.answer.cancelled())
+            if len(self._waiting) >= self._most or not self._open:
                 raise Busy
-            queue.append(job)
+            self._waiting.append(job)
             self._changed.notify()
         return job
 
@@ -102,35 +100,19 @@ class Worker:
         """Finish what is under way and stop."""
         with self._changed:
             self._open = False
-            for queue in self._waiting.values():
-                for job in queue:
-                    job.stop()
+            for job in self._waiting:
+                job.stop()
             self._changed.notify()
         self._thread.join(timeout=5)
 
     def _work(self) -> None:
-        in_a_row = 0
         while True:
             with self._changed:
-                while self._open and not any(self._waiting.values()):
+                while self._open and not self._waiting:
                     self._changed.wait()
-                quick, long = self._waiting[False], self._waiting[True]
-                if not quick and not long:
+                if not self._waiting:
                     return
-                turn = bool(long) and (not quick or in_a_row >= TURNS)
-                job = (long if turn else quick).popleft()
-            in_a_row = 0 if turn else in_a_row + 1
-            self._run(job)
-
-    def _run(self, job: Job[Any]) -> None:
-        def pause() -> None:
-            job.check()
-            for _ in range(TURNS):
-                with self._changed:
-                    if not self._waiting[False]:
-                        return
-                    quick = self._waiting[False].popleft()
-                quick.run(quick.check)
-                job.check()
-
-        job.run(pause)
+                self._running = self._waiting.popleft()
+            self._running.run()
+            with self._changed:
+                self._running = None

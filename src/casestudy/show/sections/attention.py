@@ -65,12 +65,12 @@ def _described(study: StoredStudy, head: tuple[str, str], places: HeadPlaces) ->
         if 1 - places.sink.share < BESIDE or not beside:
             return Markup("{} gives {}").format(name, named)
         return Markup("{} gives {} and, of the rest, {}").format(name, named, beside)
-    listed = _named(places, share=lambda place: place.share)
+    shares = [(place.share, place.phrase) for place in _most(places, lambda place: place.share)]
     if places.sink is not None and places.sink.share >= NAMED:
-        first = f"{percent(places.sink.share)} to {_first_token(study)}"
-        listed = f"{listed}, {first}" if listed else first
-    if not listed:
+        shares.append((places.sink.share, _first_token(study)))
+    if not shares:
         return Markup("{} spreads its attention: no token gets a tenth of it").format(name)
+    listed = ", ".join(f"{percent(share)} to {what}" for share, what in sorted(shares)[::-1])
     return Markup("{} gives {}{}").format(name, listed, _rest(places))
 
 

@@ -10,7 +10,8 @@
   const usual = { view: "clean", site: "resid_pre", by: "", direction: "denoising", corrupted: "", answer: "", counterpart: "" };
   const dialog = $("dialog.head-view");
   let state = JSON.parse($("#state").textContent), head = new URLSearchParams(location.search).get("head") || "";
-  let asking = null, patching = null, pause = 0;
+  const page = `${Date.now().toString(36)}${Math.random().toString(36).slice(2)}`; // of its questions the newest wins
+  let asking = null, patching = null, pause = 0, whole = true;
 
   // What the page shows, as a query string without what it need not say.
   function query(changes = {}) {
@@ -41,7 +42,7 @@
   // A question that is asked again while the server is busy, until it is answered or withdrawn.
   async function ask(address, signal) {
     for (let busy = false; ; busy = true) {
-      const answer = await fetch(address, { signal });
+      const answer = await fetch(address, { signal, headers: { "x-page": page } });
       if (answer.status !== 429) {
         if (busy) say("");
         return answer;
@@ -113,6 +114,7 @@
     if (patching) patching.abort();
     const own = patching = new AbortController(), target = $("#patch");
     const tell = (text) => { progress.textContent = text; };
+    whole = !state.patch;
     tell("");
     if (!state.patch) {
       const why = state.weighed ? "A corrupted prompt beside the prompt is needed: activations of one run are put into the other, cell by cell, exactly."
@@ -125,16 +127,17 @@
     tell("patching…");
     try {
       const answer = await ask(`/patch?${query({ answer: state.answer, counterpart: state.counterpart })}`, own.signal);
-      const lines = answer.ok && answer.headers.get("content-type").startsWith("application/x-ndjson");
-      if (!lines) return failedPatch(await problemOf(answer));
+      const streamed = answer.ok && answer.headers.get("content-type").startsWith("application/x-ndjson");
+      if (!streamed) return failedPatch(await problemOf(answer));
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       for (let rest = "", part = await reader.read(); !part.done; part = await reader.read()) {
-        const whole = (rest + part.value).split("\n");
-        rest = whole.pop();
-        if (!whole.length) continue;
-        const line = JSON.parse(whole[whole.length - 1]);
+        const lines = (rest + part.value).split("\n");
+        rest = lines.pop();
+        if (!lines.length) continue;
+        const line = JSON.parse(lines[lines.length - 1]);
         if (line.problem) return failedPatch(line.problem);
         place("patch", line.html);
+        whole = line.finished;
         tell(line.finished ? "" : `${line.done} of ${line.total} cells`);
       }
     } catch (error) {
@@ -142,6 +145,7 @@
     }
 
     function failedPatch(why) {
+      whole = true;
       tell("");
       target.classList.remove("stale");
       target.replaceChildren(casestudy.node("p", { className: "notice", role: "alert", textContent: why }));
@@ -194,7 +198,10 @@
       const there = fields.corrupted.value ? texts : texts.slice(0, 1);
       return fields.view.value === "corrupted" ? there.reverse() : there;
     },
+    // The model answers one question at a time: a grid under way yields to a head, and is asked again.
     async get(view, layer, at) {
+      const unfinished = !whole;
+      if (unfinished) patching.abort();
       try {
         const answer = await ask(`/pattern?${query({ view, head: `${layer}.${at}` })}`, new AbortController().signal);
         const found = answer.ok ? await answer.json() : { problem: await problemOf(answer) };
@@ -202,6 +209,8 @@
         say(found.problem, true);
       } catch (error) {
         say(failed(error), true);
+      } finally {
+        if (unfinished && !whole) patch();
       }
       return null;
     },

@@ -107,10 +107,11 @@ def shared(folder: Path, case: str) -> dict[str, np.ndarray]:
 
 def ours(folder: Path, case: str) -> Work:
     """What a person would call."""
+    from casestudy.circuits.evaluate import evaluate_circuit
+
     from casestudy.circuits.agreement import EdgeScores
     from casestudy.circuits.curves import curve
     from casestudy.circuits.edge_patching import patch_edges
-    from casestudy.circuits.evaluate import evaluate
     from casestudy.circuits.graph import Circuit, Graph
 
     side, shared = Ours(folder, case), given()
@@ -137,7 +138,7 @@ def ours(folder: Path, case: str) -> Work:
         return {"scores": compared}
 
     def one() -> dict[str, np.ndarray]:
-        found = evaluate(*asked, [Circuit(graph, shared["masks"][0])])
+        found = evaluate_circuit(*asked, [Circuit(graph, shared["masks"][0])])
         return {"values": found.values[0, :1]}
 
     if kind == "eap-tool":

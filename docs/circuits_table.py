@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.known_circuits import KNOWN, KnownCircuit
+from casestudy.circuits.evaluate import evaluate_circuit
 
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.contributions import contribution_sites, contributions
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import Method, attribute_edges
-from casestudy.circuits.evaluate import evaluate
 from casestudy.circuits.graph import Circuit, Graph
 from casestudy.measure.patching import Direction
 from casestudy.model.decoder import run
@@ -90,7 +90,7 @@ def grades(known: KnownCircuit, scores: Scores) -> tuple[float, float, float, fl
 
 def faithfulness(known: KnownCircuit, circuit: Circuit) -> float:
     """How much of the behaviour is left with all other edges corrupted."""
-    found = evaluate(known.model, known.pairs, known.contrast, [circuit])
+    found = evaluate_circuit(known.model, known.pairs, known.contrast, [circuit])
     return float(found.faithfulness[0])
 
 

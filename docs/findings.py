@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from casestudy.circuits.evaluate import evaluate_circuit
 from docs.findings_page import (
     COMMA,
     FIRST,
@@ -44,8 +45,7 @@ from casestudy.behaviour.mining import mine
 from casestudy.behaviour.presets import preset
 from casestudy.behaviour.prompts import Behaviour, Role
 from casestudy.behaviour.roles import STANDARD_ROLES
-from casestudy.circuits.card import Card, card
-from casestudy.circuits.evaluate import evaluate
+from casestudy.circuits.card import Card, circuit_card
 from casestudy.circuits.evidence import Choices
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.attention import attention_by_role
@@ -304,7 +304,7 @@ def measure_preset(model: Model) -> tuple[Found, Card]:
     pairs = {s.family: aligned(s) for s in scores}
     lowered = pairs[FOUR[0]]
     noising = by_head(batch, lowered, "noising")
-    made = card(model, *paired(batch, lowered), PRESET_CHOICES)
+    made = circuit_card(model, *paired(batch, lowered), PRESET_CHOICES)
     ordinary = replace(behaviour, prompts=batch.prompts, main=())
     numbers = preset("decimal-point")
     found = {
@@ -480,8 +480,8 @@ def circuit(model: Model, ends: Batch, known: Card) -> Found:
     s = evenly(s.only(lambda pair: pair.last < CIRCUIT_LONGEST), CIRCUIT_PAIRS)
     pairs, contrast = paired(ends, s)
     documents = [ends.prompts[pair.index].document for pair in s.pairs]
-    made = card(model, pairs, contrast, MINED_CHOICES, documents=documents)
-    carried = evaluate(model, pairs, contrast, [known.circuit, made.circuit])
+    made = circuit_card(model, pairs, contrast, MINED_CHOICES, documents=documents)
+    carried = evaluate_circuit(model, pairs, contrast, [known.circuit, made.circuit])
     values, low, high = carried.interval()
     shared = set(known.circuit.edges) & set(made.circuit.edges)
     return {

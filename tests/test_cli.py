@@ -63,6 +63,27 @@ def test_run_keeps_a_study_and_writes_its_report(
     assert again["largest_gap"] <= again["bound"]
 
 
+def test_run_measures_what_only_and_skip_leave(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    from casestudy.cli.options import STAGES, read_stages
+    from casestudy.study.study import MEASUREMENTS, causal, circuit
+
+    assert (*MEASUREMENTS, causal.NAME, circuit.NAME) == STAGES
+    assert read_stages(None, None) is None
+    assert read_stages(["lens,ledger", "predictions"], ["lens"]) == ["predictions", "ledger"]
+    assert read_stages(None, ["patching", "circuit"]) == list(STAGES[:-2])
+
+    folder = tmp_path / "study"
+    options = ("--model", model, "--out", str(folder), "--only", "class_mass,predictions")
+    status, out, err = call(capsys, "run", *options, "--skip", "class_mass", "--json")
+    assert status == 0, err
+    assert json.loads((folder / "manifest.json").read_text())["measurements"] == ["predictions"]
+    result = json.loads(out)
+    assert result["n"] > 10
+    assert "without_b_U" not in result, "what was not measured is absent"
+
+
 def test_patch_json_has_every_cell_with_its_share_and_effect(
     capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
 ) -> None:
@@ -94,6 +115,9 @@ def test_patch_json_has_every_cell_with_its_share_and_effect(
         (("predict", "Go.", "--device", "abacus"), "ModelError: device 'abacus'"),
         (("predict", "Go.", "--answer", ""), "TokenError: the answer is empty"),
         (("run", "full-stop-capitols"), "Did you mean 'full-stop-capitals'?"),
+        (("run", "--only", "legder"), "--only 'legder'. Allowed: predictions, class_mass"),
+        (("run", "--skip", "Circuit"), "Did you mean 'circuit'?"),
+        (("run", "--only", "lens", "--skip", "lens"), "--only and --skip leave nothing"),
         (("report", "nowhere"), "StudyError: nowhere holds no study"),
     ],
 )

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from casestudy.behaviour.presets import preset
     from casestudy.behaviour.prompts import Behaviour, Prompt, Role
     from casestudy.behaviour.roles import roles_of
+    from casestudy.circuits.card import circuit_card
     from casestudy.circuits.edge_patching import patch_edges
     from casestudy.circuits.edge_scores import attribute_edges
+    from casestudy.circuits.evaluate import evaluate_circuit
     from casestudy.circuits.graph import Circuit, Graph
+    from casestudy.circuits.paths import path_patch
     from casestudy.claims.check import check
     from casestudy.claims.compare import compare
     from casestudy.claims.emergence import emergence
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from casestudy.measure.head_scores import head_profile
     from casestudy.measure.ledger import ledger
     from casestudy.measure.lens import lens, lens_by_role, logit_lens
+    from casestudy.measure.patching import Pairs, ablate, patch
     from casestudy.measure.predictions import logit_difference, predictions, score_answer
     from casestudy.model.decoder import run
     from casestudy.model.edits import Edit
@@ -79,6 +83,10 @@ _ROOMS = {
     "casestudy.circuits.edge_patching": ("patch_edges",),
     "casestudy.circuits.edge_scores": ("attribute_edges",),
     "casestudy.circuits.graph": ("Circuit", "Graph"),
+    "casestudy.measure.patching": ("Pairs", "ablate", "patch"),
+    "casestudy.circuits.paths": ("path_patch",),
+    "casestudy.circuits.card": ("circuit_card",),
+    "casestudy.circuits.evaluate": ("evaluate_circuit",),
     "casestudy.measure.explain": ("explain_attention_score",),
     "casestudy.measure.head_scores": ("head_profile",),
     "casestudy.results.result": ("Grid", "Table"),
@@ -102,6 +110,7 @@ __all__ = [
     "Grid",
     "Keep",
     "Model",
+    "Pairs",
     "Prompt",
     "Role",
     "Site",
@@ -109,6 +118,7 @@ __all__ = [
     "Table",
     "TokenClass",
     "Trace",
+    "ablate",
     "attention_by_role",
     "attention_pattern",
     "attribute_edges",
@@ -116,10 +126,12 @@ __all__ = [
     "case_by_space",
     "check",
     "choose_answers",
+    "circuit_card",
     "class_mass",
     "compare",
     "controls",
     "emergence",
+    "evaluate_circuit",
     "explain_attention_score",
     "figures",
     "head_attribution",
@@ -133,7 +145,9 @@ __all__ = [
     "logit_lens",
     "neuron_attribution",
     "open_study",
+    "patch",
     "patch_edges",
+    "path_patch",
     "predictions",
     "preset",
     "roles_of",

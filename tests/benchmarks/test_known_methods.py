@@ -8,11 +8,11 @@ from functools import cache
 
 import pytest
 from benchmarks.known_circuits import KNOWN, KnownCircuit
+from casestudy.circuits.evaluate import evaluate_circuit
 from docs import circuits_table
 
 from casestudy.behaviour.prompts import Prompt
 from casestudy.circuits.agreement import EdgeScores
-from casestudy.circuits.evaluate import evaluate
 from casestudy.circuits.graph import Graph
 from tests.benchmarks.test_known_circuits import CANCELLING
 from tests.measure import by_hand
@@ -181,7 +181,7 @@ def test_known_circuit_edge_ablation_is_the_plain_graphs(name: str) -> None:
     found = scores(name, AT_CLEAN)
     circuits = [graph.circuit(known.edges), graph.top(found.values, 40)]
     circuits += [graph.circuit(known.edges - {edge}) for edge in sorted(known.edges)]
-    evaluated = evaluate(known.model, known.pairs, known.contrast, circuits)
+    evaluated = evaluate_circuit(known.model, known.pairs, known.contrast, circuits)
     theirs, _, _ = by_hand.forward(known.model, known.pairs.corrupted.ids)
     for part, values in zip(circuits, evaluated.values, strict=True):
         out = set(graph.names()) - set(part.edges)

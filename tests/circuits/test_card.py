@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from casestudy.circuits.evaluate import evaluate_circuit
 
 from casestudy.circuits.agreement import EdgeScores
-from casestudy.circuits.card import Card, card, read_card
+from casestudy.circuits.card import Card, circuit_card, read_card
 from casestudy.circuits.curves import PROPORTIONS, curve, smallest
 from casestudy.circuits.edge_scores import attribute_edges
-from casestudy.circuits.evaluate import evaluate
 from casestudy.circuits.evidence import CARD_STEPS, Choices, Half, Question, gather, split
 from casestudy.circuits.graph import Graph
 from casestudy.circuits.knockouts import knock_out
@@ -32,7 +32,7 @@ def scored() -> EdgeScores:
 
 @pytest.fixture(scope="module")
 def made() -> Card:
-    return card(world("gpt2"), pair_of(LENGTHS), contrast(8), QUICK)
+    return circuit_card(world("gpt2"), pair_of(LENGTHS), contrast(8), QUICK)
 
 
 def test_areas_are_linear_trapezoids_over_the_shares() -> None:
@@ -55,7 +55,7 @@ def test_the_smallest_circuit_is_as_faithful_as_asked_and_shrinks_with_the_deman
     sizes = []
     for faithful in (0.3, 0.9):
         circuit = smallest(model, both, values, scores, faithful=faithful)
-        assert evaluate(model, both, values, [circuit]).faithfulness[0] >= faithful
+        assert evaluate_circuit(model, both, values, [circuit]).faithfulness[0] >= faithful
         sizes.append(circuit.n_edges)
     assert sizes[0] < sizes[1] < scores.graph.n_edges
     with pytest.raises(MeasureError, match="reaches a faithfulness of 99"):
@@ -67,7 +67,7 @@ def test_the_whole_model_is_complete_and_knockouts_are_those_of_its_nodes() -> N
     found = knock_out(model, both, values, graph.full, random_sets=4, greedy_steps=2)
     np.testing.assert_allclose(found.incompleteness, 0, atol=1e-12)
     assert found.sets.shape == (1 + 15 + 4 + 1, 15)  # nothing is worse than complete
-    without = evaluate(model, both, values, [graph.full.without([graph.node("m1")])])
+    without = evaluate_circuit(model, both, values, [graph.full.without([graph.node("m1")])])
     place = found.nodes.index("m1")
     assert found.circuit[1 + place] == pytest.approx(without.faithfulness[0])
     assert found.minimality[place] >= abs(without.faithfulness[0] - 1) - 1e-12
@@ -107,7 +107,7 @@ def test_a_card_says_what_was_found_and_against_what(made: Card) -> None:
 
 
 def test_a_card_is_the_same_again(made: Card) -> None:
-    again = card(world("gpt2"), pair_of(LENGTHS), contrast(8), QUICK)
+    again = circuit_card(world("gpt2"), pair_of(LENGTHS), contrast(8), QUICK)
     assert again.circuit == made.circuit
     assert again.summary() == made.summary()
 
@@ -130,7 +130,7 @@ def test_steps_that_were_stored_are_not_taken_again(made: Card, tmp_path: Path) 
         name: unpack(stored(value, tmp_path), Graph(model.config)) for name, value in taken.items()
     }
     began: list[str] = []
-    again = card(model, *asked, known=known, progress=lambda title, *_: began.append(title))
+    again = circuit_card(model, *asked, known=known, progress=lambda title, *_: began.append(title))
     assert began == ["writing it up"]
     assert again.summary() == made.summary()
     for result, first in zip(again.results, made.results, strict=True):
@@ -139,7 +139,9 @@ def test_steps_that_were_stored_are_not_taken_again(made: Card, tmp_path: Path) 
     # continued in the middle, the rest is taken and is the same
     half = {name: known[name] for name in ("scores", "exact", "curves")}
     rest: dict[str, object] = {}
-    assert card(model, *asked, known=half, keep=rest.__setitem__).summary() == made.summary()
+    assert (
+        circuit_card(model, *asked, known=half, keep=rest.__setitem__).summary() == made.summary()
+    )
     assert list(rest) == ["controls", "circuit", "faithfulness", "knockouts"]
     with pytest.raises(MeasureError, match="no step is named 'score'"):
         gather(question, {"score": None})
@@ -189,7 +191,7 @@ def test_pairs_are_parted_by_document_or_not_at_all() -> None:
     assert held
     assert found
     assert split(5, None, 0) == (list(range(5)), list(range(5)))
-    few = card(
+    few = circuit_card(
         world("gpt2"),
         pair_of(LENGTHS)[[0, 1, 2]],
         contrast(3),

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from casestudy.circuits.evaluate import evaluate_circuit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casestudy.circuits.agreement import agreement
 from casestudy.circuits.edge_patching import patch_edges
-from casestudy.circuits.evaluate import evaluate
 from casestudy.circuits.graph import Circuit, Graph, Receiver, Sender
 from casestudy.circuits.paths import path_patch
 from casestudy.errors import MeasureError, SiteError
@@ -37,7 +37,7 @@ def test_every_circuit_equals_a_forward_pass_with_edited_inputs(
     model = world(variant)
     graph = Graph(model.config)
     circuits = [*random_circuits(graph), graph.full, graph.empty]
-    found = evaluate(
+    found = evaluate_circuit(
         model,
         pair_of(),
         contrast(3),
@@ -57,7 +57,7 @@ def test_every_circuit_equals_a_forward_pass_with_edited_inputs(
 def test_everything_corrupted_is_the_corrupted_run() -> None:
     model = world("gpt2")
     both, values = pair_of(), contrast(3)
-    found = evaluate(model, both, values, [Graph(model.config).empty])
+    found = evaluate_circuit(model, both, values, [Graph(model.config).empty])
     corrupted = run(model, both.corrupted, logits="last").logits
     assert corrupted is not None
     np.testing.assert_allclose(found.empty, values.value(corrupted).numpy(), atol=1e-9)
@@ -67,14 +67,14 @@ def test_everything_corrupted_is_the_corrupted_run() -> None:
 def test_neurons_as_nodes(variant: str) -> None:
     model = world(variant)
     graph = Graph(model.config, {0: (3, 8), 2: (0,)})
-    found = evaluate(model, pair_of(), contrast(3), random_circuits(graph), check=1000)
+    found = evaluate_circuit(model, pair_of(), contrast(3), random_circuits(graph), check=1000)
     assert found.error["gap"] < 1e-8
     # with all their edges the neurons and the rest are the MLP again
     parts = [graph.full.without([i]) for i, s in enumerate(graph.senders) if s.node == "a1.h0"]
     whole = Graph(model.config)
     same = [whole.full.without([i]) for i, s in enumerate(whole.senders) if s.node == "a1.h0"]
-    one = evaluate(model, pair_of(), contrast(3), parts).values
-    two = evaluate(model, pair_of(), contrast(3), same).values
+    one = evaluate_circuit(model, pair_of(), contrast(3), parts).values
+    two = evaluate_circuit(model, pair_of(), contrast(3), same).values
     np.testing.assert_allclose(one, two, atol=1e-9)
 
 
@@ -87,7 +87,7 @@ def test_an_exact_edge_is_the_model_without_it(variant: str) -> None:
     exact = patch_edges(model, both, values)
     names = graph.names()[::17]
     without = [Circuit(graph, graph.real & ~graph.mask([name])) for name in names]
-    found = evaluate(model, both, values, without)
+    found = evaluate_circuit(model, both, values, without)
     expected = (found.full - found.values).mean(1)
     np.testing.assert_allclose([exact[name] for name in names], expected, atol=1e-9)
     assert exact.error["gap"] < 1e-9
@@ -131,8 +131,8 @@ def test_values_do_not_depend_on_blocks() -> None:
     model = world("gpt2")
     both, values = pair_of([6, 4, 7, 5] * 4), contrast(16)
     circuits = random_circuits(Graph(model.config))
-    whole = evaluate(model, both, values, circuits)
-    small = evaluate(model, both, values, circuits, memory=200_000)
+    whole = evaluate_circuit(model, both, values, circuits)
+    small = evaluate_circuit(model, both, values, circuits, memory=200_000)
     np.testing.assert_allclose(small.values, whole.values, atol=1e-9)
     mean, lower, upper = whole.interval()
     assert ((lower <= mean) & (mean <= upper)).all()
@@ -141,7 +141,9 @@ def test_values_do_not_depend_on_blocks() -> None:
 def test_float32_keeps_its_bound_and_bfloat16_promises_nothing() -> None:
     for dtype, bound in ((torch.float32, 1e-4), (torch.bfloat16, None)):
         model = world("gpt2", dtype=dtype)
-        found = evaluate(model, pair_of(), contrast(3), random_circuits(Graph(model.config)))
+        found = evaluate_circuit(
+            model, pair_of(), contrast(3), random_circuits(Graph(model.config))
+        )
         assert found.error.get("bound") == bound
         assert bound is None or found.error["gap"] <= bound
 
@@ -257,13 +259,13 @@ def test_bad_input_is_named() -> None:
     graph = Graph(model.config)
     both, values = pair_of(), contrast(3)
     with pytest.raises(MeasureError, match="no circuit"):
-        evaluate(model, both, values, [])
+        evaluate_circuit(model, both, values, [])
     with pytest.raises(MeasureError, match="another model"):
-        evaluate(world("llama"), both, values, [graph.full])
+        evaluate_circuit(world("llama"), both, values, [graph.full])
     with pytest.raises(MeasureError, match="different graphs"):
-        evaluate(model, both, values, [graph.full, Graph(model.config, {0: (1,)}).full])
+        evaluate_circuit(model, both, values, [graph.full, Graph(model.config, {0: (1,)}).full])
     with pytest.raises(MeasureError, match="identical"):
-        evaluate(model, Pairs(both.clean, both.clean), values, [graph.full])
+        evaluate_circuit(model, Pairs(both.clean, both.clean), values, [graph.full])
     with pytest.raises(SiteError, match=r"Did you mean .*a0.h1<q>"):
         graph.circuit(["embed->a0.h1<p>"])
     with pytest.raises(SiteError, match="neurons"):

@@ -15,7 +15,7 @@ from typing import Literal
 import regex
 
 from casestudy.behaviour.classes import STANDARD, ClassContrast, ClassSet, compile_pattern
-from casestudy.errors import BehaviourError
+from casestudy.errors import BehaviourError, PromptError
 
 AnswerRule = Literal["space-capital", "given", "classes"]
 Which = Literal["all", "first", "last", "not last"]
@@ -199,9 +199,32 @@ class Behaviour:
         return tuple(dict.fromkeys([*(role.name for role in self.roles), *given]))
 
     @classmethod
-    def of(cls, prompts: Behaviour | str | Sequence[str]) -> Behaviour:
-        """A behaviour as it is; a text or texts as prompts of the flagship's kind."""
+    def of(cls, prompts: Prompts) -> Behaviour:
+        """A behaviour as it is; a text, texts or prompts as one of the flagship's kind.
+
+        Raises: BehaviourError for no prompt at all, PromptError for one that is no text.
+        """
         if isinstance(prompts, Behaviour):
             return prompts
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return cls("prompts", "What comes next?", tuple(Prompt(text) for text in texts))
+        given = [prompts] if isinstance(prompts, str | Prompt) else list(prompts)
+        for i, prompt in enumerate(given):
+            if not isinstance(prompt, str | Prompt):
+                raise PromptError(
+                    f"prompt {i} is {prompt!r}"[:100], allowed="texts, Prompts, or a Behaviour"
+                )
+        made = tuple(Prompt(p) if isinstance(p, str) else p for p in given)
+        return cls("prompts", "What comes next?", made)
+
+
+Prompts = Behaviour | Prompt | str | Sequence[str | Prompt]
+"""What every measurement takes: a behaviour, a text or texts, a prompt or prompts."""
+
+
+def texts_of(prompts: Prompts) -> list[str]:
+    """The texts of a behaviour or prompts, for what needs no answers."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, Prompt):
+        return [prompts.text]
+    given = prompts.prompts if isinstance(prompts, Behaviour) else prompts
+    return [p.text if isinstance(p, Prompt) else p for p in given]

@@ -115,10 +115,10 @@ def read_card(path: str | os.PathLike[str], model: Model) -> tuple[Circuit, Scor
     return graph.circuit(edges), scores
 
 
-def card(
+def circuit_card(
     model: Model,
     pairs: Pairs,
-    metric: Contrast | Metric,
+    contrast: Contrast | Metric,
     choices: Choices | None = None,
     *,
     graph: Graph | None = None,
@@ -134,7 +134,7 @@ def card(
     Args:
         model: the decoder.
         pairs: clean and corrupted prompts of equal length.
-        metric: a contrast, or a function of the last token's logits with a gradient.
+        contrast: what is read, or a function of the last token's logits with a gradient.
         choices: how to look; see `Choices`.
         graph: the model's own by default.
         documents: per prompt, where it came from: kept on one side of the split, and resampled
@@ -145,10 +145,11 @@ def card(
         keep: called with each step's name and value, to store them.
         progress: told which step begins.
 
-    Raises: as `attribute_edges` and `evaluate`; MeasureError where no circuit is faithful enough.
+    Raises: as `attribute_edges` and `evaluate_circuit`; MeasureError where no circuit is faithful
+        enough.
     """
     choices = Choices() if choices is None else choices
-    everything = Half(pairs, metric, None if documents is None else tuple(documents))
+    everything = Half(pairs, contrast, None if documents is None else tuple(documents))
     question = Question.of(model, everything, choices, graph=graph, memory=memory)
     evidence = gather(question, known, keep=keep, progress=progress)
     if progress is not None:

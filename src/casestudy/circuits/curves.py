@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
-from casestudy.circuits.evaluate import Ablation, Evaluation, evaluate
+from casestudy.circuits.evaluate import Ablation, Evaluation, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph, Rank, Scores
 from casestudy.engine.packing import DEFAULT_MEMORY
 from casestudy.engine.readout import Metric
@@ -113,10 +113,10 @@ def curve(
 ) -> Curve:
     """Faithfulness of the first edges by these scores, at each share of all edges.
 
-    Raises: as `evaluate`.
+    Raises: as `evaluate_circuit`.
     """
     circuits = curve_circuits(scores.graph, scores.values, rank=rank, proportions=proportions)
-    evaluation = evaluate(model, pairs, metric, circuits, ablation=ablation, memory=memory)
+    evaluation = evaluate_circuit(model, pairs, metric, circuits, ablation=ablation, memory=memory)
     return Curve(tuple(proportions), evaluation)
 
 
@@ -145,7 +145,7 @@ def smallest(
 
     def try_sizes(sizes: Sequence[int]) -> dict[int, tuple[Circuit, float]]:
         circuits = [graph.top(scores.values, n, rank).pruned() for n in sizes]
-        values = evaluate(
+        values = evaluate_circuit(
             model, pairs, metric, circuits, ablation=ablation, memory=memory, check=0
         ).faithfulness
         return {n: (c, float(f)) for n, c, f in zip(sizes, circuits, values, strict=True)}

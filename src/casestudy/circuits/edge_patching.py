@@ -44,7 +44,7 @@ from casestudy.results.result import Array, worst_error
 def patch_edges(
     model: Model,
     pairs: Pairs,
-    metric: Contrast | Metric,
+    contrast: Contrast | Metric,
     edges: Mask | Iterable[str] | None = None,
     *,
     direction: Direction = "noising",
@@ -55,7 +55,7 @@ def patch_edges(
     Args:
         model: the decoder.
         pairs: clean and corrupted prompts of equal length.
-        metric: a contrast, or a function of the last token's logits.
+        contrast: what is read, or a function of the last token's logits.
         edges: which, as a mask or by name; all by default.
         direction: "noising" or "denoising".
         effort: memory, checking, progress (of a sweep's cells).
@@ -81,7 +81,7 @@ def patch_edges(
         with torch.no_grad():
             base, source = (side[some].to(model.device) for side in (sides.base, sides.source))
             path = _Edges(model, graph, base, source)
-            found, error, ends = _of_block(path, graph, mask, rows_of(metric, some), effort)
+            found, error, ends = _of_block(path, graph, mask, rows_of(contrast, some), effort)
         total += found
         errors += error
         runs[:, some] = ends

@@ -65,7 +65,7 @@ STEPS = 5
 def attribute_edges(
     model: Model,
     pairs: Pairs,
-    metric: Contrast | Metric,
+    contrast: Contrast | Metric,
     method: Method = "eap-ig-inputs",
     *,
     graph: Graph | None = None,
@@ -83,7 +83,7 @@ def attribute_edges(
     Args:
         model: the decoder.
         pairs: clean and corrupted prompts of equal length.
-        metric: a contrast, or a function of the last token's logits with a gradient.
+        contrast: what is read, or a function of the last token's logits with a gradient.
         method: see above.
         graph: the model's own by default; another to have neurons as nodes.
         steps: of the integrals.
@@ -121,7 +121,7 @@ def attribute_edges(
     runs = np.zeros((2, n))
     done = 0
     for some in _chunks(model, graph, pairs, firsts, memory):
-        work = _Chunk(model, graph, pairs, rows_of(metric, some), some, firsts)
+        work = _Chunk(model, graph, pairs, rows_of(contrast, some), some, firsts)
         found = work.scores(method, steps, direction)
         runs[:, some] = work.runs()
         total += found.double().sum(0).cpu().numpy()

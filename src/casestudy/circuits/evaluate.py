@@ -66,7 +66,7 @@ from casestudy.model.sites import Keep, Site
 from casestudy.model.weights import MLP
 from casestudy.results.stats import mean_interval, ratio_in_parts, ratio_of_means
 
-__all__ = ["Ablation", "Evaluation", "evaluate"]
+__all__ = ["Ablation", "Evaluation", "evaluate_circuit"]
 
 _ROWS = 1024
 """Tokens per block and circuit: matrix products at full rate, buffers still near the cache."""
@@ -110,10 +110,10 @@ class Evaluation:
         return mean, lower, upper
 
 
-def evaluate(
+def evaluate_circuit(
     model: Model,
     pairs: Pairs,
-    metric: Contrast | Metric,
+    contrast: Contrast | Metric,
     circuits: Sequence[Circuit],
     *,
     ablation: Ablation = "corrupted",
@@ -127,7 +127,7 @@ def evaluate(
     Args:
         model: the decoder.
         pairs: clean and corrupted prompts of equal length.
-        metric: a contrast, or a function of the last token's logits.
+        contrast: what is read, or a function of the last token's logits.
         circuits: subsets of one graph's edges.
         ablation: "corrupted" puts in what the corrupted prompts have there, "mean" the mean of the
             corrupted prompts at a token's role (or position, where roles are not known), "zero"
@@ -158,7 +158,7 @@ def evaluate(
         place.setdefault(circuit, len(place))
     distinct = list(place)
     with torch.no_grad():
-        engine = _Engine(model, graph, pairs, metric, ablation, firsts)
+        engine = _Engine(model, graph, pairs, contrast, ablation, firsts)
         values, error = engine.evaluate(distinct, memory, check, seed, progress)
     rows = [place[circuit] for circuit in pruned]
     return Evaluation(pruned, values[rows], values[0], values[1], ablation, error)

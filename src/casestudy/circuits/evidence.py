@@ -18,7 +18,7 @@ needs, and `gather` runs those whose values are not there yet. `packed` turns ev
 arrays and plain data, so that a long search can be stored step by step and continued.
 
 Assumes pairs of equal length that differ. Cost: two or three attributions, and a few hundred
-circuit evaluations, most of them small (see `evaluate`).
+circuit evaluations, most of them small (see `evaluate_circuit`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.curves import Curve, curve, curve_circuits, smallest
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import STEPS, Method, attribute_edges
-from casestudy.circuits.evaluate import Ablation, evaluate
+from casestudy.circuits.evaluate import Ablation, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph, Mask, Rank
 from casestudy.circuits.knockouts import Knockouts, knock_out
 from casestudy.engine.packing import DEFAULT_MEMORY
@@ -318,7 +318,7 @@ def _random_circuits(question: Question, sizes: Sequence[int]) -> NDArray[np.flo
 
 def _judged(question: Question, circuits: list[Circuit]) -> NDArray[np.float64]:
     """(circuit,) faithfulness on the pairs for judging."""
-    return evaluate(
+    return evaluate_circuit(
         *question.on(question.judge),
         circuits,
         ablation=question.choices.ablation,
@@ -353,7 +353,7 @@ def judge_circuit(question: Question, circuit: Circuit) -> dict[str, Faithfulnes
         runs[f"{others}, {ablation} ablation"] = (judge, ablation)
     values = {}
     for name, (half, ablation) in runs.items():
-        evaluation = evaluate(
+        evaluation = evaluate_circuit(
             *question.on(half), [circuit], ablation=ablation, memory=question.memory
         )
         mean, lower, upper = (float(x[0]) for x in evaluation.interval(half.documents))
@@ -441,7 +441,8 @@ def gather(
             the value storable.
         progress: told which step begins.
 
-    Raises: as `attribute_edges` and `evaluate`; MeasureError where no circuit is faithful enough,
+    Raises: as `attribute_edges` and `evaluate_circuit`; MeasureError where no circuit is faithful
+        enough,
     or for a known value of no step.
     """
     values = dict(known or {})

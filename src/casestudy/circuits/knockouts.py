@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.circuits.evaluate import Ablation, evaluate
+from casestudy.circuits.evaluate import Ablation, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Mask
 from casestudy.engine.packing import DEFAULT_MEMORY
 from casestudy.engine.readout import Metric
@@ -88,7 +88,7 @@ def knock_out(
         memory: in bytes, beyond the model itself.
         seed: of the random sets.
 
-    Raises: MeasureError for a circuit of no nodes; as `evaluate`.
+    Raises: MeasureError for a circuit of no nodes; as `evaluate_circuit`.
     """
     circuit = circuit.pruned()
     nodes = [circuit.graph.node(name) for name in circuit.nodes if name != "embed"]
@@ -97,7 +97,7 @@ def knock_out(
 
     def faithfulness(one: list[Circuit], other: list[Circuit]) -> Array:
         circuits = [*one, *other]
-        return evaluate(
+        return evaluate_circuit(
             model, pairs, metric, circuits, ablation=ablation, memory=memory, check=2, seed=seed
         ).faithfulness.reshape(2, -1)
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, cast, get_args
 import numpy as np
 
 from casestudy.circuits.evaluate import Ablation as CircuitAblation
-from casestudy.circuits.evaluate import evaluate
+from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph
 from casestudy.claims.compare import ANSWERS, SHARE
 from casestudy.claims.context import Bench, Unmeasurable, Values, among, check_count
@@ -618,7 +618,7 @@ class Faithfulness(Finding):
     def values(self, bench: Bench, group: str | None, *, ranked: bool) -> Values:
         """One cell: between all ablated, 0, and the whole model, 1."""
         edited = bench.pairs(self.edit, bench.contrast(self.contrast), group, aligned=True)
-        found = evaluate(
+        found = evaluate_circuit(
             bench.model,
             edited.pairs,
             edited.contrast,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,6 +30,23 @@ BosOption = Annotated[
 MemoryOption = Annotated[str, typer.Option(help="What patching may use, as in 500MB or 2GB.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
+STAGES = (
+    *("predictions", "class_mass", "ledger", "case_by_space", "controls", "lens"),
+    *("attribution", "attention", "profile", "patching", "circuit"),
+)
+"""What `run --only` and `--skip` take, in the order of a study (a test compares them)."""
+
+_NAMES = ", ".join(STAGES)
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME…", help=f"Measure these alone; repeatable, or with commas: {_NAMES}."
+    ),
+]
+SkipOption = Annotated[
+    list[str] | None, typer.Option(metavar="NAME…", help="Measure all but these; the same names.")
+]
+
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
 
 
@@ -51,6 +67,24 @@ def read_behaviour(name: str) -> Behaviour:
     return behaviour
 
 
+def read_stages(only: list[str] | None, skip: list[str] | None) -> list[str] | None:
+    """The measurements that --only and --skip leave, None for all of them.
+
+    Raises: CasestudyError for a name there is not, and where nothing is left.
+    """
+    chosen = _stages("--only", only) or list(STAGES)
+    skipped = _stages("--skip", skip)
+    left = [name for name in STAGES if name in chosen and name not in skipped]
+    if not left:
+        raise CasestudyError("--only and --skip leave nothing to measure", allowed=_NAMES)
+    return None if len(left) == len(STAGES) else left
+
+
+def _stages(option: str, given: list[str] | None) -> list[str]:
+    names = [name.strip() for part in given or () for name in part.split(",")]
+    return [one_of(option, name, STAGES, CasestudyError) for name in names]
+
+
 def read_memory(text: str) -> int:
     """Bytes: 2GB, 500MB or a plain number of them."""
     number = text.upper().strip()
@@ -62,11 +96,6 @@ def read_memory(text: str) -> int:
     if size <= 0:
         raise CasestudyError(f"--memory {text}", allowed="a size like 500MB or 2GB")
     return size
-
-
-def read_names(given: Sequence[str]) -> list[str]:
-    """The names in an option that is repeatable and takes lists with commas."""
-    return [name.strip() for text in given for name in text.split(",") if name.strip()]
 
 
 def read_executor(name: str) -> Literal["local", "ray"]:

@@ -15,12 +15,14 @@ from casestudy.cli.options import (
     JsonOption,
     MemoryOption,
     ModelOption,
+    OnlyOption,
+    SkipOption,
     default_folder,
     read_behaviour,
     read_executor,
     read_memory,
     read_model,
-    read_names,
+    read_stages,
 )
 from casestudy.cli.printing import decimal, finite, gap, interval, print_json, print_table
 from casestudy.cli.progress import ProgressBar
@@ -36,16 +38,11 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="The study's folder; studies/BEHAVIOUR-MODEL by default.")
     ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(help="Measure this alone, as in ledger,lens or patching; repeatable."),
-    ] = None,
-    skip: Annotated[
-        list[str] | None, typer.Option(help="Leave this out, as in circuit; repeatable.")
-    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
+    only: OnlyOption = None,
+    skip: SkipOption = None,
     memory: MemoryOption = "2GB",
     executor: Annotated[str, typer.Option(help="local, or ray for several machines.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="How many Ray workers.")] = 2,
@@ -65,8 +62,7 @@ def run(
             loaded,
             subject,
             out=folder,
-            only=read_names(only) if only else None,
-            skip=read_names(skip or []),
+            only=read_stages(only, skip),
             settings=Settings(prepend_bos=bos),
             execution=Execution(
                 executor=read_executor(executor),
@@ -115,22 +111,33 @@ def report(
 
 
 def headline(study: Study) -> dict[str, Any]:
-    """The figures a reader wants first."""
-    mean, account = study.grids["logit_difference.mean"], study.grids["ledger.mean"]
-    assert mean.n is not None
-    main = mean.axes[0].labels[0]
-    value = float(mean.values[0])
-    terms = dict(
-        zip(account.axis("term").labels, account.select(contrast=main).values, strict=True)
-    )
-    return {
+    """The figures a reader wants first; those that were not measured are absent."""
+    named = {
         "model": study.manifest["model"]["name"],
         "behaviour": study.manifest["behaviour"]["name"],
+    }
+    return named | (_difference(study) if "logit_difference.mean" in study.grids else {})
+
+
+def _difference(study: Study) -> dict[str, Any]:
+    """The mean logit difference of the main contrast, and how its ledger closes."""
+    mean = study.grids["logit_difference.mean"]
+    assert mean.n is not None
+    main, value = mean.axes[0].labels[0], float(mean.values[0])
+    figures = {
         "contrast": main,
         "n": int(mean.n[0]),
         "logit_difference": finite(value),
         "interval": [finite(end[0]) for end in (mean.lower, mean.upper) if end is not None],
         "groups": _by_group(study, main),
+    }
+    if "ledger.mean" not in study.grids:
+        return figures
+    account = study.grids["ledger.mean"]
+    terms = dict(
+        zip(account.axis("term").labels, account.select(contrast=main).values, strict=True)
+    )
+    return figures | {
         "without_b_U": finite(value - terms.get("final norm bias (b_U)", 0.0)),
         "largest_gap": account.error.get("gap"),
         "bound": account.error.get("bound"),
@@ -157,17 +164,19 @@ def _by_group(study: Study, contrast: str) -> list[dict[str, Any]]:
 
 
 def _print_headline(h: dict[str, Any]) -> None:
-    print_table(
-        f"{h['behaviour']} on {h['model']}",
-        ("figure", "value"),
-        [
-            ("prompts with an answer", str(h["n"])),
-            (f"mean logit difference, answer − {h['contrast']}", decimal(h["logit_difference"])),
-            ("95 % interval", interval(h["interval"])),
+    if "logit_difference" not in h:
+        return
+    rows = [
+        ("prompts with an answer", str(h["n"])),
+        (f"mean logit difference, answer − {h['contrast']}", decimal(h["logit_difference"])),
+        ("95 % interval", interval(h["interval"])),
+    ]
+    if "without_b_U" in h:
+        rows += [
             ("the same without b_U", decimal(h["without_b_U"])),
             ("largest gap of the ledger", gap(h["largest_gap"], h["bound"])),
-        ],
-    )
+        ]
+    print_table(f"{h['behaviour']} on {h['model']}", ("figure", "value"), rows)
     if h["groups"]:
         print_table(
             f"mean logit difference by group, answer − {h['contrast']}",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from casestudy.behaviour.answers import FORMS, Answers, choose_answers
 from casestudy.behaviour.contrast import Contrast, class_contrast
-from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.behaviour.prompts import Behaviour, Prompt, Prompts
 from casestudy.behaviour.roles import role_names, roles_of
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
@@ -97,6 +97,19 @@ class Measurement:
     measure: Callable[[Batch], list[Result]]
     partial: tuple[str, ...] = ()
     combine: Callable[[Mapping[str, Sequence[Result]]], list[Result]] = lambda _: []
+
+
+def run_whole(
+    model: Model,
+    prompts: Prompts,
+    measurements: Sequence[Measurement],
+    *,
+    prepend_bos: bool | None = None,
+) -> Batch:
+    """Run all of a behaviour's prompts, or texts, once."""
+    behaviour = Behaviour.of(prompts)
+    index = range(len(behaviour))
+    return run_batch(model, behaviour, index, measurements, prepend_bos=prepend_bos)
 
 
 def run_batch(

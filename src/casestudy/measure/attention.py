@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.behaviour.prompts import Prompt, Prompts
 from casestudy.behaviour.roles import BOS, CHANGED, LAST, STANDARD_ROLES, with_pair_roles
-from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.errors import PromptError
 from casestudy.measure.examples import examples, position_labels
 from casestudy.model.decoder import run
@@ -219,16 +219,13 @@ def _pattern(model: Model, tokens: Tokens, name: str) -> Grid:
 ATTENTION = Measurement("attention", keep_for_attention, measure_attention)
 
 
-def attention_by_role(
-    model: Model, behaviour: Behaviour, *, prepend_bos: bool | None = None
-) -> Grid:
+def attention_by_role(model: Model, behaviour: Prompts, *, prepend_bos: bool | None = None) -> Grid:
     """How much each head attends, from the last token, to each role of a behaviour's prompts.
 
     Shape:  (layer, head, role, prompt); NaN where a prompt does not have the role.
     Unit:   share of the head's attention, summed over the role's positions.
     """
-    index = range(len(behaviour))
-    batch = run_batch(model, behaviour, index, [ATTENTION], prepend_bos=prepend_bos)
+    batch = run_whole(model, behaviour, [ATTENTION], prepend_bos=prepend_bos)
     grid = measure_attention(batch)[0]
     assert isinstance(grid, Grid)
     return grid

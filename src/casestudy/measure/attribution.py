@@ -30,8 +30,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.prompts import Behaviour
-from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.behaviour.prompts import Prompts
+from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.measure.ledger import final_direction, gap_bound, keep_for_ledger, ledger_terms
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import merge_heads, norm_scale
@@ -279,9 +279,7 @@ ATTRIBUTION = Measurement(
 )
 
 
-def head_attribution(
-    model: Model, behaviour: Behaviour, *, prepend_bos: bool | None = None
-) -> Grid:
+def head_attribution(model: Model, behaviour: Prompts, *, prepend_bos: bool | None = None) -> Grid:
     """Share every contrast of a behaviour among the attention heads.
 
     Shape:  (contrast, layer, head, prompt), at each prompt's last position; the head axis ends in
@@ -289,14 +287,14 @@ def head_attribution(
     Unit:   logits.
     Error:  as the ledger's, with its attention terms replaced by these.
     """
-    batch = run_batch(model, behaviour, range(len(behaviour)), [HEADS], prepend_bos=prepend_bos)
+    batch = run_whole(model, behaviour, [HEADS], prepend_bos=prepend_bos)
     (grid,) = measure_heads(batch)
     assert isinstance(grid, Grid)
     return grid
 
 
 def neuron_attribution(
-    model: Model, behaviour: Behaviour, *, prepend_bos: bool | None = None
+    model: Model, behaviour: Prompts, *, prepend_bos: bool | None = None
 ) -> Grid:
     """Share every contrast of a behaviour among the MLPs' neurons, prompt by prompt.
 
@@ -305,7 +303,7 @@ def neuron_attribution(
     Unit:   logits.
     Cost:   memory for as many numbers; `top_neurons` keeps sums only.
     """
-    batch = run_batch(model, behaviour, range(len(behaviour)), [NEURONS], prepend_bos=prepend_bos)
+    batch = run_whole(model, behaviour, [NEURONS], prepend_bos=prepend_bos)
     u = directions(model, batch.trace, batch.contrasts)
     layers = []
     for layer in range(model.config.n_layers):
@@ -326,7 +324,7 @@ def neuron_attribution(
 
 def top_neurons(
     model: Model,
-    behaviour: Behaviour,
+    behaviour: Prompts,
     *,
     top: int = TOP_NEURONS,
     prepend_bos: bool | None = None,
@@ -336,7 +334,7 @@ def top_neurons(
     Rows:   one per contrast and rank, with layer, neuron, mean, 95 % interval and n; see the
             table's `about` for what the interval leaves out.
     """
-    batch = run_batch(model, behaviour, range(len(behaviour)), [NEURONS], prepend_bos=prepend_bos)
+    batch = run_whole(model, behaviour, [NEURONS], prepend_bos=prepend_bos)
     grids = {r.name: r for r in measure_neurons(batch) if isinstance(r, Grid)}
     labels = batch.contrast_axis.labels
     return _top_neurons(labels, grids[SUMS].values, grids[COUNTS].values, top)

@@ -22,15 +22,13 @@ same sums. Cost: four logits per prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.answers import FORMS
-from casestudy.behaviour.prompts import Behaviour
-from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.behaviour.prompts import Behaviour, Prompts
+from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.errors import MeasureError
 from casestudy.model.model import Model
 from casestudy.results.result import Axis, Grid, Result
@@ -73,7 +71,7 @@ CASE_BY_SPACE = Measurement("case_by_space", lambda model: (), measure_case_by_s
 
 def case_by_space(
     model: Model,
-    prompts: Behaviour | str | Sequence[str],
+    prompts: Prompts,
     *,
     prepend_bos: bool | None = None,
 ) -> Grid:
@@ -89,8 +87,7 @@ def case_by_space(
     Raises: MeasureError for a behaviour whose answers have no such forms.
     """
     behaviour = Behaviour.of(prompts)
-    index = range(len(behaviour))
-    results = measure_case_by_space(run_batch(model, behaviour, index, [], prepend_bos=prepend_bos))
+    results = measure_case_by_space(run_whole(model, behaviour, [], prepend_bos=prepend_bos))
     if not results:
         raise MeasureError(
             f"the answers of {behaviour.name!r} have no case and space to tell apart",

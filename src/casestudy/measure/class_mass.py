@@ -6,12 +6,11 @@ space, digits, quotation marks, …. They sum to 1. Cost: one softmax per prompt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from casestudy.behaviour.classes import STANDARD, ClassSet
-from casestudy.behaviour.prompts import Behaviour
-from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.behaviour.prompts import Behaviour, Prompts
+from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.model.model import Model
 from casestudy.results.result import Axis, Grid, Result
 
@@ -45,7 +44,7 @@ CLASS_MASS = Measurement("class_mass", lambda model: (), measure_class_mass)
 
 def class_mass(
     model: Model,
-    prompts: Behaviour | str | Sequence[str],
+    prompts: Prompts,
     classes: ClassSet | None = None,
     *,
     prepend_bos: bool | None = None,
@@ -54,7 +53,7 @@ def class_mass(
 
     Args:
         model: which predicts.
-        prompts: a behaviour, a text or texts.
+        prompts: a behaviour, a text or texts (see `Prompts`).
         classes: another set than the behaviour's (the standard one for texts).
         prepend_bos: the family's convention by default.
 
@@ -68,7 +67,6 @@ def class_mass(
         behaviour = replace(
             behaviour, classes=classes, class_contrast=None, answers="space-capital"
         )
-    index = range(len(behaviour))
-    (grid,) = measure_class_mass(run_batch(model, behaviour, index, [], prepend_bos=prepend_bos))
+    (grid,) = measure_class_mass(run_whole(model, behaviour, [], prepend_bos=prepend_bos))
     assert isinstance(grid, Grid)
     return grid

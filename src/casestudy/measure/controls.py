@@ -28,8 +28,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.behaviour.prompts import Behaviour
-from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.behaviour.prompts import Behaviour, Prompts
+from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.errors import PromptError
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
@@ -160,7 +160,7 @@ CONTROL = Measurement("controls", lambda model: (), measure_controls)
 
 def controls(
     model: Model,
-    prompts: Behaviour | str | Sequence[str],
+    prompts: Prompts,
     *,
     prepend_bos: bool | None = None,
 ) -> Table:
@@ -168,7 +168,7 @@ def controls(
 
     Args:
         model: which predicts.
-        prompts: a behaviour, a text or texts.
+        prompts: a behaviour, a text or texts (see `Prompts`).
         prepend_bos: the family's convention by default.
 
     Rows:   one per prompt: difference, b_U and its share, unigram, copied, shuffled; None where a
@@ -176,7 +176,6 @@ def controls(
     Unit:   logits.
     """
     behaviour = Behaviour.of(prompts)
-    index = range(len(behaviour))
-    table = measure_controls(run_batch(model, behaviour, index, [], prepend_bos=prepend_bos))[1]
+    table = measure_controls(run_whole(model, behaviour, [], prepend_bos=prepend_bos))[1]
     assert isinstance(table, Table)
     return table

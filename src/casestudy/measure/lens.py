@@ -33,8 +33,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.prompts import Behaviour
-from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.behaviour.prompts import Prompts, texts_of
+from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.measure.examples import examples
 from casestudy.measure.ledger import final_direction
 from casestudy.model.config import ModelConfig
@@ -210,7 +210,7 @@ LENS = Measurement("lens", keep_for_lens, measure_lens)
 
 def lens(
     model: Model,
-    behaviour: Behaviour,
+    behaviour: Prompts,
     *,
     norm: Literal["final", "own"] = "final",
     prepend_bos: bool | None = None,
@@ -228,25 +228,24 @@ def lens(
     Unit:   logits. With "final" the depths leave out b_U and the row "logits", after the last, is
             the logit difference; with "own" the last depth is the logit difference.
     """
-    batch = run_batch(model, behaviour, range(len(behaviour)), [LENS], prepend_bos=prepend_bos)
+    batch = run_whole(model, behaviour, [LENS], prepend_bos=prepend_bos)
     name = {"final": "lens", "own": "lens.own_norm"}[norm]
     return next(r for r in curves(batch) if r.name == name)
 
 
-def lens_by_role(model: Model, behaviour: Behaviour, *, prepend_bos: bool | None = None) -> Grid:
+def lens_by_role(model: Model, behaviour: Prompts, *, prepend_bos: bool | None = None) -> Grid:
     """Read a behaviour's contrasts off the stream at the tokens of every role, not the last alone.
 
     Shape:  (contrast, depth, role, prompt); NaN where a prompt does not have the role.
     Unit:   logits, without b_U; a role's tokens are averaged.
     """
-    index = range(len(behaviour))
-    batch = run_batch(model, behaviour, index, [], prepend_bos=prepend_bos)
-    return _by_role(batch, index)
+    batch = run_whole(model, behaviour, [], prepend_bos=prepend_bos)
+    return _by_role(batch, batch.index)
 
 
 def logit_lens(
     model: Model,
-    prompts: str | Sequence[str],
+    prompts: Prompts,
     *,
     top_k: int = TOP_K,
     prepend_bos: bool | None = None,
@@ -258,7 +257,7 @@ def logit_lens(
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     Raises: PromptError for a prompt that cannot be run.
     """
-    tokens = model.tokenize(prompts, prepend_bos=prepend_bos)
+    tokens = model.tokenize(texts_of(prompts), prepend_bos=prepend_bos)
     return concatenate_tables([_top(model, tokens[[i]], i, top_k) for i in range(len(tokens))])
 
 

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.behaviour.prompts import Behaviour
-from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.behaviour.prompts import Prompts, texts_of
+from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.model.decoder import run, unembed
 from casestudy.model.model import Model
 from casestudy.model.notices import Notice
@@ -30,7 +30,7 @@ TOP_K = 20
 
 def predictions(
     model: Model,
-    prompts: str | Sequence[str],
+    prompts: Prompts,
     *,
     top_k: int = TOP_K,
     prepend_bos: bool | None = None,
@@ -40,7 +40,7 @@ def predictions(
     Rows:   one per prompt and rank, with token, id, logit and probability.
     Raises: PromptError for a prompt that cannot be run.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts = texts_of(prompts)
     trace = run(model, model.tokenize(texts, prepend_bos=prepend_bos), logits="last")
     assert trace.logits is not None
     return top_tokens(model, trace.logits, range(len(texts)), top_k)
@@ -188,15 +188,11 @@ def _passed_over(batch: Batch) -> Table:
 PREDICTIONS = Measurement("predictions", lambda model: (), measure_predictions)
 
 
-def logit_difference(
-    model: Model, behaviour: Behaviour, *, prepend_bos: bool | None = None
-) -> Grid:
+def logit_difference(model: Model, behaviour: Prompts, *, prepend_bos: bool | None = None) -> Grid:
     """The contrasts of a behaviour's prompts.
 
     Shape:  (contrast, prompt), at each prompt's last position.
     Unit:   logits; NaN where a prompt has no such answer and counterpart.
     """
-    batch = run_batch(
-        model, behaviour, range(len(behaviour)), [PREDICTIONS], prepend_bos=prepend_bos
-    )
+    batch = run_whole(model, behaviour, [PREDICTIONS], prepend_bos=prepend_bos)
     return next(r for r in measure_predictions(batch) if isinstance(r, Grid))

@@ -129,8 +129,8 @@ class Study:
 
 
 def study(
-    model: Model | Behaviour | str = _TINY,
-    behaviour: Behaviour | Model | str | None = None,
+    model: Model | Behaviour | str | Sequence[str] = _TINY,
+    behaviour: Behaviour | Model | str | Sequence[str] | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
     only: Sequence[str] | None = None,
@@ -143,8 +143,8 @@ def study(
 
     Args:
         model: a `Model`, or what `load` takes; "tiny" by default.
-        behaviour: a `Behaviour`, a preset's name or the path of a behaviour file; the full stop's
-            capitals by default. The two are also taken in the other order.
+        behaviour: a `Behaviour`, texts, a preset's name or the path of a behaviour file; the full
+            stop's capitals by default. The two are also taken in the other order.
         out: the study's folder; a temporary one by default.
         only: names of measurements, or of the stages "patching" and "circuit"; all by default.
         skip: names that are left out of those.
@@ -207,12 +207,17 @@ def open_study(folder: str | os.PathLike[str]) -> Study:
 
 
 def _read(
-    model: Model | Behaviour | str, behaviour: Behaviour | Model | str | None
+    model: Model | Behaviour | str | Sequence[str],
+    behaviour: Behaviour | Model | str | Sequence[str] | None,
 ) -> tuple[Model, Behaviour]:
     """The model and the behaviour, whichever came first.
 
     Raises: BehaviourError where neither is a behaviour, or both are; as `load`, `find_behaviour`.
     """
+    if not isinstance(model, Model | Behaviour | str):
+        model = Behaviour.of(model)
+    if not isinstance(behaviour, Model | Behaviour | str | None):
+        behaviour = Behaviour.of(behaviour)
     if behaviour is None:
         behaviour = _TINY if _is_behaviour(model) else _FLAGSHIP
     if isinstance(behaviour, Model) or (_is_behaviour(model) and not _is_behaviour(behaviour)):

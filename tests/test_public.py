@@ -1,0 +1,62 @@
+"""The public door: what is exported takes a model first, and a behaviour or texts alike."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+
+import casestudy as cs
+from casestudy.errors import BehaviourError, PromptError
+
+TEXTS = ["It was late. She went home.", "He slept."]
+OF_PROMPTS = (
+    *("ledger", "lens", "lens_by_role", "head_attribution", "neuron_attribution", "top_neurons"),
+    *("attention_by_role", "logit_difference", "class_mass", "controls", "case_by_space"),
+    *("predictions", "logit_lens"),
+)
+OF_PAIRS = ("patch", "path_patch", "patch_edges", "attribute_edges", "evaluate_circuit")
+
+
+def values(result: cs.Grid | cs.Table) -> list[object]:
+    return list(result.to_polars().rows()) if isinstance(result, cs.Table) else [result.values]
+
+
+@pytest.mark.parametrize("name", OF_PROMPTS)
+def test_texts_and_a_behaviour_of_them_give_the_same(name: str, toy_model: cs.Model) -> None:
+    measure = getattr(cs, name)
+    behaviour = cs.Behaviour("mine", "What comes next?", tuple(map(cs.Prompt, TEXTS)))
+    of_texts, of_behaviour = measure(toy_model, TEXTS), measure(toy_model, behaviour)
+    for ours, theirs in zip(values(of_texts), values(of_behaviour), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert str(of_texts.about) == str(of_behaviour.about)
+
+
+@pytest.mark.parametrize("name", [*OF_PROMPTS, *OF_PAIRS, "ablate", "circuit_card"])
+def test_the_model_comes_first_and_one_thing_has_one_name(name: str) -> None:
+    parameters = list(inspect.signature(getattr(cs, name)).parameters)
+    assert parameters[0] == "model"
+    assert "metric" not in parameters
+    if name in OF_PAIRS:
+        assert parameters[1:3] == ["pairs", "contrast"]
+
+
+def test_what_is_no_text_is_refused_by_number(toy_model: cs.Model) -> None:
+    with pytest.raises(PromptError, match=r"prompt 1 is 3.*Allowed: texts"):
+        cs.ledger(toy_model, ["Go.", 3])  # type: ignore[list-item]
+
+
+def test_a_study_takes_its_two_subjects_in_either_order(toy_model: cs.Model) -> None:
+    behaviour = cs.Behaviour("mine", "What comes next?", tuple(map(cs.Prompt, TEXTS)))
+    studies = [
+        cs.study(behaviour, toy_model, only=["predictions"]),
+        cs.study(toy_model, behaviour, only=["predictions"]),
+        cs.study(toy_model, TEXTS, only=["predictions"]),
+    ]
+    tables = [study["predictions"] for study in studies]
+    for table in tables[1:]:
+        assert isinstance(table, cs.Table)
+        assert table.rows() == tables[0].rows()
+    with pytest.raises(BehaviourError, match="two behaviours"):
+        cs.study(behaviour, behaviour)

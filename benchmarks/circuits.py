@@ -107,11 +107,10 @@ def shared(folder: Path, case: str) -> dict[str, np.ndarray]:
 
 def ours(folder: Path, case: str) -> Work:
     """What a person would call."""
-    from casestudy.circuits.evaluate import evaluate_circuit
-
     from casestudy.circuits.agreement import EdgeScores
     from casestudy.circuits.curves import curve
     from casestudy.circuits.edge_patching import patch_edges
+    from casestudy.circuits.evaluate import evaluate_circuit
     from casestudy.circuits.graph import Circuit, Graph
 
     side, shared = Ours(folder, case), given()

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.known_circuits import KNOWN, KnownCircuit
-from casestudy.circuits.evaluate import evaluate_circuit
 
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.contributions import contribution_sites, contributions
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import Method, attribute_edges
+from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph
 from casestudy.measure.patching import Direction
 from casestudy.model.decoder import run

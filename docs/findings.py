@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from casestudy.circuits.evaluate import evaluate_circuit
 from docs.findings_page import (
     COMMA,
     FIRST,
@@ -46,6 +45,7 @@ from casestudy.behaviour.presets import preset
 from casestudy.behaviour.prompts import Behaviour, Role
 from casestudy.behaviour.roles import STANDARD_ROLES
 from casestudy.circuits.card import Card, circuit_card
+from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.evidence import Choices
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.attention import attention_by_role

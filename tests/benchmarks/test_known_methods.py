@@ -8,11 +8,11 @@ from functools import cache
 
 import pytest
 from benchmarks.known_circuits import KNOWN, KnownCircuit
-from casestudy.circuits.evaluate import evaluate_circuit
 from docs import circuits_table
 
 from casestudy.behaviour.prompts import Prompt
 from casestudy.circuits.agreement import EdgeScores
+from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.graph import Graph
 from tests.benchmarks.test_known_circuits import CANCELLING
 from tests.measure import by_hand

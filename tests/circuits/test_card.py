@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from casestudy.circuits.evaluate import evaluate_circuit
 
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.card import Card, circuit_card, read_card
 from casestudy.circuits.curves import PROPORTIONS, curve, smallest
 from casestudy.circuits.edge_scores import attribute_edges
+from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.evidence import CARD_STEPS, Choices, Half, Question, gather, split
 from casestudy.circuits.graph import Graph
 from casestudy.circuits.knockouts import knock_out

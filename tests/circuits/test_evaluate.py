@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from casestudy.circuits.evaluate import evaluate_circuit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casestudy.circuits.agreement import agreement
 from casestudy.circuits.edge_patching import patch_edges
+from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph, Receiver, Sender
 from casestudy.circuits.paths import path_patch
 from casestudy.errors import MeasureError, SiteError

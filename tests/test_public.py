@@ -43,7 +43,7 @@ def test_the_model_comes_first_and_one_thing_has_one_name(name: str) -> None:
 
 
 def test_what_is_no_text_is_refused_by_number() -> None:
-    # users run without the suite's type checker, which looks at one entry of a list, drawn at random
+    # as users run it: the suite's type checker looks at one entry of a list, drawn at random
     unchecked = inspect.unwrap(cs.Behaviour.of.__func__)  # type: ignore[attr-defined]
     with pytest.raises(PromptError, match=r"prompt 1 is 3.*Allowed: texts"):
         unchecked(cs.Behaviour, ["Go.", 3])

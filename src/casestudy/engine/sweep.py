@@ -17,7 +17,8 @@ many rows as there are positions from its first to the last. Memory is held unde
 are taken in blocks whose unpatched runs fit, their cells in climbs of so many rows.
 
 Exact: a sample of cells is recomputed with a full forward pass and one edit, and the sweep fails
-where the two differ by more than 1e-4 in float32 (1e-9 in float64).
+where the two differ by more than rounding: 1e-4 in float32 (1e-9 in float64), or, where values or
+activations are larger, what a second look in float64 shows (see `rounding`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,6 +51,7 @@ from casestudy.engine.plan import (
     planned,
 )
 from casestudy.engine.readout import Metric, Readout
+from casestudy.engine.rounding import checked
 from casestudy.errors import MeasureError
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
@@ -78,7 +81,8 @@ class Sweep:
         known: (cell, prompt) True where the value is the base's by construction: the two runs
             agree at the cell's place, or nothing there can reach the last position.
         error: {"gap": largest difference from the plain way in the sample, "bound": allowed (none
-            in bfloat16), "checked": sample size}.
+            where nothing can be promised, as in bfloat16), "checked": sample size}; see
+            `rounding.checked`.
         plan: how it was cut up.
     """
 
@@ -141,11 +145,6 @@ def sweep(
         return _Sweeping(task, metric).sweep(memory, check, seed, rows, progress, watch)
 
 
-def rounding_bound(dtype: torch.dtype) -> float:
-    """What two ways of computing one value may differ by; bfloat16 promises nothing."""
-    return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, float("inf"))
-
-
 class _Values:
     """What was found so far; NaN where nothing was yet."""
 
@@ -176,6 +175,7 @@ class _Sweeping:
 
     def __init__(self, task: Task, metric: Contrast | Metric) -> None:
         self.task, self.model, self.config = task, task.model, task.config
+        self.metric = metric
         self.readout = Readout(task.model, metric, len(task.base))
         self.operations = Operations()
 
@@ -195,7 +195,8 @@ class _Sweeping:
         shares = planner.shares(variants)
         chosen = set(random.Random(seed).sample(range(len(variants)), min(check, len(variants))))
         sample = [variants[i] for i in sorted(chosen)]
-        found, done, gap = _Values(self.task, known), int(known.sum()), 0.0
+        found, done = _Values(self.task, known), int(known.sum())
+        plain: list[tuple[Variant, float]] = []
         total = done + len(variants)
 
         def so_far() -> Sweep:
@@ -213,28 +214,40 @@ class _Sweeping:
                     progress(done, total)
                 if watch:
                     watch(so_far())
-            mine = [v for v in sample if v.prompt in runs.local]
-            if mine:
-                gap = max(gap, float(np.abs(self.plainly(runs, mine) - found.at(mine)).max()))
+            plain += self.plain_values(runs, sample)
         whole = so_far()
         if np.isnan(whole.values[~absent]).any():
             raise MeasureError("a patched run gave NaN", hint="The replacement may not be finite")
-        return replace(whole, error=self.checked(gap, len(sample)))
+        fast, slow = found.at([v for v, _ in plain]), np.array([value for _, value in plain])
+        again = partial(self.in_float64, sample, 2 * memory)
+        return replace(whole, error=checked(self.model, fast, slow, again, "the sweep"))
 
-    def checked(self, gap: float, size: int) -> dict[str, float]:
-        """The largest gap in a sample, its bound and the sample's size.
+    def in_float64(
+        self, sample: Sequence[Variant], memory: int, model: Model
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Some variants' values the fast way and the plain one, by the model in float64."""
+        metric = self.metric  # a contrast keeps directions of the model it last met: give a copy
+        if isinstance(metric, Contrast):
+            metric = metric[list(range(len(metric)))]
+        wide = _Sweeping(_of_model(self.task, model), metric)
+        return wide.both_ways(sample, memory)
 
-        Raises: MeasureError where the gap is above the bound.
-        """
-        bound = rounding_bound(self.model.dtype)
-        if not gap <= bound:
-            raise MeasureError(
-                f"the sweep differs from full forward passes by {gap:.2e} logits",
-                allowed=f"at most {bound:.0e}",
-                hint="Please report it with the model and the cells",
-            )
-        error = {"gap": gap, "checked": float(size)}
-        return error | ({"bound": bound} if bound < float("inf") else {})
+    def both_ways(
+        self, sample: Sequence[Variant], memory: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Some variants' values, the fast way and the plain one."""
+        keep = keeps(self.task, sample)
+        shape = (len(self.task.cells), len(self.task.base))
+        found, plain = _Values(self.task, np.zeros(shape, dtype=bool)), []
+        for share in Planner(self.task, keep, memory, None).shares(sample):
+            if not share.climbs:
+                continue
+            runs = self.open(share, keep, found)
+            for some in share.climbs:
+                climb = Climb(runs, self.task.cells, some, self.readout, self.operations)
+                found.put(some, climb.climb().cpu().numpy())
+            plain += self.plain_values(runs, sample)
+        return found.at([v for v, _ in plain]), np.array([value for _, value in plain])
 
     # The unpatched runs.
 
@@ -294,6 +307,11 @@ class _Sweeping:
 
     # The plain way.
 
+    def plain_values(self, runs: Runs, sample: Sequence[Variant]) -> list[tuple[Variant, float]]:
+        """Those of a sample whose prompts are in a block, with their values by the plain way."""
+        mine = [v for v in sample if v.prompt in runs.local]
+        return list(zip(mine, self.plainly(runs, mine).tolist(), strict=True)) if mine else []
+
     def plainly(self, runs: Runs, sample: Sequence[Variant]) -> NDArray[np.float64]:
         """The same values by full forward passes with one edit per prompt."""
         prompts = [v.prompt for v in sample]
@@ -331,3 +349,15 @@ class _Sweeping:
             return x
 
         return Edit(cell.site, cell.layer, put)
+
+
+def _of_model(task: Task, model: Model) -> Task:
+    """The task with the same model in another number format."""
+    source = task.source
+    if not callable(source):
+        return replace(task, model=model)
+
+    def cast(site: Site, layer: int | None, prompts: Tensor, positions: Tensor) -> Tensor:
+        return source(site, layer, prompts, positions).to(model.dtype)
+
+    return replace(task, model=model, source=cast)

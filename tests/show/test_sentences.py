@@ -292,3 +292,41 @@ def test_an_effect_of_nothing_is_no_largest_effect(tmp_path: Path) -> None:
     page = page_of(studies.write(tmp_path / "s", results))
     assert "changes nothing anywhere" in page.text
     assert "largest effect is" not in page.text
+
+
+def _by_role(*columns: float) -> Grid:
+    values = np.array([columns, [c / 2 for c in columns]])
+    roles = Axis("role", tuple(f"role {i}" for i in range(len(columns))))
+    return Grid("patching.attn_out.role", values, (Axis.count("layer", 2), roles), "share")
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.sampled_from((0.0, 0.001, 0.02, 0.3, -0.8)), min_size=2, max_size=5))
+def test_roles_that_hold_nothing_are_not_drawn(
+    tmp_path_factory: pytest.TempPathFactory, columns: list[float]
+) -> None:
+    results = [*studies.ledger(4), *studies.tables(studies.TEXTS), _by_role(*columns)]
+    page = page_of(studies.write(tmp_path_factory.mktemp("roles") / "s", results))
+    drawn = [f for f in page.figures if [name for name, _ in f["axes"]] == ["layer", "role"]]
+    if max(map(abs, columns)) < 0.05:
+        assert drawn == []
+        assert "Patching attn_out by role" in page.text
+    else:
+        (figure,) = drawn
+        seen = [f"role {i}" for i, c in enumerate(columns) if abs(c) >= 0.005]
+        assert figure["axes"][1][1] == seen
+
+
+def test_a_word_that_is_always_a_capital_is_flagged_with_the_mean_without_it(
+    tmp_path: Path,
+) -> None:
+    results = [*studies.ledger(4), *studies.tables(studies.TEXTS)]
+    answers = next(r for r in results if r.name == "answers")
+    assert isinstance(answers, Table)
+    tokens, forms = answers.columns["token"], answers.columns["form"]
+    tokens[forms.index("answer")] = " I"
+    page = page_of(studies.write(tmp_path / "s", results))
+    mean = float(results[0].values[0, 1:].mean())  # type: ignore[union-attr]
+    assert "In 1 of 4 prompts the answer is a word that is always a capital" in page.text
+    assert f"without them the mean is +{mean:.2f} logits" in page.text
+    assert "always a capital" not in page_of(studies.write(tmp_path / "t")).text

@@ -13,7 +13,7 @@ from casestudy.results.result import Array, Grid
 from casestudy.show import distribution, marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.stored import Missing, StoredStudy
-from casestudy.show.text import capital, clean, count, interval, number, percent, signed
+from casestudy.show.text import capital, chip, clean, count, interval, number, percent, signed
 from casestudy.show.weighed import Weighed, weighed
 from casestudy.show.wording import NOTHING, Mean, Spread, known, spoken
 
@@ -29,7 +29,7 @@ def differences(study: StoredStudy) -> list[Block]:
     everyone = int(np.isfinite(values).sum())
     counted = known(values[study.main_prompts(grid.axis("prompt").labels)])
     sides = weighed(study)
-    blocks: list[Block] = [preference(sides, main, counted)]
+    blocks: list[Block] = [preference(sides, main, counted), *_always_capital(study, grid)]
     others = [name for name in labels if name != study.contrast]
     if others:
         phrases = [
@@ -70,6 +70,40 @@ def differences(study: StoredStudy) -> list[Block]:
         )
     )
     return blocks
+
+
+ALWAYS_CAPITAL = frozenset({"I", "I'm", "I'll", "I've", "I'd", "I’m", "I’ll", "I’ve", "I’d"})
+"""Words that English writes with a capital wherever they stand."""
+
+
+def _always_capital(study: StoredStudy, grid: Grid) -> list[Block]:
+    """The mean without answers that are a capital anywhere, where the case is what is asked."""
+    if study.contrast != "lowercase" or "answers" not in study.tables:
+        return []
+    rows = study.table("answers", "prompt", "form", "token").rows()
+    always = {
+        str(row["prompt"])
+        for row in rows
+        if row["form"] == "answer" and str(row["token"]).strip() in ALWAYS_CAPITAL
+    }
+    labels = grid.axis("prompt").labels
+    main = [i for i in study.main_prompts(labels) if np.isfinite(_main(study, grid)[i])]
+    others = [i for i in main if labels[i] not in always]
+    if len(others) == len(main):
+        return []
+    without = Mean.over(_main(study, grid)[others]) if others else NOTHING
+    size = f"{signed(without.value)} logits ({without.bracket})" if without.n else "not measured"
+    return [
+        paragraph(
+            "In {} of {} the answer is a word that is always a capital ({}); without them the mean "
+            "is {}.",
+            *(len(main) - len(others), count(len(main), "prompt"), chip(" I"), size),
+        )
+    ]
+
+
+def _main(study: StoredStudy, grid: Grid) -> Array:
+    return grid.select(contrast=study.contrast).values
 
 
 MOST_GROUPS = 24

@@ -24,7 +24,6 @@ from casestudy.show.text import (
     number,
     percent,
     signed,
-    visible,
 )
 
 MOST_HEADS = 24
@@ -352,34 +351,22 @@ def _at(grid: Grid, where: tuple[Any, ...]) -> str:
 
 def _patch(study: StoredStudy, name: str) -> list[Block]:
     grid, where = _cut(study, name)
-    values = np.asarray(grid.values, dtype=float)
-    best, at, ends = float(values[where]), _at(grid, where), _ends(grid, where)
+    grid = _with_tokens(study, grid)
+    best, at, ends = float(grid.values[where]), _at(grid, where), _ends(grid, where)
     size = signed(best, digits([best]))
     words = paragraph("Patching {}: the largest effect is {}{} at {}.", _site(name), size, ends, at)
     if best == 0:
         words = paragraph("Patching {} changes nothing anywhere.", _site(name))
-    labels = [[clean(label) for label in axis.labels] for axis in grid.axes]
-    grid = _with_tokens(study, grid)
-    at = _at(grid, where)
-    if len(labels) == 1:  # a bare number says too little beside a bar
-        labels = [[f"{grid.axes[0].name} {x}" if x.isdigit() else x for x in labels[0]]]
+    by_role = "role" in (axis.name for axis in grid.axes)
+    if by_role and not name.endswith(".effect") and abs(best) < LEAST / 2:
+        return [words, *_undrawn(name, best)]
+    grid = _without_empty_roles(grid) if not name.endswith(".effect") else grid
+    labels = [clean(label) for label in grid.axes[0].labels]
+    if len(grid.axes) == 1:  # a bare number says too little beside a bar
+        labels = [f"{grid.axes[0].name} {x}" if x.isdigit() else x for x in labels]
     plain = _site(name).striptags()
-    title = f"Patching {plain}"
-    alt = f"Effect of patching {plain}: the largest is {size}{ends} at {at}."
-    gap = grid.error.get("gap")
-    caption = clean(grid.about).replace(f"the family “{GIVEN}”", family_name(study, GIVEN)) + (
-        f" A random sample of cells recomputed with a full forward pass differs by at most "
-        f"{number(gap)}."
-        if gap is not None
-        else ""
-    )
-    if _parts(name)[0].startswith("resid"):
-        caption += (
-            " The residual stream carries all of the difference somewhere in every layer, late at "
-            "the last token by construction: what this shows is where it moves."
-        )
     mark = (
-        marks.mean_bars(grid, labels[0])
+        marks.mean_bars(grid, labels)
         if len(grid.axes) == 1
         else marks.grid_heatmap(
             grid,
@@ -387,7 +374,25 @@ def _patch(study: StoredStudy, name: str) -> list[Block]:
             heads=_opens(grid) if has_patterns(study) else None,
         )
     )
-    return [words, Figure(title, mark, alt, marks.Data.of(grid), caption)]
+    alt = f"Effect of patching {plain}: the largest is {size}{ends} at {at}."
+    caption = _caption(study, name, grid)
+    return [words, Figure(f"Patching {plain}", mark, alt, marks.Data.of(grid), caption)]
+
+
+def _caption(study: StoredStudy, name: str, grid: Grid) -> str:
+    """What was patched of which pairs, how exactly, and what is so by construction."""
+    about = clean(grid.about).replace(f"the family “{GIVEN}”", family_name(study, GIVEN))
+    if "gap" in grid.error:
+        about += (
+            " A random sample of cells recomputed with a full forward pass differs by at most "
+            f"{number(grid.error['gap'])}."
+        )
+    if _parts(name)[0].startswith("resid"):
+        about += (
+            " The residual stream carries all of the difference somewhere in every layer, late at "
+            "the last token by construction: what this shows is where it moves."
+        )
+    return about
 
 
 def _with_tokens(study: StoredStudy, grid: Grid) -> Grid:
@@ -407,6 +412,33 @@ def _with_tokens(study: StoredStudy, grid: Grid) -> Grid:
         return grid
     axes = (Axis("pos", tuple(labels)) if a.name == "pos" else a for a in grid.axes)
     return replace(grid, axes=tuple(axes))
+
+
+def _undrawn(name: str, best: float) -> list[Block]:
+    """That a grid by role holds nothing to see, and where it is."""
+    if best == 0:
+        return []
+    return [
+        paragraph(
+            "It is not drawn: no role changes a twentieth of the difference. The study’s folder "
+            "has it as <code>arrays/{}.safetensors</code>.",
+            name,
+        )
+    ]
+
+
+def _without_empty_roles(grid: Grid) -> Grid:
+    """A grid by role without the roles at which nothing is changed."""
+    if [axis.name for axis in grid.axes][-1] != "role" or len(grid.axes) != 2:
+        return grid
+    size = np.nan_to_num(np.abs(np.asarray(grid.values, dtype=float))).max(0)
+    labels = grid.axes[-1].labels
+    keep = [label for label, most in zip(labels, size, strict=True) if most >= EMPTY]
+    return grid.take("role", keep) if 0 < len(keep) < len(labels) else grid
+
+
+EMPTY = 0.005
+"""Of the difference: a role that changes less in every row is not drawn."""
 
 
 PLACES = {

@@ -24,6 +24,7 @@ from casestudy.show.text import (
     number,
     percent,
     signed,
+    visible,
 )
 
 MOST_HEADS = 24

@@ -96,39 +96,41 @@ def die_at(step: str) -> Callable[[Progress], None]:
     return tell
 
 
-def fork(work: Callable[[], object]) -> int:
-    """A child that does some work, silently, and is gone."""
+def fork(work: Callable[[], object]) -> tuple[int, int]:
+    """A child that does some work and is gone; its number, and where to read what it says."""
+    said, says = os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(says, 1)
             work()
             status = 0
         finally:
             os._exit(status)
-    return child
+    os.close(says)
+    return child, said
 
 
 def kill_often(model: str, out: str, kills: int) -> dict[str, object]:
     """Fork runs and kill them at random moments; then let one finish.
 
-    A run that comes through before its time is up begins another folder: OUT-1, OUT-2, …
+    A moment is so many chunks after a run's start and a few milliseconds, so that a busy machine's
+    runs die in the same places. A run that comes through before begins another folder: OUT-1, …
     """
     rng = random.Random(0)
     folders = [out]
     killed = 0
     reached: set[str] = set()
     while True:
-        child = fork(lambda: run(model, folders[-1]))
-        # chunks take a few milliseconds each: later kills come later
-        deadline = time.monotonic() + rng.uniform(0.05, 0.5) * (1 + killed / 10)
-        while killed < kills and time.monotonic() < deadline:
-            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                break
-            time.sleep(0.002)
-        if killed < kills:
-            os.kill(child, signal.SIGKILL)
+        child, said = fork(lambda: run(model, folders[-1]))
+        with os.fdopen(said, "rb", buffering=0) as lines:
+            if killed < kills:
+                for _ in range(rng.randrange(12)):
+                    lines.readline()  # of a run that has ended: nothing, at once
+                time.sleep(rng.uniform(0, 0.02))
+                os.kill(child, signal.SIGKILL)
+            lines.read()
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             killed += 1

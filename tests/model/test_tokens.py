@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -105,8 +106,20 @@ class TestBos:
         without = load("tiny", prepend_bos=False)
         behaviour = preset("full-stop-capitals")
         once = ledger(without, behaviour)
-        said = ledger(load("tiny"), behaviour, prepend_bos=False)
-        np.testing.assert_array_equal(once.values, said.values)  # absent terms are NaN in both
+        later = ledger(load("tiny").with_bos(False), behaviour)
+        np.testing.assert_array_equal(once.values, later.values)  # absent terms are NaN in both
+        assert not np.array_equal(
+            once.values, ledger(load("tiny"), behaviour).values, equal_nan=True
+        )
+        with pytest.raises(TypeError, match="unexpected keyword argument 'prepend_bos'"):
+            ledger(without, behaviour, prepend_bos=False)  # type: ignore[call-arg]
+
+    def test_what_was_chosen_needs_no_remark(self) -> None:
+        tokenizer = load("tiny").tokenizer
+        silent_family = replace(tokenizer, prepend_bos=False)
+        assert [notice.kind for notice in silent_family.bos_notice()] == ["bos"]
+        assert silent_family.with_bos(False).bos_notice() == ()
+        assert load("tiny", prepend_bos=False).tokenizer.bos_notice() == ()
 
     def test_never_doubled(self, tokenizer: Tokenizer) -> None:
         once = tokenizer.tokenize("Hi").rows()

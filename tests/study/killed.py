@@ -53,7 +53,7 @@ def behaviour(n: int = N) -> Behaviour:
     )
 
 
-def run(model: str, out: str) -> Study:
+def run(model: str, out: str, prepend_bos: bool | None = None) -> Study:
     """The study, the same for whoever asks; says on stdout how far it is."""
 
     def say(state: Progress) -> None:
@@ -63,7 +63,7 @@ def run(model: str, out: str) -> Study:
     torch.set_num_threads(1)
     return study(
         behaviour(),
-        load(model, device="cpu"),
+        load(model, device="cpu", prepend_bos=prepend_bos),
         out=out,
         only=["predictions", "ledger", "attribution"],
         execution=Execution(chunk_tokens=CHUNK_TOKENS),

@@ -125,6 +125,12 @@ def test_a_truncated_shard_is_named_and_its_prompts_are_measured_again(
     same(whole, run(model, str(tmp_path / "s")))
 
 
+def test_another_bos_is_another_study(model: str, tmp_path: Path) -> None:
+    run(model, str(tmp_path / "s"))
+    with pytest.raises(StudyError, match=r"settings\.prepend_bos: stored true"):
+        run(model, str(tmp_path / "s"), prepend_bos=False)
+
+
 def test_a_manifest_changed_by_hand_is_refused(model: str, tmp_path: Path) -> None:
     run(model, str(tmp_path / "s"))
     path = tmp_path / "s" / "manifest.json"

@@ -56,7 +56,7 @@ def alike(a: Study, b: Study) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_travel_as_they_are(toy: Callable[..., Model], dtype: str) -> None:
     model = toy(dtype=dtype)
-    work = Work(model, behaviour(3), (), None, 5)
+    work = Work(model, behaviour(3), (), 5)
     packed = Packed.of(work)
     back = packed.unpack().model
     assert back.weight_hash == model.weight_hash

@@ -101,15 +101,13 @@ def dies_after(chunks: int) -> Any:
 def test_a_bad_prompt_costs_only_itself(toy_model: Model, tmp_path: Path) -> None:
     good = study(
         behaviour("Go.", "Yes."),
-        toy_model,
+        toy_model.with_bos(False),
         out=tmp_path / "good",
-        settings=Settings(prepend_bos=False),
     )
     bad = study(
         behaviour("Go.", "", "no " * 500, "Yes."),
-        toy_model,
+        toy_model.with_bos(False),
         out=tmp_path / "bad",
-        settings=Settings(prepend_bos=False),
     )
     prompts = bad["prompts"]
     assert isinstance(prompts, Table)
@@ -123,9 +121,7 @@ def test_a_bad_prompt_costs_only_itself(toy_model: Model, tmp_path: Path) -> Non
 
 def test_no_prompt_at_all_is_an_error(toy_model: Model, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no prompt can be run; the first: prompt 0 is empty"):
-        study(
-            behaviour("", ""), toy_model, out=tmp_path / "s", settings=Settings(prepend_bos=False)
-        )
+        study(behaviour("", ""), toy_model.with_bos(False), out=tmp_path / "s")
     assert not (tmp_path / "s").exists(), "nothing is made for nothing"
 
 

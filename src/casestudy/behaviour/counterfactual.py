@@ -274,7 +274,6 @@ def propose(
     families: Sequence[Family] = FAMILIES,
     *,
     roles: Iterable[Role] = (),
-    prepend_bos: bool | None = None,
 ) -> Proposals:
     """Every family's edit of every prompt, aligned or excluded with the reason.
 
@@ -283,7 +282,6 @@ def propose(
         prompts: a prompt's own `corrupted` partner is the family "given".
         families: kinds of edit.
         roles: to align by, besides the standard ones.
-        prepend_bos: as in `Tokenizer.tokenize`.
     """
     whole = [Prompt(p) if isinstance(p, str) else p for p in prompts]
     roles = tuple(roles)
@@ -299,7 +297,7 @@ def propose(
             try:
                 if text is None:
                     raise BehaviourError(lacks)
-                pairs.append(_aligned(model, name, i, prompt, text, roles, prepend_bos))
+                pairs.append(_aligned(model, name, i, prompt, text, roles))
             except CasestudyError as problem:
                 # the tokenizer counts prompts within its call, which were of one
                 why = problem.came.removeprefix("prompt 0 ")
@@ -314,7 +312,6 @@ def _aligned(
     prompt: Prompt,
     text: str,
     roles: tuple[Role, ...],
-    prepend_bos: bool | None,
 ) -> Counterfactual:
     """The pair, if its tokens correspond.
 
@@ -322,9 +319,7 @@ def _aligned(
     """
     if text == prompt.text:
         raise BehaviourError("the edit changes nothing")
-    clean, edited = (
-        model.tokenizer.tokenize(t, prepend_bos=prepend_bos).rows()[0] for t in (prompt.text, text)
-    )
+    clean, edited = (model.tokenizer.tokenize(t).rows()[0] for t in (prompt.text, text))
     if clean == edited:
         raise BehaviourError("the edit changes no token")
     corrupted = Prompt(text)
@@ -357,8 +352,6 @@ def score(
     model: Model,
     proposals: Proposals,
     contrast: Contrast,
-    *,
-    prepend_bos: bool | None = None,
 ) -> tuple[Score, ...]:
     """What every family does to the contrast, families in order.
 
@@ -367,17 +360,15 @@ def score(
         proposals: of `propose`.
         contrast: of the prompts proposed for, row by row; prompts whose weights are NaN have none
             and are excluded.
-        prepend_bos: as for `propose`.
 
     Unit: logits, at each prompt's last token.
     """
     defined = ~contrast.weights.isnan().any(1)
-    clean = _values(model, {p.index: p.clean.text for p in proposals.pairs}, contrast, prepend_bos)
+    clean = _values(model, {p.index: p.clean.text for p in proposals.pairs}, contrast)
     edited = _values(
         model,
         {i: pair.corrupted.text for i, pair in enumerate(proposals.pairs)},
         contrast[[pair.index for pair in proposals.pairs]],
-        prepend_bos,
     )
     scores = []
     for family in proposals.families:
@@ -401,14 +392,9 @@ def score(
     return tuple(scores)
 
 
-def _values(
-    model: Model, texts: dict[int, str], contrast: Contrast, prepend_bos: bool | None
-) -> dict[int, float]:
+def _values(model: Model, texts: dict[int, str], contrast: Contrast) -> dict[int, float]:
     """The contrast's row of each key at its text's last token."""
-    rows = {
-        key: model.tokenizer.tokenize(text, prepend_bos=prepend_bos).rows()[0]
-        for key, text in texts.items()
-    }
+    rows = {key: model.tokenizer.tokenize(text).rows()[0] for key, text in texts.items()}
     order = sorted(rows, key=lambda key: len(rows[key]))  # alike lengths together: less padding
     found: dict[int, float] = {}
     for start in range(0, len(order), _RUN_AT_ONCE):

@@ -14,18 +14,14 @@ from casestudy.model.notices import Notice, one_per_kind
 from casestudy.model.tokens import Tokenizer
 
 
-def prompt_notices(
-    tokenizer: Tokenizer, prompts: Iterable[Prompt], *, prepend_bos: bool | None = None
-) -> tuple[str, ...]:
+def prompt_notices(tokenizer: Tokenizer, prompts: Iterable[Prompt]) -> tuple[str, ...]:
     """A line for each kind of remark on these prompts, their partners and the answers they bring.
 
     Args:
         tokenizer: which reads them.
         prompts: those that cannot be read are left alone: they have an error of their own.
-        prepend_bos: the model's convention by default, and then worth a remark where it leaves out
-            a BOS that the tokenizer defines.
     """
-    notices = list(tokenizer.bos_notice(prepend_bos))
+    notices = list(tokenizer.bos_notice())
     for prompt in prompts:
         try:
             notices += _of_prompt(tokenizer, prompt)

@@ -141,9 +141,7 @@ def _given(prompt: Prompt, n: int) -> dict[str, tuple[int, ...]]:
     return given
 
 
-def check_roles(
-    tokenizer: Tokenizer, behaviour: Behaviour, *, prepend_bos: bool | None = None
-) -> None:
+def check_roles(tokenizer: Tokenizer, behaviour: Behaviour) -> None:
     """See that every role the behaviour defines occurs in at least one of its prompts, and that
     the positions its prompts bring are theirs. Prompts that cannot be run are left alone.
 
@@ -156,7 +154,7 @@ def check_roles(
         if not missing and not prompt.roles:
             continue
         try:
-            ids = tokenizer.tokenize(prompt.text, prepend_bos=prepend_bos).rows()[0]
+            ids = tokenizer.tokenize(prompt.text).rows()[0]
         except PromptError:
             continue
         for name in roles_of(tokenizer, prompt, ids, missing.values()):

@@ -93,7 +93,7 @@ class Findings:
         asked: the findings.
         behaviour: a preset's name or a behaviour file's path.
         model: what `load` takes; None where the file names none.
-        prepend_bos: None for the family's convention.
+        prepend_bos: whether texts start with BOS; None leaves it to the model.
     """
 
     asked: tuple[Asked, ...]
@@ -188,6 +188,8 @@ def check(
     behaviour = find_behaviour(of) if isinstance(of, str) else of
     chosen = findings.model if model is None else model
     ready = chosen if isinstance(chosen, Model) else load(str(chosen))
+    if findings.prepend_bos is not None:
+        ready = ready.with_bos(findings.prepend_bos)
     groups = behaviour.groups
     needs = {need.name: need for one in asked for need in one.finding.needs}
     bench = Bench(
@@ -195,7 +197,6 @@ def check(
         behaviour,
         tuple(needs.values()),
         effort=effort,
-        prepend_bos=findings.prepend_bos,
     )
     for one in asked:
         with _said_of(one.claim):

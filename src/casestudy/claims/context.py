@@ -89,14 +89,13 @@ class Bench:
         needs: Sequence[Measurement],
         *,
         effort: Effort,
-        prepend_bos: bool | None,
     ) -> None:
         self.model, self.behaviour = model, behaviour
-        self.effort, self.prepend_bos = effort, prepend_bos
+        self.effort = effort
         lengths: list[int | None] = []
         for prompt in behaviour.prompts:
             try:
-                tokens = model.tokenizer.tokenize(prompt.text, prepend_bos=prepend_bos)
+                tokens = model.tokenizer.tokenize(prompt.text)
                 lengths.append(int(tokens.lengths[0]))
             except CasestudyError:
                 lengths.append(None)
@@ -115,7 +114,7 @@ class Bench:
 
     def batch(self, index: Sequence[int], needs: Sequence[Measurement] = ()) -> Batch:
         """Some prompts, run."""
-        return run_batch(self.model, self.behaviour, index, needs, prepend_bos=self.prepend_bos)
+        return run_batch(self.model, self.behaviour, index, needs)
 
     @cached_property
     def contrasts(self) -> tuple[str, ...]:
@@ -182,9 +181,7 @@ class Bench:
             found = found.only(lambda pair: pair.aligned == "position")
         if not found.n:
             raise Unmeasurable(f"no pair of the edit {edit!r} fits: {why or 'lengths differ'}")
-        pairs = pairs_of(
-            self.model, found.pairs, roles=self.behaviour.roles, prepend_bos=self.prepend_bos
-        )
+        pairs = pairs_of(self.model, found.pairs, roles=self.behaviour.roles)
         rows = [pair.index for pair in found.pairs]
         device = self.model.device
         return _Edited(
@@ -204,9 +201,8 @@ class Bench:
                 asked.batch.prompts,
                 [family for family in FAMILIES if family.name == edit],
                 roles=self.behaviour.roles,
-                prepend_bos=self.prepend_bos,
             )
-            scores = score(self.model, made, asked.contrast, prepend_bos=self.prepend_bos)
+            scores = score(self.model, made, asked.contrast)
             found = [one for one in scores if one.family == edit]
             if not found:
                 raise Unmeasurable("no prompt brings a corrupted partner")

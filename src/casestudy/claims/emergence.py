@@ -36,7 +36,7 @@ from casestudy.errors import ModelError, StudyError, one_of
 from casestudy.model.loading import load
 from casestudy.results.result import Array, Axis, Grid, Shown, worst_error
 from casestudy.results.stats import mean_over_prompts, share_ends, units_of
-from casestudy.study.settings import Execution, Settings
+from casestudy.study.settings import Execution
 from casestudy.study.study import Study, study
 
 ONLY = ("predictions", "class_mass")
@@ -160,9 +160,9 @@ def emergence(
     revisions: Sequence[str] = (),
     answers: Answers = "last",
     only: Sequence[str] | None = ONLY,
-    prepend_bos: bool | None = None,
     device: str = "auto",
     dtype: str | None = None,
+    prepend_bos: bool | None = None,
     threads: int | None = None,
     progress: Callable[[str, Progress], None] | None = None,
 ) -> Emergence:
@@ -175,8 +175,8 @@ def emergence(
         answers: "last" asks every checkpoint for the last one's answers, "own" for its own (see
             the module).
         only: names of measurements, predictions among them; None for all.
-        prepend_bos, threads: as `Settings` and `Execution` take them.
-        device, dtype: as `load` takes them.
+        device, dtype, prepend_bos: as `load` takes them.
+        threads: as `Execution` takes them.
         progress: told each checkpoint's label and how far its study is.
 
     Raises: ModelError and StudyError as `load` and `study` do; StudyError where the last
@@ -189,14 +189,13 @@ def emergence(
     folder = Path(out)
 
     def run(one: Checkpoint, of: Behaviour, name: str, only: Sequence[str] | None) -> Study:
-        model = load(one.model, device=device, dtype=dtype)
+        model = load(one.model, device=device, dtype=dtype, prepend_bos=prepend_bos)
         tell = None if progress is None else partial(progress, one.label)
         return study(
             model,
             of,
             out=folder / re.sub(r"[^\w.+=-]+", "-", name).strip("-"),
             only=only,
-            settings=Settings(prepend_bos=prepend_bos),
             execution=Execution(threads=threads),
             progress=tell,
         )

@@ -66,7 +66,7 @@ def circuit(
     from casestudy.study.settings import Execution, Search, Settings
     from casestudy.study.study import study
 
-    loaded = read_model(model, device, dtype)
+    loaded = read_model(model, device, dtype, bos)
     subject = read_behaviour(behaviour)
     folder = out or default_folder(subject.name, model, "circuit")
     choices = choices_of(
@@ -84,7 +84,7 @@ def circuit(
             subject,
             out=folder,
             only=["predictions", "ledger", NAME],
-            settings=Settings(bos, search=Search(choices, read_kind(metric), family)),
+            settings=Settings(search=Search(choices, read_kind(metric), family)),
             execution=Execution(budget=Budget(memory=read_memory(memory))),
             progress=progress,
         )

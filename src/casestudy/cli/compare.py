@@ -100,9 +100,9 @@ def compare(
             out=folder,
             answers=read_answers(answers),
             only=None if only == "all" else only.split(",") if only else ONLY,
-            prepend_bos=bos,
             device=device,
             dtype=dtype,
+            prepend_bos=bos,
             progress=progress.of,
         )
     write_figure(emerged.contrasts, figure)

@@ -41,11 +41,11 @@ def predict(
     """Show the most probable next tokens, and how given answers stand."""
     from casestudy.measure.predictions import predictions, score_answer
 
-    loaded = read_model(model, device, dtype)
-    (ids,) = loaded.tokenize(prompt, prepend_bos=bos).rows()
+    loaded = read_model(model, device, dtype, bos)
+    (ids,) = loaded.tokenize(prompt).rows()
     tokens = loaded.tokenizer.labels(ids)
-    top = predictions(loaded, prompt, top_k=top_k, prepend_bos=bos).rows()
-    scores = [score_answer(loaded, prompt, text, prepend_bos=bos) for text in answer or ()]
+    top = predictions(loaded, prompt, top_k=top_k).rows()
+    scores = [score_answer(loaded, prompt, text) for text in answer or ()]
     if as_json:
         kept = [{k: row[k] for k in ("token", "id", "logit", "prob")} for row in top]
         answers = [_score(s) for s in scores]
@@ -132,7 +132,7 @@ def patch(
     from casestudy.behaviour.prompts import Prompt
     from casestudy.measure.patching import Effort, patch_prompts, read_by, read_direction
 
-    loaded = read_model(model, device, dtype)
+    loaded = read_model(model, device, dtype, bos)
     with ProgressBar("cells") as progress:
         effort = Effort(
             memory=read_memory(memory), progress=lambda done, total: progress.cells("", done, total)
@@ -143,7 +143,6 @@ def patch(
             site,
             by=read_by(by),
             direction=read_direction(direction),
-            prepend_bos=bos,
             effort=effort,
         )
     write_figure(patched.normalised, figure)
@@ -209,12 +208,12 @@ def serve(
 
     picks = None if study is None else study_prompts_of(study)
     name = model or (picks.model if picks else "") or "tiny"
-    loaded = read_model(name, device, dtype or (picks.dtype if picks else "") or "float32")
+    dtype = dtype or (picks.dtype if picks else "") or "float32"
+    loaded = read_model(name, device, dtype, picks.bos if picks and bos is None else bos)
     serve(
         loaded,
         picks=picks,
         host=host,
         port=port,
-        prepend_bos=picks.bos if picks and bos is None else bos,
         started=lambda address: print(address, flush=True),
     )

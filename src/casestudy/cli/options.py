@@ -50,11 +50,11 @@ SkipOption = Annotated[
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
 
 
-def read_model(model: str, device: str, dtype: str) -> Model:
-    """Loads the model that --model names."""
+def read_model(model: str, device: str, dtype: str, bos: bool | None = None) -> Model:
+    """Loads the model that --model names; its texts start with BOS as --bos and --no-bos say."""
     from casestudy.model.loading import load
 
-    return load(model, device=device, dtype=dtype)
+    return load(model, device=device, dtype=dtype, prepend_bos=bos)
 
 
 def read_behaviour(name: str) -> Behaviour:

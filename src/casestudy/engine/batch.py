@@ -103,13 +103,11 @@ def run_whole(
     model: Model,
     prompts: Prompts,
     measurements: Sequence[Measurement],
-    *,
-    prepend_bos: bool | None = None,
 ) -> Batch:
     """Run all of a behaviour's prompts, or texts, once."""
     behaviour = Behaviour.of(prompts)
     index = range(len(behaviour))
-    return run_batch(model, behaviour, index, measurements, prepend_bos=prepend_bos)
+    return run_batch(model, behaviour, index, measurements)
 
 
 def run_batch(
@@ -118,12 +116,11 @@ def run_batch(
     index: Sequence[int],
     measurements: Sequence[Measurement],
     *,
-    prepend_bos: bool | None = None,
     top_k: int = 100,
 ) -> Batch:
     """Run some prompts of a behaviour once, keeping what the measurements ask."""
     prompts = tuple(behaviour.prompts[i] for i in index)
-    tokens = model.tokenize([p.text for p in prompts], prepend_bos=prepend_bos)
+    tokens = model.tokenize([p.text for p in prompts])
     keep = [k for m in measurements for k in m.keep(model)]
     trace = run(model, tokens, keep=keep, logits="last")
     assert trace.logits is not None

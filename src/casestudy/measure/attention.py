@@ -101,7 +101,7 @@ def _partner(batch: Batch, prompt: Prompt) -> list[int] | None:
     if not prompt.corrupted:
         return None
     try:
-        return batch.model.tokenize([prompt.corrupted], prepend_bos=batch.tokens.bos).rows()[0]
+        return batch.model.tokenize([prompt.corrupted]).rows()[0]
     except PromptError:
         return None
 
@@ -219,23 +219,23 @@ def _pattern(model: Model, tokens: Tokens, name: str) -> Grid:
 ATTENTION = Measurement("attention", keep_for_attention, measure_attention)
 
 
-def attention_by_role(model: Model, behaviour: Prompts, *, prepend_bos: bool | None = None) -> Grid:
+def attention_by_role(model: Model, behaviour: Prompts) -> Grid:
     """How much each head attends, from the last token, to each role of a behaviour's prompts.
 
     Shape:  (layer, head, role, prompt); NaN where a prompt does not have the role.
     Unit:   share of the head's attention, summed over the role's positions.
     """
-    batch = run_whole(model, behaviour, [ATTENTION], prepend_bos=prepend_bos)
+    batch = run_whole(model, behaviour, [ATTENTION])
     grid = measure_attention(batch)[0]
     assert isinstance(grid, Grid)
     return grid
 
 
-def attention_pattern(model: Model, prompt: str, *, prepend_bos: bool | None = None) -> Grid:
+def attention_pattern(model: Model, prompt: str) -> Grid:
     """One prompt's attention patterns.
 
     Shape:  (layer, head, query_pos, key_pos), positions labelled "0:<|endoftext|>", "1:This", …
     Unit:   share of the query's attention; each row sums to 1.
     Raises: PromptError for a prompt that cannot be run.
     """
-    return _pattern(model, model.tokenize([prompt], prepend_bos=prepend_bos), "pattern")
+    return _pattern(model, model.tokenize([prompt]), "pattern")

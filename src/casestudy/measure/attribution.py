@@ -279,7 +279,7 @@ ATTRIBUTION = Measurement(
 )
 
 
-def head_attribution(model: Model, behaviour: Prompts, *, prepend_bos: bool | None = None) -> Grid:
+def head_attribution(model: Model, behaviour: Prompts) -> Grid:
     """Share every contrast of a behaviour among the attention heads.
 
     Shape:  (contrast, layer, head, prompt), at each prompt's last position; the head axis ends in
@@ -287,15 +287,13 @@ def head_attribution(model: Model, behaviour: Prompts, *, prepend_bos: bool | No
     Unit:   logits.
     Error:  as the ledger's, with its attention terms replaced by these.
     """
-    batch = run_whole(model, behaviour, [HEADS], prepend_bos=prepend_bos)
+    batch = run_whole(model, behaviour, [HEADS])
     (grid,) = measure_heads(batch)
     assert isinstance(grid, Grid)
     return grid
 
 
-def neuron_attribution(
-    model: Model, behaviour: Prompts, *, prepend_bos: bool | None = None
-) -> Grid:
+def neuron_attribution(model: Model, behaviour: Prompts) -> Grid:
     """Share every contrast of a behaviour among the MLPs' neurons, prompt by prompt.
 
     Shape:  (contrast, layer, neuron, prompt), at each prompt's last position; the neuron axis ends
@@ -303,7 +301,7 @@ def neuron_attribution(
     Unit:   logits.
     Cost:   memory for as many numbers; `top_neurons` keeps sums only.
     """
-    batch = run_whole(model, behaviour, [NEURONS], prepend_bos=prepend_bos)
+    batch = run_whole(model, behaviour, [NEURONS])
     u = directions(model, batch.trace, batch.contrasts)
     layers = []
     for layer in range(model.config.n_layers):
@@ -327,14 +325,13 @@ def top_neurons(
     behaviour: Prompts,
     *,
     top: int = TOP_NEURONS,
-    prepend_bos: bool | None = None,
 ) -> Table:
     """The neurons with the largest mean share of each contrast of a behaviour.
 
     Rows:   one per contrast and rank, with layer, neuron, mean, 95 % interval and n; see the
             table's `about` for what the interval leaves out.
     """
-    batch = run_whole(model, behaviour, [NEURONS], prepend_bos=prepend_bos)
+    batch = run_whole(model, behaviour, [NEURONS])
     grids = {r.name: r for r in measure_neurons(batch) if isinstance(r, Grid)}
     labels = batch.contrast_axis.labels
     return _top_neurons(labels, grids[SUMS].values, grids[COUNTS].values, top)

@@ -72,22 +72,19 @@ CASE_BY_SPACE = Measurement("case_by_space", lambda model: (), measure_case_by_s
 def case_by_space(
     model: Model,
     prompts: Prompts,
-    *,
-    prepend_bos: bool | None = None,
 ) -> Grid:
     """Main effects of case and space, and their interaction, per prompt.
 
     Args:
         model: which predicts.
         prompts: a behaviour whose answers are capitals by rule, a text or texts.
-        prepend_bos: the family's convention by default.
 
     Shape:  (effect, prompt); NaN where an answer lacks one of its forms.
     Unit:   logits; see the module for the definitions.
     Raises: MeasureError for a behaviour whose answers have no such forms.
     """
     behaviour = Behaviour.of(prompts)
-    results = measure_case_by_space(run_whole(model, behaviour, [], prepend_bos=prepend_bos))
+    results = measure_case_by_space(run_whole(model, behaviour, []))
     if not results:
         raise MeasureError(
             f"the answers of {behaviour.name!r} have no case and space to tell apart",

@@ -46,8 +46,6 @@ def class_mass(
     model: Model,
     prompts: Prompts,
     classes: ClassSet | None = None,
-    *,
-    prepend_bos: bool | None = None,
 ) -> Grid:
     """The probability of each class of next token.
 
@@ -55,7 +53,6 @@ def class_mass(
         model: which predicts.
         prompts: a behaviour, a text or texts (see `Prompts`).
         classes: another set than the behaviour's (the standard one for texts).
-        prepend_bos: the family's convention by default.
 
     Shape:  (class, prompt); NaN for a class that this vocabulary has no token of.
     Unit:   probability; a prompt's classes sum to 1 (`error["gap"]` is the largest difference).
@@ -67,6 +64,6 @@ def class_mass(
         behaviour = replace(
             behaviour, classes=classes, class_contrast=None, answers="space-capital"
         )
-    (grid,) = measure_class_mass(run_whole(model, behaviour, [], prepend_bos=prepend_bos))
+    (grid,) = measure_class_mass(run_whole(model, behaviour, []))
     assert isinstance(grid, Grid)
     return grid

@@ -143,7 +143,7 @@ def _after_shuffling(batch: Batch) -> tuple[list[str | None], Float[Tensor, "bat
         if text is None:
             continue
         try:
-            (rows[i],) = model.tokenize(text, prepend_bos=batch.tokens.bos).rows()
+            (rows[i],) = model.tokenize(text).rows()
         except PromptError:  # another order can take more tokens than the model reads
             texts[i] = None
     logits = torch.full_like(batch.logits, float("nan"))
@@ -161,21 +161,18 @@ CONTROL = Measurement("controls", lambda model: (), measure_controls)
 def controls(
     model: Model,
     prompts: Prompts,
-    *,
-    prepend_bos: bool | None = None,
 ) -> Table:
     """The main contrast of each prompt beside what simpler explanations give.
 
     Args:
         model: which predicts.
         prompts: a behaviour, a text or texts (see `Prompts`).
-        prepend_bos: the family's convention by default.
 
     Rows:   one per prompt: difference, b_U and its share, unigram, copied, shuffled; None where a
             control does not exist (see the module).
     Unit:   logits.
     """
     behaviour = Behaviour.of(prompts)
-    table = measure_controls(run_whole(model, behaviour, [], prepend_bos=prepend_bos))[1]
+    table = measure_controls(run_whole(model, behaviour, []))[1]
     assert isinstance(table, Table)
     return table

@@ -49,7 +49,6 @@ def explain_attention_score(
     key_pos: int,
     *,
     grain: Literal["layer", "head"] = "layer",
-    prepend_bos: bool | None = None,
 ) -> Grid:
     """Split one attention score over the parts that wrote the query's and the key's streams.
 
@@ -60,7 +59,6 @@ def explain_attention_score(
         query_pos, key_pos: token positions, BOS counted; negative ones count from the end.
         grain: "layer" takes each attention layer as one component, "head" each of its heads, with
             the layer's biases as one more.
-        prepend_bos: the model's convention by default.
 
     Shape:  (query_component, key_component); the last of each is "bias".
     Unit:   the score's own, before the softmax (and before a soft cap).
@@ -70,7 +68,7 @@ def explain_attention_score(
     config = model.config
     layer = check_layer(layer, config.n_layers)
     head = _within(head, config.n_heads, "head")
-    tokens = model.tokenize([prompt], prepend_bos=prepend_bos)
+    tokens = model.tokenize([prompt])
     n = tokens.ids.shape[1]
     query_pos, key_pos = _within(query_pos, n, "position"), _within(key_pos, n, "position")
     places = torch.tensor([query_pos]), torch.tensor([key_pos])

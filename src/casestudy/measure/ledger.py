@@ -165,7 +165,7 @@ def measure_ledger(batch: Batch) -> list[Result]:
 LEDGER = Measurement("ledger", keep_for_ledger, measure_ledger)
 
 
-def ledger(model: Model, behaviour: Prompts, *, prepend_bos: bool | None = None) -> Grid:
+def ledger(model: Model, behaviour: Prompts) -> Grid:
     """Share every contrast of a behaviour among the parts of the model that wrote it.
 
     Shape:  (contrast, term, prompt), at each prompt's last position.
@@ -173,7 +173,7 @@ def ledger(model: Model, behaviour: Prompts, *, prepend_bos: bool | None = None)
     Error:  `error["gap"]` is the largest difference between the sum of the terms and the logit
             difference, `error["bound"]` what law 1 allows there.
     """
-    batch = run_whole(model, behaviour, [LEDGER], prepend_bos=prepend_bos)
+    batch = run_whole(model, behaviour, [LEDGER])
     grid = measure_ledger(batch)[0]
     assert isinstance(grid, Grid)
     return grid

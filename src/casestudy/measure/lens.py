@@ -213,7 +213,6 @@ def lens(
     behaviour: Prompts,
     *,
     norm: Literal["final", "own"] = "final",
-    prepend_bos: bool | None = None,
 ) -> Grid:
     """Read a behaviour's contrasts off the residual stream at every depth.
 
@@ -222,24 +221,23 @@ def lens(
         behaviour: the prompts and how their answers are chosen.
         norm: "final" freezes the final norm's scale of the full run, so that depths add up; "own"
             is the plain logit lens, each depth with its own scale and with b_U.
-        prepend_bos: the model's convention by default.
 
     Shape:  (contrast, depth, prompt), at each prompt's last position.
     Unit:   logits. With "final" the depths leave out b_U and the row "logits", after the last, is
             the logit difference; with "own" the last depth is the logit difference.
     """
-    batch = run_whole(model, behaviour, [LENS], prepend_bos=prepend_bos)
+    batch = run_whole(model, behaviour, [LENS])
     name = {"final": "lens", "own": "lens.own_norm"}[norm]
     return next(r for r in curves(batch) if r.name == name)
 
 
-def lens_by_role(model: Model, behaviour: Prompts, *, prepend_bos: bool | None = None) -> Grid:
+def lens_by_role(model: Model, behaviour: Prompts) -> Grid:
     """Read a behaviour's contrasts off the stream at the tokens of every role, not the last alone.
 
     Shape:  (contrast, depth, role, prompt); NaN where a prompt does not have the role.
     Unit:   logits, without b_U; a role's tokens are averaged.
     """
-    batch = run_whole(model, behaviour, [], prepend_bos=prepend_bos)
+    batch = run_whole(model, behaviour, [])
     return _by_role(batch, batch.index)
 
 
@@ -248,7 +246,6 @@ def logit_lens(
     prompts: Prompts,
     *,
     top_k: int = TOP_K,
-    prepend_bos: bool | None = None,
 ) -> Table:
     """What each position would predict if the model ended at each depth.
 
@@ -257,7 +254,7 @@ def logit_lens(
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     Raises: PromptError for a prompt that cannot be run.
     """
-    tokens = model.tokenize(texts_of(prompts), prepend_bos=prepend_bos)
+    tokens = model.tokenize(texts_of(prompts))
     return concatenate_tables([_top(model, tokens[[i]], i, top_k) for i in range(len(tokens))])
 
 

@@ -109,7 +109,6 @@ def pairs_of(
     *,
     roles: Iterable[Role] = (),
     labels: Sequence[str] | None = None,
-    prepend_bos: bool | None = None,
 ) -> Pairs:
     """Counterfactuals as pairs of tokens, with the roles of both sides.
 
@@ -120,15 +119,13 @@ def pairs_of(
         counterfactuals: of one family, as `Score.pairs` has them.
         roles: to find besides the standard ones.
         labels: of the prompts; their indices in the behaviour by default.
-        prepend_bos: as for `propose`.
     """
     roles = tuple(roles)
     tokenizer = model.tokenizer
     rows, found = [], []
     for pair in counterfactuals:
         clean, corrupted = (
-            tokenizer.tokenize(prompt.text, prepend_bos=prepend_bos).rows()[0]
-            for prompt in (pair.clean, pair.corrupted)
+            tokenizer.tokenize(prompt.text).rows()[0] for prompt in (pair.clean, pair.corrupted)
         )
         rows.append((clean, corrupted))
         here = roles_of(tokenizer, pair.clean, clean, roles)

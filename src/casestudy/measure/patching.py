@@ -147,7 +147,6 @@ def patch_prompts(
     *,
     by: By | None = None,
     direction: Direction = "denoising",
-    prepend_bos: bool | None = None,
     effort: Effort = DEFAULT_EFFORT,
 ) -> Patched:
     """Patch one site between prompts and the corrupted partners they bring.
@@ -159,11 +158,11 @@ def patch_prompts(
     Raises: as `patch`; BehaviourError for a prompt without a partner, a pair whose tokens do not
         correspond, and a prompt without an answer.
     """
-    proposals = propose(model, prompts, (), prepend_bos=prepend_bos)
+    proposals = propose(model, prompts, ())
     if not proposals.pairs or proposals.excluded:
         why = "; ".join(f"prompt {e.index}: {e.why}" for e in proposals.excluded)
         raise BehaviourError(why or "no prompt", allowed="prompts with a corrupted partner")
-    pairs = pairs_of(model, proposals.pairs, prepend_bos=prepend_bos)
+    pairs = pairs_of(model, proposals.pairs)
     logits = run(model, pairs.clean, logits="last").logits
     assert logits is not None
     rule: AnswerRule = (

@@ -33,7 +33,6 @@ def predictions(
     prompts: Prompts,
     *,
     top_k: int = TOP_K,
-    prepend_bos: bool | None = None,
 ) -> Table:
     """The most probable next tokens.
 
@@ -41,7 +40,7 @@ def predictions(
     Raises: PromptError for a prompt that cannot be run.
     """
     texts = texts_of(prompts)
-    trace = run(model, model.tokenize(texts, prepend_bos=prepend_bos), logits="last")
+    trace = run(model, model.tokenize(texts), logits="last")
     assert trace.logits is not None
     return top_tokens(model, trace.logits, range(len(texts)), top_k)
 
@@ -101,9 +100,7 @@ class AnswerScore:
         return math.exp(self.log_prob)
 
 
-def score_answer(
-    model: Model, prompt: str, answer: AnswerLike, *, prepend_bos: bool | None = None
-) -> AnswerScore:
+def score_answer(model: Model, prompt: str, answer: AnswerLike) -> AnswerScore:
     """The exact log-probability of an answer of one or more tokens after a prompt.
 
     Args:
@@ -111,13 +108,12 @@ def score_answer(
         prompt: a text; "" for BOS alone.
         answer: a text, read as it continues the prompt (see `Tokenizer.continuation`); or
             "id:1234", an id or a list of ids.
-        prepend_bos: the model's convention by default.
 
     Raises: TokenError for an empty answer; PromptError when both together exceed the context.
     """
     follows = model.tokenizer.continuation(prompt, answer)
     ids = list(follows.ids)
-    head = model.tokenize(prompt, prepend_bos=prepend_bos).rows()[0]
+    head = model.tokenize(prompt).rows()[0]
     row = head + ids
     # The last token is only predicted, never read.
     tokens = Tokens.of([model.tokenizer.check_length(row[:-1])]).to(model.device)
@@ -188,11 +184,11 @@ def _passed_over(batch: Batch) -> Table:
 PREDICTIONS = Measurement("predictions", lambda model: (), measure_predictions)
 
 
-def logit_difference(model: Model, behaviour: Prompts, *, prepend_bos: bool | None = None) -> Grid:
+def logit_difference(model: Model, behaviour: Prompts) -> Grid:
     """The contrasts of a behaviour's prompts.
 
     Shape:  (contrast, prompt), at each prompt's last position.
     Unit:   logits; NaN where a prompt has no such answer and counterpart.
     """
-    batch = run_whole(model, behaviour, [PREDICTIONS], prepend_bos=prepend_bos)
+    batch = run_whole(model, behaviour, [PREDICTIONS])
     return next(r for r in measure_predictions(batch) if isinstance(r, Grid))

@@ -70,7 +70,6 @@ def probe(
     answer: str | int | Token | None = None,
     counterpart: str | int | Token | None = None,
     top_k: int = TOP_K,
-    prepend_bos: bool | None = None,
 ) -> Probe:
     """Run a prompt, or a clean and a corrupted one, and ask everything quick.
 
@@ -82,13 +81,12 @@ def probe(
         counterpart: a token; by default the answer's lower case where it is a space and a capital,
             and otherwise the most probable of the others.
         top_k: how many predictions to list.
-        prepend_bos: the model's convention by default.
 
     An answer or counterpart that is not one token costs the contrast alone: see `Probe.problem`.
 
     Raises: PromptError for a prompt that cannot be run.
     """
-    tokens = model.tokenize(list(texts), prepend_bos=prepend_bos)
+    tokens = model.tokenize(list(texts))
     sites = (keep_for_ledger, keep_for_lens, keep_for_heads, keep_for_attention)
     keep = [k for of in sites for k in of(model)]
     trace = run(model, tokens, keep=keep, logits="last")
@@ -118,7 +116,7 @@ def probe(
         *chosen,
         problem,
         grids,
-        prompt_notices(model.tokenizer, given, prepend_bos=prepend_bos),
+        prompt_notices(model.tokenizer, given),
     )
 
 
@@ -162,8 +160,6 @@ def weighed(
     text: str,
     answer: str | int | Token | None = None,
     counterpart: str | int | Token | None = None,
-    *,
-    prepend_bos: bool | None = None,
 ) -> tuple[Token, Token]:
     """The pair that `probe` weighs after a text, and nothing else of it.
 
@@ -172,7 +168,7 @@ def weighed(
     """
     predicted = Table("predictions", {"prompt": [], "id": []})
     if answer is None or counterpart is None:
-        predicted = predictions(model, text, prepend_bos=prepend_bos)
+        predicted = predictions(model, text)
     pair = choose_pair(model, text, predicted, answer, counterpart)
     Contrast.between(model, *([token] for token in pair))
     return pair
@@ -222,9 +218,7 @@ def _from_last(batch: Batch, prompt: int) -> Grid:
     )
 
 
-def head_pattern(
-    model: Model, prompt: str, layer: int, head: int, *, prepend_bos: bool | None = None
-) -> Grid:
+def head_pattern(model: Model, prompt: str, layer: int, head: int) -> Grid:
     """One head's attention pattern in one prompt.
 
     Shape:  (query_pos, key_pos), positions labelled as `attention_pattern` does.
@@ -234,7 +228,7 @@ def head_pattern(
     layer = check_layer(layer, model.config.n_layers)
     if not 0 <= head < model.config.n_heads:
         raise SiteError(f"head {head}", allowed=f"0 to {model.config.n_heads - 1}")
-    tokens = model.tokenize([prompt], prepend_bos=prepend_bos)
+    tokens = model.tokenize([prompt])
     trace = run(model, tokens, keep=[Site.PATTERN.at(layers=layer)])
     labels = position_labels(model, tokens)
     return Grid(

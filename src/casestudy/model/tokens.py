@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,8 @@ class Tokenizer:
         backend: the Hugging Face `tokenizers` object.
         bos_id: id of the beginning-of-text token, None where the tokenizer defines none.
         eos_id: id of the end-of-text token, None where there is none.
-        prepend_bos: the model's convention, the default of every method.
+        prepend_bos: whether texts start with BOS: the model's convention, or what `with_bos` says.
+        bos_chosen: whether `with_bos` said so, and no remark on it is needed.
         n_ctx: the longest prompt the model can read.
         special: ids of control tokens, which are not text.
         n_ids: rows of the embedding, where there are more than tokens (padded to a round number):
@@ -116,6 +117,7 @@ class Tokenizer:
     n_ids: int = 0
     parse_special: bool = False
     chat_template: str | None = None
+    bos_chosen: bool = field(default=False, compare=False)  # it changes no ids
 
     @classmethod
     def of(
@@ -210,7 +212,7 @@ class Tokenizer:
         """
         if prepend and self.bos_id is None:
             raise TokenError("this tokenizer defines no BOS token", allowed="prepend_bos=False")
-        return replace(self, prepend_bos=prepend)
+        return replace(self, prepend_bos=prepend, bos_chosen=True)
 
     def fitted(self, d_vocab: int, what: str) -> Tokenizer:
         """The tokenizer of an embedding with this many rows.
@@ -439,16 +441,16 @@ class Tokenizer:
             ),
         )
 
-    def bos_notice(self, prepend_bos: bool | None = None) -> tuple[Notice, ...]:
+    def bos_notice(self) -> tuple[Notice, ...]:
         """That this tokenizer defines a BOS which no prompt gets, unless that was asked for."""
-        if prepend_bos is not None or self.prepend_bos or self.bos_id is None:
+        if self.bos_chosen or self.prepend_bos or self.bos_id is None:
             return ()
         return (
             Notice(
                 "bos",
                 f"the tokenizer defines the BOS token {self.string(self.bos_id)}, which prompts do "
-                "not start with by this model's convention; --bos (prepend_bos=True) adds it, "
-                "--no-bos (prepend_bos=False) silences this line",
+                "not start with by this model's convention; --bos (model.with_bos(True)) adds it, "
+                "--no-bos (model.with_bos(False)) silences this line",
             ),
         )
 

@@ -60,14 +60,12 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
 
     The counterfactuals' scores, which decide on the grids, are stored at once.
     """
-    store, bos = subject.store, subject.settings.prepend_bos
+    store = subject.store
     batch = subject.batch(chosen_prompts(subject.behaviour, subject.runnable))
-    proposals = propose(
-        subject.model, batch.prompts, roles=subject.behaviour.roles, prepend_bos=bos
-    )
-    scores = score(subject.model, proposals, batch.contrasts[0], prepend_bos=bos)
+    proposals = propose(subject.model, batch.prompts, roles=subject.behaviour.roles)
+    scores = score(subject.model, proposals, batch.contrasts[0])
     store.write_final([counterfactual_table(scores)])
-    tasks = [*_before_last(batch, scores, bos), *_at_last(batch, scores, bos)]
+    tasks = [*_before_last(batch, scores), *_at_last(batch, scores)]
     if not tasks:
         store.say_not_measured("causal effects", "no minimal edit fits these prompts")
 
@@ -108,23 +106,21 @@ def evenly(prompts: Sequence[int], most: int | None = None) -> list[int]:
     return [prompts[i * len(prompts) // most] for i in range(most)]
 
 
-def _before_last(
-    batch: Batch, scores: Sequence[Score], prepend_bos: bool | None
-) -> Iterator[_Task]:
+def _before_last(batch: Batch, scores: Sequence[Score]) -> Iterator[_Task]:
     """Grids of the strongest family whose pairs differ before their last token."""
     best = strongest(scores)
     if best is None:
         return
     said = _said(best, "before the last token")
     aligned = best.only(lambda pair: pair.aligned == "position")
-    by_role = _Side(batch, best, prepend_bos, said)
+    by_role = _Side(batch, best, said)
     for site in ("resid_pre", "attn_out", "mlp_out"):
         yield by_role.grid(site, "role")
     if not aligned.n:
         yield by_role.grid("z", "role")
         yield by_role.grid("z", "role", "noising")
         return
-    whole = _Side(batch, aligned, prepend_bos, _said(aligned, "before the last token"))
+    whole = _Side(batch, aligned, _said(aligned, "before the last token"))
     if len(set(whole.pairs.clean.lengths.tolist())) == 1:
         for site in ("resid_pre", "attn_out", "mlp_out"):
             yield whole.grid(site, "position")
@@ -133,7 +129,7 @@ def _before_last(
     yield whole.neurons()
 
 
-def _at_last(batch: Batch, scores: Sequence[Score], prepend_bos: bool | None) -> Iterator[_Task]:
+def _at_last(batch: Batch, scores: Sequence[Score]) -> Iterator[_Task]:
     """Grids of the strongest family whose pairs differ in the last token only."""
     only = [
         score.only(lambda p: p.first_difference == p.last and p.aligned == "position")
@@ -142,7 +138,7 @@ def _at_last(batch: Batch, scores: Sequence[Score], prepend_bos: bool | None) ->
     best = strongest(only, before_last=False)
     if best is None:
         return
-    side = _Side(batch, best, prepend_bos, _said(best, "in the last token only"))
+    side = _Side(batch, best, _said(best, "in the last token only"))
     for site in ("attn_out", "mlp_out", "z"):
         yield side.grid(site, "last")
 
@@ -150,9 +146,9 @@ def _at_last(batch: Batch, scores: Sequence[Score], prepend_bos: bool | None) ->
 class _Side:
     """One family's pairs, ready to be patched."""
 
-    def __init__(self, batch: Batch, score: Score, prepend_bos: bool | None, said: str) -> None:
+    def __init__(self, batch: Batch, score: Score, said: str) -> None:
         self.model, self.family, self.said = batch.model, score.family, said
-        self.pairs = scored_pairs(batch, score, prepend_bos)
+        self.pairs = scored_pairs(batch, score)
         self.contrast = batch.contrasts[0][[pair.index for pair in score.pairs]]
 
     def grid(self, site: str, by: By, direction: Direction = "denoising") -> _Task:
@@ -188,12 +184,12 @@ class _Side:
         return replace(patched, raw=raw)
 
 
-def scored_pairs(batch: Batch, score: Score, prepend_bos: bool | None) -> Pairs:
+def scored_pairs(batch: Batch, score: Score) -> Pairs:
     """A family's pairs on the model's device, labelled by their place in the behaviour."""
     assert batch.behaviour is not None
     labels = [str(batch.index[pair.index]) for pair in score.pairs]
     roles = batch.behaviour.roles
-    pairs = pairs_of(batch.model, score.pairs, roles=roles, labels=labels, prepend_bos=prepend_bos)
+    pairs = pairs_of(batch.model, score.pairs, roles=roles, labels=labels)
     device = batch.model.device
     return replace(pairs, clean=pairs.clean.to(device), corrupted=pairs.corrupted.to(device))
 

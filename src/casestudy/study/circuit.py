@@ -123,9 +123,7 @@ class _Finding:
         """
         subject, search = self.subject, self.search
         batch = subject.batch(chosen_prompts(subject.behaviour, subject.runnable, MOST_PAIRS))
-        best, pairs, contrast = circuit_pairs(
-            batch, family=search.family, prepend_bos=subject.settings.prepend_bos
-        )
+        best, pairs, contrast = circuit_pairs(batch, family=search.family)
         if search.metric == "class":
             contrast = batch.contrasts[-1][[pair.index for pair in best.pairs]]
         documents = [batch.prompts[pair.index].document for pair in best.pairs]
@@ -178,25 +176,22 @@ class _Finding:
             self.store.say_not_measured("how much of the circuit stays under resampling", why)
 
 
-def circuit_pairs(
-    batch: Batch, *, family: str | None = None, prepend_bos: bool | None = None
-) -> tuple[Score, Pairs, Contrast]:
+def circuit_pairs(batch: Batch, *, family: str | None = None) -> tuple[Score, Pairs, Contrast]:
     """The pairs a circuit is looked for on, with their family's score and their contrast.
 
     Args:
         batch: of a behaviour.
         family: which edits; by default those that undo the behaviour most surely, before the last
             token if there are any.
-        prepend_bos: as the batch was made.
 
     Raises: MeasureError where the family, or every family, has fewer than two aligned pairs.
     """
     assert batch.behaviour is not None
     contrast, roles = batch.contrasts[0], batch.behaviour.roles
-    proposals = propose(batch.model, batch.prompts, roles=roles, prepend_bos=prepend_bos)
+    proposals = propose(batch.model, batch.prompts, roles=roles)
     scores = [
         found.only(lambda pair: pair.aligned == "position")
-        for found in score(batch.model, proposals, contrast, prepend_bos=prepend_bos)
+        for found in score(batch.model, proposals, contrast)
     ]
     usable = [s for s in scores if s.n >= 2]
     if family is not None:
@@ -212,5 +207,5 @@ def circuit_pairs(
             "no minimal edit leaves two of these prompts their number of tokens",
             hint="Bring corrupted partners of as many tokens in the behaviour file",
         )
-    pairs = scored_pairs(batch, best, prepend_bos)
+    pairs = scored_pairs(batch, best)
     return best, pairs, contrast[[pair.index for pair in best.pairs]]

@@ -31,7 +31,6 @@ class Work:
     model: Model
     behaviour: Behaviour
     measurements: tuple[Measurement, ...]
-    prepend_bos: bool | None
     top_k: int
 
     @property
@@ -51,7 +50,6 @@ class Work:
             self.behaviour,
             index,
             self.measurements,
-            prepend_bos=self.prepend_bos,
             top_k=self.top_k,
         )
         results = [result for m in self.measurements for result in m.measure(batch)]

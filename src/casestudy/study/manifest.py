@@ -47,8 +47,7 @@ def new_manifest(
         measurements: the names of all that is measured.
         not_measured: what a reader might look for, and why it is not there.
     """
-    bos = settings.prepend_bos
-    notices = prompt_notices(model.tokenizer, behaviour.prompts, prepend_bos=bos)
+    notices = prompt_notices(model.tokenizer, behaviour.prompts)
     # only where it is on: studies stored before it could be asked for go on as they are
     special = {"parse_special": True} if model.tokenizer.parse_special else {}
     return {
@@ -57,7 +56,7 @@ def new_manifest(
         "model": _describe_model(model),
         "behaviour": _describe_behaviour(behaviour),
         "settings": {
-            "prepend_bos": model.tokenizer.prepend_bos if bos is None else bos,
+            "prepend_bos": model.tokenizer.prepend_bos,
             "top_k": settings.top_k,
             **special,
         },

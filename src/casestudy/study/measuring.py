@@ -58,7 +58,6 @@ def measuring(subject: Subject) -> Stage[int, list[Result]]:
         subject.model,
         subject.behaviour,
         subject.measurements,
-        settings.prepend_bos,
         settings.top_k,
     )
     for shard in range(-(-len(chunks) // SHARD)):

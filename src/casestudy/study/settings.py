@@ -39,13 +39,11 @@ class Settings:
     """What a study asks, beside its behaviour and its model.
 
     Attributes:
-        prepend_bos: whether prompts start with BOS; the family's convention by default.
         top_k: how many predictions to look through for an answer.
         search: which circuit to look for. By default the study's own choice, and that there is none
             is then no error.
     """
 
-    prepend_bos: bool | None = None
     top_k: int = 100
     search: Search | None = None
 

@@ -71,7 +71,6 @@ class Subject:
             self.behaviour,
             index,
             [],
-            prepend_bos=settings.prepend_bos,
             top_k=settings.top_k,
         )
 

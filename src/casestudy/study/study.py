@@ -162,8 +162,8 @@ def study(
     settings, execution = settings or Settings(), execution or Execution()
     names = _choose(only, skip)
     check_classes(model, behaviour)
-    check_roles(model.tokenizer, behaviour, prepend_bos=settings.prepend_bos)
-    lengths, errors = _lengths(model, behaviour, settings.prepend_bos)
+    check_roles(model.tokenizer, behaviour)
+    lengths, errors = _lengths(model, behaviour)
     not_measured = dict(entry for name, entry in _NOT_MEASURED.items() if name not in names)
     manifest = new_manifest(model, behaviour, settings, execution, lengths, names, not_measured)
     folder = Path(tempfile.mkdtemp(prefix="casestudy-")) if out is None else Path(out)
@@ -256,15 +256,13 @@ def _choose(only: Sequence[str] | None, skip: Sequence[str]) -> list[str]:
     return names
 
 
-def _lengths(
-    model: Model, behaviour: Behaviour, prepend_bos: bool | None
-) -> tuple[list[int | None], dict[int, str]]:
+def _lengths(model: Model, behaviour: Behaviour) -> tuple[list[int | None], dict[int, str]]:
     """How many tokens each prompt has, and why those without a number cannot be run."""
     lengths: list[int | None] = []
     errors: dict[int, str] = {}
     for i, prompt in enumerate(behaviour.prompts):
         try:
-            tokens = model.tokenizer.tokenize(prompt.text, prepend_bos=prepend_bos)
+            tokens = model.tokenizer.tokenize(prompt.text)
             lengths.append(int(tokens.lengths[0]))
         except CasestudyError as problem:
             lengths.append(None)

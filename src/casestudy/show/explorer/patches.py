@@ -44,7 +44,6 @@ def patch_grid(
     model: Model,
     page_state: PageState,
     pair: tuple[Token, Token],
-    prepend_bos: bool | None,
     pause: Pause,
     tell: Callable[[Line], None],
 ) -> Line:
@@ -54,7 +53,6 @@ def patch_grid(
         model: which runs.
         page_state: both prompts, the site, the places and the direction.
         pair: answer and counterpart.
-        prepend_bos: as the panels' run had it.
         pause: called between climbs; what it raises ends the sweep.
         tell: given a line for the page now and then.
 
@@ -63,7 +61,7 @@ def patch_grid(
     from casestudy.behaviour.prompts import Prompt
     from casestudy.measure.patching import Effort, patch_prompts, read_by, read_direction
 
-    tokens = [model.tokenize(text, prepend_bos=prepend_bos).rows()[0] for text in page_state.texts]
+    tokens = [model.tokenize(text).rows()[0] for text in page_state.texts]
     by = page_state.by or ("" if len(tokens[0]) == len(tokens[1]) else "role")
     per_head = page_state.site in ("z", "pattern", "q", "k", "v")
     rows = model.config.n_layers * (model.config.n_heads if per_head else 1)
@@ -95,7 +93,6 @@ def patch_grid(
         page_state.site,
         by=read_by(by or None),
         direction=read_direction(page_state.direction),
-        prepend_bos=prepend_bos,
         effort=Effort(rows=ROWS, watch=watch),
     )
     return _line(found, page_state, shown, finished=True)

@@ -35,11 +35,9 @@ class Questions:
 
     Attributes:
         model: which is page_state.
-        bos: whether prompts start with BOS; the model's convention by default.
     """
 
     model: Model
-    bos: bool | None = None
 
     @property
     def most_tokens(self) -> int:
@@ -59,7 +57,6 @@ class Questions:
             page_state.texts,
             answer=page_state.answer or None,
             counterpart=page_state.counterpart or None,
-            prepend_bos=self.bos,
         )
         weighed = found.problem is None
         state = {
@@ -90,7 +87,7 @@ class Questions:
             if not text:
                 raise PromptError(f"The {name} is empty", hint="Type something to continue")
             row = self.model.tokenizer.ids(text)
-            bos = self.model.tokenizer.prepend_bos if self.bos is None else self.bos
+            bos = self.model.tokenizer.prepend_bos
             if len(row) + bos > self.most_tokens:
                 raise PromptError(
                     f"The {name} is {len(row) + bos:,} tokens long",
@@ -106,7 +103,7 @@ class Questions:
 
         self.check(page_state)
         given = (page_state.answer or None, page_state.counterpart or None)
-        return weighed(self.model, page_state.prompt, *given, prepend_bos=self.bos)
+        return weighed(self.model, page_state.prompt, *given)
 
     def pattern(self, page_state: PageState) -> dict[str, Any]:
         """One head's pattern in the prompt that is looked at."""
@@ -117,7 +114,7 @@ class Questions:
             raise Refusal(400, "No head is named. Allowed: head=layer.head, as in 3.1.")
         layer, head = map(int, page_state.head.split("."))
         text = page_state.texts[page_state.row]
-        grid = head_pattern(self.model, text, layer, head, prepend_bos=self.bos)
+        grid = head_pattern(self.model, text, layer, head)
         tokens = [visible(label.partition(":")[2]) for label in grid.axes[0].labels]
         return {
             "tokens": tokens,
@@ -150,4 +147,4 @@ class Questions:
 
     def grid(self, page_state: PageState, pause: Pause, tell: Callable[[Line], None]) -> Line:
         """A patch grid; see `patch_grid`."""
-        return patch_grid(self.model, page_state, self.pair(page_state), self.bos, pause, tell)
+        return patch_grid(self.model, page_state, self.pair(page_state), pause, tell)

@@ -30,7 +30,6 @@ def serve(
     picks: StudyPrompts | None = None,
     host: str = "127.0.0.1",
     port: int = PORT,
-    prepend_bos: bool | None = None,
     started: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Serve the explorer until it is interrupted.
@@ -40,7 +39,6 @@ def serve(
         picks: a study's prompts to offer.
         host: the address to listen on and to be called by; loopback unless one has reasons.
         port: to listen on; 0 takes a free one.
-        prepend_bos: the model's convention by default.
         started: told the page's address once requests are answered.
 
     Raises: ServeError where the address cannot be listened on.
@@ -55,7 +53,7 @@ def serve(
 
     listening, name = listen(host, port), _bracketed(host)
     port = listening.getsockname()[1]
-    questions, worker = Questions(model, prepend_bos), Worker()
+    questions, worker = Questions(model), Worker()
 
     def ready(pause: Pause) -> None:
         if sum(tensor.numel() for _, tensor in model.weights.named()) < SMALL:

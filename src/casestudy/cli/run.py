@@ -51,10 +51,10 @@ def run(
 ) -> None:
     """Run a study and write its report. The same command continues a study that was killed."""
     from casestudy.engine.packing import Budget
-    from casestudy.study.settings import Execution, Settings
+    from casestudy.study.settings import Execution
     from casestudy.study.study import study
 
-    loaded = read_model(model, device, dtype)
+    loaded = read_model(model, device, dtype, bos)
     subject = read_behaviour(behaviour)
     folder = out or default_folder(subject.name, model)
     with ProgressBar("prompts") as progress:
@@ -63,7 +63,6 @@ def run(
             subject,
             out=folder,
             only=read_stages(only, skip),
-            settings=Settings(prepend_bos=bos),
             execution=Execution(
                 executor=read_executor(executor),
                 workers=workers,

@@ -15,6 +15,7 @@ from casestudy.behaviour.counterfactual import (
     GIVEN,
     Counterfactual,
     Score,
+    choose_family,
     propose,
     score,
     strongest,
@@ -186,6 +187,38 @@ def test_the_strongest_family_is_surest_and_differs_before_the_last_token() -> N
     assert strongest([weaker, weak]).family == "weak"  # type: ignore[union-attr]
     weakest = made("weakest", [(1.0, 0.7)] * 5)
     assert strongest([weakest, weaker]).family == "weaker"  # type: ignore[union-attr]
+
+
+def test_few_pairs_before_the_last_token_that_undo_nothing_are_passed_over() -> None:
+    nothing = made("repeated words lowered", [(4.0, 3.9), (4.0, 3.8), (3.6, 3.5)])
+    many = made("first letter lowered", [(3.9, 3.8), (3.8, 3.6)] * 10)
+    last = made("final stop to “ and”", [(4.0, -1.0)] * 12 + [(4.0, 3.0)] * 2, first=3)
+    chosen = choose_family([nothing, many, last])
+    assert chosen.score is not None
+    assert (chosen.score.family, chosen.score.n) == ("final stop to “ and”", 14)
+    assert set(chosen.passed_over) == {"repeated words lowered", "first letter lowered"}
+    assert "0 of 3 pairs" in chosen.passed_over["repeated words lowered"]
+    none = choose_family([nothing, many])
+    assert none.score is None
+    assert "no family" in none.why
+
+
+def test_a_sure_family_of_many_pairs_is_taken_before_one_of_few() -> None:
+    few = made("few", [(4.0, -1.0)] * 3)
+    many = made("many", [(4.0, 1.0)] * 8)
+    last = made("last", [(4.0, -1.0)] * 30, first=3)
+    assert choose_family([few, many, last]).score.family == "many"  # type: ignore[union-attr]
+    assert choose_family([few, last]).score.family == "last"  # type: ignore[union-attr]
+    assert choose_family([few]).score.family == "few"  # type: ignore[union-attr]
+    assert choose_family([few], least=4).score is None
+
+
+def test_an_even_loss_undoes_a_behaviour_though_nothing_halves() -> None:
+    even = made("even", [(4.0, 2.4), (-4.0, -2.5), (3.0, 1.9)] * 4)
+    uneven = made("uneven", [(4.0, 4.0)] * 9 + [(4.0, -9.0)])
+    assert even.halves == 0
+    assert even.undoes
+    assert not uneven.undoes  # its mean loss is one pair's
 
 
 def test_the_table_has_every_family_with_its_interval_and_exclusions(toy_model: Model) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.card import Card, circuit_card, read_card
-from casestudy.circuits.curves import PROPORTIONS, curve, smallest
-from casestudy.circuits.edge_scores import attribute_edges
+from casestudy.circuits.curves import PROPORTIONS, curve, curve_circuits, smallest
+from casestudy.circuits.edge_patching import patch_edges
+from casestudy.circuits.edge_scores import METHODS, Method, attribute_edges
 from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.evidence import CARD_STEPS, Choices, Half, Question, gather, split
-from casestudy.circuits.graph import Graph
+from casestudy.circuits.graph import Graph, Rank
 from casestudy.circuits.knockouts import knock_out
 from casestudy.circuits.packed import Packed, pack, unpack
 from casestudy.errors import MeasureError, SiteError
+from casestudy.measure.metrics import metric_of
 from casestudy.results.result import Grid, Table
 from tests.circuits.test_edge_scores import pair_of, world
 from tests.measure.worlds import contrast
@@ -48,6 +52,30 @@ def test_areas_are_linear_trapezoids_over_the_shares() -> None:
     assert "<svg" in found._repr_html_()
     for name, (low, high) in found.intervals().items():
         assert low <= getattr(found, name) <= high
+
+
+@pytest.mark.parametrize("rank", ["signed", "absolute"])
+@pytest.mark.parametrize("method", METHODS)
+def test_swapping_answer_and_counterpart_changes_no_circuit(method: Method, rank: Rank) -> None:
+    model, both, values = world("gpt2"), pair_of(LENGTHS), contrast(8)
+    swapped = replace(values, weights=-values.weights, constant=-values.constant)
+    scores = [attribute_edges(model, both, v, method) for v in (values, swapped)]
+    assert {s.towards for s in scores} == {1.0, -1.0}
+    ours, theirs = (
+        curve_circuits(s.graph, s.ranked, rank=rank, proportions=(0.05, 0.2, 0.6)) for s in scores
+    )
+    assert ours == theirs
+    exact = [patch_edges(model, both, v, ours[0].edges) for v in (values, swapped)]
+    np.testing.assert_allclose(exact[0].ranked, exact[1].ranked, atol=1e-9)
+
+
+def test_signed_circuits_of_a_metric_that_is_least_for_the_clean_run() -> None:
+    model, both = world("gpt2"), pair_of(LENGTHS)
+    kl = metric_of(model, contrast(8), "kl", both.clean)
+    assert not isinstance(kl, Contrast)
+    close = [attribute_edges(model, both, m) for m in (kl, lambda *of: -kl(*of))]
+    assert [s.towards for s in close] == [-1, 1]
+    np.testing.assert_array_equal(close[0].ranked, close[1].ranked)
 
 
 def test_the_smallest_circuit_is_as_faithful_as_asked_and_shrinks_with_the_demand() -> None:

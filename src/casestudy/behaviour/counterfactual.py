@@ -31,9 +31,20 @@ from casestudy.errors import BehaviourError, CasestudyError
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
+from casestudy.results.stats import mean_interval, ratio_in_parts
 
 GIVEN = "given"
 """The family of the corrupted partners that prompts bring themselves."""
+
+LEAST_PAIRS = 6
+"""Pairs from which a family is preferred to one of fewer: some can then be held out."""
+
+LEAST_HALVES = 0.2
+"""Share of pairs that lose half, from which (lower end) a family undoes the behaviour: one pair of
+one, or half of ten."""
+
+LEAST_LOSS = 0.25
+"""Mean loss, as a share of the contrast, from which (lower end) a family does."""
 
 _RUN_AT_ONCE = 32
 
@@ -149,6 +160,29 @@ class Score:
     def half_share(self) -> float:
         """Share of pairs that lose half; NaN of none."""
         return self.halves / self.n if self.n else float("nan")
+
+    @cached_property
+    def half_lower(self) -> float:
+        """Lower end of Wilson's 95 % interval of the share that loses half; NaN of none."""
+        return _wilson(self.halves, self.n) if self.n else float("nan")
+
+    @cached_property
+    def loss(self) -> tuple[float, float, float]:
+        """The mean loss as a share of the mean size of the clean contrast, with the ends of its
+        95 % interval over pairs; NaN where there is none."""
+        size = np.abs(self.clean)
+        lost = (self.clean - self.corrupted) * np.sign(self.clean)
+        parts = ratio_in_parts(lost[None], np.zeros_like(size), size)
+        mean, lower, upper, _ = mean_interval(parts.T)
+        return float(mean[0]), float(lower[0]), float(upper[0])
+
+    @property
+    def undoes(self) -> bool:
+        """Whether the edit surely takes some of the behaviour away: by the lower end of an
+        interval, `LEAST_HALVES` of pairs lose half, or pairs lose `LEAST_LOSS` on average."""
+        if not self.n:
+            return False
+        return self.half_lower >= LEAST_HALVES or self.loss[1] >= LEAST_LOSS
 
     @property
     def why(self) -> str:
@@ -433,6 +467,99 @@ def strongest(scores: Sequence[Score], *, before_last: bool = True) -> Score | N
         )
 
     return max(candidates, key=strength)
+
+
+@dataclass(frozen=True)
+class FamilyChoice:
+    """Which family of edits is measured on, and why.
+
+    Attributes:
+        score: the family's, over the pairs that count; None where no family undoes the behaviour.
+        why: in words.
+        passed_over: why not, by family, of those with pairs.
+    """
+
+    score: Score | None
+    why: str
+    passed_over: dict[str, str]
+
+    def as_dict(self) -> dict[str, object]:
+        """As a manifest holds it."""
+        found = self.score
+        figures: dict[str, object] = {}
+        if found is not None:
+            figures = {"family": found.family, "n": found.n, "undoes": found.undoes}
+        return {**figures, "why": self.why, "passed_over": self.passed_over}
+
+
+def choose_family(
+    scores: Sequence[Score], *, least: int = 2, before_last: bool | None = None
+) -> FamilyChoice:
+    """The family to measure on: one that surely undoes the behaviour.
+
+    Families that differ before the last token come first, since where only the last token differs
+    everything happens there; those of `LEAST_PAIRS` pairs and more come before smaller ones.
+
+    Args:
+        scores: of `score`.
+        least: pairs that a family must have.
+        before_last: count only pairs that differ before their last token (True) or all (False); by
+            default the first, and the second where no such family undoes the behaviour.
+    """
+    places = (True, False) if before_last is None else (before_last,)
+    sides = {
+        where: [s for s in (s.before_last if where else s for s in scores) if s.n >= least]
+        for where in places
+    }
+    for many in (LEAST_PAIRS, least):
+        for where, found in sides.items():
+            fit = [s for s in found if s.undoes and s.n >= many]
+            best = strongest(fit, before_last=False)
+            if best is not None:
+                return FamilyChoice(best, _chosen(best, where), _passed_over(scores, best))
+    return FamilyChoice(None, _NONE_UNDOES, _passed_over(scores, None))
+
+
+_NONE_UNDOES = (
+    f"no family of minimal edits surely undoes the behaviour: by the lower ends of 95 % intervals, "
+    f"{LEAST_HALVES:.0%} of pairs should lose half of the difference, or pairs lose "
+    f"{LEAST_LOSS:.0%} of it on average"
+)
+
+
+def _chosen(score: Score, before_last: bool) -> str:
+    where = "before the last token" if before_last else "at the last token or before"
+    return (
+        f"“{score.family}”, whose {score.n} pairs differ {where}, undoes the behaviour most "
+        f"surely: {_effect(score)}"
+    )
+
+
+def _effect(score: Score) -> str:
+    lost, lower, upper = score.loss
+    ends = "" if math.isnan(lower) else f", 95 % interval {lower:.0%} to {upper:.0%}"
+    return (
+        f"{score.halves} of {score.n} pairs lose half of the difference, and pairs lose "
+        f"{lost:.0%} of it on average{ends}"
+    )
+
+
+def _passed_over(scores: Sequence[Score], best: Score | None) -> dict[str, str]:
+    """Why not, by family."""
+    chosen = None if best is None else best.family
+    return {s.family: _why_not(s, best) for s in scores if s.n and s.family != chosen}
+
+
+def _why_not(score: Score, best: Score | None) -> str:
+    before = score.before_last
+    if not score.undoes:
+        return f"does not surely undo the behaviour: {_effect(score)}"
+    if best is not None and score.n < LEAST_PAIRS <= best.n:
+        return f"{score.n} pairs are few: {_effect(score)}"
+    if before.n and not before.undoes:
+        return f"before the last token it does not: {_effect(before)}"
+    where = "" if before.n else "differs in the last token only: "
+    return f"{where}less sure: {_effect(score)}"
 
 
 def _wilson(hits: int, n: int, z: float = 1.959964) -> float:

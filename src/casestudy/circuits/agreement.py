@@ -1,7 +1,8 @@
 """How strong is every edge, how sure is that, and do two ways of scoring agree?
 
 What the scoring methods return, gradients and exact patching alike. Positive scores support the
-metric. Cost: a table of senders by receivers, and one more per bootstrap replicate; needs no torch.
+metric; ranks by sign count what supports the difference between clean and corrupted prompts.
+Cost: a table of senders by receivers, and one more per bootstrap replicate; needs no torch.
 """
 
 from __future__ import annotations
@@ -58,6 +59,18 @@ class EdgeScores(Shown):
         """(sender,) the sum over the edges that leave it: attribution patching of the node."""
         return np.asarray(np.nansum(self.values, 1))
 
+    @property
+    def towards(self) -> float:
+        """1 where the clean metric is the larger on average, -1 where it is the smaller (KL, or
+        answer and counterpart exchanged): times a score, what counts towards that difference."""
+        return -1.0 if self.clean.mean() < self.corrupted.mean() else 1.0
+
+    @property
+    def ranked(self) -> Scores:
+        """(sender, receiver) scores that count towards the difference the pairs show, so that the
+        signed rank does not hang on the metric's sign."""
+        return self.towards * self.values
+
     def __getitem__(self, edge: str) -> float:
         """An edge's score by its name.
 
@@ -86,9 +99,9 @@ class EdgeScores(Shown):
         """
         if self.replicates is None:
             raise MeasureError("scores without replicates", hint="Ask for replicates=")
-        own = self.graph.top(self.values, n, rank)
+        own = self.graph.top(self.ranked, n, rank)
         shared = [
-            own.overlap(self.graph.top(replicate.astype(np.float64), n, rank))
+            own.overlap(self.graph.top(self.towards * replicate.astype(np.float64), n, rank))
             for replicate in self.replicates
         ]
         low, high = np.quantile(shared, (0.025, 0.975))
@@ -97,7 +110,7 @@ class EdgeScores(Shown):
     def table(self, n: int = 30, rank: Rank = "absolute", name: str = "circuit.edges") -> Table:
         """The first n edges, with intervals where replicates were kept."""
         places = [
-            divmod(int(i), len(self.graph.receivers)) for i in self.graph.order(self.values, rank)
+            divmod(int(i), len(self.graph.receivers)) for i in self.graph.order(self.ranked, rank)
         ]
         places = places[:n]
         columns: dict[str, list[object]] = {

@@ -115,7 +115,7 @@ def curve(
 
     Raises: as `evaluate_circuit`.
     """
-    circuits = curve_circuits(scores.graph, scores.values, rank=rank, proportions=proportions)
+    circuits = curve_circuits(scores.graph, scores.ranked, rank=rank, proportions=proportions)
     evaluation = evaluate_circuit(model, pairs, metric, circuits, ablation=ablation, memory=memory)
     return Curve(tuple(proportions), evaluation)
 
@@ -141,10 +141,10 @@ def smallest(
     does not change).
     """
     graph = scores.graph
-    n_edges = len(graph.order(scores.values, rank))
+    n_edges = len(graph.order(scores.ranked, rank))
 
     def try_sizes(sizes: Sequence[int]) -> dict[int, tuple[Circuit, float]]:
-        circuits = [graph.top(scores.values, n, rank).pruned() for n in sizes]
+        circuits = [graph.top(scores.ranked, n, rank).pruned() for n in sizes]
         values = evaluate_circuit(
             model, pairs, metric, circuits, ablation=ablation, memory=memory, check=0
         ).faithfulness

@@ -259,7 +259,7 @@ def patch_sample(question: Question, scores: EdgeScores) -> ExactSample | None:
     sample = rng.choice(edges, min(choices.exact_edges, len(edges)), replace=False)
     drawn = np.zeros_like(graph.real)
     drawn.ravel()[sample] = True
-    first = graph.top(scores.values, _FIRST_EDGES, choices.rank).mask
+    first = graph.top(scores.ranked, _FIRST_EDGES, choices.rank).mask
     effort = Effort(memory=question.memory)
     exact = patch_edges(*question.on(question.search), drawn | first, effort=effort)
     return ExactSample(drawn, exact)
@@ -291,7 +291,7 @@ def control_circuits(
         circuit
         for values in scores.flipped
         for circuit in curve_circuits(
-            question.graph, values.astype(np.float64), rank=question.choices.rank
+            question.graph, scores.towards * values.astype(np.float64), rank=question.choices.rank
         )
     ]
     return {

@@ -21,7 +21,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from casestudy.behaviour.counterfactual import Score, propose, score, strongest
+from casestudy.behaviour.counterfactual import (
+    FamilyChoice,
+    Score,
+    choose_family,
+    propose,
+    score,
+    strongest,
+)
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch
 from casestudy.engine.packing import Progress
@@ -65,7 +72,11 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
     proposals = propose(subject.model, batch.prompts, roles=subject.behaviour.roles)
     scores = score(subject.model, proposals, batch.contrasts[0])
     store.write_final([counterfactual_table(scores)])
-    tasks = [*_before_last(batch, scores), *_at_last(batch, scores)]
+    before, last = _choice(scores, before_last=True), _choice(_last_only(scores), before_last=False)
+    store.manifest.setdefault("family_choice", {}).update(
+        {f"{NAME}, before the last token": before.as_dict(), f"{NAME}, last token": last.as_dict()}
+    )
+    tasks = [*_before_last(batch, before), *_at_last(batch, last)]
     if not tasks:
         store.say_not_measured("causal effects", "no minimal edit fits these prompts")
 
@@ -106,9 +117,28 @@ def evenly(prompts: Sequence[int], most: int | None = None) -> list[int]:
     return [prompts[i * len(prompts) // most] for i in range(most)]
 
 
-def _before_last(batch: Batch, scores: Sequence[Score]) -> Iterator[_Task]:
+def _choice(scores: Sequence[Score], *, before_last: bool) -> FamilyChoice:
+    """The family to patch on. Where none surely undoes the behaviour, the strongest, and that is
+    said: raw values are worth showing where shares are not."""
+    choice = choose_family(scores, least=1, before_last=before_last)
+    if choice.score is not None:
+        return choice
+    best = strongest(scores, before_last=before_last)
+    passed = {name: why for name, why in choice.passed_over.items() if best and name != best.family}
+    return FamilyChoice(best, choice.why, passed)
+
+
+def _last_only(scores: Sequence[Score]) -> list[Score]:
+    """The scores over the pairs that differ in the last token only."""
+    return [
+        score.only(lambda p: p.first_difference == p.last and p.aligned == "position")
+        for score in scores
+    ]
+
+
+def _before_last(batch: Batch, choice: FamilyChoice) -> Iterator[_Task]:
     """Grids of the strongest family whose pairs differ before their last token."""
-    best = strongest(scores)
+    best = choice.score
     if best is None:
         return
     said = _said(best, "before the last token")
@@ -129,13 +159,9 @@ def _before_last(batch: Batch, scores: Sequence[Score]) -> Iterator[_Task]:
     yield whole.neurons()
 
 
-def _at_last(batch: Batch, scores: Sequence[Score]) -> Iterator[_Task]:
+def _at_last(batch: Batch, choice: FamilyChoice) -> Iterator[_Task]:
     """Grids of the strongest family whose pairs differ in the last token only."""
-    only = [
-        score.only(lambda p: p.first_difference == p.last and p.aligned == "position")
-        for score in scores
-    ]
-    best = strongest(only, before_last=False)
+    best = choice.score
     if best is None:
         return
     side = _Side(batch, best, _said(best, "in the last token only"))
@@ -198,4 +224,5 @@ def _said(score: Score, where: str) -> str:
     return (
         f"Pairs of the family “{score.family}” that differ {where} (n = {score.n}; the mean "
         f"difference falls from {score.clean.mean():.2f} to {score.corrupted.mean():.2f} logits)."
+        + ("" if score.undoes else " These edits do not surely undo the behaviour.")
     )

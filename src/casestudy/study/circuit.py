@@ -19,7 +19,14 @@ from functools import cached_property, partial
 from typing import Any
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import Score, propose, score, strongest
+from casestudy.behaviour.counterfactual import (
+    FamilyChoice,
+    Score,
+    choose_family,
+    propose,
+    score,
+    strongest,
+)
 from casestudy.circuits.card import write_card
 from casestudy.circuits.evidence import CARD_STEPS, Evidence, Half, Question, take_steps
 from casestudy.circuits.packed import Packed, pack, unpack
@@ -123,7 +130,10 @@ class _Finding:
         """
         subject, search = self.subject, self.search
         batch = subject.batch(chosen_prompts(subject.behaviour, subject.runnable, MOST_PAIRS))
-        best, pairs, contrast = circuit_pairs(batch, family=search.family)
+        choice, pairs, contrast = circuit_pairs(batch, family=search.family)
+        best = choice.score
+        assert best is not None
+        self.store.manifest.setdefault("family_choice", {})[NAME] = choice.as_dict()
         if search.metric == "class":
             contrast = batch.contrasts[-1][[pair.index for pair in best.pairs]]
         documents = [batch.prompts[pair.index].document for pair in best.pairs]
@@ -176,15 +186,18 @@ class _Finding:
             self.store.say_not_measured("how much of the circuit stays under resampling", why)
 
 
-def circuit_pairs(batch: Batch, *, family: str | None = None) -> tuple[Score, Pairs, Contrast]:
-    """The pairs a circuit is looked for on, with their family's score and their contrast.
+def circuit_pairs(
+    batch: Batch, *, family: str | None = None
+) -> tuple[FamilyChoice, Pairs, Contrast]:
+    """The pairs a circuit is looked for on, with the choice of their family and their contrast.
 
     Args:
         batch: of a behaviour.
         family: which edits; by default those that undo the behaviour most surely, before the last
-            token if there are any.
+            token if there are any (see `choose_family`).
 
-    Raises: MeasureError where the family, or every family, has fewer than two aligned pairs.
+    Raises: MeasureError where the family, or every family, has fewer than two aligned pairs, and
+        where none surely undoes the behaviour.
     """
     assert batch.behaviour is not None
     contrast, roles = batch.contrasts[0], batch.behaviour.roles
@@ -201,11 +214,20 @@ def circuit_pairs(batch: Batch, *, family: str | None = None) -> tuple[Score, Pa
                 f"the family {family!r} has no two pairs of equal length",
                 allowed=", ".join(s.family for s in scores if s.n >= 2) or "no family here",
             )
-    best = strongest(usable) or strongest(usable, before_last=False)
-    if best is None or best.n < 2:
+    if not usable:
         raise MeasureError(
             "no minimal edit leaves two of these prompts their number of tokens",
             hint="Bring corrupted partners of as many tokens in the behaviour file",
         )
+    choice = choose_family(usable)
+    if family is not None and choice.score is None:  # asked for by name: measured as it is
+        best = strongest(usable) or strongest(usable, before_last=False)
+        choice = FamilyChoice(best, f"asked for; {choice.why}", choice.passed_over)
+    best = choice.score
+    if best is None:
+        raise MeasureError(
+            choice.why,
+            hint="Bring corrupted partners in the behaviour file, or ask for a family by name",
+        )
     pairs = scored_pairs(batch, best)
-    return best, pairs, contrast[[pair.index for pair in best.pairs]]
+    return choice, pairs, contrast[[pair.index for pair in best.pairs]]

@@ -29,6 +29,9 @@ LAST = "last token"
 CHANGED = "changed tokens"
 """The role of the tokens in which a clean prompt differs from its corrupted partner."""
 
+PAIR_ROLES = frozenset({LAST, CHANGED})
+"""What every pair of prompts has, whatever its text says."""
+
 _STOP = r"(?<![.…])\.(?![.…\p{L}\p{Nd}])"
 _CLOSING = r"[\p{Pe}\p{Pf}\"'’\s]*\Z"
 _WORD = r"[\p{L}\p{M}\p{N}]+(?:['’\-][\p{L}\p{M}\p{N}]+)*"

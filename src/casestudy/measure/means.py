@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from casestudy.behaviour.roles import PAIR_ROLES
 from casestudy.engine.cells import Values
 from casestudy.errors import MeasureError
 from casestudy.measure.pairs import Roles
@@ -40,7 +41,8 @@ def mean_values(
     """A site's mean over reference prompts at a token's role, as a source of replacements.
 
     A token that plays several roles counts for the first; one that plays none is averaged with the
-    tokens at its position that play none either.
+    tokens at its position that play none either. The roles that any pair has (`PAIR_ROLES`) say
+    where two prompts differ and end, not what a token is: they do not count here.
 
     Raises: MeasureError where a role or position of `tokens` occurs in no reference prompt.
     """
@@ -74,6 +76,7 @@ def token_classes(
     Raises: MeasureError where a role or position of `tokens` occurs in no reference prompt.
     """
     names = {name for row in (*(roles or ()), *(reference_roles or ())) for name in row}
+    names -= PAIR_ROLES
     classes = {name: i for i, name in enumerate(sorted(names))}
     wanted = _classes(tokens, roles, classes)
     known = _classes(reference, reference_roles, classes)
@@ -99,7 +102,7 @@ def _classes(
     for b, row in enumerate(roles or ()):
         taken: set[int] = set()
         for name, positions in row.items():
-            for p in positions:
+            for p in positions if name in classes else ():
                 if p not in taken:
                     found[b, p] = classes[name]
                     taken.add(p)

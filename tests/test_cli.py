@@ -41,6 +41,18 @@ def test_predict_shows_spaces_and_newlines(capsys: pytest.CaptureFixture[str], m
     assert "↵" in out
 
 
+def test_how_texts_were_read_is_said_once_a_kind(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    prompt = "It was late.<|endoftext|> hello wor"
+    status, out, err = call(capsys, "predict", prompt, "--model", model, "-a", "ld", "--json")
+    assert status == 0
+    json.loads(out)
+    said = " ".join(err.split())
+    assert said.count("holds the text of a special token") == 1
+    assert said.count("as one text changes the prompt's own tokens") == 1
+
+
 def test_run_keeps_a_study_and_writes_its_report(
     capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from casestudy.cli.options import (
     read_behaviour,
     read_memory,
     read_model,
+    say_notices,
 )
 from casestudy.cli.printing import decimal, interval, print_json, print_table
 from casestudy.cli.progress import ProgressBar
@@ -68,6 +69,7 @@ def circuit(
 
     loaded = read_model(model, device, dtype, bos)
     subject = read_behaviour(behaviour)
+    say_notices(loaded, subject.prompts)
     folder = out or default_folder(subject.name, model, "circuit")
     choices = choices_of(
         method=method,

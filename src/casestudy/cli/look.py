@@ -16,8 +16,9 @@ from casestudy.cli.options import (
     ModelOption,
     read_memory,
     read_model,
+    say_notices,
 )
-from casestudy.cli.printing import gap, print_json, print_table, say, write_figure
+from casestudy.cli.printing import escape, gap, print_json, print_table, say, write_figure
 from casestudy.cli.progress import ProgressBar
 from casestudy.show.text import visible
 
@@ -39,13 +40,18 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Show the most probable next tokens, and how given answers stand."""
+    from casestudy.behaviour.prompts import Prompt
     from casestudy.measure.predictions import predictions, score_answer
+    from casestudy.model.notices import one_per_kind
 
     loaded = read_model(model, device, dtype, bos)
     (ids,) = loaded.tokenize(prompt).rows()
     tokens = loaded.tokenizer.labels(ids)
     top = predictions(loaded, prompt, top_k=top_k).rows()
     scores = [score_answer(loaded, prompt, text) for text in answer or ()]
+    say_notices(loaded, [Prompt(prompt)])
+    for notice in one_per_kind(n for score in scores for n in score.notices):
+        say(escape(notice))
     if as_json:
         kept = [{k: row[k] for k in ("token", "id", "logit", "prob")} for row in top]
         answers = [_score(s) for s in scores]
@@ -133,13 +139,15 @@ def patch(
     from casestudy.measure.patching import Effort, patch_prompts, read_by, read_direction
 
     loaded = read_model(model, device, dtype, bos)
+    pair = Prompt(clean, answer=answer, counterpart=counterpart, corrupted=corrupted)
+    say_notices(loaded, [pair])
     with ProgressBar("cells") as progress:
         effort = Effort(
             memory=read_memory(memory), progress=lambda done, total: progress.cells("", done, total)
         )
         patched = patch_prompts(
             loaded,
-            [Prompt(clean, answer=answer, counterpart=counterpart, corrupted=corrupted)],
+            [pair],
             site,
             by=read_by(by),
             direction=read_direction(direction),

@@ -11,7 +11,7 @@ from casestudy.cli.printing import escape, say
 from casestudy.errors import CasestudyError, one_of
 
 if TYPE_CHECKING:
-    from casestudy.behaviour.prompts import Behaviour
+    from casestudy.behaviour.prompts import Behaviour, Prompt
     from casestudy.model.model import Model
 
 BehaviourArgument = Annotated[
@@ -83,6 +83,14 @@ def read_stages(only: list[str] | None, skip: list[str] | None) -> list[str] | N
 def _stages(option: str, given: list[str] | None) -> list[str]:
     names = [name.strip() for part in given or () for name in part.split(",")]
     return [one_of(option, name, STAGES, CasestudyError) for name in names]
+
+
+def say_notices(model: Model, prompts: Sequence[Prompt]) -> None:
+    """What to know of how these prompts are read, a line for each kind, on stderr."""
+    from casestudy.behaviour.notices import prompt_notices
+
+    for notice in prompt_notices(model.tokenizer, prompts):
+        say(escape(notice))
 
 
 def read_memory(text: str) -> int:

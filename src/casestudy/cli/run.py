@@ -23,6 +23,7 @@ from casestudy.cli.options import (
     read_memory,
     read_model,
     read_stages,
+    say_notices,
 )
 from casestudy.cli.printing import decimal, finite, gap, interval, print_json, print_table
 from casestudy.cli.progress import ProgressBar
@@ -56,6 +57,7 @@ def run(
 
     loaded = read_model(model, device, dtype, bos)
     subject = read_behaviour(behaviour)
+    say_notices(loaded, subject.prompts)
     folder = out or default_folder(subject.name, model)
     with ProgressBar("prompts") as progress:
         finished = study(

@@ -123,6 +123,7 @@ ARGUMENT: Sequence[Topic] = (
         "How sure? Checks and exclusions",
         [
             Part("checks", checks.checks),
+            Part("notices", checks.notices),
             Part("exclusions", checks.exclusions, ("prompts", "passed_over")),
         ],
     ),

@@ -61,7 +61,7 @@ def panels(
         "tokens-0": _counted(probed[0], len(found.tokens[0])),
         "tokens-1": _counted(probed[1], len(found.tokens[1])) if len(probed) > 1 else Markup(""),
         "edits": _macro("edits", edits, page_state.corrupted),
-        "outcome": _outcome(found, page_state),
+        "outcome": _outcome(found, page_state) + _noticed(found),
         "predictions": _predictions(found, page_state),
         "classes": figure_html(_classes(found.classes, page_state)),
     }
@@ -84,6 +84,12 @@ def panels(
 def problem(why: str) -> Markup:
     """A sentence that stands where a result cannot."""
     return Markup('<p class="notice" role="alert">{}</p>').format(clean(why))
+
+
+def _noticed(found: Probe) -> Markup:
+    """How the texts were read, where that is not plain."""
+    line = Markup('<p class="notice" role="note">{}</p>')
+    return Markup("").join(line.format(clean(notice)) for notice in found.notices)
 
 
 def _counted(shown: Markup, n: int) -> Markup:

@@ -69,7 +69,7 @@ def study_prompts_of(folder: str | os.PathLike[str]) -> StudyPrompts:
     edit = _edit_of(manifest)
     pairs: dict[Any, dict[str, str]] = {}
     for row in [] if answers is None else answers.rows():
-        pairs.setdefault(row["prompt"], {})[str(row["form"])] = str(row["token"])
+        pairs.setdefault(row["prompt"], {})[str(row["form"])] = _asked(row)
     for row in [] if prompts is None else prompts.rows():
         text, forms = row["text"], pairs.get(row["prompt"], {})
         if not isinstance(text, str) or not 0 < len(text) <= MOST_TEXT:
@@ -86,6 +86,12 @@ def study_prompts_of(folder: str | os.PathLike[str]) -> StudyPrompts:
         if len(found.prompts) == MOST:
             break
     return found
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """How to ask for a stored token: by its id, since several may share a text."""
+    id = row.get("id")
+    return f"id:{id}" if isinstance(id, int) else str(row["token"])
 
 
 def _edit_of(manifest: Mapping[str, Any]) -> Callable[[str], str | None]:

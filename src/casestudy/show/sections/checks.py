@@ -56,6 +56,15 @@ def _inherited(name: str, study: StoredStudy) -> bool:
     return part in ("mean", "by_group") or (part == "effect" and base in study.grids)
 
 
+def notices(study: StoredStudy) -> list[Block]:
+    """What to know of how the prompts were read, a line for each kind of remark."""
+    notes = study.manifest.get("notes")
+    if not isinstance(notes, list) or not notes:
+        return []
+    lines = Markup("").join(Markup("<li>{}</li>").format(clean(note)) for note in notes)
+    return [Markup("<p>How the prompts were read:</p><ul>{}</ul>").format(lines)]
+
+
 def exclusions(study: StoredStudy) -> list[Block]:
     """Prompts left out of the contrasts, and predictions that could not be an answer."""
     blocks: list[Block] = []

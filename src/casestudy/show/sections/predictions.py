@@ -157,6 +157,7 @@ def _raw(row: Mapping[str, Any], **tokens: Mapping[str, Any] | None) -> dict[str
     found = {"prompt": row["prompt"], "text": excerpt(row["text"], MOST_TEXT)}
     for name, token in tokens.items():
         found[name] = None if token is None else token["token"]
+        found[f"{name} id"] = None if token is None else token.get("id")
         found[f"{name} probability"] = None if token is None else token["prob"]
         rank = None if token is None else token.get("rank")
         found[f"{name} place"] = None if rank is None else rank + 1

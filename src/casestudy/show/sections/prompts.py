@@ -131,7 +131,7 @@ def _expected(prompt: str, top: Sequence[Mapping[str, Any]]) -> Figure:
         f"{labels[0]} with {percent(probs[0])}.",
         marks.Data(
             [("token", labels)],
-            {"value": probs, "logit": [r.get("logit") for r in top]},
+            {"value": probs, **{name: [r.get(name) for r in top] for name in ("logit", "id")}},
             "probability",
             "tables/predictions.parquet",
         ),

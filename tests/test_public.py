@@ -6,9 +6,10 @@ import inspect
 
 import numpy as np
 import pytest
+import torch
 
 import casestudy as cs
-from casestudy.errors import BehaviourError, PromptError
+from casestudy.errors import BehaviourError, PromptError, TokenError
 
 TEXTS = ["It was late. She went home.", "He slept."]
 OF_PROMPTS = (
@@ -62,3 +63,30 @@ def test_a_study_takes_its_two_subjects_in_either_order(toy_model: cs.Model) -> 
         assert table.rows() == tables[0].rows()
     with pytest.raises(BehaviourError, match="two behaviours"):
         cs.study(behaviour, behaviour)
+
+
+def test_ids_are_taken_in_every_form_or_refused_by_name(toy_model: cs.Model) -> None:
+    tokens = toy_model.tokenize("It was late.")
+    ids = tokens.rows()[0]
+    expected = cs.run(toy_model, tokens, logits="last").logits
+    assert expected is not None
+    for given in (ids, tuple(ids), [ids], torch.tensor(ids), torch.tensor([ids]), np.array(ids)):
+        found = cs.run(toy_model, given, logits="last").logits
+        assert found is not None
+        torch.testing.assert_close(found, expected)
+    for bad, name in ((np.array([1.5]), "1.5"), (torch.zeros(1, 1, 1, dtype=torch.long), r"\[0\]")):
+        with pytest.raises(TokenError, match=f"{name} among token ids"):
+            cs.run(toy_model, bad)
+    with pytest.raises(PromptError, match="no tokens"):
+        cs.run(toy_model, np.array([], dtype=int))
+
+
+@pytest.mark.parametrize("axis", ["batch", "pos", "head"])
+def test_a_tuple_of_places_is_a_list_of_them(axis: str, toy_model: cs.Model) -> None:
+    texts = ["It was late. She went home.", "He slept all day.", "It rained."]
+    runs = [
+        cs.run(toy_model, texts, edit=[cs.Edit.zero("z", 0, **{axis: places})], logits="last")
+        for places in ((0, 1), [0, 1])
+    ]
+    assert runs[0].logits is not None
+    torch.testing.assert_close(runs[0].logits, runs[1].logits, rtol=0, atol=0)

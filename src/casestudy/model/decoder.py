@@ -14,7 +14,7 @@ attention patterns are materialised only where they are kept or edited.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from casestudy.model.config import ModelConfig, Rotary
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
-from casestudy.model.tokens import Tokens
+from casestudy.model.tokens import IdRows, Tokens, id_rows
 from casestudy.model.trace import Address, Tap, Trace, take_last
 from casestudy.model.weights import MLP, Attention, Block, Norm, Weights
 
@@ -36,7 +36,7 @@ _NO_TAP = Tap()
 
 def run(
     model: Model,
-    tokens: Tokens | str | Sequence[str],
+    tokens: Tokens | str | Sequence[str] | IdRows,
     *,
     keep: Iterable[Keep | Site | str] = (),
     edit: Iterable[Edit] = (),
@@ -47,7 +47,8 @@ def run(
 
     Args:
         model: what `casestudy.load` returns.
-        tokens: `model.tokenize(...)`, or a text or texts (tokenised with the model's BOS rule).
+        tokens: `model.tokenize(...)`, a text or texts (tokenised with the model's BOS rule), or ids
+            of one prompt or several, as lists, an array or a tensor (taken as they are: no BOS).
         keep: sites to keep, in all layers or as `Site("z").at(layers=3, last=True)`.
         edit: changes to activations, applied in order.
         logits: "none", at each prompt's "last" token, or at "all" positions.
@@ -61,7 +62,7 @@ def run(
     if logits not in get_args(Logits):
         raise PromptError(f"logits={logits!r}", allowed=", ".join(get_args(Logits)))
     if not isinstance(tokens, Tokens):
-        tokens = model.tokenize(tokens)
+        tokens = _read(model, tokens)
     tokens = tokens.to(model.device)
     _check_fit(model.config, tokens)
     tap = Tap(model.config.n_layers, keep, edit, tokens.last)
@@ -81,6 +82,12 @@ def run(
                 x = take_last(Site.FINAL_NORMED, x, tap.last)
             out = unembed(model.config, model.weights, x)
     return Trace(tokens, tap.values, tap.lasts, out, model.config.n_layers)
+
+
+def _read(model: Model, given: str | Sequence[str] | IdRows) -> Tokens:
+    """Texts or ids as tokens."""
+    rows = id_rows(given)
+    return model.tokenize(cast("str | Sequence[str]", given)) if rows is None else Tokens.of(rows)
 
 
 def _check_fit(config: ModelConfig, tokens: Tokens) -> None:

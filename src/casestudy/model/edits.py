@@ -79,7 +79,8 @@ class Edit:
             for dim, index in where.items():
                 along = torch.zeros(x.shape[dim], dtype=torch.bool, device=x.device)
                 try:
-                    along[index] = True
+                    # a tuple would index several axes, where positions along one are meant
+                    along[list(index) if isinstance(index, tuple) else index] = True
                 except IndexError as error:
                     raise EditError(
                         f"index {index} along {site.axes[dim]} of {site.value}",

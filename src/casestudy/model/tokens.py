@@ -12,11 +12,14 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from numpy.typing import NDArray
 from tokenizers import Encoding, decoders
 from tokenizers import Tokenizer as HFTokenizer
 from torch import Tensor
@@ -28,6 +31,36 @@ from casestudy.model.token_labels import is_byte_piece, labels
 
 # Whether special-token text is parsed is a switch on the shared backend: set and used as one step.
 _SWITCH = threading.Lock()
+
+
+IdRows = Sequence[int] | Sequence[Sequence[int]] | Tensor | NDArray[Any]
+"""Ids that somebody made: of one prompt or of several."""
+
+
+def id_rows(given: object) -> list[list[int]] | None:
+    """Each prompt's ids, where ids and not texts are given; None for anything else.
+
+    Raises: TokenError for numbers that are not ids, and for more than two axes.
+    """
+    is_array = isinstance(given, Tensor | np.ndarray)
+    rows = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+    if isinstance(rows, str) or not isinstance(rows, Sequence) or not len(rows):
+        return [] if is_array else None
+    if any(isinstance(row, str) for row in rows):
+        return None
+    if not any(isinstance(row, Sequence | Tensor | np.ndarray) for row in rows):
+        rows = [rows]
+    lists = [r.tolist() if isinstance(r, Tensor | np.ndarray) else r for r in rows]
+    for row in lists:
+        one = isinstance(row, Sequence)
+        bad = (
+            [x for x in row if not isinstance(x, Integral) or isinstance(x, bool)] if one else [row]
+        )
+        if bad:
+            raise TokenError(
+                f"{bad[0]!r} among token ids"[:100], allowed="integers, in rows of ids"
+            )
+    return [[int(x) for x in row] for row in lists]
 
 
 @dataclass(frozen=True)

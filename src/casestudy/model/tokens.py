@@ -54,7 +54,7 @@ def id_rows(given: object) -> list[list[int]] | None:
     for row in lists:
         one = isinstance(row, Sequence)
         bad = (
-            [x for x in row if not isinstance(x, Integral) or isinstance(x, bool)] if one else [row]
+            [x for x in row if isinstance(x, bool) or not isinstance(x, Integral)] if one else [row]
         )
         if bad:
             raise TokenError(

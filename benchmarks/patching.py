@@ -67,8 +67,9 @@ def ours(folder: Path, case: str) -> Work:
     import casestudy as cs
     from casestudy.behaviour.contrast import Contrast
     from casestudy.engine.cells import Cell, Place
+    from casestudy.engine.packing import Budget
     from casestudy.engine.sweep import sweep
-    from casestudy.measure.patching import Effort, Pairs, patch
+    from casestudy.measure.patching import Pairs, patch
     from casestudy.model.sites import Site
     from casestudy.model.tokens import Tokens
 
@@ -81,9 +82,10 @@ def ours(folder: Path, case: str) -> Work:
     zero = torch.zeros(n, dtype=torch.float64)
     contrast = Contrast("pairs", torch.tensor(answers), signs, zero, names, names)
     site = case.split("/")[1]
+    held = Budget(memory=BUDGET)
 
     def work() -> dict[str, np.ndarray]:
-        found = patch(model, pairs, contrast, site, effort=Effort(memory=BUDGET))
+        found = patch(model, pairs, contrast, site, budget=held)
         values = np.stack([found.raw.values[cell] for cell in compared(case)])
         return {"grid": values, "_operations": np.array(found.plan.operations)}
 
@@ -91,7 +93,7 @@ def ours(folder: Path, case: str) -> Work:
         places = {p: Place.at(p, pairs.corrupted) for p in LONG_POSITIONS}
         every = [(layer, p) for layer in range(LAYERS) for p in places]
         cells = [Cell(Site(site), layer, places[p]) for layer, p in every]
-        found = sweep(model, pairs.corrupted, pairs.clean, cells, contrast, memory=BUDGET)
+        found = sweep(model, pairs.corrupted, pairs.clean, cells, contrast, budget=held)
         values = dict(zip(every, found.values, strict=True))
         return {
             "grid": np.stack([values[cell] for cell in compared(case)]),

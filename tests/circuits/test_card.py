@@ -158,7 +158,7 @@ def test_steps_that_were_stored_are_not_taken_again(made: Card, tmp_path: Path) 
         name: unpack(stored(value, tmp_path), Graph(model.config)) for name, value in taken.items()
     }
     began: list[str] = []
-    again = circuit_card(model, *asked, known=known, progress=lambda title, *_: began.append(title))
+    again = circuit_card(model, *asked, known=known, progress=lambda p: began.append(p.note))
     assert began == ["writing it up"]
     assert again.summary() == made.summary()
     for result, first in zip(again.results, made.results, strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor
 from casestudy.circuits.contributions import contribution_sites, contributions
 from casestudy.circuits.edge_scores import METHODS, attribute_edges
 from casestudy.circuits.graph import Graph
+from casestudy.engine.packing import Budget
 from casestudy.errors import MeasureError
 from casestudy.measure.metrics import kl_divergence, metric_of
 from casestudy.measure.patching import Pairs
@@ -177,7 +178,7 @@ def test_scores_do_not_depend_on_chunks_or_on_switched_off_gradients() -> None:
     whole = attribute_edges(model, both, values, "eap-ig-inputs", steps=2, replicates=20)
     torch.set_grad_enabled(False)
     small = attribute_edges(
-        model, both, values, "eap-ig-inputs", steps=2, replicates=20, memory=60_000
+        model, both, values, "eap-ig-inputs", steps=2, replicates=20, budget=Budget(memory=60_000)
     )
     np.testing.assert_allclose(small.values, whole.values, atol=1e-12)
     assert whole.replicates is not None

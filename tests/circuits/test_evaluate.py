@@ -15,8 +15,9 @@ from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph, Receiver, Sender
 from casestudy.circuits.paths import path_patch
+from casestudy.engine.packing import Budget
 from casestudy.errors import MeasureError, SiteError
-from casestudy.measure.patching import Effort, Pairs
+from casestudy.measure.patching import Pairs
 from casestudy.model.decoder import run
 from tests.circuits.test_edge_scores import FAMILIES, pair_of, world
 from tests.measure.worlds import contrast, decoder
@@ -43,7 +44,7 @@ def test_every_circuit_equals_a_forward_pass_with_edited_inputs(
         contrast(3),
         circuits,
         ablation=ablation,
-        check=1000,  # type: ignore[arg-type]
+        budget=Budget(check=1000),  # type: ignore[arg-type]
     )
     assert found.error["checked"] == len(set(found.circuits)) * 3
     assert found.error["gap"] < 1e-8
@@ -67,7 +68,9 @@ def test_everything_corrupted_is_the_corrupted_run() -> None:
 def test_neurons_as_nodes(variant: str) -> None:
     model = world(variant)
     graph = Graph(model.config, {0: (3, 8), 2: (0,)})
-    found = evaluate_circuit(model, pair_of(), contrast(3), random_circuits(graph), check=1000)
+    found = evaluate_circuit(
+        model, pair_of(), contrast(3), random_circuits(graph), budget=Budget(check=1000)
+    )
     assert found.error["gap"] < 1e-8
     # with all their edges the neurons and the rest are the MLP again
     parts = [graph.full.without([i]) for i, s in enumerate(graph.senders) if s.node == "a1.h0"]
@@ -119,7 +122,7 @@ def test_exact_edges_of_a_shortlist_in_little_memory() -> None:
     both, values = pair_of([6, 4, 7, 5] * 2), contrast(8)
     whole = patch_edges(model, both, values)
     names = ["embed->a0.h1<q>", "a0.h1->m2", "m0->a1.h3<v>", "m1->logits", "embed->logits"]
-    few = patch_edges(model, both, values, names, effort=Effort(memory=1_000_000))
+    few = patch_edges(model, both, values, names, budget=Budget(memory=1_000_000))
     assert int((~np.isnan(few.values)).sum()) == len(names)
     for name in names:
         assert abs(few[name] - whole[name]) < 1e-9
@@ -132,7 +135,7 @@ def test_values_do_not_depend_on_blocks() -> None:
     both, values = pair_of([6, 4, 7, 5] * 4), contrast(16)
     circuits = random_circuits(Graph(model.config))
     whole = evaluate_circuit(model, both, values, circuits)
-    small = evaluate_circuit(model, both, values, circuits, memory=200_000)
+    small = evaluate_circuit(model, both, values, circuits, budget=Budget(memory=200_000))
     np.testing.assert_allclose(small.values, whole.values, atol=1e-9)
     mean, lower, upper = whole.interval()
     assert ((lower <= mean) & (mean <= upper)).all()

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from casestudy.circuits.graph import LOGITS, Receiver, Sender, senders_before
 from casestudy.circuits.paths import path_patch
+from casestudy.engine.packing import Budget
 from casestudy.errors import MeasureError, SiteError
-from casestudy.measure.patching import Effort, Pairs
+from casestudy.measure.patching import Pairs
 from casestudy.model.decoder import apply_norm, norm_scale, run
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model
@@ -19,7 +20,7 @@ from casestudy.model.tokens import Tokens
 from casestudy.model.trace import Trace
 from tests.measure.worlds import N_HEADS, contrast, decoder, pairs
 
-EVERY = Effort(check=10**6)
+EVERY = Budget(check=10**6)
 
 
 def receivers(model: Model) -> list[Receiver]:
@@ -112,7 +113,7 @@ def test_every_path_equals_two_plain_runs(variant: str, mode: str) -> None:
             receiver,
             senders=senders,
             mode=mode,  # type: ignore[arg-type]
-            effort=EVERY,
+            budget=EVERY,
         )
         assert found.raw.axis("sender").labels == tuple(map(str, senders))
         assert found.raw.error.get("gap", 0.0) < 1e-9
@@ -215,7 +216,7 @@ def test_paths_do_not_depend_on_the_block_of_prompts() -> None:
     both = Pairs(clean, corrupted, labels=labels)
     receiver = Receiver("v", 2, 0)
     whole = path_patch(model, both, contrast(20), receiver)
-    parts = path_patch(model, both, contrast(20), receiver, effort=Effort(memory=1_000_000))
+    parts = path_patch(model, both, contrast(20), receiver, budget=Budget(memory=1_000_000))
     assert len(parts.plan.blocks) > len(whole.plan.blocks)
     np.testing.assert_allclose(parts.raw.values, whole.raw.values, atol=1e-12)
     np.testing.assert_allclose(parts.baselines.values, whole.baselines.values, atol=1e-12)
@@ -234,9 +235,9 @@ def test_a_function_of_the_logits_gets_the_right_prompts() -> None:
 
     for receiver in (LOGITS, Receiver("q", 1, 0)):
         both = Pairs(clean, corrupted)
-        tight = Effort(memory=1_000_000)
-        linear = path_patch(model, both, weighing, receiver, effort=tight)
-        called = path_patch(model, both, metric, receiver, effort=tight)
+        tight = Budget(memory=1_000_000)
+        linear = path_patch(model, both, weighing, receiver, budget=tight)
+        called = path_patch(model, both, metric, receiver, budget=tight)
         np.testing.assert_allclose(called.raw.values, linear.raw.values, atol=1e-9)
 
 

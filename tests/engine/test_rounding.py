@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.circuits.evaluate import _Circuits, evaluate
+from casestudy.circuits.evaluate import _Circuits, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph
 from casestudy.engine import rounding
 from casestudy.engine import sweep as engine
 from casestudy.engine.cells import Cell, Place
+from casestudy.engine.packing import Budget
 from casestudy.engine.sweep import sweep
 from casestudy.errors import MeasureError
 from casestudy.model.model import Model
@@ -47,7 +48,9 @@ def circuits(model: Model) -> list[Circuit]:
 
 def test_rounding_is_not_a_fault_of_a_circuit() -> None:
     model = coarse()
-    found = evaluate(model, pair_of(), contrast(3), circuits(model), check=12)
+    found = evaluate_circuit(
+        model, pair_of(), contrast(3), circuits(model), budget=Budget(check=12)
+    )
     assert found.error["gap"] > 1e-3  # what used to end the evaluation
     assert found.error["float64"] < 1e-9 * 1e5
     assert found.error["rounding"] > 1e-3
@@ -58,7 +61,7 @@ def test_rounding_is_not_a_fault_of_a_sweep() -> None:
     model = coarse()
     clean, corrupted = pairs([5, 7], first=[0, 0])
     cells = [Cell(site, 1, Place.everywhere(corrupted)) for site in (Site.Z, Site.MLP_OUT)]
-    found = sweep(model, corrupted, clean, cells, contrast(2), check=100)
+    found = sweep(model, corrupted, clean, cells, contrast(2), budget=Budget(check=100))
     assert found.error["gap"] > 1e-3
     assert found.error["float64"] < 1e-9 * 1e5
     values = torch.randn(2, 7, model.config.d_model)
@@ -80,12 +83,14 @@ def test_a_fault_stays_one_however_large_the_rounding(monkeypatch: pytest.Monkey
         sweep(model, corrupted, clean, cells, contrast(2))
     monkeypatch.setattr(_Circuits, "read", lambda self, x: circuit(self, x) + 0.01)
     with pytest.raises(MeasureError, match="in float64 a circuit's value differs"):
-        evaluate(model, pair_of(), contrast(3), circuits(model), check=12)
+        evaluate_circuit(model, pair_of(), contrast(3), circuits(model), budget=Budget(check=12))
 
 
 def test_what_cannot_be_promised_has_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     model = coarse()
     monkeypatch.setattr(rounding, "_in_float64", lambda _: None)
-    found = evaluate(model, pair_of(), contrast(3), circuits(model), check=12)
+    found = evaluate_circuit(
+        model, pair_of(), contrast(3), circuits(model), budget=Budget(check=12)
+    )
     assert "bound" not in found.error
     assert found.error["gap"] > 1e-3

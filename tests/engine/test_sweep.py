@@ -14,6 +14,7 @@ from torch import Tensor
 
 from casestudy.engine import sweep as engine
 from casestudy.engine.cells import SITES, Cell, Place, first_differences
+from casestudy.engine.packing import Budget, Progress
 from casestudy.engine.sweep import sweep
 from casestudy.errors import MeasureError, SiteError
 from casestudy.model.decoder import run
@@ -93,7 +94,9 @@ def by_hand(model: Model, base: Tokens, source: Tokens, cell: Cell, b: int) -> T
 def test_every_site_equals_the_plain_forward_in_every_architecture(variant: str) -> None:
     model = decoder(variant)
     clean, corrupted = pairs([5, 7, 3], seed=1, first=[2, 0, 1])
-    found = sweep(model, corrupted, clean, every_cell(model, corrupted), contrast(3), check=ALL)
+    found = sweep(
+        model, corrupted, clean, every_cell(model, corrupted), contrast(3), budget=Budget(check=ALL)
+    )
     assert found.error["gap"] <= found.error["bound"] == 1e-9
     assert found.error["checked"] == (~found.known & ~np.isnan(found.values)).sum() > 100
 
@@ -118,7 +121,7 @@ def test_any_cell_equals_a_run_of_its_prompt_alone(data: st.DataObject) -> None:
         neuron = data.draw(st.sampled_from([None, *range(D_MLP)]))
     cell = Cell(site, layer, Place("some", where, where), head, neuron)
     weighing = contrast(len(lengths))
-    values = sweep(model, corrupted, clean, [cell], weighing, check=0).values[0]
+    values = sweep(model, corrupted, clean, [cell], weighing, budget=Budget(check=0)).values[0]
     for b in range(len(lengths)):
         if not where[b]:
             assert np.isnan(values[b])
@@ -135,7 +138,7 @@ def test_roles_align_prompts_of_unequal_length() -> None:
     cells = [
         Cell(site, 1, place) for site in (Site.RESID_PRE, Site.K, Site.Q, Site.Z, Site.MLP_OUT)
     ]
-    found = sweep(model, corrupted, longer, cells, contrast(2), check=ALL)
+    found = sweep(model, corrupted, longer, cells, contrast(2), budget=Budget(check=ALL))
     for c, cell in enumerate(cells):
         for b in range(2):
             alone = contrast(2)[[b]].value(by_hand(model, corrupted, longer, cell, b))
@@ -152,7 +155,7 @@ def test_self_patching_changes_nothing() -> None:
         kept = kept.transpose(1, 2) if site is Site.PATTERN else kept
         return kept[prompts, positions]
 
-    found = sweep(model, base, itself, every_cell(model, base), contrast(2), check=0)
+    found = sweep(model, base, itself, every_cell(model, base), contrast(2), budget=Budget(check=0))
     there = ~np.isnan(found.values)
     np.testing.assert_allclose(
         found.values[there], np.broadcast_to(found.base, there.shape)[there], atol=1e-12
@@ -226,10 +229,10 @@ def test_the_other_run_may_be_climbed_from_a_shared_prefix(
         "source_after_prefix",
         lambda self, *rest: (climbs.append(1), shared(self, *rest))[1],
     )
-    found = sweep(model, corrupted, clean, cells, contrast(4), check=0)
+    found = sweep(model, corrupted, clean, cells, contrast(4), budget=Budget(check=0))
     # a pattern has to be run for plainly, and the other cells with it
     whole = Cell(Site.PATTERN, 0, Place.everywhere(corrupted))
-    plain = sweep(model, corrupted, clean, [*cells, whole], contrast(4), check=0)
+    plain = sweep(model, corrupted, clean, [*cells, whole], contrast(4), budget=Budget(check=0))
     assert climbs == [1]
     np.testing.assert_allclose(found.values, plain.values[:-1], atol=1e-12)
     assert found.other is not None
@@ -258,7 +261,7 @@ def test_a_cell_does_not_depend_on_batch_plan_order_or_neighbours(variant: str) 
     def same(values: np.ndarray, expected: np.ndarray) -> None:
         np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5 * scale)
 
-    tight = sweep(model, corrupted, clean, cells, weighing, memory=1_500_000)
+    tight = sweep(model, corrupted, clean, cells, weighing, budget=Budget(memory=1_500_000))
     assert sum(len(climbs) for _, climbs in tight.plan.blocks) > 2
     same(tight.values, whole)
 
@@ -301,7 +304,7 @@ def test_any_function_of_the_logits_can_be_the_metric() -> None:
         return (wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1)
 
     cells = every_cell(model, corrupted)
-    found = sweep(model, corrupted, clean, cells, divergence, check=ALL)
+    found = sweep(model, corrupted, clean, cells, divergence, budget=Budget(check=ALL))
     assert found.other is not None
     assert np.abs(found.other).max() < 1e-12 < found.base.min()
     assert found.error["gap"] < 1e-9
@@ -325,7 +328,7 @@ def test_a_cell_can_bring_its_own_values() -> None:
         Cell(Site.MLP_POST, 1, place, neuron=5, values=new()),
         Cell(Site.MLP_OUT, 2, place, values=new(D_MODEL)),
     ]
-    found = sweep(model, base, None, cells, contrast(2), check=ALL)
+    found = sweep(model, base, None, cells, contrast(2), budget=Budget(check=ALL))
     assert found.error["gap"] < 1e-9
     assert found.other is None
     assert (np.abs(found.values - found.base) > 1e-6).all()
@@ -348,7 +351,11 @@ def test_progress_counts_every_cell_of_every_prompt() -> None:
     clean, corrupted = pairs([5, 7], first=[1, 2])
     cells = [Cell(Site.RESID_PRE, 0, Place.at(p, corrupted)) for p in range(5)]
     seen: list[tuple[int, int]] = []
-    sweep(model, corrupted, clean, cells, contrast(2), progress=lambda *done: seen.append(done))
+
+    def tell(progress: Progress) -> None:
+        seen.append((progress.done, progress.total))
+
+    sweep(model, corrupted, clean, cells, contrast(2), progress=tell)
     assert seen[0] == (3, 10)
     assert seen[-1] == (10, 10)
 
@@ -358,7 +365,9 @@ def test_a_watcher_sees_each_climb_and_may_end_the_sweep() -> None:
     clean, corrupted = pairs([5, 7], first=[1, 2])
     cells = [Cell(Site.RESID_PRE, 0, Place.at(p, corrupted)) for p in range(5)]
     seen: list[engine.Sweep] = []
-    whole = sweep(model, corrupted, clean, cells, contrast(2), rows=8, watch=seen.append)
+    whole = sweep(
+        model, corrupted, clean, cells, contrast(2), budget=Budget(rows=8), watch=seen.append
+    )
     there = [~np.isnan(found.values) for found in seen]
     assert len(seen) > 2
     assert all(np.all(a <= b) for a, b in itertools.pairwise(there))
@@ -375,7 +384,7 @@ def test_a_watcher_sees_each_climb_and_may_end_the_sweep() -> None:
 
     seen.clear()
     with pytest.raises(Enough):
-        sweep(model, corrupted, clean, cells, contrast(2), rows=8, watch=stop)
+        sweep(model, corrupted, clean, cells, contrast(2), budget=Budget(rows=8), watch=stop)
 
 
 def test_undefined_where_the_two_runs_do_not_differ() -> None:
@@ -451,7 +460,7 @@ class TestBadInput:
         clean, corrupted = pairs([5])
         cell = Cell(Site.RESID_PRE, 0, Place.everywhere(corrupted))
         with pytest.raises(MeasureError, match=r"at least .* MB, for one cell"):
-            sweep(decoder(), corrupted, clean, [cell], contrast(1), memory=1000)
+            sweep(decoder(), corrupted, clean, [cell], contrast(1), budget=Budget(memory=1000))
 
     def test_nan_in_a_run(self) -> None:
         clean, corrupted = pairs([5], first=[2])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from casestudy.engine.packing import Budget
 from casestudy.errors import MeasureError, SiteError
 from casestudy.measure.patching import (
-    Effort,
     Pairs,
     Patched,
     ablate,
@@ -23,7 +23,7 @@ from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
 from tests.measure.worlds import D_MLP, D_MODEL, N_HEADS, VARIANTS, contrast, decoder, pairs
 
-EVERY = Effort(check=10**6)
+EVERY = Budget(check=10**6)
 
 
 def some_pairs(lengths: list[int], first: list[int] | None = None) -> Pairs:
@@ -48,7 +48,7 @@ def test_a_grid_has_the_axes_its_site_and_places_have(
     site: str, by: str | None, axes: tuple[str, ...]
 ) -> None:
     model = decoder("llama")
-    found = patch(model, some_pairs([5, 7]), contrast(2), site, by=by, effort=EVERY)  # type: ignore[arg-type]
+    found = patch(model, some_pairs([5, 7]), contrast(2), site, by=by, budget=EVERY)  # type: ignore[arg-type]
     sizes = {"layer": 3, "pos": 7, "head": N_HEADS, "kv_head": 2}
     assert tuple(axis.name for axis in found.raw.axes) == (*axes, "prompt")
     assert found.raw.values.shape == (*(sizes[name] for name in axes), 2)
@@ -102,9 +102,9 @@ def test_embeddings_all_heads_and_all_mlps_together_give_the_other_run(variant: 
 
 def test_a_watched_grid_fills_up_and_is_the_same_in_the_end() -> None:
     shown: list[Patched] = []
-    effort = Effort(rows=12, watch=shown.append)
-    watched = patch(decoder(), some_pairs([6], first=[1]), contrast(1), "resid_pre", effort=effort)
-    plain = patch(decoder(), some_pairs([6], first=[1]), contrast(1), "resid_pre")
+    of = decoder(), some_pairs([6], first=[1]), contrast(1), "resid_pre"
+    watched = patch(*of, budget=Budget(rows=12), watch=shown.append)
+    plain = patch(*of)
     np.testing.assert_allclose(watched.raw.values, plain.raw.values, atol=1e-12)
     first = shown[0].normalised
     assert first.axes == plain.normalised.axes
@@ -130,7 +130,7 @@ def test_by_role_averages_prompts_of_any_length() -> None:
     roles = [{"name": (1,), "end": (3,), "start": (0,)}, {"name": (1, 2), "end": (5,)}]
     theirs = [{"name": (1,), "end": (4,), "start": (0,)}, {"name": (1,), "end": (6,)}]
     both = Pairs(clean, longer, roles, theirs)
-    found = patch(model, both, contrast(2), "resid_post", by="role", effort=EVERY)
+    found = patch(model, both, contrast(2), "resid_post", by="role", budget=EVERY)
     # in the order of the text, whichever prompt comes first
     assert found.raw.axis("role").labels == ("start", "name", "end")
     values = found.raw.select(layer="1").values
@@ -162,7 +162,7 @@ def test_all_neurons_of_a_layer_are_its_mlp() -> None:
     model = decoder("linear")
     both = some_pairs([6], first=[5])
     # at the last position of the last layer the neurons' effects add up
-    each = neurons(model, both, contrast(1), [(2, n) for n in range(D_MLP)], effort=EVERY)
+    each = neurons(model, both, contrast(1), [(2, n) for n in range(D_MLP)], budget=EVERY)
     whole = patch(model, both, contrast(1), "mlp_out", by="last", layers=[2])
     assert each.effect.values.sum() == pytest.approx(float(whole.effect.values[0]))
     assert each.raw.axis("neuron").labels[3] == "2.3"
@@ -186,7 +186,7 @@ def test_a_whole_subspace_is_the_stream_and_two_halves_share_it() -> None:
     model, both = decoder("linear"), some_pairs([5], first=[0])
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(D_MODEL, D_MODEL, generator=generator, dtype=torch.float64)
-    whole = subspace(model, both, contrast(1), basis, site="resid_mid", by="last", effort=EVERY)
+    whole = subspace(model, both, contrast(1), basis, site="resid_mid", by="last", budget=EVERY)
     stream = patch(model, both, contrast(1), "resid_mid", by="last")
     np.testing.assert_allclose(whole.raw.values, stream.raw.values, atol=1e-9)
     q = torch.linalg.qr(basis)[0]
@@ -206,7 +206,7 @@ def test_a_whole_subspace_is_the_stream_and_two_halves_share_it() -> None:
 def test_zero_ablation_of_everything_a_layer_adds() -> None:
     model = decoder()
     _, tokens = pairs([5, 7])
-    found = ablate(model, tokens, contrast(2), "mlp_out", kind="zero", by="all", effort=EVERY)
+    found = ablate(model, tokens, contrast(2), "mlp_out", kind="zero", by="all", budget=EVERY)
     for layer in range(3):
         logits = run(model, tokens, edit=[Edit.zero("mlp_out", layer)], logits="last").logits
         assert logits is not None
@@ -221,7 +221,7 @@ def test_mean_ablation_by_position_and_by_role() -> None:
     model = decoder("llama")
     _, tokens = pairs([5, 5, 5])
     kept = run(model, tokens, keep=["z"])["z", 1]
-    found = ablate(model, tokens, contrast(3), "z", layers=[1], effort=EVERY)
+    found = ablate(model, tokens, contrast(3), "z", layers=[1], budget=EVERY)
     edit = Edit.replace("z", 1, kept.mean(0, keepdim=True), head=2)
     logits = run(model, tokens, edit=[edit], logits="last").logits
     assert logits is not None

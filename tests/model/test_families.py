@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.engine.cells import Cell, Place
+from casestudy.engine.packing import Budget
 from casestudy.engine.sweep import sweep
 from casestudy.errors import ModelError, RewriteError
 from casestudy.measure.ledger import gap_bound, keep_for_ledger, ledger_terms
@@ -278,7 +279,7 @@ def test_a_sweep_equals_full_runs(pair: Pair) -> None:
     places = [Place.at(0, clean), Place.last(clean)]
     sites = [Site.RESID_PRE, Site.ATTN_OUT, Site.MLP_OUT, Site.Z]
     cells = [Cell(site, 1, place) for site in sites for place in places]
-    found = sweep(ours, clean, corrupted, cells, contrast(), check=100)
+    found = sweep(ours, clean, corrupted, cells, contrast(), budget=Budget(check=100))
     assert found.error["checked"] > 0
     assert found.error["gap"] <= found.error["bound"]
 

@@ -27,7 +27,7 @@ from casestudy.behaviour.files import load_behaviour
 from casestudy.behaviour.prompts import Prompt
 from casestudy.errors import ServeError, StudyError
 from casestudy.measure.attention import attention_pattern
-from casestudy.measure.patching import Effort, patch_prompts
+from casestudy.measure.patching import patch_prompts
 from casestudy.measure.quick_look import probe
 from casestudy.model.model import Model
 from casestudy.show.explorer import page_state as asking
@@ -145,7 +145,7 @@ def test_a_patch_grid_is_the_sweeps_own(
     asked = {**PAIR, "answer": " It", "counterpart": " it", "site": site, "direction": direction}
     told = lines(client, **asked)
     prompt = Prompt(PAIR["prompt"], answer=" It", counterpart=" it", corrupted=PAIR["corrupted"])
-    whole = patch_prompts(toy_model, [prompt], site, direction=direction, effort=Effort())  # type: ignore[arg-type]
+    whole = patch_prompts(toy_model, [prompt], site, direction=direction)  # type: ignore[arg-type]
     drawn = figure(told[-1]["html"])["columns"]["value"]
     np.testing.assert_allclose(drawn, whole.normalised.values.ravel(), rtol=1e-4, atol=1e-5)
     assert told[-1]["finished"]

@@ -17,9 +17,9 @@ import numpy as np
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.card_tables import card_tables
-from casestudy.circuits.evidence import CARD_STEPS, Choices, Evidence, Half, Question, Tell, gather
+from casestudy.circuits.evidence import Choices, Evidence, Half, Question, gather, writing_up
 from casestudy.circuits.graph import Circuit, Graph, Scores
-from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
 from casestudy.measure.patching import Pairs
@@ -124,7 +124,7 @@ def circuit_card(
     graph: Graph | None = None,
     documents: Sequence[str] | None = None,
     unit: str = "logits",
-    memory: int = DEFAULT_MEMORY,
+    budget: Budget = DEFAULT_BUDGET,
     known: Mapping[str, Any] | None = None,
     keep: Callable[[str, Any], None] | None = None,
     progress: Tell | None = None,
@@ -140,7 +140,7 @@ def circuit_card(
         documents: per prompt, where it came from: kept on one side of the split, and resampled
             together.
         unit: of the metric.
-        memory: in bytes, beyond the model itself.
+        budget: memory, and what is checked.
         known: values of steps that were taken before; see `gather`.
         keep: called with each step's name and value, to store them.
         progress: told which step begins.
@@ -150,10 +150,10 @@ def circuit_card(
     """
     choices = Choices() if choices is None else choices
     everything = Half(pairs, contrast, None if documents is None else tuple(documents))
-    question = Question.of(model, everything, choices, graph=graph, memory=memory)
+    question = Question.of(model, everything, choices, graph=graph, budget=budget)
     evidence = gather(question, known, keep=keep, progress=progress)
     if progress is not None:
-        progress("writing it up", len(CARD_STEPS), len(CARD_STEPS) + 1)
+        progress(writing_up())
     return write_card(question, evidence, unit)
 
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
-from casestudy.circuits.evaluate import Ablation, Evaluation, evaluate_circuit
+from casestudy.circuits.evaluate import CIRCUIT_BUDGET, Ablation, Evaluation, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph, Rank, Scores
-from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
 from casestudy.measure.patching import Pairs
@@ -109,14 +109,14 @@ def curve(
     rank: Rank = "absolute",
     proportions: Sequence[float] = PROPORTIONS,
     ablation: Ablation = "corrupted",
-    memory: int = DEFAULT_MEMORY,
+    budget: Budget = CIRCUIT_BUDGET,
 ) -> Curve:
     """Faithfulness of the first edges by these scores, at each share of all edges.
 
     Raises: as `evaluate_circuit`.
     """
     circuits = curve_circuits(scores.graph, scores.ranked, rank=rank, proportions=proportions)
-    evaluation = evaluate_circuit(model, pairs, metric, circuits, ablation=ablation, memory=memory)
+    evaluation = evaluate_circuit(model, pairs, metric, circuits, ablation=ablation, budget=budget)
     return Curve(tuple(proportions), evaluation)
 
 
@@ -129,7 +129,7 @@ def smallest(
     faithful: float = 0.85,
     rank: Rank = "absolute",
     ablation: Ablation = "corrupted",
-    memory: int = DEFAULT_MEMORY,
+    budget: Budget = DEFAULT_BUDGET,
 ) -> Circuit:
     """The smallest circuit of first edges whose faithfulness is at least `faithful`.
 
@@ -146,7 +146,7 @@ def smallest(
     def try_sizes(sizes: Sequence[int]) -> dict[int, tuple[Circuit, float]]:
         circuits = [graph.top(scores.ranked, n, rank).pruned() for n in sizes]
         values = evaluate_circuit(
-            model, pairs, metric, circuits, ablation=ablation, memory=memory, check=0
+            model, pairs, metric, circuits, ablation=ablation, budget=budget.checking(0)
         ).faithfulness
         return {n: (c, float(f)) for n, c, f in zip(sizes, circuits, values, strict=True)}
 

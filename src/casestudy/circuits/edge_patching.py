@@ -29,12 +29,11 @@ from casestudy.circuits.edge_scores import differing
 from casestudy.circuits.graph import LOGITS, Graph, Mask
 from casestudy.circuits.paths import Path
 from casestudy.engine.cells import Cell
-from casestudy.engine.packing import fill
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell, fill
 from casestudy.engine.readout import Metric, Readout
 from casestudy.engine.sweep import sweep
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Direction, Pairs
-from casestudy.measure.patching import DEFAULT_EFFORT, Effort
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
@@ -48,7 +47,8 @@ def patch_edges(
     edges: Mask | Iterable[str] | None = None,
     *,
     direction: Direction = "noising",
-    effort: Effort = DEFAULT_EFFORT,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
 ) -> EdgeScores:
     """Score edges by exchanging what they carry, each on its own.
 
@@ -58,7 +58,8 @@ def patch_edges(
         contrast: what is read, or a function of the last token's logits.
         edges: which, as a mask or by name; all by default.
         direction: "noising" or "denoising".
-        effort: memory, checking, progress (of a sweep's cells).
+        budget: memory, checking.
+        progress: told how many cells of a sweep are done.
 
     Error:  the sweeps' own: the largest gap from full forward passes in a sample of cells.
     Raises: MeasureError for pairs that are identical or of unequal length; SiteError for edges the
@@ -77,11 +78,12 @@ def patch_edges(
     total = np.zeros(graph.real.shape)
     runs = np.zeros((2, n))  # the base run, the other
     errors = []
-    for some in _blocks(model, graph, pairs, effort.memory):
+    for some in _blocks(model, graph, pairs, budget.memory):
         with torch.no_grad():
             base, source = (side[some].to(model.device) for side in (sides.base, sides.source))
             path = _Edges(model, graph, base, source)
-            found, error, ends = _of_block(path, graph, mask, rows_of(contrast, some), effort)
+            here = rows_of(contrast, some)
+            found, error, ends = _of_block(path, graph, mask, here, budget, progress)
         total += found
         errors += error
         runs[:, some] = ends
@@ -121,7 +123,12 @@ def _blocks(model: Model, graph: Graph, pairs: Pairs, memory: int) -> list[list[
 
 
 def _of_block(
-    path: _Edges, graph: Graph, mask: Mask, metric: Contrast | Metric, effort: Effort
+    path: _Edges,
+    graph: Graph,
+    mask: Mask,
+    metric: Contrast | Metric,
+    budget: Budget,
+    progress: Tell | None,
 ) -> tuple[Array, list[dict[str, float]], Array]:
     """Sums over a block's prompts of the metric with each edge exchanged, checks, and both runs."""
     readout = Readout(path.model, metric, len(path.tokens))
@@ -137,12 +144,12 @@ def _of_block(
     last = len(graph.receivers) - 1
     if last in chosen:
         senders = np.flatnonzero(mask[:, last])
-        found = path.read(path.told(senders.tolist()), metric, effort)
+        found = path.read(path.told(senders.tolist()), metric, budget, progress)
         total[senders, last] = found.values.sum(1)
     # whatever their layers: each sweep takes the unpatched run anew
-    for receivers in _shares(graph, mask, [r for r in chosen if r != last], path, effort.memory):
+    for receivers in _shares(graph, mask, [r for r in chosen if r != last], path, budget.memory):
         places = [(s, r) for r in receivers for s in np.flatnonzero(mask[:, r]).tolist()]
-        values, error = _swept(path, graph, places, metric, effort)
+        values, error = _swept(path, graph, places, metric, budget, progress)
         rows, columns = zip(*places, strict=True)
         total[list(rows), list(columns)] = values.sum(1)
         errors.append(error)
@@ -168,22 +175,13 @@ def _swept(
     graph: Graph,
     places: Sequence[tuple[int, int]],
     metric: Contrast | Metric,
-    effort: Effort,
+    budget: Budget,
+    progress: Tell | None,
 ) -> tuple[Array, dict[str, float]]:
     """The metric with each of these edges exchanged, (edge, prompt)."""
     cells: list[Cell] = []
     for r, group in groupby(places, key=lambda place: place[1]):
         there = path.to(graph.receivers[r])
         cells += there.cells(there.told([s for s, _ in group]))
-    found = sweep(
-        path.model,
-        path.tokens,
-        None,
-        cells,
-        metric,
-        memory=effort.memory,
-        check=effort.check,
-        seed=effort.seed,
-        progress=effort.progress,
-    )
+    found = sweep(path.model, path.tokens, None, cells, metric, budget=budget, progress=progress)
     return found.values, found.error

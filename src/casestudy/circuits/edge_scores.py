@@ -40,10 +40,9 @@ from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.contributions import contribution_sites, contributions
 from casestudy.circuits.graph import Graph
 from casestudy.engine.cells import first_differences
-from casestudy.engine.packing import DEFAULT_MEMORY, pack
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell, pack
 from casestudy.engine.readout import Metric, Readout
 from casestudy.engine.rows import head_maps
-from casestudy.engine.sweep import Progress
 from casestudy.errors import MeasureError, one_of
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Direction, Pairs, equal_lengths
@@ -74,9 +73,8 @@ def attribute_edges(
     replicates: int = 0,
     documents: Sequence[str] | None = None,
     signs: Sequence[Sequence[int]] = (),
-    memory: int = DEFAULT_MEMORY,
-    seed: int = 0,
-    progress: Progress | None = None,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
 ) -> EdgeScores:
     """Score every edge of the graph, by gradients.
 
@@ -92,8 +90,7 @@ def attribute_edges(
         documents: per prompt, where it came from; resampled together.
         signs: controls: per prompt 1 or -1, with which its scores are to count; each gives a mean
             of its own (`flipped`), with nothing in it but chance.
-        memory: in bytes, of a chunk of prompts.
-        seed: of the bootstrap.
+        budget: memory of a chunk of prompts, seed of the bootstrap.
         progress: told how many prompts are done.
 
     Error:  none of its own; compare with exact values (`agreement`).
@@ -112,7 +109,7 @@ def attribute_edges(
     firsts = differing(pairs)
     if any(len(row) != n for row in signs):
         raise MeasureError(f"signs for other than {n} prompts", allowed="one per prompt")
-    weights = _poisson(n, replicates, documents, seed)
+    weights = _poisson(n, replicates, documents, budget.seed)
     weights /= weights.sum(1, keepdim=True)
     flips = torch.tensor([list(row) for row in signs], dtype=torch.float64).view(-1, n) / n
     weights = torch.cat([weights, flips])
@@ -120,7 +117,7 @@ def attribute_edges(
     drawn = torch.zeros(len(weights), *graph.real.shape)
     runs = np.zeros((2, n))
     done = 0
-    for some in _chunks(model, graph, pairs, firsts, memory):
+    for some in _chunks(model, graph, pairs, firsts, budget.memory):
         work = _Chunk(model, graph, pairs, rows_of(contrast, some), some, firsts)
         found = work.scores(method, steps, direction)
         runs[:, some] = work.runs()
@@ -129,7 +126,7 @@ def attribute_edges(
             drawn += torch.einsum("kb,bsr->ksr", weights[:, some].float(), found.float().cpu())
         done += len(some)
         if progress is not None:
-            progress(done, n)
+            progress(Progress("edge scores", done, n))
     values = np.where(graph.real, total / n, np.nan)
     kept = drawn.numpy()
     return EdgeScores(

@@ -44,11 +44,10 @@ from casestudy.circuits.contributions import attention_bias
 from casestudy.circuits.edge_scores import differing
 from casestudy.circuits.graph import Circuit, Graph
 from casestudy.circuits.plain import Plain, neurons_as_mlp
-from casestudy.engine.packing import DEFAULT_MEMORY, fill, pack
+from casestudy.engine.packing import Budget, Progress, Tell, fill, pack
 from casestudy.engine.readout import Metric, Readout
 from casestudy.engine.rounding import checked
 from casestudy.engine.rows import attend_after, head_maps, mlp_out, through_block
-from casestudy.engine.sweep import Progress
 from casestudy.errors import MeasureError
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Pairs
@@ -67,7 +66,10 @@ from casestudy.model.sites import Keep, Site
 from casestudy.model.weights import MLP
 from casestudy.results.stats import mean_interval, ratio_in_parts, ratio_of_means
 
-__all__ = ["Ablation", "Evaluation", "evaluate_circuit"]
+__all__ = ["CIRCUIT_BUDGET", "Ablation", "Evaluation", "evaluate_circuit"]
+
+CIRCUIT_BUDGET = Budget(check=4)
+"""By default: a plain run of a circuit takes a forward pass for each of its receivers' inputs."""
 
 _ROWS = 1024
 """Tokens per block and circuit: matrix products at full rate, buffers still near the cache."""
@@ -119,10 +121,8 @@ def evaluate_circuit(
     circuits: Sequence[Circuit],
     *,
     ablation: Ablation = "corrupted",
-    memory: int = DEFAULT_MEMORY,
-    check: int = 4,
-    seed: int = 0,
-    progress: Progress | None = None,
+    budget: Budget = CIRCUIT_BUDGET,
+    progress: Tell | None = None,
 ) -> Evaluation:
     """Run the clean prompts through each circuit, all other edges ablated.
 
@@ -134,9 +134,7 @@ def evaluate_circuit(
         ablation: "corrupted" puts in what the corrupted prompts have there, "mean" the mean of the
             corrupted prompts at a token's role (or position, where roles are not known), "zero"
             nothing.
-        memory: in bytes, beyond the model itself.
-        check: how many (circuit, prompt) pairs to compute again the plain way.
-        seed: which those are.
+        budget: memory, and how many (circuit, prompt) pairs to compute again the plain way.
         progress: told how many (circuit, prompt) pairs are done.
 
     Shape:  values (circuit, prompt).
@@ -161,7 +159,7 @@ def evaluate_circuit(
     distinct = list(place)
     with torch.no_grad():
         engine = _Engine(model, graph, pairs, contrast, ablation, firsts)
-        values, error = engine.evaluate(distinct, memory, check, seed, progress)
+        values, error = engine.evaluate(distinct, budget, progress)
     rows = [place[circuit] for circuit in pruned]
     return Evaluation(pruned, values[rows], values[0], values[1], ablation, error)
 
@@ -183,21 +181,16 @@ class _Engine:
         self.ablated = Ablated(model, graph, pairs, ablation)
 
     def evaluate(
-        self,
-        circuits: Sequence[Circuit],
-        memory: int,
-        check: int,
-        seed: int,
-        progress: Progress | None,
+        self, circuits: Sequence[Circuit], budget: Budget, progress: Tell | None
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
         n = len(self.pairs.clean)
         total = len(circuits) * n
-        numbers = random.Random(seed).sample(range(total), min(check, total))
+        numbers = random.Random(budget.seed).sample(range(total), min(budget.check, total))
         sample = [divmod(number, n) for number in numbers]
-        values, plain = self.both_ways(circuits, range(n), sample, memory, progress)
+        values, plain = self.both_ways(circuits, range(n), sample, budget.memory, progress)
         check_finite(values, prompts=range(n))
         fast = np.array([values[place] for place in sample])
-        again = partial(self.in_float64, circuits, sample, memory)
+        again = partial(self.in_float64, circuits, sample, budget.memory)
         return values, checked(self.model, fast, plain, again, "a circuit's value")
 
     def both_ways(
@@ -206,7 +199,7 @@ class _Engine:
         prompts: Iterable[int],
         sample: Sequence[tuple[int, int]],
         memory: int,
-        progress: Progress | None = None,
+        progress: Tell | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(circuit, prompt) values, NaN for prompts that are not asked for, and those of a sample
         of (circuit, prompt) by the plain way."""
@@ -222,7 +215,7 @@ class _Engine:
                 values[np.ix_(group, some)] = found.cpu().numpy()
                 done += len(group) * len(some)
                 if progress is not None:
-                    progress(done, len(circuits) * len(chosen))
+                    progress(Progress("circuits", done, len(circuits) * len(chosen)))
         plain = [Plain(self.ablated, self.metric, circuits[i], b).value() for i, b in sample]
         return values, np.array(plain)
 

@@ -24,7 +24,7 @@ circuit evaluations, most of them small (see `evaluate_circuit`).
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -35,14 +35,14 @@ from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.curves import Curve, curve, curve_circuits, smallest
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import STEPS, Method, attribute_edges
-from casestudy.circuits.evaluate import Ablation, evaluate_circuit
+from casestudy.circuits.evaluate import CIRCUIT_BUDGET, Ablation, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph, Mask, Rank
 from casestudy.circuits.knockouts import Knockouts, knock_out
-from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError, one_of
 from casestudy.measure.metrics import rows_of
-from casestudy.measure.patching import Effort, Pairs
+from casestudy.measure.pairs import Pairs
 from casestudy.model.model import Model
 from casestudy.results.stats import BOOTSTRAP_FROM, units_of
 
@@ -146,7 +146,7 @@ class Question:
         judge: the pairs that it is judged on.
         held_out: whether `judge` holds other pairs than `search`.
         choices: how to look.
-        memory: in bytes, beyond the model itself.
+        budget: memory, and what is checked; whatever is drawn has the seed of the choices.
     """
 
     model: Model
@@ -155,7 +155,7 @@ class Question:
     judge: Half
     held_out: bool
     choices: Choices
-    memory: int = DEFAULT_MEMORY
+    budget: Budget = DEFAULT_BUDGET
 
     @classmethod
     def of(
@@ -165,13 +165,23 @@ class Question:
         choices: Choices,
         *,
         graph: Graph | None = None,
-        memory: int = DEFAULT_MEMORY,
+        budget: Budget = DEFAULT_BUDGET,
     ) -> Question:
         """With the pairs split in halves, whole documents on one side."""
         search, judge = split(len(everything), everything.documents, choices.seed)
         graph = Graph(model.config) if graph is None else graph
         halves = everything[search], everything[judge]
-        return cls(model, graph, *halves, search != judge, choices, memory)
+        return cls(model, graph, *halves, search != judge, choices, budget)
+
+    @property
+    def drawing(self) -> Budget:
+        """The budget of what draws at random: with the seed of the choices."""
+        return replace(self.budget, seed=self.choices.seed)
+
+    @property
+    def circuit_budget(self) -> Budget:
+        """The budget of one evaluation of circuits."""
+        return self.budget.checking(CIRCUIT_BUDGET.check)
 
     def on(self, half: Half) -> tuple[Model, Pairs, Contrast | Metric]:
         """The first arguments of every function that measures these pairs."""
@@ -244,8 +254,7 @@ def score_edges(question: Question) -> EdgeScores:
         replicates=choices.replicates if n >= BOOTSTRAP_FROM else 0,
         documents=search.documents,
         signs=rng.choice((-1, 1), (FLIPS, n)).tolist(),
-        memory=question.memory,
-        seed=choices.seed,
+        budget=question.drawing,
     )
 
 
@@ -260,8 +269,7 @@ def patch_sample(question: Question, scores: EdgeScores) -> ExactSample | None:
     drawn = np.zeros_like(graph.real)
     drawn.ravel()[sample] = True
     first = graph.top(scores.ranked, _FIRST_EDGES, choices.rank).mask
-    effort = Effort(memory=question.memory)
-    exact = patch_edges(*question.on(question.search), drawn | first, effort=effort)
+    exact = patch_edges(*question.on(question.search), drawn | first, budget=question.budget)
     return ExactSample(drawn, exact)
 
 
@@ -273,9 +281,9 @@ def size_curves(question: Question, scores: EdgeScores) -> dict[str, Curve]:
     }
     for ablation in choices.other_ablations:
         curves[f"{choices.curve_name}, {ablation} ablation"] = (choices.rank, ablation)
-    memory, on = question.memory, question.on(question.judge)
+    budget, on = question.circuit_budget, question.on(question.judge)
     return {
-        name: curve(*on, scores, rank=rank, ablation=ablation, memory=memory)
+        name: curve(*on, scores, rank=rank, ablation=ablation, budget=budget)
         for name, (rank, ablation) in curves.items()
     }
 
@@ -322,7 +330,7 @@ def _judged(question: Question, circuits: list[Circuit]) -> NDArray[np.float64]:
         *question.on(question.judge),
         circuits,
         ablation=question.choices.ablation,
-        memory=question.memory,
+        budget=question.circuit_budget,
     ).faithfulness
 
 
@@ -335,7 +343,7 @@ def smallest_circuit(question: Question, scores: EdgeScores) -> Circuit:
         faithful=choices.faithful,
         rank=choices.rank,
         ablation=choices.ablation,
-        memory=question.memory,
+        budget=question.circuit_budget,
     )
 
 
@@ -354,7 +362,7 @@ def judge_circuit(question: Question, circuit: Circuit) -> dict[str, Faithfulnes
     values = {}
     for name, (half, ablation) in runs.items():
         evaluation = evaluate_circuit(
-            *question.on(half), [circuit], ablation=ablation, memory=question.memory
+            *question.on(half), [circuit], ablation=ablation, budget=question.circuit_budget
         )
         mean, lower, upper = (float(x[0]) for x in evaluation.interval(half.documents))
         values[name] = Faithfulness(mean, lower, upper, len(half))
@@ -367,8 +375,7 @@ def knock_out_nodes(question: Question, circuit: Circuit) -> Knockouts:
         *question.on(question.judge),
         circuit,
         ablation=question.choices.ablation,
-        memory=question.memory,
-        seed=question.choices.seed,
+        budget=question.drawing,
     )
 
 
@@ -400,8 +407,13 @@ CARD_STEPS = (
 )
 """The steps, in an order in which each finds what it needs."""
 
-Tell = Callable[[str, int, int], None]
-"""Told which step of how many begins."""
+STAGE = "circuit"
+"""`Progress.stage` when a step of a card begins; the note is the step's title."""
+
+
+def writing_up() -> Progress:
+    """How far a card is when all steps are taken."""
+    return Progress(STAGE, len(CARD_STEPS), len(CARD_STEPS) + 1, "writing it up")
 
 
 def take_steps(
@@ -420,7 +432,7 @@ def take_steps(
         if step.name in values:
             continue
         if progress is not None:
-            progress(step.title, i, len(CARD_STEPS) + 1)
+            progress(Progress(STAGE, i, len(CARD_STEPS) + 1, step.title))
         values[step.name] = step.run(question, *(values[name] for name in step.needs))
         yield step.name, values[step.name]
 

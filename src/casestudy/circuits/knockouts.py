@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.evaluate import Ablation, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Mask
-from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
 from casestudy.measure.patching import Pairs
@@ -72,8 +72,7 @@ def knock_out(
     random_sets: int = 20,
     greedy_steps: int = 3,
     ablation: Ablation = "corrupted",
-    memory: int = DEFAULT_MEMORY,
-    seed: int = 0,
+    budget: Budget = DEFAULT_BUDGET,
 ) -> Knockouts:
     """Completeness and minimality of a circuit (Wang et al. 2022, sections 4.1 and 4.2).
 
@@ -85,8 +84,7 @@ def knock_out(
         random_sets: how many random halves of the nodes.
         greedy_steps: how many nodes the greedy search adds at most.
         ablation: what ablated edges carry.
-        memory: in bytes, beyond the model itself.
-        seed: of the random sets.
+        budget: memory, seed of the random sets.
 
     Raises: MeasureError for a circuit of no nodes; as `evaluate_circuit`.
     """
@@ -98,11 +96,11 @@ def knock_out(
     def faithfulness(one: list[Circuit], other: list[Circuit]) -> Array:
         circuits = [*one, *other]
         return evaluate_circuit(
-            model, pairs, metric, circuits, ablation=ablation, memory=memory, check=2, seed=seed
+            model, pairs, metric, circuits, ablation=ablation, budget=budget.checking(2)
         ).faithfulness.reshape(2, -1)
 
     n = len(nodes)
-    halves = np.random.default_rng(seed).random((random_sets, n)) < 0.5
+    halves = np.random.default_rng(budget.seed).random((random_sets, n)) < 0.5
     alone = np.eye(n, dtype=bool)
     sets = np.concatenate([np.zeros((1, n), dtype=bool), alone, halves])
     of_both = partial(_circuit_and_model, circuit, nodes, faithfulness)

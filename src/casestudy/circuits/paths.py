@@ -39,16 +39,15 @@ from casestudy.circuits.graph import (
     senders_before,
 )
 from casestudy.engine.cells import Cell, Place, first_differences
-from casestudy.engine.packing import fill
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell, fill
 from casestudy.engine.plan import Plan
 from casestudy.engine.readout import Metric, Readout
 from casestudy.engine.rows import after_attention, head_maps, mlp_out, mlp_reads, through_block
-from casestudy.engine.sweep import Sweep, sweep
+from casestudy.engine.sweep import STAGE, Sweep, sweep
 from casestudy.errors import SiteError
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Direction, Pairs, equal_lengths
 from casestudy.measure.patched import Patched, patched
-from casestudy.measure.patching import DEFAULT_EFFORT, Effort
 from casestudy.model.decoder import apply_norm, merge_heads, mlp, norm_scale, project, run
 from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
@@ -73,7 +72,8 @@ def path_patch(
     mode: Mode = "through_mlps",
     norms: Norms = "recomputed",
     direction: Direction = "denoising",
-    effort: Effort = DEFAULT_EFFORT,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
 ) -> Patched:
     """What each sender does to the contrast through one receiver.
 
@@ -88,7 +88,8 @@ def path_patch(
         norms: of the MLPs on the path and of the receiver: "recomputed", or "frozen" at the scales
             of the unpatched run.
         direction: as in `patch`.
-        effort: memory, checking, progress.
+        budget: memory, checking.
+        progress: told how many cells of a block of prompts are done.
 
     Shape:  raw (sender, prompt); a head's label is "layer.head".
     Unit:   logits, for a contrast.
@@ -116,11 +117,11 @@ def path_patch(
     per_prompt = 4 * len(chosen) * base.ids.shape[1] * config.d_model
     per_prompt *= model.weights.W_E.element_size()
     found = []
-    for some in fill([per_prompt] * len(base), effort.memory // 4):
+    for some in fill([per_prompt] * len(base), budget.memory // 4):
         metric = rows_of(contrast, some)
         with torch.no_grad():
             path = Path(model, base[some], source[some], receiver, mode, norms)
-            found.append(path.patch(chosen, metric, effort))
+            found.append(path.patch(chosen, metric, budget, progress))
     about = (
         f"{direction.capitalize()} along paths to {receiver}, {mode.replace('_', ' ')}, norms "
         f"{norms}; Wang et al. 2022, appendix B."
@@ -206,21 +207,20 @@ class Path:
             other._take_rows()
         return other
 
-    def patch(self, senders: Sequence[Sender], metric: Contrast | Metric, effort: Effort) -> Sweep:
+    def patch(
+        self,
+        senders: Sequence[Sender],
+        metric: Contrast | Metric,
+        budget: Budget,
+        progress: Tell | None,
+    ) -> Sweep:
         """The senders' effects: a sweep at the receiver, or a readout for the logits."""
         x = self.carried(senders)
         if self.receiver.kind == "logits":
-            return self.read(x, metric, effort)
+            return self.read(x, metric, budget, progress)
+        cells = self.cells(x)
         found = sweep(
-            self.model,
-            self.tokens,
-            None,
-            self.cells(x),
-            metric,
-            memory=effort.memory,
-            check=effort.check,
-            seed=effort.seed,
-            progress=effort.progress,
+            self.model, self.tokens, None, cells, metric, budget=budget, progress=progress
         )
         readout = Readout(self.model, metric, len(self.tokens))
         other = readout(self.source.last(Site.FINAL_RESID), self.every)
@@ -380,7 +380,11 @@ class Path:
         return project(normed, W[one], None if b is None else b[one])[..., 0, :]
 
     def read(
-        self, x: Float[Tensor, "sender row d_model"], metric: Contrast | Metric, effort: Effort
+        self,
+        x: Float[Tensor, "sender row d_model"],
+        metric: Contrast | Metric,
+        budget: Budget,
+        progress: Tell | None,
     ) -> Sweep:
         """Effects on the logits: a row per prompt is its last position."""
         readout = Readout(self.model, metric, len(self.tokens))
@@ -392,8 +396,8 @@ class Path:
         values = torch.stack(
             [readout.of_normed(self.norm(norm, rows, base_rows), self.every) for rows in x]
         )
-        if effort.progress:
-            effort.progress(values.numel(), values.numel())
-        plan = Plan(effort.memory, 0, torch.get_num_threads(), (), 0)
+        if progress:
+            progress(Progress(STAGE, values.numel(), values.numel()))
+        plan = Plan(budget.memory, 0, torch.get_num_threads(), (), 0)
         known = np.zeros(values.shape, dtype=bool)
         return Sweep((), values.cpu().numpy(), base, other, known, {}, plan)

@@ -25,8 +25,8 @@ from casestudy.behaviour.files import SUFFIXES, find_behaviour
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.claims.context import Bench, Unmeasurable, Values, among
 from casestudy.claims.findings import Finding, read_finding
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.errors import FindingError
-from casestudy.measure.patching import DEFAULT_EFFORT, Effort
 from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.results.result import Shown, Table
@@ -166,7 +166,8 @@ def check(
     model: Model | str | None = None,
     *,
     behaviour: Behaviour | str | None = None,
-    effort: Effort = DEFAULT_EFFORT,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
 ) -> Checked:
     """Measure each finding on a model.
 
@@ -174,7 +175,8 @@ def check(
         findings: a file, its contents as a mapping, or what `read_findings` gave.
         model: a `Model` or what `load` takes, instead of the file's.
         behaviour: instead of the file's.
-        effort: how sweeps are run.
+        budget: of each sweep.
+        progress: told how far each sweep is.
 
     Raises: FindingError for a file that is not well formed, and for a finding about what the model
         or the behaviour does not have, before any sweep; ModelError and BehaviourError as they do.
@@ -196,7 +198,8 @@ def check(
         ready,
         behaviour,
         tuple(needs.values()),
-        effort=effort,
+        budget=budget,
+        progress=progress,
     )
     for one in asked:
         with _said_of(one.claim):

@@ -20,9 +20,9 @@ from casestudy.behaviour.counterfactual import FAMILIES, GIVEN, Score, propose, 
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.behaviour.roles import role_names
 from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.engine.packing import Budget, Tell
 from casestudy.errors import BehaviourError, CasestudyError, FindingError, one_of
 from casestudy.measure.patching import (
-    Effort,
     Pairs,
     pairs_of,
 )
@@ -88,10 +88,11 @@ class Bench:
         behaviour: Behaviour,
         needs: Sequence[Measurement],
         *,
-        effort: Effort,
+        budget: Budget,
+        progress: Tell | None,
     ) -> None:
         self.model, self.behaviour = model, behaviour
-        self.effort = effort
+        self.budget, self.progress = budget, progress
         lengths: list[int | None] = []
         for prompt in behaviour.prompts:
             try:

@@ -509,7 +509,8 @@ class Patching(_Swept):
                 by=self.by,
                 direction=direction,
                 layers=self.layers(ranked),
-                effort=bench.effort,
+                budget=bench.budget,
+                progress=bench.progress,
             )
             cells, which = self.cell(found)
         else:
@@ -521,7 +522,8 @@ class Patching(_Swept):
                 [(self.layer, self.neuron)],
                 by=self.by,
                 direction=direction,
-                effort=bench.effort,
+                budget=bench.budget,
+                progress=bench.progress,
             )
             cells, which = _flat(found.raw, {"neuron": f"{self.layer}.{self.neuron}"})
         unpatched, other = found.baselines.values
@@ -562,7 +564,8 @@ class Ablating(_Swept):
             by=self.by,
             layers=self.layers(ranked),
             roles=self.only_role(asked.batch.roles),
-            effort=bench.effort,
+            budget=bench.budget,
+            progress=bench.progress,
         )
         cells, which = self.cell(found)
         (unpatched,) = found.baselines.values
@@ -624,10 +627,8 @@ class Faithfulness(Finding):
             edited.contrast,
             [self.circuit(bench)],
             ablation=cast(CircuitAblation, self.ablation),
-            memory=bench.effort.memory,
-            check=bench.effort.check,
-            seed=bench.effort.seed,
-            progress=bench.effort.progress,
+            budget=bench.budget,
+            progress=bench.progress,
         )
         change = Values(found.values.T - found.empty[:, None], 0, edited.index, "logits")
         return change.as_share(found.full - found.empty, "faithfulness")

@@ -130,13 +130,13 @@ def check(
 ) -> None:
     """Measure each finding of a file on a model; fails (1) unless all of them hold."""
     from casestudy.claims.check import check, read_findings
-    from casestudy.measure.patching import Effort
+    from casestudy.engine.packing import Budget
 
     findings = read_findings(file)
     name = model or findings.model
     loaded = None if name is None else read_model(name, device, dtype)
-    effort = Effort(memory=read_memory(memory))
-    checked = check(findings, loaded, behaviour=behaviour, effort=effort)
+    budget = Budget(memory=read_memory(memory))
+    checked = check(findings, loaded, behaviour=behaviour, budget=budget)
     if as_json:
         print_json(checked.as_dict())
     else:

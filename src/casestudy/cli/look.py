@@ -136,22 +136,21 @@ def patch(
 ) -> None:
     """Exchange one site's activations between two prompts, cell by cell, exactly."""
     from casestudy.behaviour.prompts import Prompt
-    from casestudy.measure.patching import Effort, patch_prompts, read_by, read_direction
+    from casestudy.engine.packing import Budget
+    from casestudy.measure.patching import patch_prompts, read_by, read_direction
 
     loaded = read_model(model, device, dtype, bos)
     pair = Prompt(clean, answer=answer, counterpart=counterpart, corrupted=corrupted)
     say_notices(loaded, [pair])
     with ProgressBar("cells") as progress:
-        effort = Effort(
-            memory=read_memory(memory), progress=lambda done, total: progress.cells("", done, total)
-        )
         patched = patch_prompts(
             loaded,
             [pair],
             site,
             by=read_by(by),
             direction=read_direction(direction),
-            effort=effort,
+            budget=Budget(memory=read_memory(memory)),
+            progress=progress.cells,
         )
     write_figure(patched.normalised, figure)
     if as_json:

@@ -48,7 +48,7 @@ class ProgressBar:
         if isinstance(progress, State):
             self._prompts(progress)
         elif progress.stage == causal.NAME:
-            self.cells(progress.note, progress.done, progress.total)
+            self.cells(progress)
         elif progress.stage == circuit.NAME:
             words = [f"{progress.note} ({progress.done + 1} of {progress.total})"]
             self._show(progress.done, progress.total, words)
@@ -62,8 +62,9 @@ class ProgressBar:
         """Bytes read of all there are."""
         self._show(done, total, [f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"])
 
-    def cells(self, name: str, done: int, total: int) -> None:
-        """Patched (cell, prompt) pairs of one grid."""
+    def cells(self, progress: Progress) -> None:
+        """Patched (cell, prompt) pairs of one grid, which the note names."""
+        name, done, total = progress.note, progress.done, progress.total
         now = time.perf_counter()
         if name != self._grid or self._begun is None:
             self._grid, self._begun = name, (now, done)

@@ -11,7 +11,7 @@ the same plan and thread count give the same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DEFAULT_MEMORY = 2 << 30
 USEFUL = 0.75
@@ -34,6 +34,13 @@ class Budget:
     check: int = 8
     seed: int = 0
     rows: int | None = None
+
+    def checking(self, most: int) -> Budget:
+        """The same, with at most so many results computed again."""
+        return replace(self, check=min(self.check, most))
+
+
+DEFAULT_BUDGET = Budget()
 
 
 @dataclass(frozen=True)

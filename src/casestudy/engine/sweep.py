@@ -38,7 +38,7 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.engine.cells import Cell, Task, Values, Variant
 from casestudy.engine.climb import Climb, SourceClimb
 from casestudy.engine.entries import Entry, Runs, source_rows
-from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell
 from casestudy.engine.plan import (
     Keeps,
     Operations,
@@ -61,8 +61,8 @@ from casestudy.model.tokens import Tokens
 from casestudy.model.trace import Trace
 from casestudy.results.stats import ratio_of_means
 
-Progress = Callable[[int, int], None]
-"""Told how many of how many (cell, prompt) pairs are done."""
+STAGE = "sweep"
+"""`Progress.stage` after each climb: so many of the (cell, prompt) pairs are done."""
 
 Watch = Callable[["Sweep"], None]
 """Shown what was found so far, NaN where nothing was yet; what it raises ends the sweep."""
@@ -112,11 +112,8 @@ def sweep(
     cells: Sequence[Cell],
     metric: Contrast | Metric,
     *,
-    memory: int = DEFAULT_MEMORY,
-    check: int = 8,
-    seed: int = 0,
-    rows: int | None = None,
-    progress: Progress | None = None,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
     watch: Watch | None = None,
 ) -> Sweep:
     """Every cell in every prompt, exactly.
@@ -128,11 +125,8 @@ def sweep(
             (ablations); or None where every cell brings its own `values`.
         cells: what to replace.
         metric: a contrast, or any function of the logits at the last token.
-        memory: budget in bytes, beyond the model's own parameters.
-        check: how many computed (cell, prompt) pairs to recompute the plain way.
-        seed: which pairs those are.
-        rows: the largest climb, in rows; by default what keeps the device busy. Smaller ones let
-            somebody who watches see more, sooner.
+        budget: memory, rows of the largest climb, and how many computed (cell, prompt) pairs to
+            recompute the plain way.
         progress, watch: called after every climb.
 
     Unit:   the metric's (logits for a contrast).
@@ -142,7 +136,7 @@ def sweep(
     """
     task = Task.checked(model, base, source, cells)
     with torch.no_grad():
-        return _Sweeping(task, metric).sweep(memory, check, seed, rows, progress, watch)
+        return _Sweeping(task, metric).sweep(budget, progress, watch)
 
 
 class _Values:
@@ -179,31 +173,22 @@ class _Sweeping:
         self.readout = Readout(task.model, metric, len(task.base))
         self.operations = Operations()
 
-    def sweep(
-        self,
-        memory: int,
-        check: int,
-        seed: int,
-        rows: int | None,
-        progress: Progress | None,
-        watch: Watch | None,
-    ) -> Sweep:
+    def sweep(self, budget: Budget, progress: Tell | None, watch: Watch | None) -> Sweep:
         """Every variant's value, and the largest gap of the sample."""
         variants, known, absent = self.task.variants()
         keep = keeps(self.task, variants)
-        planner = Planner(self.task, keep, memory, rows)
+        planner = Planner(self.task, keep, budget.memory, budget.rows)
         shares = planner.shares(variants)
-        chosen = set(random.Random(seed).sample(range(len(variants)), min(check, len(variants))))
-        sample = [variants[i] for i in sorted(chosen)]
+        sample = self.sample(variants, budget)
         found, done = _Values(self.task, known), int(known.sum())
         plain: list[tuple[Variant, float]] = []
         total = done + len(variants)
 
         def so_far() -> Sweep:
-            return found.result(planned(shares, memory, planner.cap, self.operations.total))
+            return found.result(planned(shares, budget.memory, planner.cap, self.operations.total))
 
         if progress:
-            progress(done, total)
+            progress(Progress(STAGE, done, total))
         for share in shares:
             runs = self.open(share, keep, found)
             for some in share.climbs:
@@ -211,7 +196,7 @@ class _Sweeping:
                 found.put(some, climb.climb().cpu().numpy())
                 done += len(some)
                 if progress:
-                    progress(done, total)
+                    progress(Progress(STAGE, done, total))
                 if watch:
                     watch(so_far())
             plain += self.plain_values(runs, sample)
@@ -219,8 +204,15 @@ class _Sweeping:
         if np.isnan(whole.values[~absent]).any():
             raise MeasureError("a patched run gave NaN", hint="The replacement may not be finite")
         fast, slow = found.at([v for v, _ in plain]), np.array([value for _, value in plain])
-        again = partial(self.in_float64, sample, 2 * memory)
+        again = partial(self.in_float64, sample, 2 * budget.memory)
         return replace(whole, error=checked(self.model, fast, slow, again, "the sweep"))
+
+    @staticmethod
+    def sample(variants: Sequence[Variant], budget: Budget) -> list[Variant]:
+        """The variants that are computed again the plain way."""
+        count = min(budget.check, len(variants))
+        chosen = random.Random(budget.seed).sample(range(len(variants)), count)
+        return [variants[i] for i in sorted(chosen)]
 
     def in_float64(
         self, sample: Sequence[Variant], memory: int, model: Model

@@ -31,9 +31,9 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import propose
 from casestudy.behaviour.prompts import AnswerRule, Prompt
 from casestudy.engine.cells import Cell, Place, Values
-from casestudy.engine.packing import DEFAULT_MEMORY
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
-from casestudy.engine.sweep import Progress, Sweep, sweep
+from casestudy.engine.sweep import Sweep, sweep
 from casestudy.errors import BehaviourError, MeasureError, SiteError, one_of
 from casestudy.measure.means import mean_values
 from casestudy.measure.pairs import (
@@ -54,11 +54,9 @@ from casestudy.model.tokens import Tokens
 from casestudy.results.result import Axis, Grid
 
 __all__ = [
-    "DEFAULT_EFFORT",
     "Ablation",
     "By",
     "Direction",
-    "Effort",
     "Pairs",
     "Patched",
     "Roles",
@@ -79,22 +77,8 @@ By = Literal["position", "role", "all", "last"]
 Ablation = Literal["zero", "mean", "resample"]
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How a sweep is run: never what it finds, beyond float rounding.
-
-    Attributes: see `sweep`; `watch` is shown the grid instead, as far as it is known.
-    """
-
-    memory: int = DEFAULT_MEMORY
-    check: int = 8
-    seed: int = 0
-    rows: int | None = None
-    progress: Progress | None = None
-    watch: Callable[[Patched], None] | None = None
-
-
-DEFAULT_EFFORT = Effort()
+Watch = Callable[[Patched], None]
+"""Shown the grid so far, NaN where a cell is not known yet; what it raises ends the sweep."""
 
 
 def patch(
@@ -106,7 +90,9 @@ def patch(
     by: By | None = None,
     direction: Direction = "denoising",
     layers: Sequence[int] | None = None,
-    effort: Effort = DEFAULT_EFFORT,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+    watch: Watch | None = None,
 ) -> Patched:
     """Patch one site in every layer, everywhere it can be.
 
@@ -120,7 +106,8 @@ def patch(
             the "last" token only; by default "all" for heads and "position" for the others.
         direction: "denoising" changes the corrupted run, "noising" the clean one.
         layers: which; all by default.
-        effort: memory, checking, progress.
+        budget: memory, checking.
+        progress, watch: called after each batch of cells.
 
     Shape:  raw (layer, pos, prompt), (layer, head, pos, prompt), … with `role` for `pos`; without
             it for by="all" and by="last".
@@ -136,8 +123,8 @@ def patch(
     cells, axes = _cells(model.config, site, layers, axis, places)
     about = f"{direction.capitalize()}: the {sides.about[0]} run with {site.value} of the "
     about += f"{sides.about[1]} one put in."
-    job = _Job(_name(direction, f"{site.value}.{by}"), about, axes, pairs.labels, effort)
-    return job.run(model, sides.base, sides.source, cells, contrast)
+    job = _Job(_name(direction, f"{site.value}.{by}"), about, axes, pairs.labels)
+    return job.run(model, sides.base, sides.source, cells, contrast, budget, progress, watch)
 
 
 def patch_prompts(
@@ -147,7 +134,9 @@ def patch_prompts(
     *,
     by: By | None = None,
     direction: Direction = "denoising",
-    effort: Effort = DEFAULT_EFFORT,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+    watch: Watch | None = None,
 ) -> Patched:
     """Patch one site between prompts and the corrupted partners they bring.
 
@@ -172,7 +161,17 @@ def patch_prompts(
     if answers.errors:
         raise BehaviourError("; ".join(f"prompt {i}: {w}" for i, w in answers.errors.items()))
     contrast = answers.contrast("counterpart" if rule == "given" else "lowercase")
-    found = patch(model, pairs, contrast, site, by=by, direction=direction, effort=effort)
+    found = patch(
+        model,
+        pairs,
+        contrast,
+        site,
+        by=by,
+        direction=direction,
+        budget=budget,
+        progress=progress,
+        watch=watch,
+    )
     if len(prompts) > 1:
         return found
     tokens = model.tokenizer.labels(pairs.clean.rows()[0])
@@ -215,7 +214,9 @@ def neurons(
     *,
     by: By = "all",
     direction: Direction = "denoising",
-    effort: Effort = DEFAULT_EFFORT,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+    watch: Watch | None = None,
 ) -> Patched:
     """Patch single MLP neurons, (layer, neuron) each; `top_neurons` chooses some.
 
@@ -232,8 +233,8 @@ def neurons(
     names = Axis("neuron", tuple(f"{layer}.{neuron}" for layer, neuron in chosen))
     axes = (names,) if axis is None else (names, axis)
     about = f"{direction.capitalize()}: single MLP neurons' outputs exchanged between the runs."
-    job = _Job(_name(direction, f"neurons.{by}"), about, axes, pairs.labels, effort)
-    return job.run(model, sides.base, sides.source, cells, contrast)
+    job = _Job(_name(direction, f"neurons.{by}"), about, axes, pairs.labels)
+    return job.run(model, sides.base, sides.source, cells, contrast, budget, progress, watch)
 
 
 def subspace(
@@ -246,7 +247,9 @@ def subspace(
     by: By = "position",
     direction: Direction = "denoising",
     layers: Sequence[int] | None = None,
-    effort: Effort = DEFAULT_EFFORT,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+    watch: Watch | None = None,
 ) -> Patched:
     """Patch only the part of the stream along some directions: columns, made orthonormal here.
 
@@ -265,8 +268,8 @@ def subspace(
     about = f"{direction.capitalize()}: {site.value} exchanged between the runs along "
     about += f"{basis.shape[1]} of {basis.shape[0]} directions."
     name = _name(direction, f"subspace.{site.value}.{by}")
-    job = _Job(name, about, axes, pairs.labels, effort)
-    return job.run(model, sides.base, sides.source, cells, contrast)
+    job = _Job(name, about, axes, pairs.labels)
+    return job.run(model, sides.base, sides.source, cells, contrast, budget, progress, watch)
 
 
 def ablate(
@@ -283,7 +286,9 @@ def ablate(
     reference_roles: Roles | None = None,
     partners: Sequence[int] | None = None,
     labels: Sequence[str] | None = None,
-    effort: Effort = DEFAULT_EFFORT,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+    watch: Watch | None = None,
 ) -> Patched:
     """Take one site's activations away, everywhere it can be done.
 
@@ -296,7 +301,7 @@ def ablate(
         roles: each prompt's positions by role.
         reference: the prompts a mean is taken over; `tokens` by default.
         reference_roles: their roles; those of `tokens` by default.
-        partners: for "resample", each prompt's donor; by default drawn by the effort's seed, none
+        partners: for "resample", each prompt's donor; by default drawn by the budget's seed, none
             its own.
         labels: of the prompts.
 
@@ -309,7 +314,7 @@ def ablate(
     source: Values | Tokens
     sides = Sides(tokens, tokens, roles, roles, ("", ""))
     if kind == "resample":
-        order = list(_partners(len(tokens), effort.seed) if partners is None else partners)
+        order = list(_partners(len(tokens), budget.seed) if partners is None else partners)
         source = tokens[order]
         donor_roles = None if roles is None else [roles[i] for i in order]
         sides = Sides(tokens, source, roles, donor_roles, ("", ""))
@@ -326,8 +331,8 @@ def ablate(
         about = f"{site.value} set to its mean over {len(reference)} prompts, by role or position."
     axis, places = _places(by, sides)
     cells, axes = _cells(model.config, site, layers, axis, places)
-    job = _Job(name, about, axes, None if labels is None else tuple(labels), effort)
-    return job.run(model, tokens, source, cells, contrast, of_pairs=False)
+    job = _Job(name, about, axes, None if labels is None else tuple(labels), of_pairs=False)
+    return job.run(model, tokens, source, cells, contrast, budget, progress, watch)
 
 
 def top_neurons(model: Model, pairs: Pairs, contrast: Contrast, k: int) -> list[tuple[int, int]]:
@@ -466,13 +471,18 @@ def _cells(
 
 @dataclass(frozen=True)
 class _Job:
-    """What a grid will be called, and how it is computed."""
+    """What a grid will be called, and how it is laid out.
+
+    Attributes:
+        of_pairs: whether the source is the base's other side, so that its own contrast is what a
+            patch restores; a donor's is about another prompt's answer.
+    """
 
     name: str
     about: str
     axes: tuple[Axis, ...]
     labels: tuple[str, ...] | None
-    effort: Effort
+    of_pairs: bool = True
 
     def run(
         self,
@@ -481,19 +491,14 @@ class _Job:
         source: Tokens | Values,
         cells: Sequence[Cell],
         contrast: Contrast | Metric,
-        *,
-        of_pairs: bool = True,
+        budget: Budget,
+        progress: Tell | None,
+        watch: Watch | None,
     ) -> Patched:
-        """The cells, swept and laid out along the axes.
-
-        Args:
-            of_pairs: whether the source is the base's other side, so that its own contrast is what
-                a patch restores; a donor's is about another prompt's answer.
-        """
-        effort, watch = self.effort, self.effort.watch
+        """The cells, swept and laid out along the axes."""
 
         def laid_out(found: Sweep) -> Patched:
-            found = found if of_pairs else replace(found, other=None)
+            found = found if self.of_pairs else replace(found, other=None)
             return patched(found, self.name, self.about, self.axes, self.labels, contrast)
 
         found = sweep(
@@ -502,11 +507,8 @@ class _Job:
             source,
             cells,
             contrast,
-            memory=effort.memory,
-            check=effort.check,
-            seed=effort.seed,
-            rows=effort.rows,
-            progress=effort.progress,
+            budget=budget,
+            progress=progress,
             watch=None if watch is None else lambda found: watch(laid_out(found)),
         )
         return laid_out(found)

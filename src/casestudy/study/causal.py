@@ -31,11 +31,10 @@ from casestudy.behaviour.counterfactual import (
 )
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch
-from casestudy.engine.packing import Progress
+from casestudy.engine.packing import Budget, Progress, Tell
 from casestudy.measure.patching import (
     By,
     Direction,
-    Effort,
     Pairs,
     Patched,
     counterfactual_table,
@@ -59,7 +58,7 @@ class _Task:
 
     name: str
     family: str
-    make: Callable[[Effort], Patched]
+    make: Callable[[Budget, Tell], Patched]
 
 
 def patching(subject: Subject) -> Stage[_Task, Patched]:
@@ -86,7 +85,7 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
     def run(missing: Sequence[_Task]) -> Generator[tuple[_Task, Patched], None, None]:
         for task in missing:
             tell = partial(_tell_cells, subject, task.name)
-            yield task, task.make(Effort(memory=subject.execution.budget.memory, progress=tell))
+            yield task, task.make(subject.execution.budget, tell)
 
     def keep(task: _Task, patched: Patched) -> None:
         store.manifest.setdefault("patch_plans", {})[task.name] = patched.plan.as_dict()
@@ -97,8 +96,8 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
     return Stage(NAME, tasks, has, run, keep)
 
 
-def _tell_cells(subject: Subject, grid: str, done: int, total: int) -> None:
-    subject.tell(Progress(NAME, done, total, grid))
+def _tell_cells(subject: Subject, grid: str, cells: Progress) -> None:
+    subject.tell(Progress(NAME, cells.done, cells.total, grid))
 
 
 def chosen_prompts(
@@ -180,7 +179,7 @@ class _Side:
     def grid(self, site: str, by: By, direction: Direction = "denoising") -> _Task:
         """One site, patched in every layer and place."""
 
-        def make(effort: Effort) -> Patched:
+        def make(budget: Budget, tell: Tell) -> Patched:
             return self._told(
                 patch(
                     self.model,
@@ -189,7 +188,8 @@ class _Side:
                     site,
                     by=by,
                     direction=direction,
-                    effort=effort,
+                    budget=budget,
+                    progress=tell,
                 )
             )
 
@@ -199,9 +199,10 @@ class _Side:
     def neurons(self) -> _Task:
         """The neurons that attribution puts first, one by one."""
 
-        def make(effort: Effort) -> Patched:
+        def make(budget: Budget, tell: Tell) -> Patched:
             chosen = top_neurons(self.model, self.pairs, self.contrast, MOST_NEURONS)
-            return self._told(neurons(self.model, self.pairs, self.contrast, chosen, effort=effort))
+            on = (self.model, self.pairs, self.contrast)
+            return self._told(neurons(*on, chosen, budget=budget, progress=tell))
 
         return _Task("patching.neurons.all", self.family, make)
 

@@ -28,10 +28,17 @@ from casestudy.behaviour.counterfactual import (
     strongest,
 )
 from casestudy.circuits.card import write_card
-from casestudy.circuits.evidence import CARD_STEPS, Evidence, Half, Question, take_steps
+from casestudy.circuits.evidence import (
+    CARD_STEPS,
+    STAGE,
+    Evidence,
+    Half,
+    Question,
+    take_steps,
+    writing_up,
+)
 from casestudy.circuits.packed import Packed, pack, unpack
 from casestudy.engine.batch import Batch
-from casestudy.engine.packing import Progress
 from casestudy.errors import MeasureError, StudyError
 from casestudy.measure.metrics import metric_of
 from casestudy.measure.patching import Pairs
@@ -41,7 +48,7 @@ from casestudy.study.settings import Search
 from casestudy.study.stage import Stage, Subject
 from casestudy.study.store import Store, differences, write_atomically
 
-NAME = "circuit"
+NAME = STAGE
 """As in `casestudy run --only circuit`."""
 
 CARD_FILE = "circuit.json"
@@ -139,14 +146,14 @@ class _Finding:
         documents = [batch.prompts[pair.index].document for pair in best.pairs]
         metric = metric_of(batch.model, contrast, search.metric, pairs.clean)
         everything = Half(pairs, metric, tuple(documents) if any(documents) else None)
-        memory = subject.execution.budget.memory
-        return best, Question.of(batch.model, everything, search.choices, memory=memory)
+        budget = subject.execution.budget
+        return best, Question.of(batch.model, everything, search.choices, budget=budget)
 
     def run(self, missing: Sequence[str]) -> Generator[tuple[str, Any], None, None]:
         """Take the missing steps, from the kept ones."""
         if missing:
             _, question = self.family
-            yield from take_steps(question, self.kept(), self.tell)
+            yield from take_steps(question, self.kept(), self.subject.tell)
 
     def kept(self) -> dict[str, Any]:
         """Every step's value that is kept."""
@@ -162,14 +169,10 @@ class _Finding:
         packed = pack(value)
         self.store.write_step(NAME, name, packed.arrays, packed.plain)
 
-    def tell(self, title: str, done: int, total: int) -> None:
-        """Which step begins."""
-        self.subject.tell(Progress(NAME, done, total, title))
-
     def write(self) -> None:
         """Write tables and grids, then the card and MIB's importances as files of their own."""
         best, question = self.family
-        self.tell("writing it up", len(CARD_STEPS), len(CARD_STEPS) + 1)
+        self.subject.tell(writing_up())
         card = write_card(question, Evidence(**self.kept()), UNITS[self.search.metric])
         card.about.update(
             family=best.family,

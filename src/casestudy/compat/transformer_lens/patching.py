@@ -25,6 +25,7 @@ from casestudy.compat.transformer_lens.hooked_transformer import HookedTransform
 from casestudy.compat.transformer_lens.layout import Layout
 from casestudy.compat.transformer_lens.names import get_act_name
 from casestudy.engine.cells import SITES, Cell, Place
+from casestudy.engine.packing import Budget
 from casestudy.engine.sweep import sweep
 from casestudy.errors import MeasureError, SiteError
 from casestudy.model.sites import Site
@@ -268,7 +269,7 @@ class _Job:
                 partial(self.replacement, name),
                 [cells[i] for i in part],
                 receipts,
-                check=0,
+                budget=Budget(check=0),
             )
             rows = torch.cat(receipts.rows)
             held = torch.from_numpy(result.values)  # cell prompt; NaN where nothing is patched

@@ -59,7 +59,8 @@ def patch_grid(
     Raises: CasestudyError for what cannot be patched, with the reason.
     """
     from casestudy.behaviour.prompts import Prompt
-    from casestudy.measure.patching import Effort, patch_prompts, read_by, read_direction
+    from casestudy.engine.packing import Budget
+    from casestudy.measure.patching import patch_prompts, read_by, read_direction
 
     tokens = [model.tokenize(text).rows()[0] for text in page_state.texts]
     by = page_state.by or ("" if len(tokens[0]) == len(tokens[1]) else "role")
@@ -93,7 +94,8 @@ def patch_grid(
         page_state.site,
         by=read_by(by or None),
         direction=read_direction(page_state.direction),
-        effort=Effort(rows=ROWS, watch=watch),
+        budget=Budget(rows=ROWS),
+        watch=watch,
     )
     return _line(found, page_state, shown, finished=True)
 

@@ -20,6 +20,7 @@ from casestudy.circuits.evidence import CARD_STEPS, Choices, Half, Question, gat
 from casestudy.circuits.graph import Graph, Rank
 from casestudy.circuits.knockouts import knock_out
 from casestudy.circuits.packed import Packed, pack, unpack
+from casestudy.engine.packing import Budget
 from casestudy.errors import MeasureError, SiteError
 from casestudy.measure.metrics import metric_of
 from casestudy.results.result import Grid, Table
@@ -207,6 +208,53 @@ def test_a_saved_card_belongs_to_its_model(made: Card, tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(MeasureError, match="no circuit card"):
         read_card(path, world("gpt2"))
+
+
+def test_knocking_out_is_bounded_and_its_cost_is_stored() -> None:
+    model, both, values = world("gpt2"), pair_of(LENGTHS), contrast(8)
+    full = Graph(model.config).full
+    whole = knock_out(model, both, values, full, random_sets=4, greedy_steps=2)
+    assert whole.nodes == whole.members
+    some = knock_out(
+        model,
+        both,
+        values,
+        full,
+        most_nodes=3,
+        random_sets=4,
+        greedy_steps=2,
+        budget=Budget(200_000),
+    )
+    assert len(some.nodes) == 3
+    assert some.sets.shape[1] == len(some.members) == len(whole.members)
+    assert some.evaluations < whole.evaluations / 3
+    at = [whole.nodes.index(name) for name in some.nodes]
+    np.testing.assert_allclose(some.minimality, whole.minimality[at], atol=1e-9)
+    np.testing.assert_allclose(some.circuit[1:4], whole.circuit[1:][at], atol=1e-9)
+    weight = np.zeros(len(full.graph.senders))
+    weight[full.graph.node("m1")] = -2.0
+    one = knock_out(model, both, values, full, importance=weight, most_nodes=1, random_sets=0)
+    assert one.nodes == ("m1",)
+
+
+def test_a_card_has_the_strong_control_and_zero_ablation_at_the_circuits_own_size(
+    made: Card,
+) -> None:
+    rows = made.summary()
+    flipped = rows["faithfulness on pairs held out, signs flipped at random"]
+    assert made.about["signs_flipped"] == flipped["value"]
+    assert flipped["lower"] <= flipped["value"] <= flipped["upper"]
+    zero = rows["faithfulness on pairs held out, zero ablation"]
+    assert made.about["zero_ablation"] == zero["value"]
+    assert made.about["knockout_evaluations"] > 0
+
+
+def test_a_spike_is_called_one(made: Card) -> None:
+    rows = made.summary()
+    own = rows["faithfulness on pairs held out"]["value"]
+    least = rows["least faithfulness at larger sizes"]
+    assert made.about["holds_at_larger_sizes"] == (least["value"] >= 0.8 * own)
+    assert ("a spike" in least["about"]) != made.about["holds_at_larger_sizes"]
 
 
 def test_pairs_are_parted_by_document_or_not_at_all() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
-from casestudy.circuits.card_tables import card_tables
+from casestudy.circuits.card_tables import card_tables, headline
 from casestudy.circuits.evidence import Choices, Evidence, Half, Question, gather, writing_up
 from casestudy.circuits.graph import Circuit, Graph, Scores
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
@@ -172,6 +172,9 @@ def write_card(question: Question, evidence: Evidence, unit: str = "logits") -> 
         "held_out": question.held_out,
         "unit": unit,
         "n_edges": question.graph.n_edges,
+        "nodes_knocked_out": len(evidence.knockouts.nodes),
+        "knockout_evaluations": evidence.knockouts.evaluations,
+        **headline(question, evidence),
     }
     results = card_tables(question, evidence, unit)
     name, weights = question.model.name, question.model.weight_hash

@@ -113,7 +113,8 @@ def node_table(question: Question, evidence: Evidence) -> Table:
             "faithfulness_without": [float(without[name]) for name in order],
             "minimality": [float(minimality[name]) for name in order],
         },
-        "The circuit's nodes: attribution patching's score, the circuit's faithfulness without "
+        f"{len(order)} of the circuit's {len(knockouts.members or order)} nodes, those with the "
+        "largest scores: attribution patching's score, the circuit's faithfulness without "
         "the node, and the largest change in faithfulness that knocking it out made (Wang et "
         "al. 2022, section 4.2).",
     )
@@ -134,6 +135,7 @@ def summary_table(question: Question, evidence: Evidence) -> Table:
     """One row per figure."""
     figures = [
         *_size_and_faithfulness(question, evidence),
+        *_at_larger_sizes(question, evidence),
         *_areas(evidence.curves, question.judge.documents, len(question.judge)),
         *_completeness(question, evidence),
         *_reliability(question, evidence),
@@ -157,6 +159,56 @@ def _size_and_faithfulness(question: Question, evidence: Evidence) -> list[Figur
             for name, f in evidence.faithfulness.items()
         ),
     ]
+
+
+HOLDS = 0.8
+"""Share of its faithfulness that the larger circuits on its curve must keep, or it is a spike."""
+
+
+def _at_larger_sizes(question: Question, evidence: Evidence) -> list[Figure]:
+    """The least faithfulness of the larger circuits on the curve; nothing where there are none."""
+    found = _least_above(question, evidence)
+    if found is None:
+        return []
+    value, share = found
+    about = f"at {share:g} of all edges; " + ("holds" if holds(question, evidence) else "a spike")
+    n = len(question.judge)
+    return [Figure("least faithfulness at larger sizes", value, n, about)]
+
+
+def _least_above(question: Question, evidence: Evidence) -> tuple[float, float] | None:
+    """The least faithfulness on the curve above the circuit's size, and its share of edges."""
+    curve = evidence.curves[question.choices.curve_name]
+    larger = [
+        (float(value), share)
+        for share, circuit, value in zip(
+            curve.proportions,
+            curve.evaluation.circuits,
+            curve.evaluation.faithfulness,
+            strict=True,
+        )
+        if circuit.n_edges > evidence.circuit.n_edges and np.isfinite(value)
+    ]
+    return min(larger, default=None)
+
+
+def holds(question: Question, evidence: Evidence) -> bool:
+    """Whether larger circuits on its curve are about as faithful as the circuit, on the pairs for
+    judging; if not, the circuit may owe its size to luck."""
+    found = _least_above(question, evidence)
+    own = [f.mean for name, f in evidence.faithfulness.items() if name.startswith("on ")]
+    return found is None or not own or found[0] >= HOLDS * own[0]
+
+
+def headline(question: Question, evidence: Evidence) -> dict[str, Any]:
+    """What belongs beside a circuit's size and faithfulness, by name: whether it holds at larger
+    sizes, what zero ablation leaves, and what the strong control carries at the same size."""
+    values = {name.partition(", ")[2]: f.mean for name, f in evidence.faithfulness.items()}
+    return {
+        "holds_at_larger_sizes": holds(question, evidence),
+        "zero_ablation": values.get("zero ablation"),
+        "signs_flipped": values.get("signs flipped at random"),
+    }
 
 
 def _areas(curves: dict[str, Curve], documents: Sequence[str] | None, n: int) -> list[Figure]:

@@ -270,7 +270,8 @@ class _Engine:
             used = np.flatnonzero(np.asarray(circuit.mask.any(0)))
             layers = [self.graph.receivers[r].layer for r in used]
             most = max((layers.count(layer) for layer in set(layers)), default=0)
-            return block.rows * self.itemsize * self.circuit_floats(senders, most)
+            masks = circuit.mask.size * (1 + self.itemsize)  # as they are, and as shares
+            return masks + block.rows * self.itemsize * self.circuit_floats(senders, most)
 
         return fill([cost(circuit) for circuit in circuits], memory // 2)
 
@@ -281,7 +282,8 @@ class _Engine:
     def circuit_floats(self, senders: int, receivers: int) -> int:
         """Numbers per token of one circuit: its senders, a layer's inputs and what they become."""
         config = self.config
-        per_head = 4 * config.n_heads * config.d_head
+        longest = int(self.pairs.clean.lengths.max())
+        per_head = config.n_heads * (4 * config.d_head + 3 * longest)  # the last: scores
         return config.d_model * (senders + 3 * receivers + 4) + 3 * config.d_mlp + per_head
 
     def row_floats(self) -> int:

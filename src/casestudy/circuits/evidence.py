@@ -23,6 +23,7 @@ circuit evaluations, most of them small (see `evaluate_circuit`).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -347,8 +348,12 @@ def smallest_circuit(question: Question, scores: EdgeScores) -> Circuit:
     )
 
 
-def judge_circuit(question: Question, circuit: Circuit) -> dict[str, Faithfulness]:
-    """Faithfulness of the circuit on the pairs it was found on and on the others, by ablation."""
+def judge_circuit(
+    question: Question, scores: EdgeScores, circuit: Circuit
+) -> dict[str, Faithfulness]:
+    """Faithfulness of the circuit on the pairs it was found on and on the others, by ablation, and
+    that of circuits of its size which the method finds where signs are flipped at random (of these
+    the ends are the smallest and the largest)."""
     choices, judge = question.choices, question.judge
     others = "on the same pairs: too few to hold any out"
     if question.held_out:
@@ -366,14 +371,34 @@ def judge_circuit(question: Question, circuit: Circuit) -> dict[str, Faithfulnes
         )
         mean, lower, upper = (float(x[0]) for x in evaluation.interval(half.documents))
         values[name] = Faithfulness(mean, lower, upper, len(half))
+    if scores.flipped is not None:
+        flipped = [
+            _of_size(question, scores.towards * table.astype(np.float64), circuit.n_edges)
+            for table in scores.flipped
+        ]
+        found = _judged(question, flipped)
+        ends = float(found.mean()), float(found.min()), float(found.max())
+        values[f"{others}, signs flipped at random"] = Faithfulness(*ends, len(judge))
     return values
 
 
-def knock_out_nodes(question: Question, circuit: Circuit) -> Knockouts:
+def _of_size(question: Question, scores: NDArray[np.float64], n_edges: int) -> Circuit:
+    """The first edges by these scores, as many as leave so many after pruning."""
+    graph, rank = question.graph, question.choices.rank
+
+    def size(n: int) -> int:
+        return graph.top(scores, n, rank).pruned().n_edges
+
+    n = bisect_left(range(graph.n_edges), n_edges, key=size)
+    return graph.top(scores, n, rank).pruned()
+
+
+def knock_out_nodes(question: Question, scores: EdgeScores, circuit: Circuit) -> Knockouts:
     """Completeness and minimality of the circuit on the pairs for judging."""
     return knock_out(
         *question.on(question.judge),
         circuit,
+        importance=scores.nodes,
         ablation=question.choices.ablation,
         budget=question.drawing,
     )
@@ -402,8 +427,8 @@ CARD_STEPS = (
     CardStep("curves", "curves", size_curves, ("scores",)),
     CardStep("controls", "controls", control_circuits, ("scores", "curves")),
     CardStep("circuit", "the smallest circuit", smallest_circuit, ("scores",)),
-    CardStep("faithfulness", "its faithfulness elsewhere", judge_circuit, ("circuit",)),
-    CardStep("knockouts", "completeness and minimality", knock_out_nodes, ("circuit",)),
+    CardStep("faithfulness", "its faithfulness elsewhere", judge_circuit, ("scores", "circuit")),
+    CardStep("knockouts", "completeness and minimality", knock_out_nodes, ("scores", "circuit")),
 )
 """The steps, in an order in which each finds what it needs."""
 

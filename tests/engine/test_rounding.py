@@ -17,6 +17,7 @@ from casestudy.engine.cells import Cell, Place
 from casestudy.engine.packing import Budget
 from casestudy.engine.sweep import sweep
 from casestudy.errors import MeasureError
+from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from tests.circuits.test_edge_scores import pair_of
@@ -94,3 +95,19 @@ def test_what_cannot_be_promised_has_no_bound(monkeypatch: pytest.MonkeyPatch) -
     )
     assert "bound" not in found.error
     assert found.error["gap"] > 1e-3
+
+
+def test_what_is_not_finite_is_named_with_the_layer_where_it_begins() -> None:
+    model = decoder(dtype=torch.float16)
+    blocks = list(model.weights.blocks)
+    wide = replace(
+        blocks[1].mlp, W_out=blocks[1].mlp.W_out * 100, b_out=torch.full((8,), 6e4).half()
+    )
+    blocks[1] = replace(blocks[1], mlp=replace(wide, W_in=wide.W_in * 100))
+    loud = replace(model, weights=replace(model.weights, blocks=tuple(blocks)))
+    prompts = pair_of().clean
+    run(model, prompts, logits="last")
+    for logits in ("last", "all"):
+        with pytest.raises(MeasureError, match=r"float16: not finite from layer 1 on.*float32"):
+            run(loud, prompts, logits=logits)  # type: ignore[arg-type]
+    run(loud.to(dtype=torch.float32), prompts, logits="last")

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from casestudy.errors import EditError, PromptError, TokenError
+from casestudy.errors import EditError, MeasureError, PromptError, TokenError
 from casestudy.model.config import ModelConfig, Rotary
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model
@@ -57,7 +57,8 @@ def run(
 
     Shape:  logits (batch, d_vocab) or (batch, pos, d_vocab); kept tensors as their site's axes.
     Raises: SiteError for a layer or site the model lacks; EditError for an edit of a wrong shape or
-            of a site this model never computes; PromptError, TokenError for bad prompts.
+            of a site this model never computes; PromptError, TokenError for bad prompts;
+            MeasureError for logits of an unedited run that are not finite, naming the layer.
     """
     if logits not in get_args(Logits):
         raise PromptError(f"logits={logits!r}", allowed=", ".join(get_args(Logits)))
@@ -65,7 +66,8 @@ def run(
         tokens = _read(model, tokens)
     tokens = tokens.to(model.device)
     _check_fit(model.config, tokens)
-    tap = Tap(model.config.n_layers, keep, edit, tokens.last)
+    edits = tuple(edit)
+    tap = Tap(model.config.n_layers, keep, edits, tokens.last)
     with torch.set_grad_enabled(grad):
         x = _embed(model.config, model.weights, tokens.ids, tap, grad)
         for layer, block in enumerate(model.weights.blocks):
@@ -81,7 +83,32 @@ def run(
             if logits == "last":
                 x = take_last(Site.FINAL_NORMED, x, tap.last)
             out = unembed(model.config, model.weights, x)
+            if not edits:
+                _check_finite(model, tokens, out)
     return Trace(tokens, tap.values, tap.lasts, out, model.config.n_layers)
+
+
+def _check_finite(model: Model, tokens: Tokens, logits: Tensor) -> None:
+    """Logits of an unedited run are numbers, or what overflowed is named."""
+    if torch.isfinite(logits.sum(dtype=torch.float64)):
+        return
+    fine = torch.isfinite(logits).flatten(1).all(1)
+    if fine.all():  # only their sum was too large
+        return
+    row = int((~fine).nonzero()[0])
+    one = tokens[[row]]
+    trace = run(model, one, keep=[Site.RESID_PRE.at(0), Site.RESID_POST, Site.FINAL_NORMED])
+    names = ["the embeddings", *(f"layer {i}" for i in range(model.config.n_layers))]
+    streams = [trace[Site.RESID_PRE, 0]]
+    streams += [trace[Site.RESID_POST, i] for i in range(model.config.n_layers)]
+    streams.append(trace[Site.FINAL_NORMED])
+    bad = [i for i, x in enumerate(streams) if not torch.isfinite(x).all()]
+    where = [*names, "the final norm", "the unembedding"][bad[0] if bad else -1]
+    kind = str(model.dtype).removeprefix("torch.")
+    raise MeasureError(
+        f"prompt {row} gave NaN or infinity in {kind}: not finite from {where} on",
+        hint="Use bfloat16 or float32 (dtype='float32'): float16 ends at 65,504",
+    )
 
 
 def _read(model: Model, given: str | Sequence[str] | IdRows) -> Tokens:

@@ -168,3 +168,64 @@ def test_control_characters_are_shown_not_sent(
     assert "\x1b" not in out
     assert "⇥" in shown
     assert "␛" in shown
+
+
+def test_patch_names_what_it_weighs_and_gives_no_share_of_nothing(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    pair = ("It was late. She went home.", "it was late. She went home.", "--model", model)
+    status, out, err = call(capsys, "patch", *pair, "-a", " He", "-c", " he", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert (found["answer"]["token"], found["counterpart"]["token"]) == (" He", " he")
+    assert found["unpatched_run"] == "corrupted"
+    assert (found["corrupted"], found["clean"]) == (found["unpatched"], found["other"])
+    near = abs(found["clean"] - found["corrupted"]) < 0.05 * max(
+        abs(found["clean"]), abs(found["corrupted"])
+    )
+    assert near == (found["warning"] is not None) == (found["cells"][0]["value"] is None)
+
+
+def test_a_target_that_cannot_be_written_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    pair = ("It was late.", "it was late.", "--model", model, "-a", " He", "-c", " he")
+    target = str(tmp_path / "file" / "figure.html")
+    status, _, err = call(capsys, "patch", *pair, "--figure", target)
+    assert status == 2
+    assert "could not be written" in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_says_what_is_kept_and_what_continues(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str, tmp_path: Path
+) -> None:
+    def stopped(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("casestudy.study.study.study", stopped)
+    arguments = ("run", "full-stop-capitals", "--model", model, "--out", str(tmp_path / "a b"))
+    status, _, err = call(capsys, *arguments)
+    assert status == 130
+    said = "".join(err.split())
+    assert "Everyfinishedstepiskept" in said
+    assert f"casestudyrunfull-stop-capitals--model{model}--out" in said
+
+
+def test_special_tokens_are_parsed_on_request(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    arguments = ("predict", "It was<|endoftext|>", "--model", model, "--json", "--parse-special")
+    status, out, err = call(capsys, *arguments)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["ids"][-1] == 8191
+
+
+def test_a_study_continues_however_its_model_is_spelled(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    for spelling in (model, model + "/"):
+        arguments = ("--model", spelling, "--out", str(tmp_path / "s"), "--only", "predictions")
+        status, _, err = call(capsys, "run", *arguments, "--json")
+        assert status == 0, err

@@ -91,6 +91,7 @@ def test_a_csv_file_holds_the_prompts_or_says_what_it_cannot(
     if any(
         not p.text.strip()
         or p.next_token == ""
+        or any(isinstance(v, str) and "\r" in v for v in vars(p).values())
         or any(g != g.strip() or ";" in g for g in p.groups)
         for p in prompts
     ):
@@ -302,3 +303,14 @@ def test_every_key_is_documented() -> None:
     documented = set(re.findall(r"^\| (.*?) \|", DOCS, flags=re.MULTILINE))
     keys = {key for cell in documented for key in re.findall(r"`(\w+)`", cell)}
     assert keys == {f.name for f in fields(Prompt)} | set(SETTINGS)
+
+
+def test_a_line_end_is_a_newline_in_every_kind_of_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'text\r\n"One.\r\nTwo."\r\n"Three.\rFour."\r\n')
+    (tmp_path / "a.toml").write_bytes(b'[[prompts]]\r\ntext = """One.\r\nTwo."""\r\n')
+    csv, toml = load_behaviour(tmp_path / "a.csv"), load_behaviour(tmp_path / "a.toml")
+    assert csv.prompts[0] == toml.prompts[0] == Prompt("One.\nTwo.")
+    assert csv.prompts[1].text == "Three.\nFour."
+    assert csv.notes == ("line ends in 2 rows read as newlines (line 2, line 4)",)
+    with pytest.raises(BehaviourError, match="a carriage return"):
+        write_behaviour(Behaviour("a", "?", (Prompt("One.\rTwo."),)), tmp_path / "b.csv")

@@ -289,3 +289,14 @@ def test_the_command_prints_what_it_found(
     status, out, err = call(capsys, "compare", folders[0])
     assert (status, out) == (2, "")
     assert "Allowed: two studies' folders, or --model" in " ".join(err.split())
+
+
+def test_rounding_is_no_difference_and_one_model_is_said_to_be_one(
+    studies: tuple[Study, Study], toy: Callable[..., Model], tmp_path: Path
+) -> None:
+    turned = ran(toy(), behaviour(TEXTS[::-1], class_contrast=MASS), tmp_path / "turned")
+    found = compare(studies[0], turned)
+    assert not any(one["clear"] for one in found.rows.rows())
+    assert found.notes[0].startswith("A and B are one model")
+    assert compare(studies[0], studies[0].store.folder).notes[0].startswith("A and B are the same")
+    assert "bit for bit" not in " ".join(compare(*studies).notes)

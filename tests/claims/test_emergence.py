@@ -191,3 +191,12 @@ def test_revisions_of_a_cached_model_in_one_command(
     status, _, err = call(capsys, *arguments, "--answers", "best")
     assert status == 2
     assert "Allowed: last, own" in err
+
+
+def test_two_checkpoints_of_the_same_weights_are_said_to_be_one(tmp_path: Path) -> None:
+    for step, seed in (("step1", 0), ("step2", 1), ("step3", 0)):
+        write_gpt2(tmp_path / "steps" / step, seed=seed, **SHAPE)
+    found = emergence(str(tmp_path / "steps"), behaviour(), out=tmp_path / "out", answers="own")
+    (same,) = found.same_weights
+    assert same.startswith("step1 and step3 are one model")
+    assert found.as_dict()["same_weights"] == [same]

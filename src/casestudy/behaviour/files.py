@@ -43,6 +43,8 @@ _PROMPT = tuple(f.name for f in fields(Prompt))
 _OPTIONAL = ("answer", "counterpart", "corrupted", "next_token", "answer_class",
              "counterpart_class")  # fmt: skip
 
+_TEXTS = ("text", "category", "document", *_OPTIONAL)
+
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 _DEFAULTS = {f.name: f.default for f in fields(Prompt) if f.default is not MISSING}
 
@@ -79,7 +81,7 @@ def load_behaviour(path: str | os.PathLike[str]) -> Behaviour:
         raise BehaviourError(f"{path} is not a behaviour file", allowed=", ".join(SUFFIXES))
     try:
         settings, rows = readers[path.suffix](_decode(path))
-        prompts, notes = _prompts(rows)
+        prompts, notes = _prompts(rows, plain_ends=path.suffix == ".csv")
         return _behaviour(path.stem, settings, prompts, notes)
     except BehaviourError as error:
         came = f"{path.name}: {error.came}"
@@ -239,8 +241,22 @@ def _from_cells(where: str, header: Sequence[str], cells: Sequence[str]) -> dict
     return row | ({"roles": roles} if roles else {})
 
 
-def _prompts(rows: Iterator[_Row]) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
-    """The prompts, and what was left out."""
+def _plain_ends(value: Any) -> Any:
+    """A text whose line ends are all newlines, however the file writes them."""
+    return value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else value
+
+
+def _prompts(
+    rows: Iterator[_Row], *, plain_ends: bool = False
+) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+    """The prompts, and what was left out or changed.
+
+    Args:
+        rows: as they came.
+        plain_ends: a carriage return is a line's end as the file writes it, as in CSV, where no
+            escape could mean the character.
+    """
+    changed: list[str] = []
     prompts: list[Prompt] = []
     blank: list[str] = []
     repeated: list[str] = []
@@ -249,6 +265,10 @@ def _prompts(rows: Iterator[_Row]) -> tuple[tuple[Prompt, ...], tuple[str, ...]]
         if all(value in _NOTHING for value in row.values()):
             blank.append(where)
             continue
+        if plain_ends:
+            plain = {key: _plain_ends(value) for key, value in row.items()}
+            changed += [where] if plain != row else []
+            row = plain
         prompt = _prompt(where, row)
         roles = tuple(sorted(prompt.roles.items()))
         key = (*(getattr(prompt, name) for name in _PROMPT if name != "roles"), roles)
@@ -258,6 +278,8 @@ def _prompts(rows: Iterator[_Row]) -> tuple[tuple[Prompt, ...], tuple[str, ...]]
         seen.add(key)
         prompts.append(prompt)
     notes = []
+    if changed:
+        notes.append(f"line ends in {len(changed)} rows read as newlines ({_places(changed)})")
     if blank:
         notes.append(f"{len(blank)} blank rows skipped ({_places(blank)})")
     if repeated:
@@ -519,6 +541,8 @@ def _write_csv(behaviour: Behaviour, path: Path) -> str:
         lost.append(f"a group's name with {SEPARATOR!r} or spaces around it")
     if any(getattr(prompt, name) == "" for prompt in behaviour.prompts for name in _OPTIONAL):
         lost.append("an entry that is given and empty")
+    if any("\r" in (getattr(p, name) or "") for p in behaviour.prompts for name in _TEXTS):
+        lost.append("a carriage return")
     if not all(prompt.text.strip() for prompt in behaviour.prompts):
         lost.append("a prompt of white space alone")
     if lost:

@@ -605,10 +605,19 @@ def _of_intervals(a: Mapping[str, Any], b: Mapping[str, Any], mean: str) -> _Row
     return row
 
 
+_ROUNDING = 1e-5
+"""Relative: what batching and order may change in float32 (law 3)."""
+
+
 def _weight(row: _Row, largest: float) -> _Row:
-    """Whether a difference is clear of zero, and how large it is for its measurement."""
+    """Whether a difference is clear of zero, and how large it is for its measurement.
+
+    It has to be larger than rounding, too: of logits at least that of a logit of 1.
+    """
     known = row["lower"] is not None and row["upper"] is not None
-    clear = known and (row["lower"] > 0 or row["upper"] < 0)
+    rounding = _ROUNDING * max(largest, 1.0 if row["unit"] == "logits" else 0.0)
+    beyond = abs(row["difference"]) > rounding
+    clear = known and beyond and (row["lower"] > 0 or row["upper"] < 0)
     return {"clear": clear, "size": abs(row["difference"]) / largest if largest else 0.0}
 
 
@@ -667,7 +676,24 @@ def _differs(stores: _Two) -> Table:
     )
 
 
+def same_weights(stores: Sequence[Store]) -> Iterator[tuple[Store, Store]]:
+    """Stored studies whose models are bit for bit one: each with the first that has its weights."""
+    first: dict[str, Store] = {}
+    for store in stores:
+        digest = store.manifest.get("model", {}).get("weight_hash")
+        if digest and digest in first:
+            yield first[digest], store
+        elif digest:
+            first[digest] = store
+
+
 def _notes(stores: _Two, prompts: _Prompts) -> Iterator[str]:
+    for one, other in same_weights(stores):
+        what = "the same study" if one.folder.resolve() == other.folder.resolve() else "one model"
+        yield (
+            f"A and B are {what}: their weights are the same bit for bit, so that differences come "
+            "from prompts, settings or rounding alone."
+        )
     if not _same(stores, "model", "weight_hash") and _same(
         stores, "model", "family", "n_layers", "n_heads", "d_model"
     ):

@@ -30,10 +30,12 @@ import numpy as np
 
 from casestudy.behaviour.files import find_behaviour
 from casestudy.behaviour.prompts import Behaviour
-from casestudy.claims.compare import ANSWERS, answer_grid, headline
+from casestudy.claims.compare import ANSWERS, answer_grid, headline, same_weights
 from casestudy.engine.packing import Progress
 from casestudy.errors import ModelError, StudyError, one_of
 from casestudy.model.loading import load
+from casestudy.model.model import Model
+from casestudy.model.tokens import Tokenizer
 from casestudy.results.result import Array, Axis, Grid, Shown, worst_error
 from casestudy.results.stats import mean_over_prompts, share_ends, units_of
 from casestudy.study.settings import Execution
@@ -83,9 +85,24 @@ class Emergence(Shown):
         """The contrasts over the checkpoints."""
         return self.contrasts
 
+    @property
+    def same_weights(self) -> tuple[str, ...]:
+        """Which checkpoints are one model, their weights the same bit for bit; a sentence each."""
+        stores = [study.store for study in self.studies]
+        label = {id(s): one.label for s, one in zip(stores, self.checkpoints, strict=True)}
+        return tuple(
+            f"{label[id(one)]} and {label[id(other)]} are one model: their weights are the same "
+            "bit for bit."
+            for one, other in same_weights(stores)
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """All of it by checkpoint, for JSON."""
-        return {"since": dict(self.since), "checkpoints": [self._at(i) for i in self._places]}
+        return {
+            "since": dict(self.since),
+            "checkpoints": [self._at(i) for i in self._places],
+            "same_weights": list(self.same_weights),
+        }
 
     @property
     def _places(self) -> range:
@@ -188,8 +205,12 @@ def emergence(
     behaviour = find_behaviour(behaviour) if isinstance(behaviour, str) else behaviour
     folder = Path(out)
 
-    def run(one: Checkpoint, of: Behaviour, name: str, only: Sequence[str] | None) -> Study:
-        model = load(one.model, device=device, dtype=dtype, prepend_bos=prepend_bos)
+    def read(one: Checkpoint) -> Model:
+        return load(one.model, device=device, dtype=dtype, prepend_bos=prepend_bos)
+
+    def run(
+        one: Checkpoint, of: Behaviour, name: str, only: Sequence[str] | None, model: Model
+    ) -> Study:
         tell = None if progress is None else partial(progress, one.label)
         return study(
             model,
@@ -201,9 +222,13 @@ def emergence(
         )
 
     if answers == "last" and behaviour.answers != "given":
-        chosen = run(asked[-1], behaviour, f"answers of {asked[-1].label}", ("predictions",))
-        behaviour = with_answers(behaviour, chosen)
-    return side_by_side(asked, [run(one, behaviour, one.label, only) for one in asked])
+        last = read(asked[-1])
+        name = f"answers of {asked[-1].label}"
+        chosen = run(asked[-1], behaviour, name, ("predictions",), last)
+        behaviour = with_answers(behaviour, chosen, last.tokenizer)
+        del last  # one checkpoint in memory at a time
+    studies = [run(one, behaviour, one.label, only, read(one)) for one in asked]
+    return side_by_side(asked, studies)
 
 
 def read_answers(text: str) -> Answers:
@@ -223,17 +248,19 @@ def _checkpoints(
     return tuple(ready) or checkpoints([str(model) for model in models], revisions)
 
 
-def with_answers(behaviour: Behaviour, study: Study) -> Behaviour:
+def with_answers(behaviour: Behaviour, study: Study, tokenizer: Tokenizer) -> Behaviour:
     """The behaviour with the answers that a study's model chose, for other models to be asked.
 
+    A token is written as its text, or by id where its text is another's (`Tokenizer.written`).
     Prompts to which it had none are left out, and counted in the notes.
 
     Raises: StudyError where that leaves no headline prompt.
     """
-    frame = study.store.columns("answers", ["prompt", "form", "token"])
+    frame = study.store.columns("answers", ["prompt", "form", "id"])
     forms: dict[int, dict[str, str]] = {}
-    for prompt, form, token in frame.iter_rows():
-        forms.setdefault(prompt, {})[form] = token
+    for i, form, id in frame.iter_rows():
+        written = tokenizer.written(id, after=behaviour.prompts[i].text)
+        forms.setdefault(i, {})[form] = written
     kept = [
         replace(
             prompt,

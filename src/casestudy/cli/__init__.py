@@ -6,6 +6,12 @@ it, so that `casestudy --help` answers at once.
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import typer
 
 from casestudy.cli import circuit, compare, look, mine, models, run
@@ -27,8 +33,29 @@ COMMANDS = (
 )
 """In the order in which `casestudy --help` lists them."""
 
+KEEPING = ("run", "circuit", "compare")
+"""Commands whose finished steps are kept when they are stopped."""
+
+
+def stoppable(command: Callable[..., None]) -> Callable[..., None]:
+    """The command; stopped by Ctrl-C, it says what is kept and what continues it (exit 130)."""
+
+    @wraps(command)
+    def run_command(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except KeyboardInterrupt:
+            again = shlex.join(["casestudy", *sys.argv[1:]])
+            kept = command.__name__ in KEEPING
+            what = f"Every finished step is kept. To continue: {again}" if kept else ""
+            say(escape(f"Stopped. {what or 'Nothing was stored.'}"))
+            raise SystemExit(130) from None
+
+    return run_command
+
+
 for command in COMMANDS:
-    app.command()(command)
+    app.command()(stoppable(command))
 
 
 def main() -> None:
@@ -38,6 +65,6 @@ def main() -> None:
     except CasestudyError as error:
         say(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        say("Stopped. What was stored is kept; the same command continues.")
+    except KeyboardInterrupt:  # before a command began
+        say("Stopped. Nothing was stored.")
         raise SystemExit(130) from None

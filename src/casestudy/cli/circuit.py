@@ -15,6 +15,7 @@ from casestudy.cli.options import (
     JsonOption,
     MemoryOption,
     ModelOption,
+    SpecialOption,
     default_folder,
     read_behaviour,
     read_memory,
@@ -57,6 +58,7 @@ def circuit(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
+    special: SpecialOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the circuit that carries a behaviour, with the evidence for and against it."""
@@ -67,7 +69,7 @@ def circuit(
     from casestudy.study.settings import Execution, Search, Settings
     from casestudy.study.study import study
 
-    loaded = read_model(model, device, dtype, bos)
+    loaded = read_model(model, device, dtype, bos, special)
     subject = read_behaviour(behaviour)
     say_notices(loaded, subject.prompts)
     folder = out or default_folder(subject.name, model, "circuit")

@@ -109,6 +109,8 @@ def compare(
     if as_json:
         print_json(emerged.as_dict() | {"folder": str(folder)})
     else:
+        for same in emerged.same_weights:
+            say(escape(same))
         _print_emergence(emerged)
         say(f"studies: {escape(str(folder))}")
 
@@ -164,6 +166,8 @@ def _compare_two(
 def _print_comparison(comparison: Comparison, top: int) -> None:
     for side, folder, study in zip("AB", comparison.names, comparison.about, strict=True):
         print(f"{side}: {study}, {folder}")
+    for note in comparison.notes:
+        say(escape(note))
     print_table(
         "",
         ("what differs", "A", "B"),
@@ -174,8 +178,6 @@ def _print_comparison(comparison: Comparison, top: int) -> None:
     print(f"{n['both']} prompts in both, {n['a']} in A alone, {n['b']} in B alone: {how}\n")
     _print_differences(comparison.rows.rows(), top)
     _say_what_is_absent(comparison)
-    for note in comparison.notes:
-        say(escape(note))
 
 
 def _print_differences(rows: list[dict[str, Any]], top: int) -> None:

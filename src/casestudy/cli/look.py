@@ -14,6 +14,7 @@ from casestudy.cli.options import (
     JsonOption,
     MemoryOption,
     ModelOption,
+    SpecialOption,
     read_memory,
     read_model,
     say_notices,
@@ -37,6 +38,7 @@ def predict(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
+    special: SpecialOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show the most probable next tokens, and how given answers stand."""
@@ -44,7 +46,7 @@ def predict(
     from casestudy.measure.predictions import predictions, score_answer
     from casestudy.model.notices import one_per_kind
 
-    loaded = read_model(model, device, dtype, bos)
+    loaded = read_model(model, device, dtype, bos, special)
     (ids,) = loaded.tokenize(prompt).rows()
     tokens = loaded.tokenizer.labels(ids)
     top = predictions(loaded, prompt, top_k=top_k).rows()
@@ -132,6 +134,7 @@ def patch(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
+    special: SpecialOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Exchange one site's activations between two prompts, cell by cell, exactly."""
@@ -139,7 +142,7 @@ def patch(
     from casestudy.engine.packing import Budget
     from casestudy.measure.patching import patch_prompts, read_by, read_direction
 
-    loaded = read_model(model, device, dtype, bos)
+    loaded = read_model(model, device, dtype, bos, special)
     pair = Prompt(clean, answer=answer, counterpart=counterpart, corrupted=corrupted)
     say_notices(loaded, [pair])
     with ProgressBar("cells") as progress:
@@ -155,10 +158,12 @@ def patch(
     write_figure(patched.normalised, figure)
     if as_json:
         shares = patched.normalised
-        about = {"about": shares.about, **_baselines(patched), "error": shares.error}
+        about = {"about": shares.about, **_weighed(patched, direction), "error": shares.error}
         print_json(about | {"cells": _cells(patched)})
     else:
-        _print_patched(patched, top)
+        _print_patched(patched, _weighed(patched, direction), top)
+    if not patched.shares_mean_something:
+        say(_NO_SHARES)
 
 
 def _baselines(patched: Patched) -> dict[str, float]:
@@ -167,22 +172,58 @@ def _baselines(patched: Patched) -> dict[str, float]:
     return dict(zip(runs, patched.baselines.values[:, 0].tolist(), strict=True))
 
 
+_NO_SHARES = (
+    "Warning: the two runs differ by almost nothing, so that shares of the difference mean "
+    "nothing; the effects are in logits."
+)
+
+
+def _weighed(patched: Patched, direction: str) -> dict[str, Any]:
+    """What is weighed, the logit difference of either run, and which of them is patched."""
+    ((answer, counterpart),) = patched.weighed
+    runs = _baselines(patched)
+    unpatched = "corrupted" if direction == "denoising" else "clean"
+    other = "clean" if unpatched == "corrupted" else "corrupted"
+    return {
+        "answer": {"token": answer.label, "id": answer.id},
+        "counterpart": {"token": counterpart.label, "id": counterpart.id},
+        "direction": direction,
+        "unpatched_run": unpatched,
+        unpatched: runs["unpatched"],
+        other: runs["other"],
+        **runs,
+        "warning": None if patched.shares_mean_something else _NO_SHARES,
+    }
+
+
 def _cells(patched: Patched) -> list[dict[str, Any]]:
     """Every cell with its share of the difference between the runs, and its effect in logits."""
     rows = patched.normalised.to_polars().drop("lower", "upper", "n", "unit").to_dicts()
     changes = patched.effect.to_polars()["value"].to_list()
-    return [row | {"effect": change} for row, change in zip(rows, changes, strict=True)]
+    known = patched.shares_mean_something
+    return [
+        row | {"value": row["value"] if known else None, "effect": change}
+        for row, change in zip(rows, changes, strict=True)
+    ]
 
 
-def _print_patched(patched: Patched, top: int) -> None:
-    shares, runs = patched.normalised, _baselines(patched)
+def _print_patched(patched: Patched, about: dict[str, Any], top: int) -> None:
+    shares = patched.normalised
     axes = [axis.name for axis in shares.axes]
-    cells = sorted(_cells(patched), key=lambda cell: -abs(cell["value"]))
+    cells = sorted(_cells(patched), key=lambda cell: -abs(cell["effect"]))
+    answer, counterpart = (visible(about[side]["token"]) for side in ("answer", "counterpart"))
+    known = patched.shares_mean_something
     print_table(
-        f"{shares.name}: unpatched {runs['unpatched']:.3f}, other run {runs['other']:.3f} logits",
-        (*axes, "share", "logits"),
+        f"{shares.name}, {about['direction']}: {answer} against {counterpart}, logit difference "
+        f"clean {about['clean']:.3f}, corrupted {about['corrupted']:.3f}; unpatched is the "
+        f"{about['unpatched_run']} run",
+        (*axes, *(["share"] if known else []), "logits"),
         [
-            (*(visible(c[name]) for name in axes), f"{c['value']:+.3f}", f"{c['effect']:+.3f}")
+            (
+                *(visible(c[name]) for name in axes),
+                *([f"{c['value']:+.3f}"] if known else []),
+                f"{c['effect']:+.3f}",
+            )
             for c in cells[:top]
         ],
     )
@@ -208,6 +249,7 @@ def serve(
         str | None, typer.Option(help="As for `run`; the study's by default, or float32.")
     ] = None,
     bos: BosOption = None,
+    special: SpecialOption = False,
 ) -> None:
     """Open the live explorer: type prompts, choose tokens, watch every panel follow."""
     from casestudy.show.explorer.server import serve
@@ -216,7 +258,7 @@ def serve(
     picks = None if study is None else study_prompts_of(study)
     name = model or (picks.model if picks else "") or "tiny"
     dtype = dtype or (picks.dtype if picks else "") or "float32"
-    loaded = read_model(name, device, dtype, picks.bos if picks and bos is None else bos)
+    loaded = read_model(name, device, dtype, picks.bos if picks and bos is None else bos, special)
     serve(
         loaded,
         picks=picks,

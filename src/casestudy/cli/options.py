@@ -28,6 +28,10 @@ BosOption = Annotated[
     bool | None,
     typer.Option("--bos/--no-bos", help="Start prompts with BOS; by default as the model does."),
 ]
+SpecialOption = Annotated[
+    bool,
+    typer.Option("--parse-special", help="Read special tokens' texts in prompts as those tokens."),
+]
 MemoryOption = Annotated[str, typer.Option(help="What patching may use, as in 500MB or 2GB.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
@@ -51,11 +55,14 @@ SkipOption = Annotated[
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
 
 
-def read_model(model: str, device: str, dtype: str, bos: bool | None = None) -> Model:
-    """Loads the model that --model names; its texts start with BOS as --bos and --no-bos say."""
+def read_model(
+    model: str, device: str, dtype: str, bos: bool | None = None, special: bool = False
+) -> Model:
+    """Loads the model that --model names; its texts start with BOS as --bos and --no-bos say, and
+    hold special tokens as --parse-special says."""
     from casestudy.model.loading import load
 
-    return load(model, device=device, dtype=dtype, prepend_bos=bos)
+    return load(model, device=device, dtype=dtype, prepend_bos=bos, parse_special=special)
 
 
 def read_behaviour(name: str) -> Behaviour:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from casestudy.errors import CasestudyError
+
 if TYPE_CHECKING:
     from casestudy.results.result import Grid
 
@@ -54,7 +56,12 @@ def escape(text: str) -> str:
 def write_figure(grid: Grid, path: Path | None) -> None:
     """Writes the grid's figure as a page of its own, where one is asked for."""
     if path is not None:
-        grid.plot().write_html(path, include_plotlyjs=True)
+        try:
+            grid.plot().write_html(path, include_plotlyjs=True)
+        except OSError as error:
+            raise CasestudyError(
+                f"{path} could not be written: {error.strerror}", hint="Choose another --figure"
+            ) from error
         say(f"figure: {escape(str(path))}")
 
 

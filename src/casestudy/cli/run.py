@@ -17,6 +17,7 @@ from casestudy.cli.options import (
     ModelOption,
     OnlyOption,
     SkipOption,
+    SpecialOption,
     default_folder,
     read_behaviour,
     read_executor,
@@ -42,6 +43,7 @@ def run(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
+    special: SpecialOption = False,
     only: OnlyOption = None,
     skip: SkipOption = None,
     memory: MemoryOption = "2GB",
@@ -55,7 +57,7 @@ def run(
     from casestudy.study.settings import Execution
     from casestudy.study.study import study
 
-    loaded = read_model(model, device, dtype, bos)
+    loaded = read_model(model, device, dtype, bos, special)
     subject = read_behaviour(behaviour)
     say_notices(loaded, subject.prompts)
     folder = out or default_folder(subject.name, model)

@@ -91,15 +91,15 @@ class Pairs:
 
 def equal_lengths(a: Tokens, b: Tokens, what: str) -> None:
     """Raise MeasureError, naming the pairs, where two sides differ in length and `what` cares."""
-    unequal = [
-        i
-        for i, (m, n) in enumerate(zip(a.lengths.tolist(), b.lengths.tolist(), strict=True))
-        if m != n
-    ]
+    lengths = zip(a.lengths.tolist(), b.lengths.tolist(), strict=True)
+    unequal = [(i, m, n) for i, (m, n) in enumerate(lengths) if m != n]
     if unequal:
+        listed = ", ".join(f"pair {i}: {m} against {n} tokens" for i, m, n in unequal[:5])
+        listed += f", and {len(unequal) - 5} more" if len(unequal) > 5 else ""
         raise MeasureError(
-            f"the pairs {unequal} are of unequal length, which {what} needs",
-            allowed="pairs of as many tokens, or by role with the roles of both sides",
+            f"pairs of unequal length, {listed}; {what} needs as many on both sides",
+            allowed="pairs of as many tokens; by role (roles align them: by='role', --by role); or "
+            "the last token alone (by='last', --by last)",
         )
 
 

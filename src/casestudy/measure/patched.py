@@ -16,8 +16,12 @@ from casestudy.engine.plan import Plan
 from casestudy.engine.readout import Metric
 from casestudy.engine.sweep import Sweep
 from casestudy.errors import MeasureError
+from casestudy.model.token import Token
 from casestudy.results.result import Array, Axis, Grid, Shown
 from casestudy.results.stats import mean_interval, ratio_in_parts
+
+LEAST = 0.05
+"""Of the larger logit difference: two runs that differ by less are no denominator for shares."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,26 @@ class Patched(Shown):
         known: 1 where a raw value is the unpatched one by construction, 0 where it was computed;
             axes as `raw`.
         plan: how the work was cut up; the same plan gives the same numbers.
+        weighed: each prompt's answer and counterpart, where tokens are weighed and known.
     """
 
     raw: Grid
     baselines: Grid
     known: Grid
     plan: Plan
+    weighed: tuple[tuple[Token, Token], ...] = ()
+
+    @property
+    def shares_mean_something(self) -> bool:
+        """Whether the two runs differ by enough to be a denominator.
+
+        Not where their mean difference is below `LEAST` of the larger of the two means: then shares
+        are of nearly nothing, and `effect` is what to read.
+        """
+        if "other" not in self.baselines.axis("run").labels:
+            return False
+        unpatched, other = (float(np.nanmean(run)) for run in self.baselines.values)
+        return abs(other - unpatched) >= LEAST * max(abs(unpatched), abs(other))
 
     @property
     def normalised(self) -> Grid:

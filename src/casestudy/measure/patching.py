@@ -160,18 +160,11 @@ def patch_prompts(
     answers = choose_answers(model, prompts, logits, rule=rule)
     if answers.errors:
         raise BehaviourError("; ".join(f"prompt {i}: {w}" for i, w in answers.errors.items()))
-    contrast = answers.contrast("counterpart" if rule == "given" else "lowercase")
+    form = "counterpart" if rule == "given" else "lowercase"
+    weighed = tuple((a.token, a.counterparts[form]) for a in answers.chosen if a is not None)
+    contrast = answers.contrast(form)
     found = patch(
-        model,
-        pairs,
-        contrast,
-        site,
-        by=by,
-        direction=direction,
-        budget=budget,
-        progress=progress,
-        watch=watch,
-    )
+    found = replace(found, weighed=weighed)
     if len(prompts) > 1:
         return found
     tokens = model.tokenizer.labels(pairs.clean.rows()[0])

@@ -105,6 +105,7 @@ def load(
     dtype: str | None = None,
     revision: str | None = None,
     prepend_bos: bool | None = None,
+    parse_special: bool = False,
 ) -> Model:
     """Load a decoder, or take one of transformers that is already in memory.
 
@@ -121,10 +122,17 @@ def load(
         revision: branch, tag or commit on the hub.
         prepend_bos: whether texts start with BOS wherever this model reads them; by default as its
             family does. `Model.with_bos` changes it later.
+        parse_special: whether the text of a special token ("<|endoftext|>") in a prompt is that
+            token, not plain text. `Model.with_special` changes it later.
 
     Raises: ModelError when there is no such model, it is damaged, it does not fit into memory, or
         it is of an unsupported kind; TokenError for BOS where the tokenizer defines none.
     """
+    if parse_special:
+        plain = load(
+            name, tokenizer, device=device, dtype=dtype, revision=revision, prepend_bos=prepend_bos
+        )
+        return plain.with_special()
     if prepend_bos is not None:
         model = load(name, tokenizer, device=device, dtype=dtype, revision=revision)
         return model.with_bos(prepend_bos)
@@ -136,6 +144,8 @@ def load(
             allowed="a tokenizer beside a model that is already in memory",
         )
     name = os.fspath(name)
+    if "/" in name.rstrip("/"):
+        name = name.rstrip("/")  # ck/step1000/ is ck/step1000; "tiny/" stays a folder of ours
     kind = "float32" if dtype is None else dtype
     if kind != "auto" and kind not in DTYPES:
         raise ModelError(f"dtype {dtype!r}", allowed=", ".join([*DTYPES, "auto"]))

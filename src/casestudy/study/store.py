@@ -129,6 +129,7 @@ class Store:
             different = [
                 f"{where}: stored {_short(then)}, now {_short(now)}"
                 for where, then, now in differences(stored, now)
+                if where != "model.name"  # the string typed; weights and source say which it is
             ]
             if different:
                 raise StudyError(
@@ -559,9 +560,9 @@ def _replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """
     import polars as pl
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         if lasting:
             with open(part, "rb+") as file:
@@ -576,7 +577,8 @@ def _replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
             hint="Nothing already written was lost; make room and run the same command again",
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a path through a file has no neighbour to remove
+            part.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

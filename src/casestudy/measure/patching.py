@@ -164,6 +164,16 @@ def patch_prompts(
     weighed = tuple((a.token, a.counterparts[form]) for a in answers.chosen if a is not None)
     contrast = answers.contrast(form)
     found = patch(
+        model,
+        pairs,
+        contrast,
+        site,
+        by=by,
+        direction=direction,
+        budget=budget,
+        progress=progress,
+        watch=watch,
+    )
     found = replace(found, weighed=weighed)
     if len(prompts) > 1:
         return found

@@ -94,10 +94,11 @@ def equal_lengths(a: Tokens, b: Tokens, what: str) -> None:
     lengths = zip(a.lengths.tolist(), b.lengths.tolist(), strict=True)
     unequal = [(i, m, n) for i, (m, n) in enumerate(lengths) if m != n]
     if unequal:
-        listed = ", ".join(f"pair {i}: {m} against {n} tokens" for i, m, n in unequal[:5])
-        listed += f", and {len(unequal) - 5} more" if len(unequal) > 5 else ""
+        listed = ", ".join(f"{m} and {n}" for _, m, n in unequal[:5])
+        listed += ", …" if len(unequal) > 5 else ""
         raise MeasureError(
-            f"pairs of unequal length, {listed}; {what} needs as many on both sides",
+            f"the pairs {[i for i, _, _ in unequal]} are of unequal length ({listed} tokens); "
+            f"{what} needs as many on both sides",
             allowed="pairs of as many tokens; by role (roles align them: by='role', --by role); or "
             "the last token alone (by='last', --by last)",
         )

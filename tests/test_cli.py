@@ -229,3 +229,19 @@ def test_a_study_continues_however_its_model_is_spelled(
         arguments = ("--model", spelling, "--out", str(tmp_path / "s"), "--only", "predictions")
         status, _, err = call(capsys, "run", *arguments, "--json")
         assert status == 0, err
+
+
+def test_prompts_left_out_are_counted_by_kind_and_none_left_is_a_failure(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    rows = [("Go.", " He"), ("Stay.", "no such token"), ("Run.", "nor is this one")]
+    file = tmp_path / "some.csv"
+    options = ("--model", model, "--only", "predictions,ledger", "--json")
+    for name, kept, expected in (("one", rows, 0), ("none", rows[1:], 1)):
+        lines = [f"{text},{answer}, he" for text, answer in kept]
+        file.write_text("\n".join(["text,answer,counterpart", *lines]) + "\n")
+        status, _, err = call(capsys, "run", str(file), *options, "--out", str(tmp_path / name))
+        said = " ".join(err.split())
+        assert status == expected, err
+        assert f"2 of {len(kept)} prompts left out" in said or said.count("prompts left out") == 2
+    assert "No prompt has an answer that could be measured" in said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +28,16 @@ from casestudy.cli.options import (
     read_stages,
     say_notices,
 )
-from casestudy.cli.printing import decimal, finite, gap, interval, print_json, print_table
+from casestudy.cli.printing import (
+    decimal,
+    escape,
+    finite,
+    gap,
+    interval,
+    print_json,
+    print_table,
+    say,
+)
 from casestudy.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -76,11 +87,30 @@ def run(
             progress=_renewing(folder, progress),
         )
     path = finished.report()
+    _say_left_out(finished)
     if as_json:
         print_json(headline(finished) | {"folder": str(folder), "report": str(path)})
     else:
         _print_headline(headline(finished))
         print(f"report: {path}")
+    if headline(finished)["n"] == 0:
+        say("No prompt has an answer that could be measured; the reasons are above.")
+        raise typer.Exit(1)
+
+
+def _say_left_out(study: Study) -> None:
+    """How many prompts entered no contrast and why, on stderr: a line for each kind of reason."""
+    rows = study.tables["prompts"].rows() if "prompts" in study.tables else []
+    reasons = [str(row["error"]) for row in rows if row.get("error")]
+    # reasons of one kind differ in what they quote and count
+    kinds = Counter(_QUOTED.sub("…", reason) for reason in reasons)
+    for kind, count in kinds.most_common():
+        first = next(reason for reason in reasons if _QUOTED.sub("…", reason) == kind)
+        said = first if count == 1 else f"{first} (the first of {count:,})"
+        say(escape(f"{count:,} of {len(rows):,} prompts left out: {said}"))
+
+
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d,]*")
 
 
 def _renewing(folder: Path, show: Tell) -> Tell:

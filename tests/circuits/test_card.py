@@ -274,3 +274,10 @@ def test_pairs_are_parted_by_document_or_not_at_all() -> None:
         Choices(random_circuits=1),
     )
     assert "faithfulness on the same pairs: too few to hold any out" in few.summary()
+
+
+def test_a_constant_metric_is_an_error() -> None:
+    everything = Half(pair_of(LENGTHS), lambda logits, prompts: 0 * logits.double().sum(1) + 3)
+    question = Question.of(world("gpt2"), everything, QUICK)
+    with pytest.raises(MeasureError, match="no difference that a circuit could carry"):
+        gather(question)

@@ -45,7 +45,7 @@ from casestudy.errors import MeasureError, one_of
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Pairs
 from casestudy.model.model import Model
-from casestudy.results.stats import BOOTSTRAP_FROM, units_of
+from casestudy.results.stats import BOOTSTRAP_FROM, ratio_of_means, units_of
 
 FEWEST = 6
 """Pairs from which some are held out."""
@@ -247,7 +247,7 @@ def score_edges(question: Question) -> EdgeScores:
     choices, search = question.choices, question.search
     n = len(search)
     rng = np.random.default_rng(choices.seed)
-    return attribute_edges(
+    scores = attribute_edges(
         *question.on(search),
         choices.method,
         graph=question.graph,
@@ -257,6 +257,13 @@ def score_edges(question: Question) -> EdgeScores:
         signs=rng.choice((-1, 1), (FLIPS, n)).tolist(),
         budget=question.drawing,
     )
+    if np.isnan(ratio_of_means(scores.corrupted, scores.clean, scores.corrupted)):
+        raise MeasureError(
+            "the metric is the same for clean and corrupted prompts on average: there is no "
+            "difference that a circuit could carry",
+            hint="Choose another metric, or edits that undo the behaviour",
+        )
+    return scores
 
 
 def patch_sample(question: Question, scores: EdgeScores) -> ExactSample | None:

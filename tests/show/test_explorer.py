@@ -396,7 +396,8 @@ def test_on_a_study_the_page_opens_with_its_first_prompt_pair_and_partner(
     studies.write(tmp_path / "s", results, patch_families=families)
     found = study_prompts_of(tmp_path / "s")
     states = [read(parse_qsl(query, keep_blank_values=True)) for _, query in found.prompts]
-    assert states[0] == PageState(studies.TEXTS[0], "This is a word.", " It", " it")
+    pair = [f"id:{toy_model.tokenizer.token(text).id}" for text in (" It", " it")]
+    assert states[0] == PageState(studies.TEXTS[0], "This is a word.", *pair)
     assert states[1].corrupted == studies.TEXTS[1].lower(), "by the edit that the study patched"
     client = TestClient(Explorer(Questions(toy_model), explorer.worker, found).application(HERE))
     page = Page(client.get("/").text)

@@ -182,5 +182,5 @@ class TestBosAlone:
         tokenizer = vocabulary("byte-level")
         (notice,) = tokenizer.bos_notice()
         assert "<|endoftext|>" in notice.text
-        assert tokenizer.bos_notice(False) == ()
+        assert tokenizer.with_bos(False).bos_notice() == ()
         assert vocabulary("bundled").bos_notice() == ()

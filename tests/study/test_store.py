@@ -83,8 +83,10 @@ def test_a_truncated_chunk_is_named(tmp_path: Path) -> None:
 
 def test_another_study_is_refused_saying_what_differs(tmp_path: Path) -> None:
     made(tmp_path)
-    other = MANIFEST | {"model": {"name": "b"}}
-    with pytest.raises(StudyError, match=r'model\.name: stored "a", now "b"'):
+    renamed = MANIFEST | {"model": {"name": "b"}}
+    Store.create_or_resume(tmp_path, renamed, ("model", "settings"))  # a name is no identity
+    other = MANIFEST | {"model": {"name": "a", "weight_hash": "b"}}
+    with pytest.raises(StudyError, match=r'model\.weight_hash: stored .*, now "b"'):
         Store.create_or_resume(tmp_path, other, ("model", "settings"))
 
 

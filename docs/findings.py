@@ -51,12 +51,13 @@ from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.attention import attention_by_role
 from casestudy.measure.attribution import HEADS
 from casestudy.measure.class_mass import CLASS_MASS, class_mass
-from casestudy.measure.ledger import B_U, LEDGER
+from casestudy.measure.ledger import LEDGER
 from casestudy.measure.patching import Direction, Pairs, pairs_of, patch
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
+from casestudy.results.names import B_U
 from casestudy.results.result import Grid
 from casestudy.results.stats import Sums, difference_interval, mean_interval, units_named
 

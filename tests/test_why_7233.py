@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.measure.ledger import B_U, ledger
+from casestudy.measure.ledger import ledger
 from casestudy.model.model import Model
+from casestudy.results.names import B_U
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = json.loads((ROOT / "tests/golden/data/why_7233.json").read_text())

@@ -19,11 +19,12 @@ from casestudy.measure.controls import (
     measure_controls,
     shuffle_words,
 )
-from casestudy.measure.ledger import B_U, ledger
+from casestudy.measure.ledger import ledger
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
 from casestudy.model.weights import Norm
+from casestudy.results.names import B_U
 from casestudy.results.result import Grid
 
 ANSWERED = tuple(

@@ -37,7 +37,6 @@ from casestudy.study.store import Store, differences
 
 _COMPARED = ("model", "behaviour", "settings", "measurements", "versions")
 """The parts of a manifest in which two studies may differ."""
-_MEANS = (".mean", ".by_group")
 _CHECKS = ("ledger.check",)
 """Per-prompt grids whose mean would mean nothing."""
 _BY_LAYER = frozenset({"layer", "head", "kv_head", "neuron", "depth"})

@@ -39,6 +39,7 @@ from casestudy.cli.printing import (
     say,
 )
 from casestudy.cli.progress import ProgressBar
+from casestudy.results.names import B_U
 
 if TYPE_CHECKING:
     from casestudy.engine.packing import Progress, Tell
@@ -171,7 +172,7 @@ def _difference(study: Study) -> dict[str, Any]:
         zip(account.axis("term").labels, account.select(contrast=main).values, strict=True)
     )
     return figures | {
-        "without_b_U": finite(value - terms.get("final norm bias (b_U)", 0.0)),
+        "without_b_U": finite(value - terms.get(B_U, 0.0)),
         "largest_gap": account.error.get("gap"),
         "bound": account.error.get("bound"),
     }

@@ -25,10 +25,9 @@ from casestudy.model.linear import pull_back
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.trace import Trace
+from casestudy.results.names import B_U
 from casestudy.results.result import Axis, Grid, Result
 
-B_U = "final norm bias (b_U)"
-"""The term that a projection of the residual stream leaves out."""
 ENTROPY = "entropy term"
 """H(p(·|A)) - H(p(·|B)) of a class contrast; no other contrast has this term."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.results.names import B_U
 from casestudy.results.result import Array, Axis, Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
@@ -17,8 +18,6 @@ from casestudy.show.stored import UNEXPECTED, Missing, StoredStudy
 from casestudy.show.text import capital, clean, interval, listing, number, ordinal, percent, signed
 from casestudy.show.weighed import weighed
 from casestudy.show.wording import NOTHING, Mean, spoken
-
-B_U = "final norm bias (b_U)"
 
 
 def ledger_mean(study: StoredStudy) -> list[Block]:

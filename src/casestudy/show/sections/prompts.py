@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.results.names import B_U
 from casestudy.results.result import Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, paragraph
 from casestudy.show.distribution import MOST_DOTS
 from casestudy.show.page import figure_html
 from casestudy.show.sections.grouped_terms import grouped
-from casestudy.show.sections.ledger import B_U, PATTERN_AXES, ledger_data, pattern_names, present
+from casestudy.show.sections.ledger import PATTERN_AXES, ledger_data, pattern_names, present
 from casestudy.show.sections.predictions import EXAMPLES, MOST_TEXT, example_prompts
 from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import (

@@ -32,7 +32,7 @@ def ours(folder: Path, case: str) -> Work:
     import torch
 
     import casestudy as cs
-    from casestudy.measure.attribution import directions, head_shares, keep_for_heads
+    from casestudy.measure.attribution import final_directions, head_shares, keep_for_heads
     from casestudy.measure.ledger import ledger_terms
     from casestudy.model.tokens import Tokens
 
@@ -46,9 +46,10 @@ def ours(folder: Path, case: str) -> Work:
     def work() -> dict[str, np.ndarray]:
         contrast = cs.Contrast("pairs", torch.tensor(answers), signs, zero, names, names)
         trace = cs.run(model, tokens, keep=keep_for_heads(model))
-        terms, values = ledger_terms(model, trace, contrast)
+        direction = contrast.directions(model.weights)
+        terms, values = ledger_terms(model, trace, contrast, directions=direction)
         layers = values[[i for i, n in enumerate(terms) if n.split()[0] in PARTS]]
-        u = directions(model, trace, [contrast])
+        u = final_directions(model, trace, [direction])
         heads = [head_shares(model, trace, i, u)[0, :-1] for i in range(model.config.n_layers)]
         return {"layers": layers.numpy(), "heads": torch.stack(heads).numpy()}
 

@@ -23,7 +23,7 @@ import torch
 import transformers
 
 import casestudy as cs
-from casestudy.measure.attribution import directions, head_shares, keep_for_heads
+from casestudy.measure.attribution import final_directions, head_shares, keep_for_heads
 from casestudy.measure.ledger import ledger_terms
 from casestudy.model.loading import BUNDLED
 from casestudy.model.tokens import Tokenizer, Tokens
@@ -131,8 +131,9 @@ def race(family: str, scale: str, rounds: int) -> dict[str, Any]:
 
     def attribution() -> torch.Tensor:
         trace = cs.run(model, tokens, keep=keep_for_heads(model))
-        _, terms = ledger_terms(model, trace, contrast)
-        u = directions(model, trace, [contrast])
+        direction = contrast.directions(model.weights)
+        _, terms = ledger_terms(model, trace, contrast, directions=direction)
+        u = final_directions(model, trace, [direction])
         heads = [head_shares(model, trace, layer, u) for layer in range(model.config.n_layers)]
         return torch.cat([terms.flatten(), *(h.flatten() for h in heads)])
 

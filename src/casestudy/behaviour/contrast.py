@@ -17,7 +17,7 @@ much work as unembedding one position.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int, Int8
@@ -57,9 +57,6 @@ class Contrast:
     answers: tuple[str, ...]
     counterparts: tuple[str, ...]
     sides: Int8[Tensor, "batch k"] | None = None
-    # Ledger, lens and attribution project on the same directions, which for classes cost about as
-    # much as unembedding: the last unembedding and what came of it.
-    _kept: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def between(
@@ -191,12 +188,11 @@ class Contrast:
         return (chosen * self.weights.to(per_token.device)).sum(1)
 
     def directions(self, weights: Weights) -> Float[Tensor, "batch d_model"]:
-        """Σₜ weightₜ · W_U[:, t] per prompt, in float64: what the final stream is projected on."""
-        if not self._kept or self._kept[0] is not weights.W_U:
-            self._kept[:] = weights.W_U, self._directions(weights)
-        return self._kept[1]
+        """Σₜ weightₜ · W_U[:, t] per prompt, in float64: what the final stream is projected on.
 
-    def _directions(self, weights: Weights) -> Float[Tensor, "batch d_model"]:
+        Cost: for classes about as much as unembedding one position per prompt; several measurements
+        of one run share `Batch.directions`.
+        """
         device = weights.W_U.device
         ids, share = self.ids.to(device), self.weights.to(device)
         if ids.shape[1] <= FEW:

@@ -29,7 +29,13 @@ from casestudy.engine.batch import Batch, Measurement
 from casestudy.engine.cells import SITES
 from casestudy.errors import FindingError, SiteError
 from casestudy.measure.attention import attention_to_roles
-from casestudy.measure.attribution import BIAS, HEADS, directions, keep_for_neurons, neuron_shares
+from casestudy.measure.attribution import (
+    BIAS,
+    HEADS,
+    final_directions,
+    keep_for_neurons,
+    neuron_shares,
+)
 from casestudy.measure.class_mass import CLASS_MASS
 from casestudy.measure.ledger import LEDGER
 from casestudy.measure.lens import LENS, curves
@@ -256,7 +262,7 @@ class NeuronShare(_PartOfContrast):
             config = batch.model.config
             if not 0 <= self.layer < config.n_layers:
                 return []
-            u = directions(batch.model, batch.trace, batch.contrasts)
+            u = final_directions(batch.model, batch.trace, batch.directions)
             shares, _ = neuron_shares(batch.model, batch.trace, self.layer, u)
             axes = (batch.contrast_axis, Axis.count("neuron", config.d_mlp), batch.prompt_axis)
             values = shares.transpose(1, 2).cpu().numpy()

@@ -68,6 +68,11 @@ class Batch:
         return () if self.behaviour is None else role_names(self.behaviour)
 
     @cached_property
+    def directions(self) -> tuple[Float[Tensor, "batch d_model"], ...]:
+        """Each contrast's `Contrast.directions`, which ledger, lens and attribution all read."""
+        return tuple(contrast.directions(self.model.weights) for contrast in self.contrasts)
+
+    @cached_property
     def roles(self) -> tuple[Mapping[str, tuple[int, ...]], ...]:
         """Each prompt's roles, as token indices; a role it does not have is not there."""
         if self.behaviour is None:

@@ -29,7 +29,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Prompts
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.measure.ledger import final_direction, gap_bound, keep_for_ledger, ledger_terms
@@ -64,12 +63,18 @@ def keep_for_neurons(model: Model) -> Sequence[Keep]:
     return [*keep_for_ledger(model), Site.MLP_POST.at(last=True)]
 
 
-def directions(
-    model: Model, trace: Trace, contrasts: Sequence[Contrast]
+def final_directions(
+    model: Model, trace: Trace, directions: Sequence[Float[Tensor, "batch d_model"]]
 ) -> Float[Tensor, "contrast batch d_model"]:
-    """What a part of the final stream is dotted with, for each contrast, in float64."""
+    """What a part of the final stream is dotted with, for each contrast, in float64.
+
+    Args:
+        model: which was run.
+        trace: the run.
+        directions: of each contrast, before the final norm is folded in (`Batch.directions`).
+    """
     scale = trace.last(Site.FINAL_SCALE) if model.weights.final_norm is not None else None
-    return torch.stack([final_direction(model, contrast, scale) for contrast in contrasts])
+    return torch.stack([final_direction(model, u, scale) for u in directions])
 
 
 def value_bias(config: ModelConfig, block: Block) -> Float[Tensor, "head d_head"]:
@@ -119,7 +124,7 @@ def neuron_shares(
 
 def check_sum(
     batch: Batch,
-    contrast: Contrast,
+    contrast: int,
     part: str,
     finer: Float[Tensor, "term batch"],
     sizes: Float[Tensor, "size batch"],
@@ -128,14 +133,15 @@ def check_sum(
 
     Args:
         batch: made with `keep_for_ledger`.
-        contrast: of the batch.
+        contrast: which of the batch's.
         part: "attn" or "mlp".
         finer: what replaces those terms.
         sizes: absolute values that add up to the size of all that was summed in `finer`.
     """
-    names, terms = ledger_terms(batch.model, batch.trace, contrast)
+    one, u = batch.contrasts[contrast], batch.directions[contrast]
+    names, terms = ledger_terms(batch.model, batch.trace, one, directions=u)
     others = terms[[i for i, name in enumerate(names) if not name.startswith(f"{part} ")]]
-    gap = (others.sum(0) + finer.sum(0) - contrast.value(batch.logits)).abs()
+    gap = (others.sum(0) + finer.sum(0) - one.value(batch.logits)).abs()
     return gap, gap_bound(batch.model.dtype, torch.cat((others, sizes)))
 
 
@@ -155,12 +161,12 @@ def _worst(
 def measure_heads(batch: Batch) -> list[Result]:
     """Every head's share of every contrast, with each layer's biases."""
     config = batch.model.config
-    u = directions(batch.model, batch.trace, batch.contrasts)
+    u = final_directions(batch.model, batch.trace, batch.directions)
     layers = [head_shares(batch.model, batch.trace, i, u) for i in range(config.n_layers)]
     shares = torch.stack(layers, 1)  # contrast layer head batch
     checks = [
-        check_sum(batch, contrast, "attn", own.flatten(0, 1), own.flatten(0, 1))
-        for contrast, own in zip(batch.contrasts, shares, strict=True)
+        check_sum(batch, i, "attn", own.flatten(0, 1), own.flatten(0, 1))
+        for i, own in enumerate(shares)
     ]
     heads = Axis("head", (*Axis.count("head", config.n_heads).labels, BIAS))
     return [
@@ -179,7 +185,7 @@ def measure_heads(batch: Batch) -> list[Result]:
 def measure_neurons(batch: Batch) -> list[Result]:
     """Every neuron's share, summed over the batch's prompts, and each MLP's biases."""
     config = batch.model.config
-    u = directions(batch.model, batch.trace, batch.contrasts)
+    u = final_directions(batch.model, batch.trace, batch.directions)
     known = ~u.isnan().any(-1)  # contrast batch
     sums = u.new_zeros(len(batch.contrasts), 2, config.n_layers, config.d_mlp)
     parts = u.new_zeros(len(batch.contrasts), config.n_layers, 2, len(batch.index))
@@ -193,8 +199,8 @@ def measure_neurons(batch: Batch) -> list[Result]:
             parts[i, layer] = torch.stack((own.double().sum(-1), bias[i]))
             sizes[i] += own.double().abs().sum(-1) + bias[i].abs()
     checks = [
-        check_sum(batch, contrast, "mlp", parts[i].flatten(0, 1), sizes[i : i + 1])
-        for i, contrast in enumerate(batch.contrasts)
+        check_sum(batch, i, "mlp", parts[i].flatten(0, 1), sizes[i : i + 1])
+        for i in range(len(batch.contrasts))
     ]
     layers, neurons = Axis.count("layer", config.n_layers), Axis.count("neuron", config.d_mlp)
     statistics = Axis("statistic", ("sum", "sum of squares"))
@@ -302,7 +308,7 @@ def neuron_attribution(model: Model, behaviour: Prompts) -> Grid:
     Cost:   memory for as many numbers; `top_neurons` keeps sums only.
     """
     batch = run_whole(model, behaviour, [NEURONS])
-    u = directions(model, batch.trace, batch.contrasts)
+    u = final_directions(batch.model, batch.trace, batch.directions)
     layers = []
     for layer in range(model.config.n_layers):
         shares, bias = neuron_shares(model, batch.trace, layer, u)

@@ -72,12 +72,12 @@ def measure_controls(batch: Batch) -> list[Result]:
     texts, shuffled = _after_shuffling(batch)
     alone = _after_bos(batch)
     per_contrast = []
-    for contrast in batch.contrasts:
+    for contrast, u in zip(batch.contrasts, batch.directions, strict=True):
         values = contrast.value(batch.logits)
         constant = absent = torch.full_like(values, float("nan"))
         norm = batch.model.weights.final_norm
         if norm is not None and norm.bias is not None:
-            constant = contrast.directions(batch.model.weights) @ norm.bias.double()
+            constant = u @ norm.bias.double()
         unigram = absent if alone is None else contrast.at(alone).value(alone)
         elsewhere = contrast.at(shuffled).value(shuffled)
         per_contrast.append(torch.stack([values, constant, unigram, elsewhere]))

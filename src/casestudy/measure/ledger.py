@@ -33,7 +33,9 @@ ENTROPY = "entropy term"
 
 
 def final_direction(
-    model: Model, contrast: Contrast, scale: Float[Tensor, "batch one"] | None
+    model: Model,
+    directions: Float[Tensor, "batch d_model"],
+    scale: Float[Tensor, "batch one"] | None,
 ) -> Float[Tensor, "batch d_model"]:
     """What a part of the final stream is dotted with to give its share of a contrast, in float64.
 
@@ -42,11 +44,10 @@ def final_direction(
 
     Args:
         model: whose norm and unembedding.
-        contrast: one direction per prompt.
+        directions: of the contrast, before the norm is folded in (`Contrast.directions`).
         scale: the final norm's scale at each prompt's last position; None leaves it out.
     """
-    u = contrast.directions(model.weights)
-    return pull_back(model.config, model.weights.final_norm, u, scale)
+    return pull_back(model.config, model.weights.final_norm, directions, scale)
 
 
 def keep_for_ledger(model: Model) -> Sequence[Keep]:
@@ -60,17 +61,28 @@ def keep_for_ledger(model: Model) -> Sequence[Keep]:
 
 
 def ledger_terms(
-    model: Model, trace: Trace, contrast: Contrast
+    model: Model,
+    trace: Trace,
+    contrast: Contrast,
+    *,
+    directions: Float[Tensor, "batch d_model"] | None = None,
 ) -> tuple[tuple[str, ...], Float[Tensor, "term batch"]]:
     """The terms of a contrast, by name.
+
+    Args:
+        model: which was run.
+        trace: the run.
+        contrast: one row per prompt of the run.
+        directions: of the contrast, where they are known already (`Batch.directions`).
 
     Shape:  (term, batch), at each prompt's last position, in float64.
     Unit:   logits; the final norm's scale is frozen at its traced value.
     Raises: SiteNotKept when the trace was made without `keep_for_ledger`.
     """
     config, weights = model.config, model.weights
+    u = contrast.directions(weights) if directions is None else directions
     scale = trace.last(Site.FINAL_SCALE) if weights.final_norm is not None else None
-    direction = final_direction(model, contrast, scale)
+    direction = final_direction(model, u, scale)
 
     def share(key: Site | tuple[Site, int]) -> Tensor:
         return (trace.last(key).double() * direction).sum(1)
@@ -82,7 +94,7 @@ def ledger_terms(
         terms[f"attn {layer}"] = share((Site.ATTN_OUT, layer))
         terms[f"mlp {layer}"] = share((Site.MLP_OUT, layer))
     if weights.final_norm is not None and weights.final_norm.bias is not None:
-        terms[B_U] = contrast.directions(weights) @ weights.final_norm.bias.double()
+        terms[B_U] = u @ weights.final_norm.bias.double()
     if weights.b_U is not None:
         terms["unembedding bias"] = contrast.weigh(weights.b_U.expand(len(contrast), -1))
     if config.final_softcap is not None:
@@ -120,8 +132,8 @@ def gap_bound(dtype: torch.dtype, terms: Float[Tensor, "term batch"]) -> Float[T
 def measure_ledger(batch: Batch) -> list[Result]:
     """The ledger of every contrast, and its check."""
     accounts, checks = [], []
-    for contrast in batch.contrasts:
-        names, terms = ledger_terms(batch.model, batch.trace, contrast)
+    for contrast, u in zip(batch.contrasts, batch.directions, strict=True):
+        names, terms = ledger_terms(batch.model, batch.trace, contrast, directions=u)
         value = contrast.value(batch.logits)
         total = terms.sum(0)
         without = total - terms[names.index(B_U)] if B_U in names else total

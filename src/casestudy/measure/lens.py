@@ -43,6 +43,7 @@ from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
 from casestudy.model.trace import Trace
+from casestudy.model.weights import Weights
 from casestudy.results.by_role import by_role
 from casestudy.results.result import Axis, Grid, Result, Table, concatenate_tables
 
@@ -78,21 +79,26 @@ def _last(trace: Trace, where: tuple[Site, int | None]) -> Tensor:
     return trace.last(site if layer is None else (site, layer))
 
 
-def lens_values(model: Model, trace: Trace, contrast: Contrast) -> Float[Tensor, "depth batch"]:
+def lens_values(
+    model: Model, trace: Trace, directions: Float[Tensor, "batch d_model"]
+) -> Float[Tensor, "depth batch"]:
     """The stream at each depth, projected on a contrast with the final scale frozen.
+
+    Args:
+        model: which was run.
+        trace: the run.
+        directions: of the contrast, before the final norm is folded in (`Batch.directions`).
 
     Shape:  (depth, batch), depths as `depth_sites`, in float64; without b_U.
     Raises: SiteNotKept when the trace was made without `keep_for_lens`.
     """
     scale = trace.last(Site.FINAL_SCALE) if model.weights.final_norm is not None else None
-    direction = final_direction(model, contrast, scale)
+    direction = final_direction(model, directions, scale)
     sites = depth_sites(model.config).values()
     return torch.stack([(_last(trace, at).double() * direction).sum(1) for at in sites])
 
 
-def own_norm_values(
-    model: Model, trace: Trace, contrasts: Sequence[Contrast]
-) -> Float[Tensor, "contrast depth batch"]:
+def own_norm_values(batch: Batch) -> Float[Tensor, "contrast depth batch"]:
     """The contrasts as if the model ended at each depth: own scale, biases and soft cap included.
 
     Shape:  (contrast, depth, batch), depths as `depth_sites`, in float64.
@@ -100,16 +106,16 @@ def own_norm_values(
             probabilities at that depth, needs the logits there.
     Raises: SiteNotKept when the trace was made without `keep_for_lens`.
     """
-    config, weights = model.config, model.weights
-    projected = [c.linear and config.final_softcap is None for c in contrasts]
+    config, weights = batch.model.config, batch.model.weights
+    projected = [c.linear and config.final_softcap is None for c in batch.contrasts]
     depths = []
     for at in depth_sites(config).values():
-        normed = apply_norm(config, weights.final_norm, _last(trace, at))
+        normed = apply_norm(config, weights.final_norm, _last(batch.trace, at))
         logits = None if all(projected) else unembed(config, weights, normed)
         values = []
-        for contrast, simple in zip(contrasts, projected, strict=True):
+        for contrast, u, simple in zip(batch.contrasts, batch.directions, projected, strict=True):
             if simple or logits is None:
-                values.append(_projected(model, normed, contrast))
+                values.append(_projected(weights, normed, contrast, u))
             else:
                 values.append(contrast.at(logits).value(logits))
         depths.append(torch.stack(values))
@@ -117,10 +123,12 @@ def own_norm_values(
 
 
 def _projected(
-    model: Model, normed: Float[Tensor, "batch d_model"], contrast: Contrast
+    weights: Weights,
+    normed: Float[Tensor, "batch d_model"],
+    contrast: Contrast,
+    u: Float[Tensor, "batch d_model"],
 ) -> Float[Tensor, " batch"]:
-    weights = model.weights
-    value = (normed.double() * contrast.directions(weights)).sum(1)
+    value = (normed.double() * u).sum(1)
     if weights.b_U is not None:
         value = value + contrast.weigh(weights.b_U.expand(len(contrast), -1))
     return value + contrast.constant.to(value.device)
@@ -138,10 +146,10 @@ def curves(batch: Batch) -> tuple[Grid, Grid]:
     """Both readings of every contrast at the last positions: `lens` and `lens.own_norm`."""
     labels = tuple(depth_sites(batch.model.config))
     frozen = []
-    for contrast in batch.contrasts:
+    for contrast, u in zip(batch.contrasts, batch.directions, strict=True):
         logits = contrast.value(batch.logits)[None]
-        frozen.append(torch.cat((lens_values(batch.model, batch.trace, contrast), logits)))
-    own = own_norm_values(batch.model, batch.trace, batch.contrasts)
+        frozen.append(torch.cat((lens_values(batch.model, batch.trace, u), logits)))
+    own = own_norm_values(batch)
     return (
         Grid(
             "lens",
@@ -194,7 +202,7 @@ def _at_every_position(
     if model.weights.final_norm is not None:
         keep.add(Site.FINAL_SCALE)
     trace = run(model, tokens, keep=keep)
-    u = torch.stack([final_direction(model, c[rows], None) for c in batch.contrasts])
+    u = torch.stack([final_direction(model, u[rows], None) for u in batch.directions])
     depths = [
         torch.einsum("bpd,cbd->cbp", trace[site if layer is None else (site, layer)].double(), u)
         for site, layer in sites.values()

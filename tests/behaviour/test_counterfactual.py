@@ -13,13 +13,15 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import (
     FAMILIES,
     GIVEN,
+    NO_PARTNER,
     Counterfactual,
+    Excluded,
     Score,
-    choose_family,
     propose,
     score,
     strongest,
 )
+from casestudy.behaviour.family_choice import brought, choose_family
 from casestudy.behaviour.prompts import Prompt
 from casestudy.measure.patching import counterfactual_table, pairs_of
 from casestudy.model.decoder import run
@@ -211,6 +213,54 @@ def test_a_sure_family_of_many_pairs_is_taken_before_one_of_few() -> None:
     assert choose_family([few, last]).score.family == "last"  # type: ignore[union-attr]
     assert choose_family([few]).score.family == "few"  # type: ignore[union-attr]
     assert choose_family([few], least=4).score is None
+
+
+def given(n: int, dropped: int = 0, without: int = 0, corrupted: float = -1.0) -> Score:
+    """Partners that prompts bring: so many usable, so many dropped, so many prompts with none."""
+    out = [Excluded(GIVEN, n + i, "the edit changes no token") for i in range(dropped)]
+    out += [Excluded(GIVEN, n + dropped + i, NO_PARTNER) for i in range(without)]
+    return replace(made(GIVEN, [(4.0, corrupted)] * n), excluded=tuple(out))
+
+
+def test_partners_that_prompts_bring_come_before_families_found() -> None:
+    found = made("all upper-cased", [(4.0, -9.0)] * 10)
+    chosen = choose_family([found, given(9, dropped=1)])
+    assert chosen.score is not None
+    assert (chosen.score.family, chosen.score.n) == (GIVEN, 9)
+    assert "9 of the 10 given can be used, the others not: the edit changes no token (1)" in (
+        chosen.why
+    )
+    assert [(e.index, e.why) for e in chosen.dropped] == [(9, "the edit changes no token")]
+    dropped = chosen.as_dict(range(100, 110))["dropped"]
+    assert dropped == [{"prompt": 109, "why": "the edit changes no token"}]
+    assert list(chosen.passed_over) == ["all upper-cased"]
+
+
+def test_partners_win_only_where_enough_of_them_are_brought_and_usable() -> None:
+    assert brought([given(3)])
+    assert brought([given(6, dropped=30)])
+    assert brought([given(2, dropped=9)]) is None
+    assert brought([given(8, without=6)]) is None
+    assert brought([given(1)]) is None
+    assert brought([given(1)], least=1)
+    chosen = choose_family([made("found", [(4.0, -9.0)] * 10), given(2, dropped=9)])
+    assert chosen.score is not None
+    assert chosen.score.family == "found"
+    assert "too few can be used: 2 of 11" in chosen.passed_over[GIVEN]
+
+
+def test_partners_that_undo_nothing_are_not_replaced_by_others() -> None:
+    chosen = choose_family([made("found", [(4.0, -9.0)] * 10), given(10, corrupted=3.9)])
+    assert chosen.score is None
+    assert "do not surely undo" in chosen.why
+    assert set(chosen.passed_over) == {GIVEN, "found"}
+
+
+def test_pairs_left_out_by_length_are_excluded_with_the_reason() -> None:
+    pair = Counterfactual("x", 7, Prompt("A b."), Prompt("a b c."), 1, 3, "role")
+    score = Score("x", (pair,), np.ones(1), np.ones(1), ())
+    assert score.of_equal_length.n == 0
+    assert score.of_equal_length.why == "its partner has another number of tokens (1)"
 
 
 def test_an_even_loss_undoes_a_behaviour_though_nothing_halves() -> None:

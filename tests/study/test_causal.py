@@ -1,5 +1,6 @@
 """A study's patches: made where pairs allow, none twice, and the same after a kill."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 
 import casestudy.study.causal as causal
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.errors import StudyError
 from casestudy.model.model import Model
 from casestudy.results.result import Table
+from casestudy.study.settings import Settings
 from casestudy.study.study import Study, study
 
 TEXTS = ("This is a sentence.", "It was late.", "She went home. He did not.")
@@ -39,6 +42,17 @@ def test_every_grid_has_shares_effects_raw_values_and_its_check(
         assert shares.n is not None
         assert set(done.manifest["patch_plans"]) == roots
     assert not any(entry["what"] == "causal effects" for entry in done.manifest["not_measured"])
+
+
+def test_a_family_asked_for_by_name_is_patched_on(toy_model: Model, tmp_path: Path) -> None:
+    asked = Settings(family="first letter lowered")
+    run = partial(study, behaviour(*TEXTS), toy_model, only=["predictions", "patching"])
+    done = run(out=tmp_path / "s", settings=asked)
+    assert set(done.manifest["patch_families"].values()) == {"first letter lowered"}
+    with pytest.raises(StudyError, match="family"):
+        run(out=tmp_path / "s")
+    with pytest.raises(StudyError, match="Did you mean 'all lowered'"):
+        run(out=tmp_path / "t", settings=Settings(family="all lowerd"))
 
 
 def test_families_are_scored_with_their_exclusions(toy_model: Model, tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ from casestudy.results.stats import mean_interval, ratio_in_parts
 GIVEN = "given"
 """The family of the corrupted partners that prompts bring themselves."""
 
-LEAST_PAIRS = 6
-"""Pairs from which a family is preferred to one of fewer: some can then be held out."""
+NO_PARTNER = "no corrupted partner"
+"""Why a prompt is not in that family, where it brings none."""
 
 LEAST_HALVES = 0.2
 """Share of pairs that lose half, from which (lower end) a family undoes the behaviour: one pair of
@@ -164,7 +164,7 @@ class Score:
     @cached_property
     def half_lower(self) -> float:
         """Lower end of Wilson's 95 % interval of the share that loses half; NaN of none."""
-        return _wilson(self.halves, self.n) if self.n else float("nan")
+        return wilson_lower(self.halves, self.n) if self.n else float("nan")
 
     @cached_property
     def loss(self) -> tuple[float, float, float]:
@@ -190,26 +190,30 @@ class Score:
         reasons = Counter(excluded.why for excluded in self.excluded).most_common()
         return "; ".join(f"{why} ({count})" for why, count in reasons)
 
-    def only(self, fits: Callable[[Counterfactual], bool]) -> Score:
-        """The same score over some of the pairs."""
+    def only(self, fits: Callable[[Counterfactual], bool], why: str | None = None) -> Score:
+        """The same score over some of the pairs; where `why` is given, the others are excluded
+        with it."""
         chosen = [i for i, pair in enumerate(self.pairs) if fits(pair)]
+        left = [pair.index for pair in self.pairs if not fits(pair)] if why else []
+        out = (*self.excluded, *(Excluded(self.family, index, why or "") for index in left))
         return replace(
             self,
             pairs=tuple(self.pairs[i] for i in chosen),
             clean=self.clean[chosen],
             corrupted=self.corrupted[chosen],
+            excluded=tuple(sorted(out, key=lambda e: e.index)),
         )
 
     @property
     def before_last(self) -> Score:
         """The same score over the pairs that differ before their last token."""
-        left = tuple(
-            Excluded(self.family, pair.index, "differs in the last token only")
-            for pair in self.pairs
-            if not pair.before_last
-        )
-        before = self.only(lambda pair: pair.before_last)
-        return replace(before, excluded=(*self.excluded, *left))
+        return self.only(lambda pair: pair.before_last, "differs in the last token only")
+
+    @property
+    def of_equal_length(self) -> Score:
+        """The same score over the pairs whose prompts have as many tokens."""
+        why = "its partner has another number of tokens"
+        return self.only(lambda pair: pair.aligned == "position", why)
 
 
 def _final_stop(becomes: str) -> Callable[[str], str | None]:
@@ -301,6 +305,8 @@ FAMILIES: tuple[Family, ...] = (
 )
 """Tried on every prompt, besides the partners that prompts bring."""
 
+FAMILY_NAMES = (GIVEN, *(family.name for family in FAMILIES))
+
 
 def propose(
     model: Model,
@@ -327,7 +333,7 @@ def propose(
         family = next((f for f in families if f.name == name), None)
         for i, prompt in enumerate(whole):
             text = prompt.corrupted if family is None else family.edit(prompt.text)
-            lacks = "no corrupted partner" if family is None else family.lacks
+            lacks = NO_PARTNER if family is None else family.lacks
             try:
                 if text is None:
                     raise BehaviourError(lacks)
@@ -461,108 +467,15 @@ def strongest(scores: Sequence[Score], *, before_last: bool = True) -> Score | N
     def strength(score: Score) -> tuple[float, float, float]:
         loss = (score.clean - score.corrupted) * np.sign(score.clean)
         return (
-            round(_wilson(score.flips, score.n), 9),
-            round(_wilson(score.halves, score.n), 9),
+            round(wilson_lower(score.flips, score.n), 9),
+            round(wilson_lower(score.halves, score.n), 9),
             float(loss.mean()),
         )
 
     return max(candidates, key=strength)
 
 
-@dataclass(frozen=True)
-class FamilyChoice:
-    """Which family of edits is measured on, and why.
-
-    Attributes:
-        score: the family's, over the pairs that count; None where no family undoes the behaviour.
-        why: in words.
-        passed_over: why not, by family, of those with pairs.
-    """
-
-    score: Score | None
-    why: str
-    passed_over: dict[str, str]
-
-    def as_dict(self) -> dict[str, object]:
-        """As a manifest holds it."""
-        found = self.score
-        figures: dict[str, object] = {}
-        if found is not None:
-            figures = {"family": found.family, "n": found.n, "undoes": found.undoes}
-        return {**figures, "why": self.why, "passed_over": self.passed_over}
-
-
-def choose_family(
-    scores: Sequence[Score], *, least: int = 2, before_last: bool | None = None
-) -> FamilyChoice:
-    """The family to measure on: one that surely undoes the behaviour.
-
-    Families that differ before the last token come first, since where only the last token differs
-    everything happens there; those of `LEAST_PAIRS` pairs and more come before smaller ones.
-
-    Args:
-        scores: of `score`.
-        least: pairs that a family must have.
-        before_last: count only pairs that differ before their last token (True) or all (False); by
-            default the first, and the second where no such family undoes the behaviour.
-    """
-    places = (True, False) if before_last is None else (before_last,)
-    sides = {
-        where: [s for s in (s.before_last if where else s for s in scores) if s.n >= least]
-        for where in places
-    }
-    for many in (LEAST_PAIRS, least):
-        for where, found in sides.items():
-            fit = [s for s in found if s.undoes and s.n >= many]
-            best = strongest(fit, before_last=False)
-            if best is not None:
-                return FamilyChoice(best, _chosen(best, where), _passed_over(scores, best))
-    return FamilyChoice(None, _NONE_UNDOES, _passed_over(scores, None))
-
-
-_NONE_UNDOES = (
-    f"no family of minimal edits surely undoes the behaviour: by the lower ends of 95 % intervals, "
-    f"{LEAST_HALVES:.0%} of pairs should lose half of the difference, or pairs lose "
-    f"{LEAST_LOSS:.0%} of it on average"
-)
-
-
-def _chosen(score: Score, before_last: bool) -> str:
-    where = "before the last token" if before_last else "at the last token or before"
-    return (
-        f"“{score.family}”, whose {score.n} pairs differ {where}, undoes the behaviour most "
-        f"surely: {_effect(score)}"
-    )
-
-
-def _effect(score: Score) -> str:
-    lost, lower, upper = score.loss
-    ends = "" if math.isnan(lower) else f", 95 % interval {lower:.0%} to {upper:.0%}"
-    return (
-        f"{score.halves} of {score.n} pairs lose half of the difference, and pairs lose "
-        f"{lost:.0%} of it on average{ends}"
-    )
-
-
-def _passed_over(scores: Sequence[Score], best: Score | None) -> dict[str, str]:
-    """Why not, by family."""
-    chosen = None if best is None else best.family
-    return {s.family: _why_not(s, best) for s in scores if s.n and s.family != chosen}
-
-
-def _why_not(score: Score, best: Score | None) -> str:
-    before = score.before_last
-    if not score.undoes:
-        return f"does not surely undo the behaviour: {_effect(score)}"
-    if best is not None and score.n < LEAST_PAIRS <= best.n:
-        return f"{score.n} pairs are few: {_effect(score)}"
-    if before.n and not before.undoes:
-        return f"before the last token it does not: {_effect(before)}"
-    where = "" if before.n else "differs in the last token only: "
-    return f"{where}less sure: {_effect(score)}"
-
-
-def _wilson(hits: int, n: int, z: float = 1.959964) -> float:
+def wilson_lower(hits: int, n: int, z: float = 1.959964) -> float:
     """Lower end of the 95 % score interval of a share."""
     share = hits / n
     middle = share + z * z / (2 * n)

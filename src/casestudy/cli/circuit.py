@@ -12,6 +12,7 @@ from casestudy.cli.options import (
     BosOption,
     DeviceOption,
     DtypeOption,
+    FamilyOption,
     JsonOption,
     MemoryOption,
     ModelOption,
@@ -47,9 +48,7 @@ def circuit(
     faithful: Annotated[
         float, typer.Option(min=0, max=1, help="What the smallest circuit must reach.")
     ] = 0.85,
-    family: Annotated[
-        str | None, typer.Option(help="Of edits; the one that undoes the most by default.")
-    ] = None,
+    family: FamilyOption = None,
     exact: Annotated[
         int, typer.Option(min=0, help="How many edges to patch exactly, drawn at random.")
     ] = 200,

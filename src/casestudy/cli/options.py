@@ -52,6 +52,16 @@ SkipOption = Annotated[
     list[str] | None, typer.Option(metavar="NAME…", help="Measure all but these; the same names.")
 ]
 
+FamilyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Patch and find the circuit on this kind of edit, as the report lists them: given "
+        "(your corrupted prompts), all lowered, … By default your corrupted prompts, or else the "
+        "kind that undoes the preference most surely.",
+    ),
+]
+
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
 
 

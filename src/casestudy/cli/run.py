@@ -14,6 +14,7 @@ from casestudy.cli.options import (
     BosOption,
     DeviceOption,
     DtypeOption,
+    FamilyOption,
     JsonOption,
     MemoryOption,
     ModelOption,
@@ -58,6 +59,7 @@ def run(
     special: SpecialOption = False,
     only: OnlyOption = None,
     skip: SkipOption = None,
+    family: FamilyOption = None,
     memory: MemoryOption = "2GB",
     executor: Annotated[str, typer.Option(help="local, or ray for several machines.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="How many Ray workers.")] = 2,
@@ -66,7 +68,7 @@ def run(
 ) -> None:
     """Run a study and write its report. The same command continues a study that was killed."""
     from casestudy.engine.packing import Budget
-    from casestudy.study.settings import Execution
+    from casestudy.study.settings import Execution, Settings
     from casestudy.study.study import study
 
     loaded = read_model(model, device, dtype, bos, special)
@@ -79,6 +81,7 @@ def run(
             subject,
             out=folder,
             only=read_stages(only, skip),
+            settings=Settings(family=family),
             execution=Execution(
                 executor=read_executor(executor),
                 workers=workers,

@@ -21,14 +21,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from casestudy.behaviour.counterfactual import (
-    FamilyChoice,
-    Score,
-    choose_family,
-    propose,
-    score,
-    strongest,
-)
+from casestudy.behaviour.counterfactual import Score, propose, score, strongest
+from casestudy.behaviour.family_choice import FamilyChoice, brought, choose_family
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch
 from casestudy.engine.packing import Budget, Progress, Tell
@@ -71,13 +65,17 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
     proposals = propose(subject.model, batch.prompts, roles=subject.behaviour.roles)
     scores = score(subject.model, proposals, batch.contrasts[0])
     store.write_final([counterfactual_table(scores)])
-    before, last = _choice(scores, before_last=True), _choice(_last_only(scores), before_last=False)
+    family = subject.settings.family
+    before = _choice(scores, family, before_last=True)
+    last = _choice(_last_only(scores), family, before_last=False)
+    choices = {f"{NAME}, before the last token": before, f"{NAME}, last token": last}
     store.manifest.setdefault("family_choice", {}).update(
-        {f"{NAME}, before the last token": before.as_dict(), f"{NAME}, last token": last.as_dict()}
+        {name: choice.as_dict(batch.index) for name, choice in choices.items()}
     )
     tasks = [*_before_last(batch, before), *_at_last(batch, last)]
     if not tasks:
-        store.say_not_measured("causal effects", "no minimal edit fits these prompts")
+        edits = "no minimal edit" if family is None else f"no edit of the family “{family}”"
+        store.say_not_measured("causal effects", f"{edits} fits these prompts")
 
     def has(task: _Task) -> bool:
         return store.has_grid(f"{task.name}.known.raw")  # the last that is written of a grid
@@ -116,13 +114,19 @@ def evenly(prompts: Sequence[int], most: int | None = None) -> list[int]:
     return [prompts[i * len(prompts) // most] for i in range(most)]
 
 
-def _choice(scores: Sequence[Score], *, before_last: bool) -> FamilyChoice:
-    """The family to patch on. Where none surely undoes the behaviour, the strongest, and that is
-    said: raw values are worth showing where shares are not."""
+def _choice(scores: Sequence[Score], family: str | None, *, before_last: bool) -> FamilyChoice:
+    """The family to patch on, the one named if any. Where none surely undoes the behaviour, the
+    partners that prompts bring or else the strongest, and that is said: raw values are worth
+    showing where shares are not."""
+    if family is not None:
+        named = strongest([s for s in scores if s.family == family], before_last=before_last)
+        return FamilyChoice(named, "asked for by name", {})
     choice = choose_family(scores, least=1, before_last=before_last)
     if choice.score is not None:
         return choice
-    best = strongest(scores, before_last=before_last)
+    placed = [s.before_last for s in scores] if before_last else scores
+    own = brought(placed, least=1)
+    best = strongest([own] if own else scores, before_last=before_last)
     passed = {name: why for name, why in choice.passed_over.items() if best and name != best.family}
     return FamilyChoice(best, choice.why, passed)
 
@@ -130,7 +134,10 @@ def _choice(scores: Sequence[Score], *, before_last: bool) -> FamilyChoice:
 def _last_only(scores: Sequence[Score]) -> list[Score]:
     """The scores over the pairs that differ in the last token only."""
     return [
-        score.only(lambda p: p.first_difference == p.last and p.aligned == "position")
+        score.only(
+            lambda p: p.first_difference == p.last and p.aligned == "position",
+            "does not differ in the last token alone",
+        )
         for score in scores
     ]
 

@@ -19,14 +19,8 @@ from functools import cached_property, partial
 from typing import Any
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import (
-    FamilyChoice,
-    Score,
-    choose_family,
-    propose,
-    score,
-    strongest,
-)
+from casestudy.behaviour.counterfactual import Score, propose, score, strongest
+from casestudy.behaviour.family_choice import FamilyChoice, choose_family
 from casestudy.circuits.card import write_card
 from casestudy.circuits.evidence import (
     CARD_STEPS,
@@ -96,7 +90,7 @@ def circuit(subject: Subject) -> Stage[str, Any]:
 
 
 def _search(subject: Subject) -> Search:
-    return subject.settings.search or Search()
+    return subject.settings.search or Search(family=subject.settings.family)
 
 
 def _none() -> Generator[tuple[str, Any], None, None]:
@@ -140,7 +134,7 @@ class _Finding:
         choice, pairs, contrast = circuit_pairs(batch, family=search.family)
         best = choice.score
         assert best is not None
-        self.store.manifest.setdefault("family_choice", {})[NAME] = choice.as_dict()
+        self.store.manifest.setdefault("family_choice", {})[NAME] = choice.as_dict(batch.index)
         if search.metric == "class":
             contrast = batch.contrasts[-1][[pair.index for pair in best.pairs]]
         documents = [batch.prompts[pair.index].document for pair in best.pairs]
@@ -196,8 +190,9 @@ def circuit_pairs(
 
     Args:
         batch: of a behaviour.
-        family: which edits; by default those that undo the behaviour most surely, before the last
-            token if there are any (see `choose_family`).
+        family: which edits; by default the partners that the prompts bring, or else those edits
+            that undo the behaviour most surely, before the last token if there are any (see
+            `choose_family`).
 
     Raises: MeasureError where the family, or every family, has fewer than two aligned pairs, and
         where none surely undoes the behaviour.
@@ -205,10 +200,7 @@ def circuit_pairs(
     assert batch.behaviour is not None
     contrast, roles = batch.contrasts[0], batch.behaviour.roles
     proposals = propose(batch.model, batch.prompts, roles=roles)
-    scores = [
-        found.only(lambda pair: pair.aligned == "position")
-        for found in score(batch.model, proposals, contrast)
-    ]
+    scores = [found.of_equal_length for found in score(batch.model, proposals, contrast)]
     usable = [s for s in scores if s.n >= 2]
     if family is not None:
         usable = [s for s in usable if s.family == family]

@@ -48,8 +48,9 @@ def new_manifest(
         not_measured: what a reader might look for, and why it is not there.
     """
     notices = prompt_notices(model.tokenizer, behaviour.prompts)
-    # only where it is on: studies stored before it could be asked for go on as they are
-    special = {"parse_special": True} if model.tokenizer.parse_special else {}
+    # only where they are asked for: studies stored before they could be go on as they are
+    asked: dict[str, Any] = {"parse_special": True} if model.tokenizer.parse_special else {}
+    asked |= {} if settings.family is None else {"family": settings.family}
     return {
         "format": FORMAT,
         "versions": _versions(),
@@ -58,7 +59,7 @@ def new_manifest(
         "settings": {
             "prepend_bos": model.tokenizer.prepend_bos,
             "top_k": settings.top_k,
-            **special,
+            **asked,
         },
         "measurements": list(measurements),
         "plan": {

@@ -42,10 +42,14 @@ class Settings:
         top_k: how many predictions to look through for an answer.
         search: which circuit to look for. By default the study's own choice, and that there is none
             is then no error.
+        family: of edits, to patch and to look for the study's own circuit on; by default the
+            corrupted prompts that are given, or else the family that undoes the behaviour most
+            surely.
     """
 
     top_k: int = 100
     search: Search | None = None
+    family: str | None = None
 
 
 @dataclass(frozen=True)

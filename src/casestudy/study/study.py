@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from casestudy.behaviour.contrast import check_classes
+from casestudy.behaviour.counterfactual import FAMILY_NAMES
 from casestudy.behaviour.files import find_behaviour, names_behaviour
 from casestudy.behaviour.presets import preset_names
 from casestudy.behaviour.prompts import Behaviour
@@ -23,7 +24,7 @@ from casestudy.behaviour.roles import check_roles
 from casestudy.drawing import draw
 from casestudy.engine.batch import Measurement
 from casestudy.engine.packing import Progress, Tell
-from casestudy.errors import BehaviourError, CasestudyError, StudyError, unknown
+from casestudy.errors import BehaviourError, CasestudyError, StudyError, one_of, unknown
 from casestudy.measure.attention import ATTENTION
 from casestudy.measure.attribution import ATTRIBUTION
 from casestudy.measure.case_by_space import CASE_BY_SPACE
@@ -160,6 +161,8 @@ def study(
     """
     model, behaviour = _read(model, behaviour)
     settings, execution = settings or Settings(), execution or Execution()
+    if settings.family is not None:
+        one_of("family", settings.family, FAMILY_NAMES, StudyError)
     names = _choose(only, skip)
     check_classes(model, behaviour)
     check_roles(model.tokenizer, behaviour)

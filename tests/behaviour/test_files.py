@@ -167,7 +167,7 @@ def test_blank_and_repeated_rows_are_counted(tmp_path: Path) -> None:
     csv = read(tmp_path, "b.csv", "text,category\nGo.,\n\nStay.,\nGo.,\n , \n,\nGo.,x\n")
     toml = read(tmp_path, "b.toml", "".join(
         f"[[prompts]]\n{row}\n" for row in
-        ('text="Go."', "", 'text="Stay."', 'text="Go."', "", 'text=""', 'text="Go."\ncategory="x"')
+        ('text="Go."', "", 'text="Stay."', 'text="Go."', "", "", 'text="Go."\ncategory="x"')
     ))  # fmt: skip
     for behaviour in (jsonl, csv, toml):
         assert [p.text for p in behaviour.prompts] == ["Go.", "Stay.", "Go."]
@@ -314,3 +314,74 @@ def test_a_line_end_is_a_newline_in_every_kind_of_file(tmp_path: Path) -> None:
     assert csv.notes == ("line ends in 2 rows read as newlines (line 2, line 4)",)
     with pytest.raises(BehaviourError, match="a carriage return"):
         write_behaviour(Behaviour("a", "?", (Prompt("One.\rTwo."),)), tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        *(({key: None}, {}) for key in SETTINGS),
+        ({"classes": {"extends": None, "patterns": None, "end_of_text": None, "name": None}}, {}),
+        ({"classes": {"extends": "standard", "name": None}}, {}),
+        ({"roles": [{"name": "o", "pattern": "o", "which": None, "take": None}]}, {}),
+        *(({}, {f.name: None}) for f in fields(Prompt) if f.name != "text"),
+        ({}, {"roles": {"verb": None}}),
+        (None, {}),
+    ],
+)
+def test_null_means_absent_for_every_key(tmp_path: Path, header: dict | None, row: dict) -> None:
+    def without(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: without(v) for k, v in value.items() if v is not None}
+        return [without(v) for v in value] if isinstance(value, list) else value
+
+    def written(head: object, first: dict) -> str:
+        rows = ({"behaviour": head}, {"text": "Go."} | first, {"text": "Stay."})
+        return "\n".join(map(json.dumps, rows))
+
+    try:
+        absent = read(tmp_path, "b.jsonl", written(without(header) or {}, without(row)))
+    except BehaviourError as error:  # the same error, then
+        with pytest.raises(BehaviourError, match=re.escape(str(error))):
+            read(tmp_path, "b.jsonl", written(header, row))
+    else:
+        assert read(tmp_path, "b.jsonl", written(header, row)) == absent
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('{"text": "Go.", "groups": [null]}', "groups"),
+        ('{"behaviour": {"main": [null]}}\n{"text": "Go."}', "main"),
+        ('{"behaviour": {"roles": [null]}}\n{"text": "Go."}', "roles"),
+        ('{"behaviour": {"classes": {"patterns": [null]}}}\n{"text": "Go."}', "classes.patterns"),
+        ('{"text": "Go.", "anser": null}', "anser"),
+        ('{"text": "Go.", "roles": {"verb": [null]}}', "verb"),
+        ('{"text": null, "answer": " He"}', "text"),
+        ('{"behaviour": {"parse_special": "yes"}}\n{"text": "Go."}', "parse_special"),
+    ],
+)
+def test_a_null_where_none_may_be_is_named(tmp_path: Path, line: str, key: str) -> None:
+    with pytest.raises(BehaviourError, match=re.escape(key)):
+        read(tmp_path, "b.jsonl", line)
+
+
+def test_an_empty_text_is_bos_alone_where_a_file_can_write_it(tmp_path: Path) -> None:
+    toml = read(tmp_path, "b.toml", '[[prompts]]\ntext = ""\n[[prompts]]\ntext = "Go."\n')
+    jsonl = read(tmp_path, "b.jsonl", '{"text": ""}\n{"text": "Go."}\n')
+    assert toml == jsonl
+    assert toml.prompts == (Prompt(""), Prompt("Go."))
+    assert toml.notes == ()
+    with pytest.raises(BehaviourError, match=r'BOS alone, write text = ""'):
+        read(tmp_path, "b.csv", "text,answer\n, He\n")
+    with pytest.raises(BehaviourError, match="cannot hold"):
+        write_behaviour(toml, tmp_path / "c.csv")
+
+
+def test_special_tokens_are_asked_for_and_written_down(tmp_path: Path) -> None:
+    asked = read(tmp_path, "b.toml", 'parse_special = true\n[[prompts]]\ntext = "Go."\n')
+    assert asked.parse_special
+    for suffix in (".toml", ".jsonl"):
+        write_behaviour(asked, tmp_path / f"c{suffix}")
+        assert load_behaviour(tmp_path / f"c{suffix}") == replace(asked, name="b")
+    with pytest.raises(BehaviourError, match=r"cannot hold .*parse_special"):
+        write_behaviour(asked, tmp_path / "b.csv")

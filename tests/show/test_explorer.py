@@ -38,7 +38,7 @@ from casestudy.show.explorer.questions import Questions
 from casestudy.show.explorer.server import hosts, listen
 from casestudy.show.explorer.study_prompts import study_prompts_of
 from casestudy.show.explorer.worker import Busy, Pause, Stopped, Worker
-from casestudy.show.text import signed
+from casestudy.show.text import signed, visible
 from tests.show import studies
 from tests.show.asgi import request
 from tests.show.pages import Page
@@ -228,11 +228,12 @@ def test_the_page_shows_the_state_of_its_address(client: TestClient) -> None:
         "by": "all",
         "direction": "noising",
         "view": "corrupted",
+        "special": "parsed",
     }
     page = Page(client.get("/", params=asked).text)
     assert "It was late. He slept." in page.text
     chosen = {option["value"] for option in page.all("option") if "selected" in option}
-    assert chosen == {"z", "all", "noising", "corrupted"}
+    assert chosen == {"z", "all", "noising", "corrupted", "parsed"}
     (link,) = [a for a in page.all("a") if a.get("id") == "save"]
     assert "answer=+It" in link["href"]
 
@@ -267,6 +268,35 @@ def test_a_saved_study_runs_and_finds_the_same(
     html = client.get("/panels", params=asked).json()["html"]
     total = figure(html["ledger"])["columns"]["value"][-1]
     assert json.loads(run.stdout)["logit_difference"] == pytest.approx(total, abs=1e-4)
+
+
+def test_special_tokens_are_read_as_the_page_asks_and_saved_so(
+    client: TestClient, toy_model: Model, tmp_path: Path
+) -> None:
+    asked = {"prompt": "<|endoftext|>Go.", "corrupted": "<|endoftext|>No.", "special": "parsed"}
+    html = client.get("/panels", params=asked).json()["html"]
+    shown = Page(html["tokens-0"]).text
+    assert shown.count("<|endoftext|>") == 1
+    assert shown.endswith(f"{len(toy_model.tokenize('Go.').rows()[0])} tokens")
+    plain = client.get("/panels", params=asked | {"special": ""}).json()["html"]
+    assert "special token" in Page(plain["outcome"]).text
+    assert "special token" not in Page(html["outcome"]).text
+    file = tmp_path / "explored.toml"
+    file.write_bytes(client.get("/study.toml", params=asked).content)
+    assert load_behaviour(file).parse_special
+    assert lines(client, **asked)[-1]["done"]
+    with pytest.raises(Refusal):
+        read([("special", "perhaps")])
+
+
+def test_an_empty_prompt_is_bos_alone(client: TestClient, toy_model: Model) -> None:
+    html = client.get("/panels", params={"prompt": ""}).json()["html"]
+    top = probe(toy_model, [""]).predictions.rows()[0]
+    assert visible(top["token"]) in Page(html["predictions"]).text
+    assert Page(html["tokens-0"]).text.endswith("1 token")
+    without = Explorer(Questions(toy_model.with_bos(False)), Worker())
+    with TestClient(without.application(HERE)) as other:
+        assert "empty" in other.get("/panels", params={"prompt": ""}).json()["problem"]
 
 
 @given(st.text(min_size=1, max_size=30), st.text(max_size=10))

@@ -15,6 +15,7 @@ from casestudy.show.text import (
     number,
     ordinal,
     percent,
+    prompt_excerpt,
     shorten,
     signed,
     visible,
@@ -88,3 +89,17 @@ def test_signs_shares_and_intervals() -> None:
 @given(st.text(), st.integers(4, 40))
 def test_shortened_text_fits(text: str, width: int) -> None:
     assert columns(shorten(text, width)) <= width
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("It was late. ", "It was late.·"),
+        ("\n It was\nlate.\t", "↵·It was\nlate.⇥"),
+        ("It was late.", "It was late."),
+        ("", "(BOS alone)"),
+        ("  ", "··"),
+    ],
+)
+def test_white_space_at_a_prompts_ends_is_visible(text: str, shown: str) -> None:
+    assert prompt_excerpt(text, 80) == shown

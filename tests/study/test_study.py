@@ -1,17 +1,21 @@
 """Laws 3 and 5: neighbours do not matter, and a study that died goes on to the same numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import casestudy as cs
 import casestudy.study.executors as executors
 import casestudy.study.study as study_module
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.engine.packing import Progress
 from casestudy.errors import BehaviourError, StudyError
+from casestudy.model.decoder import run
 from casestudy.model.model import Model
+from casestudy.model.tokens import Tokens
 from casestudy.results.result import Grid, Table
 from casestudy.study.measuring import plan_chunks
 from casestudy.study.settings import Execution, Settings
@@ -112,11 +116,38 @@ def test_a_bad_prompt_costs_only_itself(toy_model: Model, tmp_path: Path) -> Non
     prompts = bad["prompts"]
     assert isinstance(prompts, Table)
     assert prompts.columns["error"][0] is None
-    assert "prompt 0 is empty" in prompts.columns["error"][1]
-    assert "tokens long" in prompts.columns["error"][2]
+    assert "prompt 1 is empty" in prompts.columns["error"][1]
+    assert "prompt 2 is 501 tokens long" in prompts.columns["error"][2]
     np.testing.assert_allclose(
         bad.grids["logit_difference.mean"].values, good.grids["logit_difference.mean"].values
     )
+
+
+def test_a_behaviour_reads_special_tokens_as_it_asks(toy_model: Model, tmp_path: Path) -> None:
+    plain = behaviour("<|endoftext|>Go.", "Stay.")
+    asked, reading = replace(plain, parse_special=True), toy_model.with_special()
+    for measure in (cs.predictions, cs.ledger, cs.class_mass, cs.logit_lens, cs.controls):
+        here, there = measure(toy_model, asked), measure(reading, plain)
+        columns = [{k: repr(v) for k, v in vars(r).items()} for r in (here, there)]
+        assert columns[0] == columns[1], measure.__name__
+    one = study(asked, toy_model, out=tmp_path / "one", only=["predictions"])
+    assert one.manifest["settings"]["parse_special"] is True
+    (ids, _) = one.tables["prompts"].columns["token_ids"]
+    assert ids == reading.tokenize("Go.").rows()[0], "the special token is BOS, which stands once"
+    with pytest.raises(StudyError, match="parse_special"):
+        study(plain, toy_model, out=tmp_path / "one", only=["predictions"])
+
+
+def test_bos_alone_is_a_prompt_like_any_other(toy_model: Model, tmp_path: Path) -> None:
+    both = study(behaviour("", "It was late."), toy_model, out=tmp_path / "s")
+    assert both.tables["prompts"].columns["error"] == [None, None]
+    alone = cs.ledger(toy_model, behaviour(""))
+    ours = both.grids["ledger"].values[..., :1]
+    np.testing.assert_allclose(ours, alone.values, rtol=1e-5, atol=1e-5)
+    rows = [r for r in both.tables["predictions"].rows() if r["prompt"] == 0]
+    (bos,) = Tokens.of([[toy_model.tokenizer.bos_id]]).rows()
+    assert rows[0]["id"] == int(run(toy_model, [bos], logits="last").logits[0].argmax())
+    assert "(BOS alone)" in both.report().read_text()
 
 
 def test_no_prompt_at_all_is_an_error(toy_model: Model, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 As TOML (settings and prompts), JSONL (a prompt a line, settings in an optional first line) or CSV
 (a table of prompts); docs/behaviour-files.md is the schema. Unknown keys are errors, since a typo
-would otherwise be measured. Blank rows are skipped and exact repetitions kept once; both are
-counted in the behaviour's notes. Cost: 100,000 prompts are read in a second or two from CSV and
-JSONL; TOML, parsed by the standard library, is for files a person writes.
+would otherwise be measured; `null` means absent for every key. Blank rows are skipped and exact
+repetitions kept once; both are counted in the behaviour's notes. Cost: 100,000 prompts are read in
+a second or two from CSV and JSONL; TOML, parsed by the standard library, is for files a person
+writes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ QUESTION = "Why does the model prefer this next token?"
 SEPARATOR = ";"
 """Between the groups in a cell of a CSV file."""
 _ROLE = "role:"
-SETTINGS = ("name", "question", "about", "answers", "main", "classes", "class_contrast", "roles")
+SETTINGS = (
+    *("name", "question", "about", "answers", "main", "classes", "class_contrast", "roles"),
+    "parse_special",
+)
 """What a file may say besides its prompts."""
 _PROMPT = tuple(f.name for f in fields(Prompt))
 _OPTIONAL = ("answer", "counterpart", "corrupted", "next_token", "answer_class",
@@ -156,9 +160,9 @@ def _read_jsonl(text: str) -> tuple[dict[str, Any], Iterator[_Row]]:
     if first < len(lines):
         row = _json_line(first + 1, lines[first])
         if set(row) == {"behaviour"}:
-            if not isinstance(row["behaviour"], dict):
-                raise BehaviourError(f"line {first + 1}: behaviour is {row['behaviour']!r}")
-            settings, header = row["behaviour"], first
+            settings, header = row["behaviour"] or {}, first
+            if not isinstance(settings, dict):
+                raise BehaviourError(f"line {first + 1}: behaviour is {settings!r}")
 
     def rows() -> Iterator[_Row]:
         for n, line in enumerate(lines):
@@ -262,7 +266,7 @@ def _prompts(
     repeated: list[str] = []
     seen: set[tuple[Any, ...]] = set()
     for where, row in rows:
-        if all(value in _NOTHING for value in row.values()):
+        if _is_blank(row):
             blank.append(where)
             continue
         if plain_ends:
@@ -290,6 +294,11 @@ def _prompts(
     return tuple(prompts), tuple(notes)
 
 
+def _is_blank(row: Mapping[str, Any]) -> bool:
+    """Whether a row says nothing; an empty text that is given is a prompt, which is BOS alone."""
+    return row.get("text") is None and all(value in _NOTHING for value in row.values())
+
+
 def _places(where: Sequence[str]) -> str:
     return ", ".join(where[:5]) + (", …" if len(where) > 5 else "")
 
@@ -300,22 +309,22 @@ def _prompt(where: str, row: Mapping[str, Any]) -> Prompt:
     Raises: BehaviourError saying where it stands.
     """
     entries: dict[str, Any] = {}
-    for key, value in row.items():
-        if key not in _PROMPT:
-            _known(key, _PROMPT, f"{where} has the key")
+    for key, value in _present(row, _PROMPT, f"{where} has the key").items():
         if key == "roles":
             entries[key] = _role_places(where, value)
         elif key == "groups":
-            entries[key] = _names(where, value)
-        elif value is None:
-            continue
+            entries[key] = _names(f"{where}: groups", value)
         elif isinstance(value, str):
             _utf8(where, key, value)
             entries[key] = value
         else:
             raise BehaviourError(f"{where}: {key} is {value!r}", allowed="text")
-    if not entries.get("text"):
-        raise BehaviourError(f"{where} has no text", allowed="a row with text, or a blank one")
+    if "text" not in entries:
+        raise BehaviourError(
+            f"{where} has no text",
+            allowed="a row with text, or a blank one",
+            hint='For BOS alone, write text = "" in a .toml or .jsonl file',
+        )
     answer = entries.get("answer")
     if answer is not None and answer == entries.get("counterpart"):
         raise BehaviourError(
@@ -332,6 +341,8 @@ def _role_places(where: str, value: object) -> dict[str, tuple[int, ...]]:
         raise BehaviourError(f"{where}: roles is {value!r}", allowed="a table of token indices")
     places = {}
     for name, at in value.items():
+        if at is None:
+            continue
         at = at if isinstance(at, list) else [at]
         # bool is an int to Python, and no index to anyone
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in at):
@@ -343,7 +354,7 @@ def _role_places(where: str, value: object) -> dict[str, tuple[int, ...]]:
 def _names(where: str, value: object) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
-        raise BehaviourError(f"{where}: {value!r}", allowed="a name or a list of names")
+        raise BehaviourError(f"{where} is {value!r}", allowed="a name or a list of names")
     return tuple(names)
 
 
@@ -357,6 +368,16 @@ def _utf8(where: str, key: str, value: str) -> None:
         ) from error
 
 
+def _present(table: Mapping[str, Any], allowed: Sequence[str], what: str) -> dict[str, Any]:
+    """A table's entries without those that are null, which means absent for every key.
+
+    Raises: BehaviourError for a key that is not allowed, null or not.
+    """
+    for key in table:
+        _known(key, allowed, what)
+    return {key: value for key, value in table.items() if value is not None}
+
+
 def _known(key: str, allowed: Sequence[str], what: str) -> None:
     """Raises: BehaviourError for a key that is not allowed, with the nearest that is."""
     if key in allowed:
@@ -367,8 +388,7 @@ def _known(key: str, allowed: Sequence[str], what: str) -> None:
 def _behaviour(
     stem: str, settings: Mapping[str, Any], prompts: tuple[Prompt, ...], notes: tuple[str, ...]
 ) -> Behaviour:
-    for key in settings:
-        _known(key, (*SETTINGS, "prompts"), "setting")
+    settings = _present(settings, (*SETTINGS, "prompts"), "setting")
     answers = _one_of(settings.get("answers", _rule(prompts)), get_args(AnswerRule), "answers")
     classes = _class_set(settings.get("classes", "standard"))
     contrast = _class_contrast(settings.get("class_contrast"), answers, classes)
@@ -383,6 +403,7 @@ def _behaviour(
         roles=tuple(_roles(settings.get("roles", []))),
         main=_names("main", settings.get("main", [])),
         notes=notes,
+        parse_special=_truth(settings, "parse_special"),
     )
 
 
@@ -411,21 +432,20 @@ def _class_set(value: object) -> ClassSet:
         return class_set(value)
     if not isinstance(value, dict):
         raise BehaviourError(f"classes is {value!r}", allowed="a set's name or a table")
-    for key in value:
-        _known(key, ("name", "extends", "patterns", "end_of_text", "other"), "classes has the key")
+    keys = ("name", "extends", "patterns", "end_of_text", "other")
+    value = _present(value, keys, "classes has the key")
     patterns = value.get("patterns", [])
     if not isinstance(patterns, list):
         raise BehaviourError("classes.patterns is not a list", allowed="a list of tables")
     own = tuple(_table(TokenClass, one, "classes.patterns") for one in patterns)
+    name = _text(value, "name", "own")
     if "extends" in value:
-        return class_set(str(value["extends"])).extend(*own, name=value.get("name"))
+        extended = class_set(_text(value, "extends", ""))
+        return extended.extend(*own, name=name if "name" in value else None)
     end = value.get("end_of_text", "end of text")
-    return ClassSet(
-        _text(value, "name", "own"),
-        own,
-        None if end is False else str(end),
-        _text(value, "other", "other"),
-    )
+    if end is not False and not isinstance(end, str):
+        raise BehaviourError(f"classes.end_of_text is {end!r}", allowed="text, or false")
+    return ClassSet(name, own, None if end is False else end, _text(value, "other", "other"))
 
 
 def _roles(value: object) -> Iterator[Role]:
@@ -433,7 +453,7 @@ def _roles(value: object) -> Iterator[Role]:
         raise BehaviourError("roles is not a list", allowed="[[roles]] tables")
     for one in value:
         for key, allowed in (("which", get_args(Which)), ("take", get_args(Take))):
-            if isinstance(one, dict) and key in one:
+            if isinstance(one, dict) and one.get(key) is not None:
                 _one_of(one[key], allowed, f"{key} of role {one.get('name')!r}")
         yield _table(Role, one, "roles")
 
@@ -443,8 +463,8 @@ def _table(kind: Callable[..., Any], value: object, what: str) -> Any:
     if not isinstance(value, dict):
         raise BehaviourError(f"{what}: {value!r} is not a table")
     names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    value = _present(value, names, f"{what} has the key")
     for key, entry in value.items():
-        _known(key, names, f"{what} has the key")
         wanted = bool if key == "required" else str
         if not isinstance(entry, wanted):
             allowed = "true or false" if wanted is bool else "text"
@@ -460,6 +480,13 @@ def _text(settings: Mapping[str, Any], key: str, default: str) -> str:
     value = settings.get(key, default)
     if not isinstance(value, str):
         raise BehaviourError(f"{key} is {value!r}", allowed="text")
+    return value
+
+
+def _truth(settings: Mapping[str, Any], key: str) -> bool:
+    value = settings.get(key, False)
+    if not isinstance(value, bool):
+        raise BehaviourError(f"{key} is {value!r}", allowed="true or false")
     return value
 
 
@@ -490,6 +517,8 @@ def _settings(behaviour: Behaviour) -> dict[str, Any]:
         "class_contrast": behaviour.class_contrast and asdict(behaviour.class_contrast),
         "roles": [asdict(role) for role in behaviour.roles],
     }
+    if behaviour.parse_special:
+        said["parse_special"] = True
     if behaviour.class_contrast is None:
         said["class_contrast"] = False
     return {key: value for key, value in said.items() if value not in ("", [])}

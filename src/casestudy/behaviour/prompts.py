@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import regex
 
 from casestudy.behaviour.classes import STANDARD, ClassContrast, ClassSet, compile_pattern
 from casestudy.errors import BehaviourError, PromptError
+
+if TYPE_CHECKING:
+    from casestudy.model.model import Model
 
 AnswerRule = Literal["space-capital", "given", "classes"]
 Which = Literal["all", "first", "last", "not last"]
@@ -70,7 +73,8 @@ class Prompt:
     """One prompt.
 
     Attributes:
-        text: what the model reads (BOS is added by the model's rule, not here).
+        text: what the model reads (BOS is added by the model's rule, not here); an empty text is
+            BOS alone.
         answer: the token whose preference is explained; None to choose it from the predictions.
         counterpart: what it is contrasted with; None to derive it from the answer.
         answer_class, counterpart_class: patterns of token classes (see `TokenClass`) that replace
@@ -131,6 +135,8 @@ class Behaviour:
         main: the groups whose prompts a study's headline means are taken over; empty for all. The
             others are measured and shown by group.
         notes: what a file's reader left out, for people; no part of what is measured.
+        parse_special: whether the text of a special token ("<|endoftext|>") in its prompts is read
+            as that token; otherwise as the model does (see `read_by`).
     """
 
     name: str
@@ -143,6 +149,7 @@ class Behaviour:
     roles: tuple[Role, ...] = ()
     main: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+    parse_special: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -185,6 +192,10 @@ class Behaviour:
         """Whether a prompt counts for the headline means."""
         return not self.main or any(name in self.main for name in prompt.groups)
 
+    def read_by(self, model: Model) -> Model:
+        """The model, reading special tokens' texts as this behaviour asks."""
+        return model.with_special() if self.parse_special else model
+
     @cached_property
     def has_classes(self) -> bool:
         """Whether a class contrast is asked for, by the behaviour or any of its prompts."""
@@ -218,6 +229,11 @@ class Behaviour:
 
 Prompts = Behaviour | Prompt | str | Sequence[str | Prompt]
 """What every measurement takes: a behaviour, a text or texts, a prompt or prompts."""
+
+
+def reader_of(model: Model, prompts: Prompts) -> Model:
+    """The model as a behaviour has it read (see `Behaviour.read_by`); texts leave it as it is."""
+    return prompts.read_by(model) if isinstance(prompts, Behaviour) else model
 
 
 def texts_of(prompts: Prompts) -> list[str]:

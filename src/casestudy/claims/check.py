@@ -192,6 +192,7 @@ def check(
     ready = chosen if isinstance(chosen, Model) else load(str(chosen))
     if findings.prepend_bos is not None:
         ready = ready.with_bos(findings.prepend_bos)
+    ready = behaviour.read_by(ready)
     groups = behaviour.groups
     needs = {need.name: need for one in asked for need in one.finding.needs}
     bench = Bench(

@@ -225,7 +225,7 @@ def emergence(
         last = read(asked[-1])
         name = f"answers of {asked[-1].label}"
         chosen = run(asked[-1], behaviour, name, ("predictions",), last)
-        behaviour = with_answers(behaviour, chosen, last.tokenizer)
+        behaviour = with_answers(behaviour, chosen, behaviour.read_by(last).tokenizer)
         del last  # one checkpoint in memory at a time
     studies = [run(one, behaviour, one.label, only, read(one)) for one in asked]
     return side_by_side(asked, studies)

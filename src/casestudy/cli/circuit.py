@@ -70,7 +70,7 @@ def circuit(
 
     loaded = read_model(model, device, dtype, bos, special)
     subject = read_behaviour(behaviour)
-    say_notices(loaded, subject.prompts)
+    say_notices(loaded, subject)
     folder = out or default_folder(subject.name, model, "circuit")
     choices = choices_of(
         method=method,

@@ -103,11 +103,14 @@ def _stages(option: str, given: list[str] | None) -> list[str]:
     return [one_of(option, name, STAGES, CasestudyError) for name in names]
 
 
-def say_notices(model: Model, prompts: Sequence[Prompt]) -> None:
+def say_notices(model: Model, prompts: Behaviour | Sequence[Prompt]) -> None:
     """What to know of how these prompts are read, a line for each kind, on stderr."""
     from casestudy.behaviour.notices import prompt_notices
+    from casestudy.behaviour.prompts import reader_of
 
-    for notice in prompt_notices(model.tokenizer, prompts):
+    asked = list(prompts) if isinstance(prompts, Sequence) else list(prompts.prompts)
+    tokenizer = reader_of(model, prompts).tokenizer
+    for notice in prompt_notices(tokenizer, asked):
         say(escape(notice))
 
 

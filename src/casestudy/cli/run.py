@@ -73,7 +73,7 @@ def run(
 
     loaded = read_model(model, device, dtype, bos, special)
     subject = read_behaviour(behaviour)
-    say_notices(loaded, subject.prompts)
+    say_notices(loaded, subject)
     folder = out or default_folder(subject.name, model)
     with ProgressBar("prompts") as progress:
         finished = study(

@@ -124,6 +124,7 @@ def run_batch(
     top_k: int = 100,
 ) -> Batch:
     """Run some prompts of a behaviour once, keeping what the measurements ask."""
+    model = behaviour.read_by(model)
     prompts = tuple(behaviour.prompts[i] for i in index)
     tokens = model.tokenize([p.text for p in prompts])
     keep = [k for m in measurements for k in m.keep(model)]

@@ -33,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.prompts import Prompts, texts_of
+from casestudy.behaviour.prompts import Prompts, reader_of, texts_of
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.measure.examples import examples
 from casestudy.measure.ledger import final_direction
@@ -262,6 +262,7 @@ def logit_lens(
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     Raises: PromptError for a prompt that cannot be run.
     """
+    model = reader_of(model, prompts)
     tokens = model.tokenize(texts_of(prompts))
     return concatenate_tables([_top(model, tokens[[i]], i, top_k) for i in range(len(tokens))])
 

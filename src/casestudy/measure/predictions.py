@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.behaviour.prompts import Prompts, texts_of
+from casestudy.behaviour.prompts import Prompts, reader_of, texts_of
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.model.decoder import run, unembed
 from casestudy.model.model import Model
@@ -39,7 +39,7 @@ def predictions(
     Rows:   one per prompt and rank, with token, id, logit and probability.
     Raises: PromptError for a prompt that cannot be run.
     """
-    texts = texts_of(prompts)
+    model, texts = reader_of(model, prompts), texts_of(prompts)
     trace = run(model, model.tokenize(texts), logits="last")
     assert trace.logits is not None
     return top_tokens(model, trace.logits, range(len(texts)), top_k)

@@ -294,6 +294,7 @@ class Tokenizer:
         *,
         prepend_bos: bool | None = None,
         parse_special: bool | None = None,
+        first: int = 0,
     ) -> Tokens:
         """Prompts as `Tokens`.
 
@@ -302,6 +303,7 @@ class Tokenizer:
             prepend_bos: start each with BOS; by default as the family does. A text that already
                 starts with it (parsed on request) gets no second one. An empty text is BOS alone.
             parse_special: see `ids`.
+            first: the first prompt's number, in messages.
 
         Raises: PromptError for a prompt without any token or a too long one; TokenError where BOS
             is asked of a tokenizer that defines none.
@@ -313,7 +315,7 @@ class Tokenizer:
         if not prompts:
             raise PromptError("no prompts", allowed="at least one")
         rows = []
-        for i, prompt in enumerate(prompts):
+        for i, prompt in enumerate(prompts, first):
             if prompt == "" and not bos:
                 raise PromptError(
                     f"prompt {i} is empty",

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from markupsafe import Markup
 
 MINUS = "\u2212"
+BOS_ALONE = "(BOS alone)"
+"""How an empty prompt is shown, of which the model reads BOS and nothing else."""
 _VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽"}
 # Joiners build emoji and Indic or Arabic letters; every other format character is spelled out.
 _HYPHEN_MINUS = re.compile(r"(?<![\w.)\]-])-(?=\d)")  # before a number, and no range or name
@@ -78,6 +80,18 @@ def excerpt(text: object, width: int) -> str:
     if len(whole) > 4 * width:
         whole = whole[: 2 * width] + whole[-2 * width :]
     return shorten(clean(whole), width)
+
+
+def prompt_excerpt(text: object, width: int) -> str:
+    """A prompt as `excerpt` has it, with the white space at its ends visible."""
+    whole = str(text)
+    inner = whole.strip()
+    if not inner:
+        return excerpt(visible(whole), width) if whole else BOS_ALONE
+    start = whole.index(inner)
+    ends = (whole[:start], whole[start + len(inner) :])
+    before, after = (visible(end) if end else "" for end in ends)
+    return excerpt(before + inner + after, width)
 
 
 def prose(text: object) -> Markup:

@@ -160,6 +160,7 @@ def study(
         for cannot be looked for.
     """
     model, behaviour = _read(model, behaviour)
+    model = behaviour.read_by(model)
     settings, execution = settings or Settings(), execution or Execution()
     if settings.family is not None:
         one_of("family", settings.family, FAMILY_NAMES, StudyError)
@@ -265,7 +266,7 @@ def _lengths(model: Model, behaviour: Behaviour) -> tuple[list[int | None], dict
     errors: dict[int, str] = {}
     for i, prompt in enumerate(behaviour.prompts):
         try:
-            tokens = model.tokenizer.tokenize(prompt.text)
+            tokens = model.tokenizer.tokenize(prompt.text, first=i)
             lengths.append(int(tokens.lengths[0]))
         except CasestudyError as problem:
             lengths.append(None)

@@ -129,6 +129,7 @@ class Explorer:
                 places=asking.PLACES,
                 directions=asking.DIRECTIONS,
                 views=asking.VIEWS,
+                special=asking.SPECIAL,
                 picks=self.picks,
                 limits={"text": asking.MOST_TEXT, "tokens": self.questions.most_tokens},
                 version=self.version,

@@ -44,12 +44,15 @@ DIRECTIONS = {
     "noising": "corrupted into the clean run",
 }
 VIEWS = {"clean": "the clean prompt", "corrupted": "the corrupted prompt"}
+SPECIAL = {"": "as plain text", "parsed": "as those tokens"}
+"""How the text of a special token ("<|endoftext|>") in a prompt is read."""
 
 _CHOICES: Mapping[str, Iterable[str]] = {
     "view": VIEWS,
     "site": SITES,
     "by": PLACES,
     "direction": DIRECTIONS,
+    "special": SPECIAL,
 }
 _HEAD = re.compile(r"\d{1,4}\.\d{1,4}", re.ASCII)
 
@@ -69,12 +72,13 @@ class PageState:
     """The page's state.
 
     Attributes:
-        prompt: the text that is continued.
+        prompt: the text that is continued; "" for BOS alone.
         corrupted: a partner to patch with; "" for none.
         answer, counterpart: the tokens weighed; "" to let the model choose.
         view: which of the two prompts the panels are about.
         site, by, direction: of the patch grid.
         head: "layer.head" whose pattern is open; "" for none.
+        special: "parsed" where the texts of special tokens are read as those tokens.
     """
 
     prompt: str = "This is a sentence."
@@ -86,6 +90,7 @@ class PageState:
     by: str = ""
     direction: str = "denoising"
     head: str = ""
+    special: str = ""
 
     @property
     def texts(self) -> list[str]:

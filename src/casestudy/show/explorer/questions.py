@@ -34,7 +34,7 @@ class Questions:
     """What can be asked of one model.
 
     Attributes:
-        model: which is page_state.
+        model: which is asked.
     """
 
     model: Model
@@ -43,6 +43,10 @@ class Questions:
     def most_tokens(self) -> int:
         """The longest prompt that is answered."""
         return min(self.model.config.n_ctx, MOST_TOKENS)
+
+    def reader(self, page_state: PageState) -> Model:
+        """The model, reading special tokens' texts as the page asks."""
+        return self.model.with_special() if page_state.special else self.model
 
     def panels(self, page_state: PageState) -> tuple[dict[str, Markup], dict[str, Any]]:
         """Every quick panel, and what the page's script has to know.
@@ -53,7 +57,7 @@ class Questions:
 
         self.check(page_state)
         found = probe(
-            self.model,
+            self.reader(page_state),
             page_state.texts,
             answer=page_state.answer or None,
             counterpart=page_state.counterpart or None,
@@ -83,11 +87,12 @@ class Questions:
 
     def check(self, page_state: PageState) -> None:
         """Raises: PromptError for a prompt longer than is answered, naming both lengths."""
+        tokenizer = self.reader(page_state).tokenizer
+        bos = tokenizer.prepend_bos
         for name, text in zip(("prompt", "corrupted prompt"), page_state.texts, strict=False):
-            if not text:
+            if not text and not bos:
                 raise PromptError(f"The {name} is empty", hint="Type something to continue")
-            row = self.model.tokenizer.ids(text)
-            bos = self.model.tokenizer.prepend_bos
+            row = tokenizer.ids(text)
             if len(row) + bos > self.most_tokens:
                 raise PromptError(
                     f"The {name} is {len(row) + bos:,} tokens long",
@@ -103,7 +108,7 @@ class Questions:
 
         self.check(page_state)
         given = (page_state.answer or None, page_state.counterpart or None)
-        return weighed(self.model, page_state.prompt, *given)
+        return weighed(self.reader(page_state), page_state.prompt, *given)
 
     def pattern(self, page_state: PageState) -> dict[str, Any]:
         """One head's pattern in the prompt that is looked at."""
@@ -114,7 +119,7 @@ class Questions:
             raise Refusal(400, "No head is named. Allowed: head=layer.head, as in 3.1.")
         layer, head = map(int, page_state.head.split("."))
         text = page_state.texts[page_state.row]
-        grid = head_pattern(self.model, text, layer, head)
+        grid = head_pattern(self.reader(page_state), text, layer, head)
         tokens = [visible(label.partition(":")[2]) for label in grid.axes[0].labels]
         return {
             "tokens": tokens,
@@ -139,12 +144,13 @@ class Questions:
             (prompt,),
             answers="given",
             about=f"Saved from casestudy's explorer, which ran it on {self.model.name}.",
+            parse_special=self.reader(page_state).tokenizer.parse_special,
         )
         return behaviour_toml(behaviour)
 
     def _written(self, token: Token, page_state: PageState) -> str:
-        return self.model.tokenizer.written(token.id, after=page_state.prompt)
+        return self.reader(page_state).tokenizer.written(token.id, after=page_state.prompt)
 
     def grid(self, page_state: PageState, pause: Pause, tell: Callable[[Line], None]) -> Line:
         """A patch grid; see `patch_grid`."""
-        return patch_grid(self.model, page_state, self.pair(page_state), pause, tell)
+        return patch_grid(self.reader(page_state), page_state, self.pair(page_state), pause, tell)

@@ -15,7 +15,7 @@ from casestudy.errors import StudyError
 from casestudy.results.result import Table
 from casestudy.show.explorer.page_state import MOST_EDITED, MOST_TEXT, MOST_TOKEN, PageState
 from casestudy.show.stored import UNEXPECTED
-from casestudy.show.text import clean, excerpt
+from casestudy.show.text import clean, prompt_excerpt
 from casestudy.study.store import FORMAT, Store, read_table
 
 MOST = 500
@@ -67,22 +67,25 @@ def study_prompts_of(folder: str | os.PathLike[str]) -> StudyPrompts:
         store, "answers", ("prompt", "form", "token"), "its prompts come without answers", found
     )
     edit = _edit_of(manifest)
+    special = "parsed" if _entry(manifest, "settings", "parse_special") is True else ""
+    shortest = 0 if bos is True else 1  # an empty prompt is BOS alone
     pairs: dict[Any, dict[str, str]] = {}
     for row in [] if answers is None else answers.rows():
         pairs.setdefault(row["prompt"], {})[str(row["form"])] = _asked(row)
     for row in [] if prompts is None else prompts.rows():
         text, forms = row["text"], pairs.get(row["prompt"], {})
-        if not isinstance(text, str) or not 0 < len(text) <= MOST_TEXT:
+        if not isinstance(text, str) or not shortest <= len(text) <= MOST_TEXT:
             continue
         other = next((token for form, token in forms.items() if form != "answer"), "")
         answer = forms.get("answer", "")
         if max(len(answer), len(other)) > MOST_TOKEN:
             answer = other = ""
-        page_state = PageState(prompt=text, answer=answer, counterpart=other)
+        page_state = PageState(prompt=text, answer=answer, counterpart=other, special=special)
         partner = _partner(row.get("corrupted"), text, edit)
         if 0 < len(partner) <= MOST_TEXT:
             page_state = replace(page_state, corrupted=partner)
-        found.prompts.append((f"{row['prompt']}: {excerpt(text, 80)}", page_state.query()))
+        label = f"{row['prompt']}: {prompt_excerpt(text, 80)}"
+        found.prompts.append((label, page_state.query()))
         if len(found.prompts) == MOST:
             break
     return found

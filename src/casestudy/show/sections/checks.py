@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from casestudy.show.blocks import Block, Listing, paragraph
 from casestudy.show.stored import Missing, StoredStudy
-from casestudy.show.text import chip, clean, count, excerpt, number, ordinal
+from casestudy.show.text import chip, clean, count, number, ordinal, prompt_excerpt
 
 
 def checks(study: StoredStudy) -> list[Block]:
@@ -85,7 +85,7 @@ def exclusions(study: StoredStudy) -> list[Block]:
                 [
                     [
                         str(row["prompt"]),
-                        Markup("<bdi>{}</bdi>").format(excerpt(row["text"], 60)),
+                        Markup("<bdi>{}</bdi>").format(prompt_excerpt(row["text"], 60)),
                         clean(row["error"]),
                     ]
                     for row in out[:50]

@@ -11,7 +11,16 @@ from markupsafe import Markup
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.stored import Missing, StoredStudy
-from casestudy.show.text import chip, clean, count, excerpt, listing, ordinal, percent
+from casestudy.show.text import (
+    chip,
+    clean,
+    count,
+    excerpt,
+    listing,
+    ordinal,
+    percent,
+    prompt_excerpt,
+)
 from casestudy.show.wording import Mean, spoken
 
 MOST_TEXT = 2000
@@ -43,7 +52,7 @@ def prompts_table(study: StoredStudy) -> list[Block]:
         rows.append(
             [
                 Markup('<a href="#prompt-{}">{}</a>').format(prompt, prompt),
-                Markup('<bdi class="prompt">{}</bdi>').format(excerpt(row["text"], 48)),
+                Markup('<bdi class="prompt">{}</bdi>').format(prompt_excerpt(row["text"], 48)),
                 _scored(top),
                 _scored(answer, rank=True) if answer else Markup("<i>{}</i>").format("excluded"),
                 _scored(other, rank=True),

@@ -27,10 +27,10 @@ from casestudy.show.text import (
     chip,
     chips,
     clean,
-    excerpt,
     number,
     ordinal,
     percent,
+    prompt_excerpt,
     prose,
     shorten,
     signed,
@@ -78,7 +78,7 @@ def _prompt(
     study: StoredStudy, row: Mapping[str, Any], found: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> Markup:
     prompt = str(row["prompt"])
-    tokens = row.get("tokens") or [excerpt(row["text"], MOST_TEXT)]
+    tokens = row.get("tokens") or [prompt_excerpt(row["text"], MOST_TEXT)]
     parts: list[Markup] = [
         Markup('<p class="prompt-tokens">{}</p>').format(chips(tokens)),
     ]
@@ -101,7 +101,7 @@ def _prompt(
     ).format(
         prompt,
         prompt,
-        excerpt(row["text"], MOST_TEXT),
+        prompt_excerpt(row["text"], MOST_TEXT),
         "" if difference is None else f"{signed(difference)} logits",
         Markup("").join(parts),
     )
@@ -272,6 +272,6 @@ def shared(study: StoredStudy) -> dict[str, Any]:
     named = {str(i) for i in numbers} if len(numbers) <= MOST_DOTS else set(found)
     texts = zip(map(str, numbers), table.get("text", []), strict=False)
     return {
-        "prompts": {i: excerpt(text, 160) for i, text in texts if i in named},
+        "prompts": {i: prompt_excerpt(text, 160) for i, text in texts if i in named},
         "patterns": found,
     }

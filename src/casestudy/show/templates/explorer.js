@@ -5,9 +5,9 @@
   const { $, $$, bytes, openHead, ready } = casestudy;
   const PAUSE = 120; // milliseconds without a keystroke after which something is asked
   const form = $("#ask"), status = $("#status"), progress = $("#progress");
-  const fields = Object.fromEntries(["prompt", "corrupted", "answer", "counterpart", "view", "site", "by", "direction"]
+  const fields = Object.fromEntries(["prompt", "corrupted", "answer", "counterpart", "view", "site", "by", "direction", "special"]
     .map((name) => [name, $(`textarea[name="${name}"], select[name="${name}"]`)]));
-  const usual = { view: "clean", site: "resid_pre", by: "", direction: "denoising", corrupted: "", answer: "", counterpart: "" };
+  const usual = { view: "clean", site: "resid_pre", by: "", direction: "denoising", corrupted: "", answer: "", counterpart: "", special: "" };
   const dialog = $("dialog.head-view");
   let state = JSON.parse($("#state").textContent), head = new URLSearchParams(location.search).get("head") || "";
   const page = `${Date.now().toString(36)}${Math.random().toString(36).slice(2)}`; // of its questions the newest wins
@@ -168,13 +168,13 @@
   });
   document.addEventListener("change", (event) => {
     const name = event.target.name;
-    if (name === "view") update();
+    if (name === "view" || name === "special") update();
     else if (["site", "by", "direction"].includes(name)) { remember(); patch(); }
     else if (event.target.id === "picks" && event.target.value) choosePrompt(new URLSearchParams(event.target.value));
   });
 
   function choosePrompt(chosen) {
-    for (const name of ["prompt", "corrupted", "answer", "counterpart"]) fields[name].value = chosen.get(name) ?? usual[name];
+    for (const name of ["prompt", "corrupted", "answer", "counterpart", "special"]) fields[name].value = chosen.get(name) ?? usual[name];
     update();
   }
 

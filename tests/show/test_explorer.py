@@ -343,8 +343,6 @@ def test_what_is_typed_stays_text(client: TestClient, text: str) -> None:
 
 
 def test_prompts_out_of_bounds_get_a_sentence(client: TestClient) -> None:
-    empty = client.get("/panels", params={"prompt": ""}).json()
-    assert "empty" in empty["problem"]
     long = client.get("/panels", params={"prompt": "a b " * 100})
     assert long.status_code == 200
     assert re.search(r"2\d\d tokens long\. Allowed: at most 64", long.json()["problem"])

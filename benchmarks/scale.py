@@ -40,6 +40,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from casestudy.results import names
+
 SIZES = (100, 1_000, 10_000)
 
 
@@ -200,7 +202,7 @@ def worker(arguments: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     study(model, behaviour, out=folder, only=only)
     again = time.perf_counter() - start
-    chunks = done.tables["chunks"].columns
+    chunks = done.tables[names.CHUNKS].columns
     measuring, patching = sum(chunks["seconds"]), clock.took("patching")
     return {
         "executor": executor,
@@ -307,7 +309,7 @@ def compared(folder: Path, size: int, runs: list[dict[str, Any]]) -> dict[str, A
     studies = [open_study(folder / f"{executor}-{size}") for executor in ("local", "ray")]
     apart = 0.0
     for name in studies[0].grids:
-        if name != "ledger.check":  # which holds rounding errors themselves
+        if name != names.LEDGER_CHECK:  # which holds rounding errors themselves
             one, other = (study.grids[name].values for study in studies)
             size = float(np.nanmax(np.abs(one), initial=0.0)) or 1.0
             apart = max(apart, float(np.nanmax(np.abs(one - other), initial=0.0)) / size)

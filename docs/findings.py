@@ -57,6 +57,7 @@ from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
+from casestudy.results import names
 from casestudy.results.names import B_U
 from casestudy.results.result import Grid
 from casestudy.results.stats import Sums, difference_interval, mean_interval, units_named
@@ -139,11 +140,11 @@ def parts(terms: Sequence[str], values: NDArray[np.float64]) -> dict[str, NDArra
 
 def written(batch: Batch, units: Sequence[str] | None = None) -> Found:
     """The main contrast's ledger and its heads."""
-    grid = measured(batch, LEDGER, "ledger")
+    grid = measured(batch, LEDGER, names.LEDGER)
     terms, values = grid.axis("term").labels, grid.values[0]
     present = [i for i in range(len(terms)) if not np.isnan(values[i]).all()]
     terms, values = tuple(terms[i] for i in present), values[present]
-    heads = measured(batch, HEADS, "attribution.head").values[0]  # layer head prompt
+    heads = measured(batch, HEADS, names.HEAD_SHARES).values[0]  # layer head prompt
     heads = heads[:, :-1]
     order = np.argsort(-np.abs(heads.mean(2)).ravel())[:3]
     return {
@@ -269,15 +270,15 @@ def told(made: Card) -> Found:
         name: {key: (number(v) if isinstance(v, float) else v) for key, v in row.items()}
         for name, row in made.summary().items()
     }
-    grid = made["circuit.faithfulness"]
+    grid = made[names.CIRCUIT_FAITHFULNESS]
     assert isinstance(grid, Grid)
     curves = {
         name: [number(v) for v in row]
         for name, row in zip(grid.axis("method").labels, grid.values, strict=True)
     }
-    sizes = made["circuit.sizes"]
+    sizes = made[names.CIRCUIT_SIZES]
     assert isinstance(sizes, Grid)
-    nodes, edges = made["circuit.nodes"], made["circuit.edges"]
+    nodes, edges = made[names.CIRCUIT_NODES], made[names.CIRCUIT_EDGES]
     rows = [dict(row) for row in nodes.rows()]  # type: ignore[union-attr]
     return {
         "about": {k: made.about[k] for k in ("n_found_on", "n_judged_on", "held_out", "n_edges")},
@@ -326,8 +327,8 @@ def measure_preset(model: Model) -> tuple[Found, Card]:
 def decimal(model: Model, behaviour: Behaviour) -> Found:
     """A number before the stop against a word there, in the same contexts."""
     batch = batch_of(model, behaviour, range(len(behaviour)))
-    mass = measured(batch, CLASS_MASS, "class_mass")
-    names = mass.axis("class").labels
+    mass = measured(batch, CLASS_MASS, names.CLASS_MASS)
+    classes = mass.axis("class").labels
     groups = {g: [i for i, p in enumerate(batch.prompts) if g in p.groups]
               for g in behaviour.groups}  # fmt: skip
     given = aligned(score(model, propose(model, batch.prompts, ()), batch.contrasts[0])[0])
@@ -336,7 +337,7 @@ def decimal(model: Model, behaviour: Behaviour) -> Found:
     grid = patch(model, pairs, contrast, "resid_pre", by="role").normalised
     roles = grid.axis("role").labels
     return {
-        "mass": {g: {c: mean(mass.values[names.index(c), some])
+        "mass": {g: {c: mean(mass.values[classes.index(c), some])
                      for c in ("digit", "space+Capital", "newline")}
                  for g, some in groups.items()},
         "n": given.n,
@@ -444,14 +445,16 @@ def kinds(model: Model, behaviour: Behaviour, of_kind: dict[str, list[int]]) -> 
     digits = preset("decimal-point").class_contrast
     for kind, some in of_kind.items():
         batch = batch_of(model, behaviour, some)
-        mass = measured(batch, CLASS_MASS, "class_mass")
+        mass = measured(batch, CLASS_MASS, names.CLASS_MASS)
         masses[kind] = dict(zip(mass.axis("class").labels, mass.values, strict=True))
         units[kind] = [paragraph(p.text) for p in batch.prompts]
         low = class_mass(model, [p.text.lower() for p in batch.prompts])
         lowered[kind] = dict(zip(low.axis("class").labels, low.values, strict=True))
         for name, asked in (("capital", behaviour.class_contrast), ("digit", digits)):
             grid = measured(
-                batch_of(model, replace(behaviour, class_contrast=asked), some), LEDGER, "ledger"
+                batch_of(model, replace(behaviour, class_contrast=asked), some),
+                LEDGER,
+                names.LEDGER,
             )
             ledgers[name, kind] = parts(grid.axis("term").labels, grid.values[-1])
             ledgers[name, kind]["sum"] = grid.values[-1].sum(0)

@@ -19,9 +19,10 @@ from casestudy.behaviour.contrast import (
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.engine.batch import run_batch
 from casestudy.errors import BehaviourError
-from casestudy.measure.ledger import ENTROPY, LEDGER, keep_for_ledger, ledger, ledger_terms
+from casestudy.measure.ledger import LEDGER, keep_for_ledger, ledger, ledger_terms
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
+from casestudy.results.names import ENTROPY
 
 PROMPTS = tuple(Prompt(t) for t in ("This is a sentence.", "Go.", "It was late. She went home."))
 CAPITALS = Behaviour("capitals", "?", PROMPTS, class_contrast=CAPITAL_MASS)

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from casestudy.measure.attribution import BIAS, head_attribution
+from casestudy.measure.attribution import head_attribution
 from casestudy.measure.ledger import ledger
 from casestudy.model.folding import rewrite
 from casestudy.model.model import Model
+from casestudy.results.names import BIAS
 from tests.golden.test_predictions import behaviour
 
 TOLERANCE = 1e-3

@@ -10,11 +10,11 @@ import torch
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.measure.ledger import keep_for_ledger, ledger, ledger_terms
-from casestudy.measure.lens import LOGITS, lens
+from casestudy.measure.lens import lens
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
-from casestudy.results.names import B_U
+from casestudy.results.names import B_U, LOGITS
 from casestudy.results.result import Grid
 from tests.golden.test_predictions import behaviour
 

@@ -12,10 +12,7 @@ from hypothesis import strategies as st
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.measure.attribution import (
     ATTRIBUTION,
-    BIAS,
-    COUNTS,
     HEADS,
-    SUMS,
     head_attribution,
     measure_attribution,
     measure_heads,
@@ -30,6 +27,7 @@ from casestudy.model.edits import Edit
 from casestudy.model.folding import rewrite
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
+from casestudy.results.names import BIAS, NEURON_COUNTS, NEURON_SUMS
 from casestudy.results.result import Grid, Table
 from casestudy.study.settings import Execution
 from casestudy.study.study import study
@@ -100,9 +98,11 @@ def test_neighbours_do_not_matter(variant: str) -> None:
         for i, part in enumerate(parts):
             np.testing.assert_allclose(whole[name].values[..., [i]], part[name].values, atol=1e-9)
     np.testing.assert_allclose(
-        whole[SUMS].values, sum(part[SUMS].values for part in parts), atol=1e-9
+        whole[NEURON_SUMS].values, sum(part[NEURON_SUMS].values for part in parts), atol=1e-9
     )
-    np.testing.assert_array_equal(whole[COUNTS].values, sum(part[COUNTS].values for part in parts))
+    np.testing.assert_array_equal(
+        whole[NEURON_COUNTS].values, sum(part[NEURON_COUNTS].values for part in parts)
+    )
 
 
 def test_a_head_is_what_is_lost_when_it_attends_to_nothing_but_its_bias() -> None:
@@ -199,7 +199,7 @@ def test_the_top_neurons_do_not_depend_on_chunks(toy_model64: Model, tmp_path: o
         only=["attribution"],
         execution=Execution(chunk_tokens=1),
     )
-    assert SUMS not in alone.grids
+    assert NEURON_SUMS not in alone.grids
     one, other = alone.tables["attribution.neuron"], many.tables["attribution.neuron"]
     assert one.columns["neuron"] == other.columns["neuron"]
     np.testing.assert_allclose(one.columns["lower"], other.columns["lower"], atol=1e-12)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.presets import preset
 from casestudy.errors import BehaviourError
-from casestudy.measure.ledger import ENTROPY, gap_bound, keep_for_ledger, ledger, ledger_terms
+from casestudy.measure.ledger import gap_bound, keep_for_ledger, ledger, ledger_terms
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.weights import Norm
-from casestudy.results.names import B_U
+from casestudy.results.names import B_U, ENTROPY
 
 PROMPTS = ["This is a sentence.", "Go.", "It was late. She did not know what he was doing."]
 

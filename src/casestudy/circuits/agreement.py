@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from casestudy.circuits.graph import Graph, Rank, Scores
 from casestudy.errors import MeasureError
+from casestudy.results import names
 from casestudy.results.result import Shown, Table
 from casestudy.results.stats import midranks
 
@@ -107,7 +108,7 @@ class EdgeScores(Shown):
         low, high = np.quantile(shared, (0.025, 0.975))
         return float(np.mean(shared)), float(low), float(high)
 
-    def table(self, n: int = 30, rank: Rank = "absolute", name: str = "circuit.edges") -> Table:
+    def table(self, n: int = 30, rank: Rank = "absolute", name: str = names.CIRCUIT_EDGES) -> Table:
         """The first n edges, with intervals where replicates were kept."""
         places = [
             divmod(int(i), len(self.graph.receivers)) for i in self.graph.order(self.ranked, rank)

@@ -24,6 +24,7 @@ from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
 from casestudy.measure.patching import Pairs
 from casestudy.model.model import Model
+from casestudy.results import names
 from casestudy.results.result import Result, Shown, Table
 
 CARD = 1
@@ -63,11 +64,11 @@ class Card(Shown):
     @property
     def shown(self) -> Result:
         """The curves with their controls."""
-        return self["circuit.faithfulness"]
+        return self[names.CIRCUIT_FAITHFULNESS]
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """The figures of `circuit.summary` by name."""
-        table = self["circuit.summary"]
+        table = self[names.CIRCUIT_SUMMARY]
         assert isinstance(table, Table)
         return {row["figure"]: row for row in table.rows()}
 

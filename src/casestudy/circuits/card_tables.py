@@ -14,6 +14,7 @@ import numpy as np
 from casestudy.circuits.agreement import agreement
 from casestudy.circuits.curves import PROPORTIONS, Curve
 from casestudy.circuits.evidence import Evidence, Question
+from casestudy.results import names
 from casestudy.results.result import Array, Axis, Grid, Result, Table
 
 
@@ -38,7 +39,7 @@ def faithfulness_grid(question: Question, evidence: Evidence) -> Grid:
     worst = max(errors, key=lambda error: error["gap"])
     where = "pairs held out" if question.held_out else "the pairs the scores are from"
     return Grid(
-        "circuit.faithfulness",
+        names.CIRCUIT_FAITHFULNESS,
         mean,
         (Axis("method", (*curves, *controls)), _proportions()),
         "share of the difference",
@@ -71,7 +72,7 @@ def sizes_grid(question: Question, curves: dict[str, Curve]) -> Grid:
     """(method, proportion) edges left after pruning."""
     sizes = [[c.n_edges for c in curve.evaluation.circuits] for curve in curves.values()]
     return Grid(
-        "circuit.sizes",
+        names.CIRCUIT_SIZES,
         np.array(sizes, dtype=np.float64),
         (Axis("method", tuple(curves)), _proportions()),
         "edges",
@@ -90,7 +91,7 @@ def edge_table(question: Question, evidence: Evidence, unit: str) -> Table:
         columns["exact"] = [_measured(exact.scores[f"{s}->{t}"]) for s, t in ends]
     columns["n"] = n
     return Table(
-        "circuit.edges",
+        names.CIRCUIT_EDGES,
         columns,
         f"The {circuit.n_edges} edges of the smallest circuit with a faithfulness of at least "
         f"{question.choices.faithful:g} where it was looked for. Scores by {scores.method}, in "
@@ -106,7 +107,7 @@ def node_table(question: Question, evidence: Evidence) -> Table:
     minimality = dict(zip(knockouts.nodes, knockouts.minimality, strict=True))
     order = sorted(knockouts.nodes, key=lambda name: -minimality[name])
     return Table(
-        "circuit.nodes",
+        names.CIRCUIT_NODES,
         {
             "node": order,
             "score": [float(node_scores[question.graph.node(name)]) for name in order],
@@ -145,7 +146,9 @@ def summary_table(question: Question, evidence: Evidence) -> Table:
         columns[end] = [_measured(getattr(row, end)) for row in figures]
     columns["n"] = [row.n for row in figures]
     columns["about"] = [row.about for row in figures]
-    return Table("circuit.summary", columns, "The circuit's evidence in figures; n counts pairs.")
+    return Table(
+        names.CIRCUIT_SUMMARY, columns, "The circuit's evidence in figures; n counts pairs."
+    )
 
 
 def _size_and_faithfulness(question: Question, evidence: Evidence) -> list[Figure]:

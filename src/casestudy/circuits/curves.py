@@ -25,6 +25,7 @@ from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
 from casestudy.measure.patching import Pairs
 from casestudy.model.model import Model
+from casestudy.results import names
 from casestudy.results.result import Axis, Grid, Shown
 from casestudy.results.stats import mean_interval, ratio_in_parts
 
@@ -49,7 +50,7 @@ class Curve(Shown):
         """Faithfulness by share of edges, with its interval over prompts."""
         mean, lower, upper = self.evaluation.interval()
         return Grid(
-            "circuit.curve",
+            names.CIRCUIT_CURVE,
             mean,
             (Axis("proportion", tuple(f"{p:g}" for p in self.proportions)),),
             "share of the difference",

@@ -55,6 +55,7 @@ from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
 from casestudy.model.trace import Trace
 from casestudy.model.weights import Norm
+from casestudy.results import names
 from casestudy.results.result import Axis
 
 Mode = Literal["through_mlps", "direct"]
@@ -126,8 +127,7 @@ def path_patch(
         f"{direction.capitalize()} along paths to {receiver}, {mode.replace('_', ' ')}, norms "
         f"{norms}; Wang et al. 2022, appendix B."
     )
-    kind = "paths" if direction == "denoising" else "paths.noising"
-    name = f"{kind}.{mode}.{str(receiver).replace(' ', '_')}"
+    name = names.paths(mode, str(receiver), direction)
     axes = (Axis("sender", tuple(map(str, chosen))),)
     return patched(_joined(found), name, about, axes, pairs.labels, contrast)
 

@@ -31,13 +31,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casestudy.errors import StudyError, unknown
+from casestudy.results import names
 from casestudy.results.result import Array, Axis, Grid, Shown, Table
 from casestudy.results.stats import Sums, difference_interval, ratio_in_parts, units_named
 from casestudy.study.store import Store, differences
 
 _COMPARED = ("model", "behaviour", "settings", "measurements", "versions")
 """The parts of a manifest in which two studies may differ."""
-_CHECKS = ("ledger.check",)
+_CHECKS = (names.LEDGER_CHECK,)
 """Per-prompt grids whose mean would mean nothing."""
 _BY_LAYER = frozenset({"layer", "head", "kv_head", "neuron", "depth"})
 _LAYER_TERM = re.compile(r"(?:attn|mlp) \d+\Z")
@@ -292,7 +293,7 @@ def headline(store: Store) -> tuple[dict[int, Key], dict[int, str], int]:
     number of all prompts.
     """
     main = set(store.manifest["behaviour"].get("main") or ())
-    frame = store.columns("prompts", ["prompt", "text", "groups", "document"]).sort("prompt")
+    frame = store.columns(names.PROMPTS, ["prompt", "text", "groups", "document"]).sort("prompt")
     seen: dict[str, int] = {}
     keys: dict[int, Key] = {}
     documents: dict[int, str] = {}
@@ -323,20 +324,22 @@ _Parts = Grid | Iterator[Grid]
 def _sources(store: Store) -> dict[str, Callable[[], _Parts]]:
     """What a study measured, by name, and how to read it; nothing is read yet."""
     found: dict[str, Callable[[], _Parts]] = {}
-    if "answers" in store.tables():
+    if names.ANSWERS in store.tables():
         for what in ANSWERS:
-            found[f"answer.{what}"] = partial(answer_grid, store, what)
-    names = [name for name in store.grids() if name not in _CHECKS]
-    for name in names:
-        if name.startswith("pattern.") or name.endswith((".by_group", ".known.raw")):
+            found[names.answer(what)] = partial(answer_grid, store, what)
+    grids = [name for name in store.grids() if name not in _CHECKS]
+    for name in grids:
+        if name.startswith(names.PATTERNS) or name.endswith((names.BY_GROUP, names.KNOWN)):
             continue
-        if name.endswith(".baselines.raw"):
-            of = name.removesuffix(".baselines.raw")
+        if name.endswith(names.BASELINES):
+            of = name.removesuffix(names.BASELINES)
             found[of] = partial(_patched, store, of, share=True)
-            found[f"{of}.effect"] = partial(_patched, store, of, share=False)
-        elif name.endswith(".mean") and name.removesuffix(".mean") not in names:
-            found[name.removesuffix(".mean")] = partial(store.stream, name.removesuffix(".mean"))
-        elif not name.endswith((".mean", ".raw")):
+            found[names.effect(of)] = partial(_patched, store, of, share=False)
+        elif name.endswith(names.MEAN) and name.removesuffix(names.MEAN) not in grids:
+            found[name.removesuffix(names.MEAN)] = partial(
+                store.stream, name.removesuffix(names.MEAN)
+            )
+        elif not name.endswith((names.MEAN, names.RAW)):
             found.setdefault(name, partial(_read, store, name))
     return found
 
@@ -347,7 +350,7 @@ def _read(store: Store, name: str) -> Grid:
 
 def _patched(store: Store, name: str, *, share: bool) -> Grid:
     """A patch per prompt: its part of the normalised share, or its change in logits."""
-    raw, baselines = _read(store, f"{name}.raw"), _read(store, f"{name}.baselines.raw")
+    raw, baselines = _read(store, names.raw(name)), _read(store, names.baselines(name))
     runs = dict(zip(baselines.axis("run").labels, baselines.values, strict=True))
     if share:
         values = ratio_in_parts(raw.values, runs["unpatched"], runs["other"])
@@ -374,13 +377,13 @@ def answer_grid(store: Store, what: str) -> Grid:
     Raises: StudyError where the study has no answers.
     """
     column, unit = ANSWERS[what]
-    frame = store.columns("answers", ["prompt", "form", column])
+    frame = store.columns(names.ANSWERS, ["prompt", "form", column])
     own = frame.filter(frame["form"] == "answer").sort("prompt")
     values = own[column].to_numpy().astype(np.float64)
     if what == "top-1":
         values = (values == 0).astype(np.float64)
     labels = tuple(map(str, own["prompt"].to_list()))
-    return Grid(f"answer.{what}", values, (Axis("prompt", labels),), unit)
+    return Grid(names.answer(what), values, (Axis("prompt", labels),), unit)
 
 
 # Can they be compared?
@@ -391,9 +394,9 @@ _Two = tuple[Store, Store]
 def _check_contrasts(stores: _Two) -> None:
     """Raises: StudyError where both weigh answers and none alike."""
     grids = [store.grids() for store in stores]
-    if not all("logit_difference" in found for found in grids):
+    if not all(names.LOGIT_DIFFERENCE in found for found in grids):
         return
-    a, b = (found["logit_difference"].axis("contrast").labels for found in grids)
+    a, b = (found[names.LOGIT_DIFFERENCE].axis("contrast").labels for found in grids)
     if not set(a) & set(b):
         raise StudyError(
             f"the studies share no contrast: {', '.join(a)} in {stores[0].folder}; "
@@ -409,10 +412,10 @@ def _same(stores: _Two, part: str, *entries: str) -> bool:
 
 def _incomparable(name: str, stores: _Two) -> str | None:
     """Why a measurement means another thing in either study, where its manifest says so."""
-    if name == "class_mass" and not _same(stores, "behaviour", "classes"):
+    if name == names.CLASS_MASS and not _same(stores, "behaviour", "classes"):
         return "the classes are defined otherwise"
-    if name.startswith("patching."):
-        of = name.removesuffix(".effect")
+    if name.startswith(names.PATCHING):
+        of = name.removesuffix(names.EFFECT)
         families = [store.manifest.get("patch_families", {}).get(of) for store in stores]
         if None in families:
             return "which edits were exchanged is not in the manifest; run the study anew"
@@ -544,8 +547,8 @@ def _of_models(
 
 
 _TABLES = {
-    "attribution.neuron": (("contrast", "layer", "neuron"), ("mean",)),
-    "counterfactuals": (("family",), ("mean_clean", "mean_corrupted")),
+    names.NEURON_SHARES: (("contrast", "layer", "neuron"), ("mean",)),
+    names.COUNTERFACTUALS: (("family",), ("mean_clean", "mean_corrupted")),
 }
 """Tables that keep no more than means and their intervals: what names a row, and its means."""
 
@@ -700,10 +703,10 @@ def _notes(stores: _Two, prompts: _Prompts) -> Iterator[str]:
             "Layers and heads are matched by number, which means something for checkpoints of one "
             "model, and little for models trained apart."
         )
-    if prompts.paired and all("answers" in store.tables() for store in stores):
+    if prompts.paired and all(names.ANSWERS in store.tables() for store in stores):
         tokens = []
         for store in stores:
-            frame = store.columns("answers", ["prompt", "form", "token"])
+            frame = store.columns(names.ANSWERS, ["prompt", "form", "token"])
             own = frame.filter(frame["form"] == "answer")
             tokens.append(dict(zip(own["prompt"], own["token"], strict=True)))
         twins = [

@@ -28,6 +28,7 @@ from casestudy.measure.patching import (
 )
 from casestudy.measure.predictions import PREDICTIONS
 from casestudy.model.model import Model
+from casestudy.results import names
 from casestudy.results.result import Array, Grid, Result, Table
 from casestudy.results.stats import ratio_in_parts
 from casestudy.study.causal import evenly
@@ -120,7 +121,7 @@ class Bench:
     @cached_property
     def contrasts(self) -> tuple[str, ...]:
         """By name, the main one first."""
-        return self.grids["logit_difference"].axis("contrast").labels
+        return self.grids[names.LOGIT_DIFFERENCE].axis("contrast").labels
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -159,7 +160,7 @@ class Bench:
         """
         key = (contrast, group)
         if key not in self._asked:
-            values = self.grids["logit_difference"].select(contrast=contrast)
+            values = self.grids[names.LOGIT_DIFFERENCE].select(contrast=contrast)
             known = dict(zip(values.axis("prompt").labels, values.values, strict=True))
             index = [i for i in self.members(group) if not np.isnan(known[str(i)])]
             if not index:

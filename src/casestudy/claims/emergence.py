@@ -36,6 +36,7 @@ from casestudy.errors import ModelError, StudyError, one_of
 from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokenizer
+from casestudy.results import names
 from casestudy.results.result import Array, Axis, Grid, Shown, worst_error
 from casestudy.results.stats import mean_over_prompts, share_ends, units_of
 from casestudy.study.settings import Execution
@@ -256,7 +257,7 @@ def with_answers(behaviour: Behaviour, study: Study, tokenizer: Tokenizer) -> Be
 
     Raises: StudyError where that leaves no headline prompt.
     """
-    frame = study.store.columns("answers", ["prompt", "form", "id"])
+    frame = study.store.columns(names.ANSWERS, ["prompt", "form", "id"])
     forms: dict[int, dict[str, str]] = {}
     for i, form, id in frame.iter_rows():
         written = tokenizer.written(id, after=behaviour.prompts[i].text)
@@ -289,11 +290,13 @@ def with_answers(behaviour: Behaviour, study: Study, tokenizer: Tokenizer) -> Be
 def side_by_side(checkpoints: Sequence[Checkpoint], studies: Sequence[Study]) -> Emergence:
     """Finished studies of one behaviour on several checkpoints, as they developed."""
     axis = Axis("checkpoint", tuple(one.label for one in checkpoints))
-    contrasts = _stacked([study.grids["logit_difference.mean"] for study in studies], axis)
+    contrasts = _stacked(
+        [study.grids[names.mean(names.LOGIT_DIFFERENCE)] for study in studies], axis
+    )
     answers = {
         what: _stacked([_mean_answer(study, what) for study in studies], axis) for what in ANSWERS
     }
-    masses = [study.grids.get("class_mass.mean") for study in studies]
+    masses = [study.grids.get(names.mean(names.CLASS_MASS)) for study in studies]
     known = [mass for mass in masses if mass is not None]
     return Emergence(
         tuple(checkpoints),
@@ -330,7 +333,7 @@ def _stacked(grids: Sequence[Grid], axis: Axis) -> Grid:
 
     return replace(
         first,
-        name=first.name.removesuffix(".mean"),
+        name=first.name.removesuffix(names.MEAN),
         values=stack("values"),
         lower=stack("lower"),
         upper=stack("upper"),

@@ -30,7 +30,6 @@ from casestudy.engine.cells import SITES
 from casestudy.errors import FindingError, SiteError
 from casestudy.measure.attention import attention_to_roles
 from casestudy.measure.attribution import (
-    BIAS,
     HEADS,
     final_directions,
     keep_for_neurons,
@@ -51,6 +50,8 @@ from casestudy.measure.patching import (
 )
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
+from casestudy.results import names
+from casestudy.results.names import BIAS
 from casestudy.results.result import Array, Axis, Grid, Result
 
 _CURVES = Measurement("lens curves", LENS.keep, lambda batch: list(curves(batch)))
@@ -147,7 +148,7 @@ class _PartOfContrast(_Cell):
         if self.of == "logits":
             return found
         contrast = bench.contrast(self.contrast)
-        whole = bench.grids["logit_difference"].select(contrast=contrast)
+        whole = bench.grids[names.LOGIT_DIFFERENCE].select(contrast=contrast)
         whole = whole.take("prompt", [str(i) for i in found.prompts])
         return found.as_share(whole.values, f"share of the contrast ({contrast})")
 
@@ -178,7 +179,7 @@ class ClassMass(_Cell):
 
     def place(self, bench: Bench) -> tuple[str, dict[str, str], dict[str, str]]:
         """One cell per class."""
-        return "class_mass", {}, {"class": self.class_}
+        return names.CLASS_MASS, {}, {"class": self.class_}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +196,7 @@ class LedgerTerm(_PartOfContrast):
 
     def place(self, bench: Bench) -> tuple[str, dict[str, str], dict[str, str]]:
         """One cell per term."""
-        return "ledger", {"contrast": bench.contrast(self.contrast)}, {"term": self.term}
+        return names.LEDGER, {"contrast": bench.contrast(self.contrast)}, {"term": self.term}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +215,7 @@ class LensDepth(_PartOfContrast):
     def place(self, bench: Bench) -> tuple[str, dict[str, str], dict[str, str]]:
         """One cell per depth."""
         among("norm", self.norm, ("final", "own"))
-        name = "lens" if self.norm == "final" else "lens.own_norm"
+        name = names.LENS if self.norm == "final" else names.LENS_OWN_NORM
         return name, {"contrast": bench.contrast(self.contrast)}, {"depth": self.depth}
 
 
@@ -235,7 +236,7 @@ class HeadShare(_PartOfContrast):
         """One cell per head of the model."""
         bench.check_head(self.layer, self.head)
         where = {"layer": str(self.layer), "head": str(self.head)}
-        return "attribution.head", {"contrast": bench.contrast(self.contrast)}, where
+        return names.HEAD_SHARES, {"contrast": bench.contrast(self.contrast)}, where
 
     def ranked_among(self, grid: Grid) -> Grid:
         """Heads, without the layers' biases."""
@@ -252,7 +253,7 @@ class NeuronShare(_PartOfContrast):
 
     @property
     def _name(self) -> str:
-        return f"attribution.neuron.{self.layer}"
+        return f"{names.NEURON_SHARES}.{self.layer}"
 
     @property
     def needs(self) -> tuple[Measurement, ...]:
@@ -309,7 +310,7 @@ class Attention(_Cell):
         among("role", self.to, bench.roles)
         if self.from_ is not None:
             among("role", self.from_, bench.roles)
-        name = "attention.last" if self.from_ is None else f"attention.{self.from_}"
+        name = names.ATTENTION_LAST if self.from_ is None else names.attention_from(self.from_)
         return name, {"role": self.to}, {"layer": str(self.layer), "head": str(self.head)}
 
 
@@ -332,7 +333,7 @@ class AnswerStands(Finding):
     def values(self, bench: Bench, group: str | None, *, ranked: bool) -> Values:
         """One cell; prompts without an answer are left out."""
         column, unit = ANSWERS[self.what]
-        rows = bench.tables["answers"].rows()
+        rows = bench.tables[names.ANSWERS].rows()
         found = {row["prompt"]: float(row[column]) for row in rows if row["form"] == "answer"}
         index = tuple(i for i in bench.members(group) if i in found)
         values = np.array([found[i] for i in index])

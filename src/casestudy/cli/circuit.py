@@ -25,6 +25,7 @@ from casestudy.cli.options import (
 )
 from casestudy.cli.printing import decimal, interval, print_json, print_table
 from casestudy.cli.progress import ProgressBar
+from casestudy.results import names
 
 if TYPE_CHECKING:
     from casestudy.study.study import Study
@@ -103,8 +104,8 @@ def circuit(
 
 def _tables(study: Study) -> dict[str, list[dict[str, Any]]]:
     return {
-        "figures": study.tables["circuit.summary"].rows(),
-        "edges": study.tables["circuit.edges"].rows(),
+        "figures": study.tables[names.CIRCUIT_SUMMARY].rows(),
+        "edges": study.tables[names.CIRCUIT_EDGES].rows(),
     }
 
 

@@ -40,6 +40,7 @@ from casestudy.cli.printing import (
     say,
 )
 from casestudy.cli.progress import ProgressBar
+from casestudy.results import names
 from casestudy.results.names import B_U
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def run(
 
 def _say_left_out(study: Study) -> None:
     """How many prompts entered no contrast and why, on stderr: a line for each kind of reason."""
-    rows = study.tables["prompts"].rows() if "prompts" in study.tables else []
+    rows = study.tables[names.PROMPTS].rows() if names.PROMPTS in study.tables else []
     reasons = [str(row["error"]) for row in rows if row.get("error")]
     # reasons of one kind differ in what they quote and count
     kinds = Counter(_QUOTED.sub("…", reason) for reason in reasons)
@@ -153,12 +154,12 @@ def headline(study: Study) -> dict[str, Any]:
         "model": study.manifest["model"]["name"],
         "behaviour": study.manifest["behaviour"]["name"],
     }
-    return named | (_difference(study) if "logit_difference.mean" in study.grids else {})
+    return named | (_difference(study) if names.mean(names.LOGIT_DIFFERENCE) in study.grids else {})
 
 
 def _difference(study: Study) -> dict[str, Any]:
     """The mean logit difference of the main contrast, and how its ledger closes."""
-    mean = study.grids["logit_difference.mean"]
+    mean = study.grids[names.mean(names.LOGIT_DIFFERENCE)]
     assert mean.n is not None
     main, value = mean.axes[0].labels[0], float(mean.values[0])
     figures = {
@@ -168,9 +169,9 @@ def _difference(study: Study) -> dict[str, Any]:
         "interval": [finite(end[0]) for end in (mean.lower, mean.upper) if end is not None],
         "groups": _by_group(study, main),
     }
-    if "ledger.mean" not in study.grids:
+    if names.mean(names.LEDGER) not in study.grids:
         return figures
-    account = study.grids["ledger.mean"]
+    account = study.grids[names.mean(names.LEDGER)]
     terms = dict(
         zip(account.axis("term").labels, account.select(contrast=main).values, strict=True)
     )
@@ -183,9 +184,9 @@ def _difference(study: Study) -> dict[str, Any]:
 
 def _by_group(study: Study, contrast: str) -> list[dict[str, Any]]:
     """Each group's mean logit difference."""
-    if "logit_difference.by_group" not in study.grids:
+    if names.by_group(names.LOGIT_DIFFERENCE) not in study.grids:
         return []
-    grid = study.grids["logit_difference.by_group"].select(contrast=contrast)
+    grid = study.grids[names.by_group(names.LOGIT_DIFFERENCE)].select(contrast=contrast)
     assert grid.n is not None
     assert grid.lower is not None
     assert grid.upper is not None

@@ -31,6 +31,7 @@ from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
+from casestudy.results import names
 from casestudy.results.result import Axis, Grid, Result, Table
 
 
@@ -62,18 +63,18 @@ def attention_to_roles(batch: Batch, source: str | None = None) -> Grid:
             one that looks.
     Unit:   share of a query's attention, summed over the positions looked at.
     """
-    config, names = batch.model.config, role_axis(batch)
+    config, seen = batch.model.config, role_axis(batch)
     layers, heads = Axis.count("layer", config.n_layers), Axis.count("head", config.n_heads)
     rows = last_rows(batch) if source is None else _role_rows(batch, source)
-    by_role = rows.new_full((*rows.shape[:3], len(names)), float("nan"))
+    by_role = rows.new_full((*rows.shape[:3], len(seen)), float("nan"))
     for i, roles in enumerate(roles_seen(batch)):
-        for column, name in enumerate(names):
+        for column, name in enumerate(seen):
             if name in roles:
                 by_role[:, i, :, column] = rows[:, i][..., list(roles[name])].sum(-1)
     return Grid(
-        "attention.last" if source is None else f"attention.{source}",
+        names.ATTENTION_LAST if source is None else names.attention_from(source),
         by_role.permute(0, 2, 3, 1).float().cpu().numpy(),
-        (layers, heads, Axis("role", names), batch.prompt_axis),
+        (layers, heads, Axis("role", seen), batch.prompt_axis),
         "share",
         about=f"Attention from the {source or 'last token'} of the prompt, summed over the "
         "positions of each role. Roles may overlap.",
@@ -129,14 +130,14 @@ def attention_to_tokens(batch: Batch) -> Table:
             continue
         shares = rows[:, i, :, : len(ids)].float().cpu()
         texts = batch.model.tokenizer.labels(ids)
-        names = _first_roles(roles[i], role_axis(batch), len(ids))
+        first = _first_roles(roles[i], role_axis(batch), len(ids))
         for layer, head, pos in (shares >= LEAST_SHARE).nonzero().tolist():
-            cells = (batch.index[i], layer, head, pos, texts[pos], names[pos])
+            cells = (batch.index[i], layer, head, pos, texts[pos], first[pos])
             row = (*cells, float(shares[layer, head, pos]))
             for name, cell in zip(TOKEN_COLUMNS, row, strict=True):
                 columns[name].append(cell)
     return Table(
-        "attention.tokens",
+        names.ATTENTION_TOKENS,
         columns,
         f"Attention from the last token to every token that gets at least {LEAST_SHARE:.0%} of a "
         f"head's, in the first {MOST_DESCRIBED} main prompts.",
@@ -184,7 +185,7 @@ def measure_attention(batch: Batch) -> list[Result]:
         attention_to_roles(batch),
         attention_to_tokens(batch),
         Grid(
-            "attention.entropy",
+            names.ATTENTION_ENTROPY,
             entropy(rows).transpose(1, 2).cpu().numpy(),
             (layers, heads, batch.prompt_axis),
             "nats",
@@ -192,7 +193,7 @@ def measure_attention(batch: Batch) -> list[Result]:
         ),
     ]
     for index, tokens in examples(batch):
-        results.append(_pattern(batch.model, tokens, f"pattern.{index}"))
+        results.append(_pattern(batch.model, tokens, names.pattern_of(index)))
     return results
 
 
@@ -238,4 +239,4 @@ def attention_pattern(model: Model, prompt: str) -> Grid:
     Unit:   share of the query's attention; each row sums to 1.
     Raises: PromptError for a prompt that cannot be run.
     """
-    return _pattern(model, model.tokenize([prompt]), "pattern")
+    return _pattern(model, model.tokenize([prompt]), names.PATTERN)

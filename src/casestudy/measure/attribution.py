@@ -39,18 +39,15 @@ from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.trace import Trace
 from casestudy.model.weights import Block
+from casestudy.results import names
+from casestudy.results.names import BIAS
 from casestudy.results.result import Array, Axis, Grid, Result, Table
 from casestudy.results.stats import t_interval
-
-BIAS = "bias"
-"""The last place of a head or neuron axis: what the layer adds whatever its heads or neurons do."""
 
 Check = tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]
 """Per prompt, how far a sum is from the logit difference, and how far it may be."""
 
 TOP_NEURONS = 50
-SUMS, COUNTS = "attribution.neuron.sums", "attribution.neuron.n"
-"""What a study's chunks hold of the neurons: too many to keep one by one for every prompt."""
 
 
 def keep_for_heads(model: Model) -> Sequence[Keep]:
@@ -139,8 +136,8 @@ def check_sum(
         sizes: absolute values that add up to the size of all that was summed in `finer`.
     """
     one, u = batch.contrasts[contrast], batch.directions[contrast]
-    names, terms = ledger_terms(batch.model, batch.trace, one, directions=u)
-    others = terms[[i for i, name in enumerate(names) if not name.startswith(f"{part} ")]]
+    labels, terms = ledger_terms(batch.model, batch.trace, one, directions=u)
+    others = terms[[i for i, name in enumerate(labels) if not name.startswith(f"{part} ")]]
     gap = (others.sum(0) + finer.sum(0) - one.value(batch.logits)).abs()
     return gap, gap_bound(batch.model.dtype, torch.cat((others, sizes)))
 
@@ -171,7 +168,7 @@ def measure_heads(batch: Batch) -> list[Result]:
     heads = Axis("head", (*Axis.count("head", config.n_heads).labels, BIAS))
     return [
         Grid(
-            "attribution.head",
+            names.HEAD_SHARES,
             shares.cpu().numpy(),
             (batch.contrast_axis, Axis.count("layer", config.n_layers), heads, batch.prompt_axis),
             "logits",
@@ -206,19 +203,19 @@ def measure_neurons(batch: Batch) -> list[Result]:
     statistics = Axis("statistic", ("sum", "sum of squares"))
     return [
         Grid(
-            SUMS,
+            names.NEURON_SUMS,
             sums.cpu().numpy(),
             (batch.contrast_axis, statistics, layers, neurons),
             "logits",
         ),
         Grid(
-            COUNTS,
+            names.NEURON_COUNTS,
             known.sum(1).double().cpu().numpy(),
             (batch.contrast_axis,),
             "prompts",
         ),
         Grid(
-            "attribution.mlp",
+            names.MLP_SHARES,
             parts.cpu().numpy(),
             (batch.contrast_axis, layers, Axis("part", ("neurons", BIAS)), batch.prompt_axis),
             "logits",
@@ -235,8 +232,8 @@ def top_of_sums(chunks: Mapping[str, Sequence[Result]]) -> list[Result]:
     The sums are added in float64 and the neurons chosen from the whole, so that which chunk a
     prompt was in makes no difference.
     """
-    sums = [r for r in chunks.get(SUMS, ()) if isinstance(r, Grid)]
-    counts = [r for r in chunks.get(COUNTS, ()) if isinstance(r, Grid)]
+    sums = [r for r in chunks.get(names.NEURON_SUMS, ()) if isinstance(r, Grid)]
+    counts = [r for r in chunks.get(names.NEURON_COUNTS, ()) if isinstance(r, Grid)]
     if not sums:
         return []
     total = np.sum([grid.values for grid in sums], 0)
@@ -261,7 +258,7 @@ def _top_neurons(contrasts: Sequence[str], sums: Array, n: Array, top: int) -> T
             columns[column] += [None if np.isnan(v) else float(v) for v in values.flat[best]]
         columns["n"] += [int(count)] * len(best)
     return Table(
-        "attribution.neuron",
+        names.NEURON_SHARES,
         columns,
         "The neurons with the largest mean share of the logit difference, in logits, with t "
         "intervals of 95 % that take prompts as independent. They were chosen for being large, so "
@@ -281,7 +278,11 @@ def measure_attribution(batch: Batch) -> list[Result]:
 HEADS = Measurement("heads", keep_for_heads, measure_heads)
 NEURONS = Measurement("neurons", keep_for_neurons, measure_neurons)
 ATTRIBUTION = Measurement(
-    "attribution", _keep, measure_attribution, partial=(SUMS, COUNTS), combine=top_of_sums
+    "attribution",
+    _keep,
+    measure_attribution,
+    partial=(names.NEURON_SUMS, names.NEURON_COUNTS),
+    combine=top_of_sums,
 )
 
 
@@ -313,11 +314,11 @@ def neuron_attribution(model: Model, behaviour: Prompts) -> Grid:
     for layer in range(model.config.n_layers):
         shares, bias = neuron_shares(model, batch.trace, layer, u)
         layers.append(torch.cat((shares, bias.to(shares)[..., None]), -1))
-    check = next(r for r in measure_neurons(batch) if r.name == "attribution.mlp")
+    check = next(r for r in measure_neurons(batch) if r.name == names.MLP_SHARES)
     assert isinstance(check, Grid)
     neurons = Axis("neuron", (*Axis.count("neuron", model.config.d_mlp).labels, BIAS))
     return Grid(
-        "attribution.neuron",
+        names.NEURON_SHARES,
         torch.stack(layers, 1).transpose(2, 3).cpu().numpy(),
         (batch.contrast_axis, check.axis("layer"), neurons, batch.prompt_axis),
         "logits",
@@ -340,4 +341,6 @@ def top_neurons(
     batch = run_whole(model, behaviour, [NEURONS])
     grids = {r.name: r for r in measure_neurons(batch) if isinstance(r, Grid)}
     labels = batch.contrast_axis.labels
-    return _top_neurons(labels, grids[SUMS].values, grids[COUNTS].values, top)
+    return _top_neurons(
+        labels, grids[names.NEURON_SUMS].values, grids[names.NEURON_COUNTS].values, top
+    )

@@ -31,6 +31,7 @@ from casestudy.behaviour.prompts import Behaviour, Prompts
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.errors import MeasureError
 from casestudy.model.model import Model
+from casestudy.results import names
 from casestudy.results.result import Axis, Grid, Result
 
 EFFECTS = ("case", "space", "interaction")
@@ -56,7 +57,7 @@ def measure_case_by_space(batch: Batch) -> list[Result]:
     differences = torch.stack([named[form].value(batch.logits) for form in FORMS])
     return [
         Grid(
-            "case_by_space",
+            names.CASE_BY_SPACE,
             effects_of(differences).cpu().numpy(),
             (Axis("effect", EFFECTS), batch.prompt_axis),
             "logits",

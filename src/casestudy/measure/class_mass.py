@@ -12,6 +12,7 @@ from casestudy.behaviour.classes import STANDARD, ClassSet
 from casestudy.behaviour.prompts import Behaviour, Prompts
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.model.model import Model
+from casestudy.results import names
 from casestudy.results.result import Axis, Grid, Result
 
 
@@ -28,7 +29,7 @@ def measure_class_mass(batch: Batch) -> list[Result]:
     gap = (mass.nansum(0) - 1).abs().max()
     return [
         Grid(
-            "class_mass",
+            names.CLASS_MASS,
             mass.cpu().numpy(),
             (Axis("class", classes.names), batch.prompt_axis),
             "probability",

@@ -34,6 +34,7 @@ from casestudy.errors import PromptError
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
+from casestudy.results import names
 from casestudy.results.result import Axis, Grid, Result, Table
 
 SEED = 0
@@ -82,7 +83,7 @@ def measure_controls(batch: Batch) -> list[Result]:
         elsewhere = contrast.at(shuffled).value(shuffled)
         per_contrast.append(torch.stack([values, constant, unigram, elsewhere]))
     grid = Grid(
-        "controls.logits",
+        names.CONTROL_LOGITS,
         torch.stack(per_contrast).cpu().numpy(),
         (batch.contrast_axis, Axis("control", CONTROLS), batch.prompt_axis),
         "logits",
@@ -106,7 +107,7 @@ def _table(batch: Batch, main: Grid, texts: Sequence[str | None]) -> Table:
         for answer, prompt in zip(batch.answers.chosen, batch.prompts, strict=True)
     ]
     return Table(
-        "controls",
+        names.CONTROLS,
         {
             "prompt": list(batch.index),
             "difference": known["difference"],

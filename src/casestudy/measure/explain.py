@@ -35,9 +35,9 @@ from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site, check_layer
 from casestudy.model.trace import Trace
 from casestudy.model.weights import Norm
+from casestudy.results import names
+from casestudy.results.names import BIAS
 from casestudy.results.result import Axis, Grid
-
-BIAS = "bias"
 
 
 def explain_attention_score(
@@ -78,7 +78,7 @@ def explain_attention_score(
             allowed="a key at or before the query, within the layer's window",
         )
     trace = run(model, tokens, keep=_keep(model, layer, grain))
-    names, queries = _side(model, trace, layer, head, query_pos, grain, "query")
+    labels, queries = _side(model, trace, layer, head, query_pos, grain, "query")
     _, keys = _side(model, trace, layer, head, key_pos, grain, "key")
     cells = queries @ keys.T * config.attn_scale[layer]
     total, cap = cells.sum(), config.attn_softcap
@@ -86,9 +86,9 @@ def explain_attention_score(
     capped = total if cap is None else cap * torch.tanh(total / cap)
     strings = model.tokenizer.labels(tokens.rows()[0])
     return Grid(
-        "attention_score",
+        names.ATTENTION_SCORE,
         cells.cpu().numpy(),
-        (Axis("query_component", names), Axis("key_component", names)),
+        (Axis("query_component", labels), Axis("key_component", labels)),
         "score",
         error={
             "gap": float((capped - score).abs()),
@@ -129,7 +129,7 @@ def _side(
     """What each component, and last the biases, puts into a query or a key."""
     config, block = model.config, model.weights.blocks[layer]
     attn = block.attn
-    names, components = _components(model, trace, layer, pos, grain)
+    labels, components = _components(model, trace, layer, pos, grain)
     resid = trace[Site.RESID_PRE, layer][0, pos]
     if side == "query":
         W, b, norm, whole = attn.W_Q, attn.b_Q, attn.q_norm, trace[Site.Q, layer][0, pos]
@@ -152,16 +152,16 @@ def _side(
         axes = torch.eye(W.shape[2], dtype=W.dtype, device=W.device)[:, None, None]
         turned = rotate(axes, torch.tensor([pos], device=W.device), rotary)
         vectors = vectors @ turned[:, 0, 0].double()
-    return (*names, BIAS), vectors
+    return (*labels, BIAS), vectors
 
 
 def _components(
     model: Model, trace: Trace, layer: int, pos: int, grain: str
 ) -> tuple[list[str], Float[Tensor, "component d_model"]]:
     """Everything that was added into the stream at a position before a layer."""
-    parts = {"embed": trace[Site.EMBED][0, pos]}
+    parts = {names.EMBED: trace[Site.EMBED][0, pos]}
     if model.weights.W_pos is not None:
-        parts["pos_embed"] = trace[Site.POS_EMBED][0, pos]
+        parts[names.POS_EMBED] = trace[Site.POS_EMBED][0, pos]
     for i in range(layer):
         if grain == "layer":
             parts[f"attn {i}"] = trace[Site.ATTN_OUT, i][0, pos]
@@ -186,8 +186,8 @@ def _heads(model: Model, trace: Trace, layer: int, pos: int) -> dict[str, Tensor
     rows = norm_at_scale(model.config, norm, rows, norm_scale(model.config, out))
     if norm is not None and norm.bias is not None:
         rows[-1] += norm.bias.double()
-    names = [f"head {layer}.{i}" for i in range(z.shape[0])]
-    return dict(zip([*names, f"attn bias {layer}"], rows, strict=True))
+    labels = [f"head {layer}.{i}" for i in range(z.shape[0])]
+    return dict(zip([*labels, f"attn bias {layer}"], rows, strict=True))
 
 
 def _normalised(

@@ -49,6 +49,7 @@ from casestudy.model.linear import fold_into
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
+from casestudy.results import names
 from casestudy.results.result import Array, Axis, Grid, Result
 
 SCORES = ("previous_token", "duplicate_token", "induction", "copying", "entropy", "bos")
@@ -85,7 +86,7 @@ def head_profile(model: Model, *, seed: int = 0) -> Grid:
             _write(path, values)
         _known[key] = values
     return Grid(
-        "head_profile",
+        names.HEAD_PROFILE,
         _known[key].copy(),
         (
             Axis("score", SCORES),

@@ -25,11 +25,9 @@ from casestudy.model.linear import pull_back
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.trace import Trace
-from casestudy.results.names import B_U
+from casestudy.results import names
+from casestudy.results.names import B_U, ENTROPY
 from casestudy.results.result import Axis, Grid, Result
-
-ENTROPY = "entropy term"
-"""H(p(·|A)) - H(p(·|B)) of a class contrast; no other contrast has this term."""
 
 
 def final_direction(
@@ -87,18 +85,18 @@ def ledger_terms(
     def share(key: Site | tuple[Site, int]) -> Tensor:
         return (trace.last(key).double() * direction).sum(1)
 
-    terms = {"embed": share(Site.EMBED)}
+    terms = {names.EMBED: share(Site.EMBED)}
     if weights.W_pos is not None:
-        terms["pos_embed"] = share(Site.POS_EMBED)
+        terms[names.POS_EMBED] = share(Site.POS_EMBED)
     for layer in range(config.n_layers):
         terms[f"attn {layer}"] = share((Site.ATTN_OUT, layer))
         terms[f"mlp {layer}"] = share((Site.MLP_OUT, layer))
     if weights.final_norm is not None and weights.final_norm.bias is not None:
         terms[B_U] = u @ weights.final_norm.bias.double()
     if weights.b_U is not None:
-        terms["unembedding bias"] = contrast.weigh(weights.b_U.expand(len(contrast), -1))
+        terms[names.UNEMBEDDING_BIAS] = contrast.weigh(weights.b_U.expand(len(contrast), -1))
     if config.final_softcap is not None:
-        terms["soft cap"] = _soft_cap(model, trace, contrast)
+        terms[names.SOFT_CAP] = _soft_cap(model, trace, contrast)
     if not contrast.linear or bool((contrast.constant != 0).any()):
         terms[ENTROPY] = contrast.constant.to(direction.device)
     return tuple(terms), torch.stack(list(terms.values()))
@@ -133,12 +131,12 @@ def measure_ledger(batch: Batch) -> list[Result]:
     """The ledger of every contrast, and its check."""
     accounts, checks = [], []
     for contrast, u in zip(batch.contrasts, batch.directions, strict=True):
-        names, terms = ledger_terms(batch.model, batch.trace, contrast, directions=u)
+        labels, terms = ledger_terms(batch.model, batch.trace, contrast, directions=u)
         value = contrast.value(batch.logits)
         total = terms.sum(0)
-        without = total - terms[names.index(B_U)] if B_U in names else total
+        without = total - terms[labels.index(B_U)] if B_U in labels else total
         gap, bound = (total - value).abs(), gap_bound(batch.model.dtype, terms)
-        accounts.append(dict(zip(names, terms, strict=True)))
+        accounts.append(dict(zip(labels, terms, strict=True)))
         checks.append(torch.stack([value, total, gap, bound, without]))
     check = torch.stack(checks).cpu().numpy()
     gaps, bounds = torch.stack(checks)[:, 2], torch.stack(checks)[:, 3]
@@ -154,7 +152,7 @@ def measure_ledger(batch: Batch) -> list[Result]:
     quantities = ("logit difference", "sum of terms", "gap", "bound", "without b_U")
     return [
         Grid(
-            "ledger",
+            names.LEDGER,
             stacked.cpu().numpy(),
             (batch.contrast_axis, Axis("term", every), batch.prompt_axis),
             "logits",
@@ -164,7 +162,7 @@ def measure_ledger(batch: Batch) -> list[Result]:
             "frozen at the prompt's own probabilities; its entropy term is a term of its own.",
         ),
         Grid(
-            "ledger.check",
+            names.LEDGER_CHECK,
             check,
             (batch.contrast_axis, Axis("quantity", quantities), batch.prompt_axis),
             "logits",

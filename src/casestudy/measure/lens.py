@@ -44,11 +44,10 @@ from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
 from casestudy.model.trace import Trace
 from casestudy.model.weights import Weights
+from casestudy.results import names
 from casestudy.results.by_role import by_role
+from casestudy.results.names import LOGITS
 from casestudy.results.result import Axis, Grid, Result, Table, concatenate_tables
-
-LOGITS = "logits"
-"""The lens's last row: the logit difference itself, with b_U."""
 
 TOP_K = 5
 ROLE_PROMPTS = 100
@@ -152,7 +151,7 @@ def curves(batch: Batch) -> tuple[Grid, Grid]:
     own = own_norm_values(batch)
     return (
         Grid(
-            "lens",
+            names.LENS,
             torch.stack(frozen).cpu().numpy(),
             (batch.contrast_axis, Axis("depth", (*labels, LOGITS)), batch.prompt_axis),
             "logits",
@@ -161,7 +160,7 @@ def curves(batch: Batch) -> tuple[Grid, Grid]:
             f"between. The last row, {LOGITS!r}, is the logit difference itself, with b_U.",
         ),
         Grid(
-            "lens.own_norm",
+            names.LENS_OWN_NORM,
             own.cpu().numpy(),
             (batch.contrast_axis, Axis("depth", labels), batch.prompt_axis),
             "logits",
@@ -188,7 +187,7 @@ def _by_role(batch: Batch, rows: Sequence[int]) -> Grid:
         batch.prompt_axis,
     )
     about = "The residual stream at the tokens of each role, projected on the prompt's contrast."
-    grid = Grid("lens", values.numpy(), axes, "logits", about=about)
+    grid = Grid(names.LENS, values.numpy(), axes, "logits", about=about)
     return by_role(grid, batch.roles, batch.role_names)
 
 
@@ -235,7 +234,7 @@ def lens(
             the logit difference; with "own" the last depth is the logit difference.
     """
     batch = run_whole(model, behaviour, [LENS])
-    name = {"final": "lens", "own": "lens.own_norm"}[norm]
+    name = {"final": names.LENS, "own": names.LENS_OWN_NORM}[norm]
     return next(r for r in curves(batch) if r.name == name)
 
 
@@ -292,7 +291,7 @@ def _top(model: Model, tokens: Tokens, label: int, top_k: int) -> Table:
         columns["id"] += ids
         columns["prob"] += best.values.flatten().tolist()
     return Table(
-        "lens.top",
+        names.LENS_TOP,
         columns,
         "The logit lens: what each position would predict if the model ended at each depth; "
         "`read` is the token there, rank 0 the most probable next one.",

@@ -18,6 +18,7 @@ from casestudy.behaviour.roles import roles_of, with_pair_roles
 from casestudy.errors import MeasureError
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
+from casestudy.results import names
 from casestudy.results.result import Table
 from casestudy.results.stats import mean_interval
 
@@ -190,7 +191,7 @@ def counterfactual_table(scores: Sequence[Score]) -> Table:
         for name, column in columns.items():
             column.append(row[name])
     return Table(
-        "counterfactuals",
+        names.COUNTERFACTUALS,
         columns,
         about="A row per family of edits: the contrast of the clean prompts and of the edited "
         "ones, for the clean prompts' tokens.",

@@ -17,6 +17,7 @@ from casestudy.engine.readout import Metric
 from casestudy.engine.sweep import Sweep
 from casestudy.errors import MeasureError
 from casestudy.model.token import Token
+from casestudy.results import names
 from casestudy.results.result import Array, Axis, Grid, Shown
 from casestudy.results.stats import mean_interval, ratio_in_parts
 
@@ -74,7 +75,7 @@ class Patched(Shown):
         parts = ratio_in_parts(self.raw.values, *self.baselines.values)
         return replace(
             _averaged(self.raw, parts),
-            name=self.raw.name.removesuffix(".raw"),
+            name=self.raw.name.removesuffix(names.RAW),
             unit="share of the difference between the runs",
             about=f"{self.raw.about} Normalised as a ratio of means: 0 is the unpatched run, 1 "
             "the other.",
@@ -86,7 +87,7 @@ class Patched(Shown):
         grid = _averaged(self.raw, self.raw.values - self.baselines.values[0])
         return replace(
             grid,
-            name=f"{self.raw.name.removesuffix('.raw')}.effect",
+            name=names.effect(self.raw.name.removesuffix(names.RAW)),
             about=f"{self.raw.about} Mean over prompts of patched minus unpatched.",
         )
 
@@ -142,16 +143,16 @@ def patched(
         rows.append(found.other)
     values, known = found.values.reshape(shape), found.known.reshape(shape)
     return Patched(
-        Grid(f"{name}.raw", values, axes, unit, error=found.error, about=about),
+        Grid(names.raw(name), values, axes, unit, error=found.error, about=about),
         Grid(
-            f"{name}.baselines.raw",
+            names.baselines(name),
             np.stack(rows),
             (Axis("run", tuple(runs)), prompts),
             unit,
             about="Each prompt's contrast in the unpatched run, and in the one patched from.",
         ),
         Grid(
-            f"{name}.known.raw",
+            names.known(name),
             known.astype(np.float64),
             axes,
             "yes or no",

@@ -51,6 +51,7 @@ from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site, check_layer
 from casestudy.model.tokens import Tokens
+from casestudy.results import names
 from casestudy.results.result import Axis, Grid
 
 __all__ = [
@@ -123,7 +124,7 @@ def patch(
     cells, axes = _cells(model.config, site, layers, axis, places)
     about = f"{direction.capitalize()}: the {sides.about[0]} run with {site.value} of the "
     about += f"{sides.about[1]} one put in."
-    job = _Job(_name(direction, f"{site.value}.{by}"), about, axes, pairs.labels)
+    job = _Job(names.patching(site.value, by, direction), about, axes, pairs.labels)
     return job.run(model, sides.base, sides.source, cells, contrast, budget, progress, watch)
 
 
@@ -233,10 +234,10 @@ def neurons(
         for layer, neuron in chosen
         for place in places
     ]
-    names = Axis("neuron", tuple(f"{layer}.{neuron}" for layer, neuron in chosen))
-    axes = (names,) if axis is None else (names, axis)
+    which = Axis("neuron", tuple(f"{layer}.{neuron}" for layer, neuron in chosen))
+    axes = (which,) if axis is None else (which, axis)
     about = f"{direction.capitalize()}: single MLP neurons' outputs exchanged between the runs."
-    job = _Job(_name(direction, f"neurons.{by}"), about, axes, pairs.labels)
+    job = _Job(names.patching("neurons", by, direction), about, axes, pairs.labels)
     return job.run(model, sides.base, sides.source, cells, contrast, budget, progress, watch)
 
 
@@ -270,7 +271,7 @@ def subspace(
     cells = [replace(cell, subspace=basis) for cell in cells]
     about = f"{direction.capitalize()}: {site.value} exchanged between the runs along "
     about += f"{basis.shape[1]} of {basis.shape[0]} directions."
-    name = _name(direction, f"subspace.{site.value}.{by}")
+    name = names.patching(f"subspace.{site.value}", by, direction)
     job = _Job(name, about, axes, pairs.labels)
     return job.run(model, sides.base, sides.source, cells, contrast, budget, progress, watch)
 
@@ -313,7 +314,7 @@ def ablate(
     """
     site = Site(site)
     by = _by(site, by)
-    name = f"ablation.{kind}.{site.value}.{by}"
+    name = names.ablation(kind, site.value, by)
     source: Values | Tokens
     sides = Sides(tokens, tokens, roles, roles, ("", ""))
     if kind == "resample":
@@ -388,10 +389,6 @@ def _by(site: Site, by: By | None) -> By:
     if by is not None:
         return by
     return "all" if {"head", "kv_head"} & set(site.axes) else "position"
-
-
-def _name(direction: Direction, what: str) -> str:
-    return f"patching.{what}" if direction == "denoising" else f"patching.noising.{what}"
 
 
 def _places(by: By, sides: Sides) -> tuple[Axis | None, list[Place]]:

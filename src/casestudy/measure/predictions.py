@@ -23,6 +23,7 @@ from casestudy.model.notices import Notice
 from casestudy.model.sites import Site
 from casestudy.model.token import AnswerLike, Token
 from casestudy.model.tokens import Tokens
+from casestudy.results import names
 from casestudy.results.result import Grid, Result, Table
 
 TOP_K = 20
@@ -54,7 +55,7 @@ def top_tokens(
     probs = _probabilities(logits).gather(1, best.indices)
     ids = best.indices.flatten().tolist()
     return Table(
-        "predictions",
+        names.PREDICTIONS,
         {
             "prompt": [i for i in labels for _ in range(top_k)],
             "rank": list(range(top_k)) * len(labels),
@@ -140,7 +141,7 @@ def measure_predictions(batch: Batch) -> list[Result]:
         _answers(batch),
         _passed_over(batch),
         Grid(
-            "logit_difference",
+            names.LOGIT_DIFFERENCE,
             torch.stack([c.value(batch.logits) for c in batch.contrasts]).cpu().numpy(),
             (batch.contrast_axis, batch.prompt_axis),
             "logits",
@@ -164,13 +165,15 @@ def _answers(batch: Batch) -> Table:
             values = (label, form, token.label, id, rank, float(logit), float(probs[row, id]))
             for name, value in zip(columns, values, strict=True):
                 columns[name].append(value)
-    return Table("answers", columns, "Each prompt's answer and counterparts; rank 0 is the first.")
+    return Table(
+        names.ANSWERS, columns, "Each prompt's answer and counterparts; rank 0 is the first."
+    )
 
 
 def _passed_over(batch: Batch) -> Table:
     passed = batch.answers.passed_over
     return Table(
-        "passed_over",
+        names.PASSED_OVER,
         {
             "prompt": [batch.index[p.prompt] for p in passed],
             "candidate": [p.candidate.label for p in passed],

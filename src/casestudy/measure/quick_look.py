@@ -30,6 +30,7 @@ from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site, check_layer
 from casestudy.model.token import Token
+from casestudy.results import names
 from casestudy.results.result import Axis, Grid, Table
 
 CONTRAST = "answer against counterpart"
@@ -99,7 +100,7 @@ def probe(
     batch = Batch(model, tuple(index), prompts, tokens, trace, none, ())
     (classes,) = measure_class_mass(batch)
     assert isinstance(classes, Grid)
-    grids = {f"attention.{i}": _from_last(batch, i) for i in index}
+    grids = {names.attention_from(i): _from_last(batch, i) for i in index}
     chosen: tuple[Token | None, Token | None] = (None, None)
     problem = None
     try:
@@ -166,7 +167,7 @@ def weighed(
     Cost: none where both are given, otherwise a forward pass.
     Raises: BehaviourError, TokenError where two tokens cannot be weighed; PromptError as `probe`.
     """
-    predicted = Table("predictions", {"prompt": [], "id": []})
+    predicted = Table(names.PREDICTIONS, {"prompt": [], "id": []})
     if answer is None or counterpart is None:
         predicted = predictions(model, text)
     pair = choose_pair(model, text, predicted, answer, counterpart)
@@ -191,7 +192,7 @@ def _contrasted(batch: Batch) -> dict[str, Grid]:
     """What is measured of a contrast, by name."""
     logits = torch.stack([c.value(batch.logits) for c in batch.contrasts]).cpu().numpy()
     difference = Grid(
-        "logit_difference",
+        names.LOGIT_DIFFERENCE,
         logits,
         (batch.contrast_axis, batch.prompt_axis),
         "logits",
@@ -206,7 +207,7 @@ def _from_last(batch: Batch, prompt: int) -> Grid:
     config = batch.model.config
     labels = position_labels(batch.model, batch.tokens[[prompt]])
     return Grid(
-        f"attention.{prompt}",
+        names.attention_from(prompt),
         last_rows(batch)[:, prompt, :, : len(labels)].float().cpu().numpy(),
         (
             Axis.count("layer", config.n_layers),
@@ -232,7 +233,7 @@ def head_pattern(model: Model, prompt: str, layer: int, head: int) -> Grid:
     trace = run(model, tokens, keep=[Site.PATTERN.at(layers=layer)])
     labels = position_labels(model, tokens)
     return Grid(
-        f"pattern.{layer}.{head}",
+        names.pattern_of(f"{layer}.{head}"),
         trace[Site.PATTERN, layer][0, head].float().cpu().numpy(),
         (Axis("query_pos", labels), Axis("key_pos", labels)),
         "share",

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from casestudy.errors import MeasureError
+from casestudy.results.names import BY_ROLE
 from casestudy.results.result import Array, Axis, Grid
 
 
@@ -57,7 +58,7 @@ def by_role(
     axes = (*grid.axes[:dim], Axis("role", tuple(names)), *grid.axes[dim + 1 :])
     return replace(
         grid,
-        name=f"{grid.name}.by_role",
+        name=grid.name + BY_ROLE,
         values=out,
         axes=axes,
         lower=None,

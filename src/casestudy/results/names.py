@@ -1,7 +1,220 @@
-"""What are results and their terms called, where several rooms have to agree? No torch here."""
+"""What are results and their terms called, where several rooms have to agree? No torch here.
+
+A study keeps each grid and table in a file of its name, and reports, comparisons and findings look
+it up there: a name that was released stays as it is. Each is given with its axes and unit (grids)
+or with what a row is (tables); `prompt` is an axis of every grid unless a mean was taken over it.
+"""
 
 from __future__ import annotations
 
+# Every study.
+
+PROMPTS = "prompts"
+"""A row per prompt: its text, tokens, roles, groups, and why it was left out if it was."""
+PASSED_OVER = "passed_over"
+"""A row per prompt that measurements left out, with the reason."""
+CHUNKS = "chunks"
+"""A row per chunk of prompts: how many, and the seconds each took."""
+GROUP_TESTS = "group_tests"
+"""A row per contrast and pair of groups: the difference of their means, with its test."""
+
+# What the model predicts.
+
+PREDICTIONS = "predictions"
+"""A row per prompt and rank: a most probable next token, its probability and logit."""
+ANSWERS = "answers"
+"""A row per prompt and form (answer or counterpart): its token, probability, rank and logit."""
+LOGIT_DIFFERENCE = "logit_difference"
+"""(contrast, prompt), logits."""
+CLASS_MASS = "class_mass"
+"""(class, prompt), probability of the next token summed over a class of tokens."""
+CASE_BY_SPACE = "case_by_space"
+"""(effect, prompt), logits: of the case, of the leading space, and of both together."""
+CONTROLS = "controls"
+"""A row per prompt and control: which token the control is."""
+CONTROL_LOGITS = "controls.logits"
+"""(contrast, control, prompt), logits: the same contrast between tokens of no interest."""
+
+
+def answer(what: str) -> str:
+    """(prompt): the "probability" or "rank" of each prompt's answer, or whether it is "top-1"."""
+    return f"answer.{what}"
+
+
+# Direct contributions.
+
+LEDGER = "ledger"
+"""(contrast, term, prompt), logits; the terms sum to the logit difference."""
+LEDGER_CHECK = "ledger.check"
+"""(contrast, quantity, prompt), logits: the sum of the terms beside the logit difference."""
+LENS = "lens"
+"""(contrast, depth, prompt), logits; the final norm's scale frozen at its traced value."""
+LENS_OWN_NORM = "lens.own_norm"
+"""(contrast, depth, prompt), logits; each depth with the norm's scale of its own, b_U included."""
+LENS_TOP = "lens.top"
+"""A row per example prompt, depth, position and rank: a token that the logit lens predicts."""
+HEAD_SHARES = "attribution.head"
+"""(contrast, layer, head, prompt), logits; the last head is the layer's biases."""
+MLP_SHARES = "attribution.mlp"
+"""(contrast, layer, part, prompt), logits: all neurons together, and the biases."""
+NEURON_SHARES = "attribution.neuron"
+"""A row per contrast and rank: a neuron with one of the largest means, in logits. In a finding or a
+function of one layer, a grid (contrast, neuron, prompt)."""
+NEURON_SUMS, NEURON_COUNTS = "attribution.neuron.sums", "attribution.neuron.n"
+"""What a study's chunks hold of the neurons: too many to keep one by one for every prompt."""
+
+# Attention.
+
+ATTENTION_LAST = "attention.last"
+"""(layer, head, role, prompt), share of the attention from the last token."""
+ATTENTION_TOKENS = "attention.tokens"
+"""A row per prompt, head and position that gets a share of the attention worth naming."""
+ATTENTION_ENTROPY = "attention.entropy"
+"""(layer, head, prompt), nats: how spread the attention from the last token is."""
+ATTENTION_SCORE = "attention_score"
+"""(query_component, key_component), attention score before the softmax; of one head and prompt."""
+PATTERN = "pattern"
+"""(layer, head, query_pos, key_pos), share of the query's attention; of one prompt."""
+HEAD_PROFILE = "head_profile"
+"""(score, layer, head): scores that tell kinds of heads apart; no prompts of the behaviour."""
+
+
+def attention_from(source: object) -> str:
+    """(layer, head, role or key_pos, prompt), share of attention from a role or of one prompt."""
+    return f"attention.{source}"
+
+
+def pattern_of(prompt: object) -> str:
+    """`PATTERN` of one prompt, by its number."""
+    return f"{PATTERNS}{prompt}"
+
+
+PATTERNS = f"{PATTERN}."
+"""What the names by `pattern_of` begin with."""
+
+# Causal effects.
+
+COUNTERFACTUALS = "counterfactuals"
+"""A row per family of minimal edits: how many prompts it fits, and how often it reverses them."""
+PATCHING = "patching."
+"""What the names of patch grids begin with: "patching.resid_pre.role", "patching.noising.z.all"."""
+NOISING = "noising."
+"""What follows where corrupted activations were put into the clean run."""
+
+
+def patching(what: str, by: str, direction: str = "denoising") -> str:
+    """(layer, head or place), share of the difference between the runs (1 is the other run).
+
+    Args:
+        what: the site, or "neurons".
+        by: "role", "position", "all" or "last".
+        direction: "denoising" or "noising".
+    """
+    return f"{PATCHING}{NOISING if direction == 'noising' else ''}{what}.{by}"
+
+
+def ablation(kind: str, site: str, by: str) -> str:
+    """(layer, head or place), logits that an ablation changes the contrast by."""
+    return f"{ABLATION}{kind}.{site}.{by}"
+
+
+ABLATION = "ablation."
+"""What the names of ablation grids begin with."""
+
+
+def paths(mode: str, receiver: str, direction: str = "denoising") -> str:
+    """(sender), share of the difference between the runs that goes along a sender's paths."""
+    kind = "paths" if direction == "denoising" else "paths.noising"
+    return f"{kind}.{mode}.{receiver.replace(' ', '_')}"
+
+
+# The circuit's card.
+
+CIRCUIT = "circuit."
+"""What the names of a circuit's results begin with."""
+CIRCUIT_SUMMARY = "circuit.summary"
+"""A row per figure of the evidence: its value, interval, pairs and note."""
+CIRCUIT_FAITHFULNESS = "circuit.faithfulness"
+"""(method, proportion of edges), share of the difference that circuits of that size carry."""
+CIRCUIT_SIZES = "circuit.sizes"
+"""(method, proportion of edges), edges left after pruning."""
+CIRCUIT_CURVE = "circuit.curve"
+"""(proportion of edges), share of the difference; of one method."""
+CIRCUIT_EDGES = "circuit.edges"
+"""A row per edge of the circuit, strongest first: its score and exact effect, in the metric's
+unit."""
+CIRCUIT_NODES = "circuit.nodes"
+"""A row per node of the circuit: its score, and the circuit's faithfulness without it."""
+
+# What is made of a grid, and stored beside it.
+
+MEAN = ".mean"
+BY_GROUP = ".by_group"
+BY_ROLE = ".by_role"
+RANKING = ".ranking"
+EFFECT = ".effect"
+RAW = ".raw"
+BASELINES = ".baselines.raw"
+KNOWN = ".known.raw"
+
+
+def mean(name: str) -> str:
+    """The grid without the axis prompt: means with n and intervals."""
+    return name + MEAN
+
+
+def by_group(name: str) -> str:
+    """Means over the prompts of each group, along a first axis `group`."""
+    return name + BY_GROUP
+
+
+def by_role(name: str) -> str:
+    """The grid with its positions averaged, or summed, by role: an axis `role` instead of `pos`."""
+    return name + BY_ROLE
+
+
+def ranking(name: str) -> str:
+    """A row per head: its rank by mean, and how stable that is under resampling of the prompts."""
+    return name + RANKING
+
+
+def effect(name: str) -> str:
+    """Of a patch grid: the mean change of the contrast, in logits, instead of the share."""
+    return name + EFFECT
+
+
+def raw(name: str) -> str:
+    """Of a patch grid: every prompt's contrast in the patched run."""
+    return name + RAW
+
+
+def baselines(name: str) -> str:
+    """Of a patch grid: (run, prompt), every prompt's contrast in the runs themselves."""
+    return name + BASELINES
+
+
+def known(name: str) -> str:
+    """Of a patch grid: 1 where a patch changes nothing by construction and was not computed."""
+    return name + KNOWN
+
+
+# Terms of the ledger; attention and MLP layers are spelled as in `casestudy.results.components`.
+
+EMBED, POS_EMBED = "embed", "pos_embed"
+"""The token's embedding, and the position's where the model adds one."""
 B_U = "final norm bias (b_U)"
 """The ledger's term of the final norm's bias through the unembedding, which a projection of the
 residual stream leaves out."""
+UNEMBEDDING_BIAS = "unembedding bias"
+"""A bias of the unembedding itself, which few models have."""
+SOFT_CAP = "soft cap"
+"""What capping the logits takes from the contrast, or gives to it."""
+ENTROPY = "entropy term"
+"""H(p(·|A)) - H(p(·|B)) of a class contrast; no other contrast has this term."""
+
+# Other labels of axes.
+
+BIAS = "bias"
+"""The last place of an axis of heads, neurons or components: what the biases alone give."""
+LOGITS = "logits"
+"""The lens's last depth: the logit difference itself, with b_U."""

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casestudy.errors import MeasureError
+from casestudy.results import names
 from casestudy.results.result import Array, Axis, Grid, Table
 
 BOOTSTRAP_FROM = 10
@@ -186,7 +187,7 @@ def mean_grid(grid: Grid, interval: tuple[Array, Array, Array, NDArray[np.int64]
     shape = tuple(len(axis) for axis in axes)
     mean, lower, upper, n = (part.reshape(shape) for part in interval)
     return replace(
-        grid, name=f"{grid.name}.mean", values=mean, lower=lower, upper=upper, n=n, axes=axes
+        grid, name=names.mean(grid.name), values=mean, lower=lower, upper=upper, n=n, axes=axes
     )
 
 
@@ -394,7 +395,7 @@ def compare_groups(
             rows.append((first, second, test))
     p = _holm([test.p for _, _, test in rows])
     return Table(
-        "group_tests",
+        names.GROUP_TESTS,
         {
             "contrast": [contrast] * len(rows),
             "group": [first for first, _, _ in rows],
@@ -445,7 +446,7 @@ def ranking(grid: Grid, sums: Sums, *, contrast: str, top: int = 10, seed: int =
     if _names(rest) == ["head", "layer"]:
         index = index.T
     layers = _labels(rest, "layer")
-    names = [(layer, _labels(rest, "head")[head]) for layer in layers for head in heads]
+    at = [(layer, _labels(rest, "head")[head]) for layer in layers for head in heads]
     cells = index.reshape(-1)
     used = sums.counts[:, cells].any(1)
     total, counts = sums.sums[np.ix_(used, cells)], sums.counts[np.ix_(used, cells)]
@@ -458,12 +459,12 @@ def ranking(grid: Grid, sums: Sums, *, contrast: str, top: int = 10, seed: int =
         places = _places_by_size(total, counts, seed)
         low, high = np.quantile(places, (0.025, 0.975), axis=0, method="nearest")
         for rank, i in enumerate(order.tolist()):
-            row = (*names[i], float(mean[i]), rank, float((places[:, i] < top).mean()))
+            row = (*at[i], float(mean[i]), rank, float((places[:, i] < top).mean()))
             row += (int(low[i]), int(high[i]), int(counts[:, i].sum()))
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
     return Table(
-        f"{grid.name}.ranking",
+        names.ranking(grid.name),
         columns,
         f"Heads by the size of their mean share ({contrast}): how often each is among the first "
         f"{top} when documents (or prompts) are resampled, and the 95 % interval of its rank. "

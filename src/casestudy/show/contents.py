@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from casestudy.results import names
 from casestudy.show.blocks import Part, Topic
 from casestudy.show.sections import (
     attention,
@@ -28,12 +29,12 @@ ARGUMENT: Sequence[Topic] = (
             Part(
                 "predictions and answers",
                 predictions.prompts_table,
-                ("prompts", "predictions", "answers"),
+                (names.PROMPTS, names.PREDICTIONS, names.ANSWERS),
             ),
             Part(
                 "probability by class of token",
                 predictions.class_mass,
-                ("class_mass.mean", "class_mass.by_group"),
+                (names.mean(names.CLASS_MASS), names.by_group(names.CLASS_MASS)),
             ),
         ],
     ),
@@ -44,18 +45,20 @@ ARGUMENT: Sequence[Topic] = (
             Part(
                 "logit differences",
                 contrast.differences,
-                ("logit_difference", "logit_difference.mean"),
+                (names.LOGIT_DIFFERENCE, names.mean(names.LOGIT_DIFFERENCE)),
             ),
             Part(
                 "logit differences by group of prompts",
                 contrast.by_group,
-                ("logit_difference.by_group", "group_tests"),
+                (names.by_group(names.LOGIT_DIFFERENCE), names.GROUP_TESTS),
             ),
-            Part("case and space apart", contrast.case_by_space, ("case_by_space.mean",)),
+            Part(
+                "case and space apart", contrast.case_by_space, (names.mean(names.CASE_BY_SPACE),)
+            ),
             Part(
                 "controls",
                 contrast.controls,
-                ("controls", "controls.logits", "controls.logits.mean"),
+                (names.CONTROLS, names.CONTROL_LOGITS, names.mean(names.CONTROL_LOGITS)),
             ),
         ],
     ),
@@ -63,26 +66,35 @@ ARGUMENT: Sequence[Topic] = (
         "who",
         "Who writes it? Direct contributions",
         [
-            Part("the ledger", ledger.ledger_mean, ("ledger", "ledger.mean", "ledger.check")),
+            Part(
+                "the ledger",
+                ledger.ledger_mean,
+                (names.LEDGER, names.mean(names.LEDGER), names.LEDGER_CHECK),
+            ),
             Part(
                 "the difference by depth (logit lens)",
                 ledger.lens,
-                ("lens", "lens.mean", "lens.own_norm", "lens.own_norm.mean"),
+                (
+                    names.LENS,
+                    names.mean(names.LENS),
+                    names.LENS_OWN_NORM,
+                    names.mean(names.LENS_OWN_NORM),
+                ),
             ),
             Part(
                 "the share of each head",
                 ledger.heads,
                 (
-                    *("attribution.head", "attribution.head.mean"),
-                    *("attribution.mlp", "attribution.mlp.mean"),
+                    *(names.HEAD_SHARES, names.mean(names.HEAD_SHARES)),
+                    *(names.MLP_SHARES, names.mean(names.MLP_SHARES)),
                 ),
             ),
             Part(
                 "the order of the heads under resampling",
                 ledger.ranking,
-                ("attribution.head.ranking",),
+                (names.ranking(names.HEAD_SHARES),),
             ),
-            Part("the share of each neuron", ledger.neurons, ("attribution.neuron",)),
+            Part("the share of each neuron", ledger.neurons, (names.NEURON_SHARES,)),
         ],
     ),
     Topic(
@@ -93,29 +105,36 @@ ARGUMENT: Sequence[Topic] = (
                 "where heads look",
                 attention.attention,
                 (
-                    *("attention.last", "attention.last.mean", "attention.tokens", "pattern.*"),
-                    *("attention.entropy", "attention.entropy.mean"),
+                    *(
+                        names.ATTENTION_LAST,
+                        names.mean(names.ATTENTION_LAST),
+                        names.ATTENTION_TOKENS,
+                        f"{names.PATTERNS}*",
+                    ),
+                    *(names.ATTENTION_ENTROPY, names.mean(names.ATTENTION_ENTROPY)),
                 ),
             ),
-            Part("what kind of heads these are", attention.profiles, ("head_profile",)),
+            Part("what kind of heads these are", attention.profiles, (names.HEAD_PROFILE,)),
         ],
     ),
     Topic(
         "causal",
         "Is it causal? Counterfactuals and patching",
         [
-            Part("counterfactual prompts", patching.counterfactuals, ("counterfactuals",)),
-            Part("patching", patching.patching, ("patching.*",)),
+            Part("counterfactual prompts", patching.counterfactuals, (names.COUNTERFACTUALS,)),
+            Part("patching", patching.patching, (f"{names.PATCHING}*",)),
         ],
     ),
     Topic(
         "circuit",
         "What is the circuit? Faithfulness and edges",
         [
-            Part("a circuit’s evidence", circuit.verdict, ("circuit.summary",)),
-            Part("the faithfulness of circuits", circuit.faithfulness, ("circuit.faithfulness",)),
-            Part("the edges of a circuit", circuit.edges, ("circuit.edges",)),
-            Part("the parts of a circuit", circuit.nodes, ("circuit.nodes",)),
+            Part("a circuit’s evidence", circuit.verdict, (names.CIRCUIT_SUMMARY,)),
+            Part(
+                "the faithfulness of circuits", circuit.faithfulness, (names.CIRCUIT_FAITHFULNESS,)
+            ),
+            Part("the edges of a circuit", circuit.edges, (names.CIRCUIT_EDGES,)),
+            Part("the parts of a circuit", circuit.nodes, (names.CIRCUIT_NODES,)),
         ],
     ),
     Topic(
@@ -124,20 +143,20 @@ ARGUMENT: Sequence[Topic] = (
         [
             Part("checks", checks.checks),
             Part("notices", checks.notices),
-            Part("exclusions", checks.exclusions, ("prompts", "passed_over")),
+            Part("exclusions", checks.exclusions, (names.PROMPTS, names.PASSED_OVER)),
         ],
     ),
 )
 """The questions in their order, the measurements that answer each, and what these show."""
 
 PROMPTS = Topic(
-    "prompts",
+    names.PROMPTS,
     "Prompt by prompt",
     [
         Part(
             "prompts one by one",
             prompts.one_by_one,
-            ("prompts", "predictions", "answers", "lens.top"),
+            (names.PROMPTS, names.PREDICTIONS, names.ANSWERS, names.LENS_TOP),
         )
     ],
 )

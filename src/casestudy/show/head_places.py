@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from casestudy.results import names
 from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import visible
 
@@ -101,7 +102,7 @@ def head_places(study: StoredStudy) -> dict[tuple[str, str], HeadPlaces]:
 
     Raises: Missing where the study holds neither shares of tokens nor whole patterns.
     """
-    cells = list(_listed(study) if "attention.tokens" in study.tables else _whole(study))
+    cells = list(_listed(study) if names.ATTENTION_TOKENS in study.tables else _whole(study))
     if not cells:
         raise Missing("the study holds no attention to tokens")
     prompts = {cell[0] for cell in cells}
@@ -128,9 +129,9 @@ def _places(cells: Sequence[Cell], n: int) -> HeadPlaces:
 
 
 def _listed(study: StoredStudy) -> Iterator[Cell]:
-    names = ("prompt", "layer", "head", "pos", "token", "role", "share")
-    table = study.table("attention.tokens", *names)
-    for cell in zip(*(table.columns[name] for name in names), strict=True):
+    columns = ("prompt", "layer", "head", "pos", "token", "role", "share")
+    table = study.table(names.ATTENTION_TOKENS, *columns)
+    for cell in zip(*(table.columns[name] for name in columns), strict=True):
         prompt, layer, head, pos, token, role, share = cell
         yield str(prompt), str(layer), str(head), int(pos), str(token), str(role), float(share)
 
@@ -138,7 +139,7 @@ def _listed(study: StoredStudy) -> Iterator[Cell]:
 def _whole(study: StoredStudy) -> Iterator[Cell]:
     """The last rows of the whole patterns."""
     for name in sorted(study.grids):
-        if not name.startswith("pattern."):
+        if not name.startswith(names.PATTERNS):
             continue
         grid = study.grid(name, "layer", "head", "query_pos", "key_pos")
         last = np.asarray(grid.values[:, :, -1], dtype=float)
@@ -147,6 +148,6 @@ def _whole(study: StoredStudy) -> Iterator[Cell]:
         for i, j, pos in np.argwhere(np.nan_to_num(last) >= LEAST_SHARE).tolist():
             role = "last token" if pos == len(tokens) - 1 else ""
             yield (
-                *(name.removeprefix("pattern."), layers[i], heads[j], pos, tokens[pos], role),
+                *(name.removeprefix(names.PATTERNS), layers[i], heads[j], pos, tokens[pos], role),
                 float(last[i, j, pos]),
             )

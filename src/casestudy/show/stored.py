@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from casestudy.errors import CasestudyError, StudyError
+from casestudy.results import names
 from casestudy.results.result import Array, Grid, Table
 from casestudy.show.text import clean
 from casestudy.study.store import FORMAT, Store, read_results, read_table
@@ -111,7 +112,7 @@ class StoredStudy:
 
     def main_prompts(self, labels: Sequence[str]) -> list[int]:
         """The places of the prompts that count for the headline means; all where none are named."""
-        table = self.tables.get("prompts")
+        table = self.tables.get(names.PROMPTS)
         columns = table.columns if table is not None else {}
         behaviour = self.manifest.get("behaviour")
         main = behaviour.get("main") if isinstance(behaviour, Mapping) else None
@@ -127,7 +128,12 @@ class StoredStudy:
     @property
     def contrasts(self) -> tuple[str, ...]:
         """The contrasts' names, the main one first."""
-        for name in ("logit_difference", "logit_difference.mean", "ledger.mean", "ledger"):
+        for name in (
+            names.LOGIT_DIFFERENCE,
+            names.mean(names.LOGIT_DIFFERENCE),
+            names.mean(names.LEDGER),
+            names.LEDGER,
+        ):
             grid = self.grids.get(name)
             if grid is not None and any(axis.name == "contrast" for axis in grid.axes):
                 return grid.axis("contrast").labels

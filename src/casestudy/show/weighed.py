@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from casestudy.results import names
 from casestudy.show.stored import StoredStudy
 from casestudy.show.text import chip, clean, count, listing, visible
 
@@ -120,7 +121,7 @@ def _classes(study: StoredStudy, contrast: str) -> Weighed | None:
 
 def _tokens(study: StoredStudy, form: str) -> list[str]:
     """The main prompts' tokens of one form, in order."""
-    table = study.tables.get("answers")
+    table = study.tables.get(names.ANSWERS)
     if table is None or not {"prompt", "form", "token"} <= set(table.columns):
         return []
     rows = [row for row in table.rows() if row["form"] == form]

@@ -37,6 +37,7 @@ from casestudy.measure.patching import (
     patch,
     top_neurons,
 )
+from casestudy.results import names
 from casestudy.study.stage import Stage, Subject
 
 NAME = "patching"
@@ -78,7 +79,7 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
         store.say_not_measured("causal effects", f"{edits} fits these prompts")
 
     def has(task: _Task) -> bool:
-        return store.has_grid(f"{task.name}.known.raw")  # the last that is written of a grid
+        return store.has_grid(names.known(task.name))  # the last that is written of a grid
 
     def run(missing: Sequence[_Task]) -> Generator[tuple[_Task, Patched], None, None]:
         for task in missing:
@@ -200,8 +201,7 @@ class _Side:
                 )
             )
 
-        side = "" if direction == "denoising" else f"{direction}."
-        return _Task(f"patching.{side}{site}.{by}", self.family, make)
+        return _Task(names.patching(site, by, direction), self.family, make)
 
     def neurons(self) -> _Task:
         """The neurons that attribution puts first, one by one."""
@@ -211,7 +211,7 @@ class _Side:
             on = (self.model, self.pairs, self.contrast)
             return self._told(neurons(*on, chosen, budget=budget, progress=tell))
 
-        return _Task("patching.neurons.all", self.family, make)
+        return _Task(names.patching("neurons", "all"), self.family, make)
 
     def _told(self, patched: Patched) -> Patched:
         raw = replace(patched.raw, about=f"{patched.raw.about} {self.said}")

@@ -18,6 +18,7 @@ import torch
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.model.model import Model
+from casestudy.results import names
 from casestudy.results.result import Result, Table
 
 Done = tuple[int, list[Result]]
@@ -103,7 +104,7 @@ def left_out(behaviour: Behaviour, errors: Mapping[int, str]) -> Table:
     columns: dict[str, list[Any]] = {name: [] for name in PROMPT_COLUMNS}
     for index, why in errors.items():
         _add_prompt(columns, index, behaviour.prompts[index], [], [], why)
-    return Table("prompts", columns)
+    return Table(names.PROMPTS, columns)
 
 
 def _prompts(batch: Batch) -> Table:
@@ -114,12 +115,12 @@ def _prompts(batch: Batch) -> Table:
     ):
         why = batch.answers.errors.get(row)
         _add_prompt(columns, index, prompt, labels(ids), ids, why)
-    return Table("prompts", columns, "The prompts as the model reads them.")
+    return Table(names.PROMPTS, columns, "The prompts as the model reads them.")
 
 
 def _cost(batch: Batch, seconds: float) -> Table:
     return Table(
-        "chunks",
+        names.CHUNKS,
         {
             "first_prompt": [batch.index[0]],
             "prompts": [len(batch.index)],

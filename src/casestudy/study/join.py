@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Measurement
 from casestudy.errors import StudyError
+from casestudy.results import names
 from casestudy.results.result import Array, Axis, Grid, Result, Table, worst_error
 from casestudy.results.stats import Sums, compare_groups, mean_grid, ranking, units_of
 from casestudy.study.store import TABLE_ROWS, Store, merge_grids
@@ -31,9 +32,9 @@ GROUP_CELLS = 20_000
 """Means by group are kept for at most so many numbers (groups times cells of a prompt)."""
 
 COMPARED_GROUPS = 20
-_CHECKS = ("ledger.check",)
+_CHECKS = (names.LEDGER_CHECK,)
 """Per-prompt grids whose mean would mean nothing."""
-_RANKED = ("attribution.head",)
+_RANKED = (names.HEAD_SHARES,)
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def _by_group(frame: Grid, by_group: dict[str, Sums]) -> Grid:
 
     return replace(
         means[0],
-        name=f"{frame.name}.by_group",
+        name=names.by_group(frame.name),
         axes=(Axis("group", tuple(by_group)), *means[0].axes),
         about=f"{frame.about} Mean by group of prompts; a prompt may be in several.".strip(),
         values=stacked("values"),

@@ -36,6 +36,7 @@ from casestudy.measure.lens import LENS
 from casestudy.measure.predictions import PREDICTIONS
 from casestudy.model.loading import load
 from casestudy.model.model import Model
+from casestudy.results import names
 from casestudy.results.result import Grid, Result, Table
 from casestudy.study import causal, circuit, measuring
 from casestudy.study.executors import threads_set
@@ -109,7 +110,7 @@ class Study:
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of the mean ledger; for another result, `study[name].plot()`."""
-        return self.grids["ledger.mean"].plot(**options)
+        return self.grids[names.mean(names.LEDGER)].plot(**options)
 
     def _repr_html_(self) -> str:
         about = self.manifest["behaviour"]
@@ -117,7 +118,7 @@ class Study:
             "study.html",
             f"{about['name']} on {self.manifest['model']['name']}",
             about["n_prompts"],
-            self.grids.get("ledger.mean"),
+            self.grids.get(names.mean(names.LEDGER)),
             sorted({*self.grids, *self.tables}),
             str(self.store.folder),
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.results import names
 from casestudy.results.result import Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Figure, paragraph
@@ -110,7 +111,7 @@ def _outcome(found: Probe, page_state: PageState) -> Markup:
     """The difference in a sentence, for both prompts."""
     if found.problem is not None:
         return problem(found.problem)
-    (values,) = found.grids["logit_difference"].values.tolist()
+    (values,) = found.grids[names.LOGIT_DIFFERENCE].values.tolist()
     words = paragraph(
         'After {}, {} has <b class="figure">{}</b> logits on {}.',
         VIEWS["clean"] if len(values) > 1 else "this prompt",
@@ -179,7 +180,9 @@ def _classes(grid: Grid, page_state: PageState) -> Figure:
 
 
 def _ledger(found: Probe, page_state: PageState) -> Figure:
-    ledger, check = (_viewed(found.grids[name], page_state) for name in ("ledger", "ledger.check"))
+    ledger, check = (
+        _viewed(found.grids[name], page_state) for name in (names.LEDGER, names.LEDGER_CHECK)
+    )
     figure = ledger_figure(
         ledger,
         check,
@@ -191,12 +194,14 @@ def _ledger(found: Probe, page_state: PageState) -> Figure:
 
 
 def _lens(found: Probe, page_state: PageState) -> Figure:
-    frozen, own = (_viewed(found.grids[name], page_state) for name in ("lens", "lens.own_norm"))
+    frozen, own = (
+        _viewed(found.grids[name], page_state) for name in (names.LENS, names.LENS_OWN_NORM)
+    )
     return _unstored(lens_figure(frozen, own, height=200))
 
 
 def _heads(found: Probe, page_state: PageState) -> Figure:
-    shares = _viewed(found.grids["attribution.head"], page_state)
+    shares = _viewed(found.grids[names.HEAD_SHARES], page_state)
     return _unstored(heads_figure(shares, opens=True))
 
 
@@ -206,8 +211,8 @@ def _unstored(figure: Figure) -> Figure:
 
 
 def _attention(found: Probe, page_state: PageState) -> Figure:
-    grid = found.grids[f"attention.{page_state.row}"]
-    top = largest_heads(_viewed(found.grids["attribution.head"], page_state), TOP_HEADS)
+    grid = found.grids[names.attention_from(page_state.row)]
+    top = largest_heads(_viewed(found.grids[names.HEAD_SHARES], page_state), TOP_HEADS)
     values = np.stack([grid.select(layer=a, head=b).values for a, b in top])
     rows = [f"{a}.{b}" for a, b in top]
     every = grid.axis("key_pos").labels

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.results import names
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, paragraph
 from casestudy.show.head_places import HeadPlaces, Place, head_places
@@ -176,11 +177,12 @@ def _left_out(study: StoredStudy) -> list[Block]:
     if not left_out:
         return []
     several = len(left_out) > 1
+    numbers = listing([name.removeprefix(names.PATTERNS) for name in left_out])
     return [
         Markup('<p class="notice" role="note">{}</p>').format(
             f"The attention patterns of {count(len(left_out), 'prompt')} "
-            f"({listing([name.removeprefix('pattern.') for name in left_out])}) are not on this "
-            f"page, which holds at most {MOST_PATTERN_BYTES / 1e6:g} MB of them: "
+            f"({numbers}) are not on this page, which holds at most "
+            f"{MOST_PATTERN_BYTES / 1e6:g} MB of them: "
             + ("those of the other " + count(len(shown), "prompt") + " open. " if shown else "")
             + f"They are in the study’s folder, {'each ' if several else ''}as "
             f"arrays/{'pattern.N' if several else left_out[0]}.safetensors."
@@ -190,7 +192,7 @@ def _left_out(study: StoredStudy) -> list[Block]:
 
 def profiles(study: StoredStudy) -> list[Block]:
     """Scores that tell kinds of heads apart: previous-token, induction, copying, …"""
-    grid = study.grid("head_profile", "score", "layer", "head")
+    grid = study.grid(names.HEAD_PROFILE, "score", "layer", "head")
     layers, heads = grid.axis("layer").labels, grid.axis("head").labels
     blocks: list[Block] = []
     phrases = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.results import names
 from casestudy.show.blocks import Block, Listing, paragraph
 from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import chip, clean, count, number, ordinal, prompt_excerpt
@@ -52,7 +53,7 @@ def _inherited(name: str, study: StoredStudy) -> bool:
     """Whether a grid has its check from another that is listed."""
     base, _, part = name.rpartition(".")
     if part == "raw":
-        return base in study.grids or f"{base}.effect" in study.grids
+        return base in study.grids or names.effect(base) in study.grids
     return part in ("mean", "by_group") or (part == "effect" and base in study.grids)
 
 
@@ -68,7 +69,7 @@ def notices(study: StoredStudy) -> list[Block]:
 def exclusions(study: StoredStudy) -> list[Block]:
     """Prompts left out of the contrasts, and predictions that could not be an answer."""
     blocks: list[Block] = []
-    prompts = study.table("prompts", "prompt", "text").rows()
+    prompts = study.table(names.PROMPTS, "prompt", "text").rows()
     out = [row for row in prompts if row.get("error")]
     blocks.append(
         paragraph(
@@ -93,7 +94,7 @@ def exclusions(study: StoredStudy) -> list[Block]:
                 f"The first 50 of {len(out):,}." if len(out) > 50 else "",
             )
         )
-    passed = study.tables.get("passed_over")
+    passed = study.tables.get(names.PASSED_OVER)
     if passed is not None and passed.columns.get("prompt"):
         rows = passed.rows()
         blocks.append(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.results import names
 from casestudy.results.result import Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of
@@ -24,7 +25,7 @@ FLIPPED = "signs flipped at random"
 
 def verdict(study: StoredStudy) -> list[Block]:
     """What was found, in a sentence, and the figures for and against it."""
-    table = study.table("circuit.summary", "figure", "value", "lower", "upper", "n", "about")
+    table = study.table(names.CIRCUIT_SUMMARY, "figure", "value", "lower", "upper", "n", "about")
     rows = [row for row in table.rows() if isinstance(row["value"], float)]
     if not rows:
         raise Missing("the circuit has no figures")
@@ -68,19 +69,19 @@ class _Verdict:
 
 
 def _judged(study: StoredStudy) -> _Verdict:
-    table = study.table("circuit.summary", "figure", "value", "lower", "upper", "n", "about")
+    table = study.table(names.CIRCUIT_SUMMARY, "figure", "value", "lower", "upper", "n", "about")
     rows = {clean(row["figure"]): row for row in table.rows()}
     size, parts = rows.get("edges"), rows.get("nodes")
-    names = [name for name in rows if name.startswith("faithfulness on") and "," not in name]
-    if size is None or parts is None or not names:
+    judged_on = [name for name in rows if name.startswith("faithfulness on") and "," not in name]
+    if size is None or parts is None or not judged_on:
         raise Missing("the circuit has no figures")
-    judged, zero = rows[names[0]], rows.get(f"{names[0]}, zero ablation")
+    judged, zero = rows[judged_on[0]], rows.get(f"{judged_on[0]}, zero ablation")
     value, lower, upper = (_float(judged[end]) for end in ("value", "lower", "upper"))
     return _Verdict(
         int(size["value"]),
         clean(size["about"]),
         int(parts["value"]),
-        clean(names[0]).removeprefix("faithfulness "),
+        clean(judged_on[0]).removeprefix("faithfulness "),
         Mean(value, lower, upper, int(judged["n"])),
         None if zero is None else _float(zero["value"]),
     )
@@ -130,7 +131,7 @@ def _parts(study: StoredStudy, nodes: int) -> str:
 def _at_size(study: StoredStudy, method: str, share: str) -> float | None:
     """What a method's circuits carry at the measured size nearest to a circuit's."""
     try:
-        grid = study.grid("circuit.faithfulness", "method", "proportion")
+        grid = study.grid(names.CIRCUIT_FAITHFULNESS, "method", "proportion")
     except Missing:
         return None
     if method not in grid.axis("method").labels:
@@ -148,7 +149,7 @@ def _proportion(share: str) -> float:
 
 def _dip(study: StoredStudy, found: _Verdict) -> str:
     """That a larger circuit carries clearly less, where one does: the small one is then a spike."""
-    grid = study.grids.get("circuit.faithfulness")
+    grid = study.grids.get(names.CIRCUIT_FAITHFULNESS)
     if grid is None:
         return ""
     methods = [m for m in grid.axis("method").labels if m not in (RANDOM, FLIPPED)]
@@ -183,7 +184,7 @@ def _weakness(mean: Mean, control: float | None) -> str:
 def faithfulness(study: StoredStudy) -> list[Block]:
     """The share of the behaviour that circuits of growing size carry, against controls, and with
     other ablations."""
-    grid = study.grid("circuit.faithfulness", "method", "proportion")
+    grid = study.grid(names.CIRCUIT_FAITHFULNESS, "method", "proportion")
     if not np.isfinite(grid.values).any():
         raise Missing("no circuit was evaluated")
     methods = grid.axis("method").labels
@@ -237,7 +238,7 @@ def _curves(grid: Grid, title: str) -> Figure:
 
 def nodes(study: StoredStudy) -> list[Block]:
     """What each part of the circuit is worth to it."""
-    table = study.table("circuit.nodes", "node", "faithfulness_without", "minimality")
+    table = study.table(names.CIRCUIT_NODES, "node", "faithfulness_without", "minimality")
     rows = table.rows()
     if not rows:
         raise Missing("the circuit has no node")
@@ -290,7 +291,7 @@ def _share(label: str | None) -> str:
 
 def edges(study: StoredStudy) -> list[Block]:
     """The strongest edges, as a layered graph where their names say where they belong."""
-    table = study.table("circuit.edges")
+    table = study.table(names.CIRCUIT_EDGES)
     rows = table.rows()
     if not rows:
         raise Missing("no edge was scored")

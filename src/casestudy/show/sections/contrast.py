@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.results import names
 from casestudy.results.result import Array, Grid
 from casestudy.show import distribution, marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
@@ -20,8 +21,8 @@ from casestudy.show.wording import NOTHING, Mean, Spread, known, spoken
 
 def differences(study: StoredStudy) -> list[Block]:
     """Every prompt's logit difference, and the means."""
-    grid = study.grid("logit_difference", "contrast", "prompt")
-    means = study.grid("logit_difference.mean", "contrast")
+    grid = study.grid(names.LOGIT_DIFFERENCE, "contrast", "prompt")
+    means = study.grid(names.mean(names.LOGIT_DIFFERENCE), "contrast")
     labels = grid.axis("contrast").labels
     found = {name: Mean.of(means, contrast=name) for name in labels}
     main = found[study.contrast]
@@ -78,9 +79,9 @@ ALWAYS_CAPITAL = frozenset({"I", "I'm", "I'll", "I've", "I'd", "I’m", "I’ll"
 
 def _always_capital(study: StoredStudy, grid: Grid) -> list[Block]:
     """The mean without answers that are a capital anywhere, where the case is what is asked."""
-    if study.contrast != "lowercase" or "answers" not in study.tables:
+    if study.contrast != "lowercase" or names.ANSWERS not in study.tables:
         return []
-    rows = study.table("answers", "prompt", "form", "token").rows()
+    rows = study.table(names.ANSWERS, "prompt", "form", "token").rows()
     always = {
         str(row["prompt"])
         for row in rows
@@ -112,12 +113,12 @@ MOST_GROUPS = 24
 
 def by_group(study: StoredStudy) -> list[Block]:
     """The main contrast by group of prompts, where there are groups."""
-    grid = study.grid("logit_difference", "contrast", "prompt").select(contrast=study.contrast)
+    grid = study.grid(names.LOGIT_DIFFERENCE, "contrast", "prompt").select(contrast=study.contrast)
     members = _groups(study)
     if len(members) < 2:
         raise Missing("the prompts are not in groups")
     place = {label: i for i, label in enumerate(grid.axis("prompt").labels)}
-    stored = study.grid("logit_difference.by_group", "group", "contrast")
+    stored = study.grid(names.by_group(names.LOGIT_DIFFERENCE), "group", "contrast")
     stored = stored.select(contrast=study.contrast)
     known_groups = stored.axis("group").labels
     groups = {
@@ -129,29 +130,31 @@ def by_group(study: StoredStudy) -> list[Block]:
         for name, prompts in members.items()
     }
     largest = sorted(groups, key=lambda name: -len(groups[name].prompts))[:MOST_GROUPS]
-    names = [name for name in groups if name in largest]
+    drawn_groups = [name for name in groups if name in largest]
     drawn = distribution.rows(
         "group",
-        names,
-        [groups[name].values for name in names],
-        [groups[name].mean if groups[name].mean.n > 1 else None for name in names],
+        drawn_groups,
+        [groups[name].values for name in drawn_groups],
+        [groups[name].mean if groups[name].mean.n > 1 else None for name in drawn_groups],
         unit=weighed(study).difference,
-        dots=_dots(grid, {name: groups[name] for name in names}),
+        dots=_dots(grid, {name: groups[name] for name in drawn_groups}),
         row=42,
     )
     phrases = [
         f"{name} {signed(groups[name].mean.value)} ({groups[name].mean.bracket})"
-        for name in names
+        for name in drawn_groups
         if groups[name].mean.n > 1
     ]
     rest = (
-        f" The {len(names)} largest of {len(groups):,} groups." if len(names) < len(groups) else ""
+        f" The {len(drawn_groups)} largest of {len(groups):,} groups."
+        if len(drawn_groups) < len(groups)
+        else ""
     )
     return [
         Figure(
             "The same difference by group of prompts",
             drawn.mark,
-            f"Distribution of the logit difference by group, {len(names)} groups. "
+            f"Distribution of the logit difference by group, {len(drawn_groups)} groups. "
             + "; ".join(phrases),
             drawn.data,
             f"{capital(weighed(study).against_plain)}. {drawn.reading} A prompt may stand in "
@@ -229,7 +232,7 @@ _NUMBERS = (
 def _group_tests(study: StoredStudy) -> list[Block]:
     """Which groups' means differ, after correction for looking at every pair."""
     try:
-        table = study.table("group_tests", "contrast", "group", "other", "difference", "p_holm")
+        table = study.table(names.GROUP_TESTS, "contrast", "group", "other", "difference", "p_holm")
     except Missing:
         return []
     rows = [r for r in table.rows() if r["contrast"] == study.contrast and r["p_holm"] is not None]
@@ -274,7 +277,7 @@ def _group_tests(study: StoredStudy) -> list[Block]:
 
 
 def _groups(study: StoredStudy) -> dict[str, list[str]]:
-    rows = study.table("prompts", "prompt").rows()
+    rows = study.table(names.PROMPTS, "prompt").rows()
     found: dict[str, list[str]] = {}
     for row in rows:
         for name in row.get("groups") or ():
@@ -284,7 +287,7 @@ def _groups(study: StoredStudy) -> dict[str, list[str]]:
 
 def case_by_space(study: StoredStudy) -> list[Block]:
     """The 2 x 2 of case and space: main effects and interaction."""
-    means = study.grid("case_by_space.mean", "effect")
+    means = study.grid(names.mean(names.CASE_BY_SPACE), "effect")
     effects = means.axis("effect").labels
     phrases = []
     for effect in effects:
@@ -318,16 +321,16 @@ CONTROLS = {
 
 def controls(study: StoredStudy) -> list[Block]:
     """What simpler explanations would give, as dots and means."""
-    grid = study.grid("controls.logits", "contrast", "control", "prompt")
-    means = study.grid("controls.logits.mean", "contrast", "control")
+    grid = study.grid(names.CONTROL_LOGITS, "contrast", "control", "prompt")
+    means = study.grid(names.mean(names.CONTROL_LOGITS), "contrast", "control")
     grid, means = grid.select(contrast=study.contrast), means.select(contrast=study.contrast)
-    names = [name for name in grid.axis("control").labels if _applies(study, means, name)]
-    grid, means = grid.take("control", names), means.take("control", names)
-    labels = [CONTROLS.get(name, spoken(name)) for name in names]
-    found = {name: Mean.of(means, control=name) for name in names}
+    kept = [name for name in grid.axis("control").labels if _applies(study, means, name)]
+    grid, means = grid.take("control", kept), means.take("control", kept)
+    labels = [CONTROLS.get(name, spoken(name)) for name in kept]
+    found = {name: Mean.of(means, control=name) for name in kept}
     phrases = [
         f"{label} {signed(found[name].value)} ({found[name].bracket})"
-        for name, label in zip(names, labels, strict=True)
+        for name, label in zip(kept, labels, strict=True)
         if found[name].n and name != "difference"
     ]
     if not phrases:
@@ -366,7 +369,7 @@ def _applies(study: StoredStudy, means: Grid, control: str) -> bool:
 def _copied(study: StoredStudy) -> str:
     """In how many of the main prompts the answer's word already stands."""
     try:
-        table = study.table("controls", "prompt", "copied")
+        table = study.table(names.CONTROLS, "prompt", "copied")
     except Missing:
         return ""
     main = set(study.main_prompts([str(p) for p in table.columns["prompt"]]))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.results import names
 from casestudy.results.names import B_U
 from casestudy.results.result import Array, Axis, Grid
 from casestudy.show import marks
@@ -59,8 +60,8 @@ def _waterfall(
     study: StoredStudy, contrast: str, *, whole: bool = False
 ) -> tuple[Figure, Mean, list[str]]:
     """A contrast's account, its mean and its terms; a long one is grouped unless `whole`."""
-    means = study.grid("ledger.mean", "contrast", "term").select(contrast=contrast)
-    total = Mean.of(study.grid("logit_difference.mean", "contrast"), contrast=contrast)
+    means = study.grid(names.mean(names.LEDGER), "contrast", "term").select(contrast=contrast)
+    total = Mean.of(study.grid(names.mean(names.LOGIT_DIFFERENCE), "contrast"), contrast=contrast)
     means = present(means)
     every = list(means.axis("term").labels)
     if not whole:
@@ -117,7 +118,7 @@ def _ledger_title(is_grouped: bool) -> str:
 def _by_prompt(study: StoredStudy, contrast: str, terms: Sequence[str]) -> Array | None:
     """(term, prompt) values of the main prompts; None where the study has no such ledger."""
     try:
-        grid = study.grid("ledger", "contrast", "term", "prompt").select(contrast=contrast)
+        grid = study.grid(names.LEDGER, "contrast", "term", "prompt").select(contrast=contrast)
         values = grid.take("term", terms).values
     except (Missing, *UNEXPECTED):
         return None
@@ -146,15 +147,15 @@ EMBEDDINGS = "token and position embeddings"
 GROUPS: Mapping[str, Callable[[str], bool]] = {
     "attention layers": lambda term: term.startswith("attn "),
     "MLP layers": lambda term: term.startswith("mlp "),
-    EMBEDDINGS: lambda term: term in ("embed", "pos_embed"),
+    EMBEDDINGS: lambda term: term in (names.EMBED, names.POS_EMBED),
     "the final norm’s bias b_U": lambda term: term == B_U,
-    "other biases": lambda term: term in ("unembedding bias", "soft cap", "entropy term"),
+    "other biases": lambda term: term in (names.UNEMBEDDING_BIAS, names.SOFT_CAP, names.ENTROPY),
 }
 
 
 def group_means(study: StoredStudy) -> dict[str, Mean]:
     """The ledger summed by kind of part, per prompt, then averaged."""
-    grid = study.grid("ledger", "contrast", "term", "prompt").select(contrast=study.contrast)
+    grid = study.grid(names.LEDGER, "contrast", "term", "prompt").select(contrast=study.contrast)
     terms = grid.axis("term").labels
     main = study.main_prompts(grid.axis("prompt").labels)
     found = {}
@@ -193,16 +194,16 @@ def _groups(study: StoredStudy, terms: Sequence[str]) -> Markup:
 def _b_u(study: StoredStudy, total: Mean) -> Markup:
     """With and without b_U: what a projection of the residual stream alone would have given."""
     try:
-        check = study.grid("ledger.check", "contrast", "quantity", "prompt")
+        check = study.grid(names.LEDGER_CHECK, "contrast", "quantity", "prompt")
         check = check.select(contrast=study.contrast)
         without = check.select(quantity="without b_U").values
     except Exception as error:
         raise Missing(f"the ledger’s check is not as expected: {error}") from error
     without = without[study.main_prompts(check.axis("prompt").labels)]
     known = without[np.isfinite(without)]
-    if not known.size or "ledger.mean" not in study.grids:
+    if not known.size or names.mean(names.LEDGER) not in study.grids:
         return Markup("")
-    terms = study.grid("ledger.mean", "contrast", "term")
+    terms = study.grid(names.mean(names.LEDGER), "contrast", "term")
     if not _has_b_u(study):
         return Markup("")
     bias = Mean.of(terms, contrast=study.contrast, term=B_U)
@@ -222,10 +223,12 @@ def _b_u(study: StoredStudy, total: Mean) -> Markup:
 
 def lens(study: StoredStudy) -> list[Block]:
     """Where along the depth the difference appears."""
-    frozen = study.grid("lens.mean", "contrast", "depth").select(contrast=study.contrast)
+    frozen = study.grid(names.mean(names.LENS), "contrast", "depth").select(contrast=study.contrast)
     own = None
-    if "lens.own_norm.mean" in study.grids:
-        own = study.grid("lens.own_norm.mean", "contrast", "depth").select(contrast=study.contrast)
+    if names.mean(names.LENS_OWN_NORM) in study.grids:
+        own = study.grid(names.mean(names.LENS_OWN_NORM), "contrast", "depth").select(
+            contrast=study.contrast
+        )
     depths, values, _ = _curve(frozen)
     steps = np.diff(values)
     n = Mean.of(frozen, depth=depths[0]).n
@@ -328,7 +331,7 @@ def _within(own: Array, frozen: Array) -> tuple[Array, str]:
 
 
 def _has_b_u(study: StoredStudy) -> bool:
-    grid = study.grids.get("ledger.mean", study.grids.get("ledger"))
+    grid = study.grids.get(names.mean(names.LEDGER), study.grids.get(names.LEDGER))
     return (
         grid is not None
         and B_U in present(grid.select(contrast=study.contrast)).axis("term").labels
@@ -355,7 +358,7 @@ def _series_data(depths: Sequence[str], series: Sequence[marks.Series]) -> marks
 
 def heads(study: StoredStudy) -> list[Block]:
     """The share of every head."""
-    means = study.grid("attribution.head.mean", "contrast", "layer", "head")
+    means = study.grid(names.mean(names.HEAD_SHARES), "contrast", "layer", "head")
     means = means.select(contrast=study.contrast)
     top = top_heads(study, 5)
     if not top:
@@ -414,7 +417,9 @@ def _places(share: float) -> int:
 
 def ranking(study: StoredStudy) -> list[Block]:
     """How stable the order of the heads is over prompts."""
-    table = study.table("attribution.head.ranking", "layer", "head", "mean", "rank", "in_top_10")
+    table = study.table(
+        names.ranking(names.HEAD_SHARES), "layer", "head", "mean", "rank", "in_top_10"
+    )
     ranked = sorted(table.rows(), key=lambda row: row["rank"])
     rows = ranked[:10]
     if not rows:
@@ -458,9 +463,9 @@ RANKS = ("rank", "rank_lower", "rank_upper")
 
 def top_heads(study: StoredStudy, most: int) -> list[tuple[str, str, Mean]]:
     """The heads with the largest mean direct share, with the share."""
-    if "attribution.head.mean" not in study.grids:
+    if names.mean(names.HEAD_SHARES) not in study.grids:
         return []
-    means = study.grid("attribution.head.mean", "contrast", "layer", "head")
+    means = study.grid(names.mean(names.HEAD_SHARES), "contrast", "layer", "head")
     means = means.select(contrast=study.contrast)
     pairs = largest_heads(means, most)
     return [(a, b, Mean.of(means, layer=a, head=b)) for a, b in pairs]
@@ -494,8 +499,8 @@ def pattern_names(study: StoredStudy) -> tuple[list[str], list[str]]:
     shown: list[str] = []
     left_out: list[str] = []
     size = 0
-    names = [name for name in study.grids if name.startswith("pattern.")]
-    for name in sorted(names, key=lambda name: (len(name), name)):
+    patterns = [name for name in study.grids if name.startswith(names.PATTERNS)]
+    for name in sorted(patterns, key=lambda name: (len(name), name)):
         axes = {axis.name: len(axis) for axis in study.grids[name].axes}
         if sorted(axes) != sorted(PATTERN_AXES) or axes["query_pos"] != axes["key_pos"]:
             continue
@@ -521,7 +526,7 @@ def head_button(study: StoredStudy, layer: str, head: str) -> Markup:
 
 def neurons(study: StoredStudy) -> list[Block]:
     """The neurons with the largest share."""
-    table = study.table("attribution.neuron", "contrast", "layer", "neuron", "mean")
+    table = study.table(names.NEURON_SHARES, "contrast", "layer", "neuron", "mean")
     rows = [row for row in table.rows() if row["contrast"] == study.contrast]
     if not rows:
         raise Missing("no neuron’s share was measured for this contrast")

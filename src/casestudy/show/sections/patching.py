@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.results import names
 from casestudy.results.result import Axis, Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
@@ -33,7 +34,7 @@ MOST_HEADS = 24
 
 def counterfactuals(study: StoredStudy) -> list[Block]:
     """Every family of edits with its score, and those that no prompt allows."""
-    table = study.table("counterfactuals", "family", "n")
+    table = study.table(names.COUNTERFACTUALS, "family", "n")
     found = table.rows()
     tried = [row for row in found if row["n"]]
     if not tried:
@@ -120,7 +121,7 @@ CASE = ("first letter lowered", "sentence starts lowered", "all lowered", "all u
 
 def what_decides(study: StoredStudy) -> Markup:
     """Which edits reverse the preference: the given partners, the final stop, the text's case."""
-    table = study.table("counterfactuals", "family", "n", "flip_share")
+    table = study.table(names.COUNTERFACTUALS, "family", "n", "flip_share")
     rows = [r for r in table.rows() if (r["n"] or 0) >= FEWEST and _known(r["flip_share"])]
     given = next((row for row in rows if row["family"] == GIVEN), None)
     if study.about("behaviour", "answers") in ("", "space-capital"):
@@ -193,13 +194,13 @@ def patching(study: StoredStudy) -> list[Block]:
 
 def _names(study: StoredStudy) -> list[str]:
     """The patch grids worth a figure: shares of the difference; effects only for ablations."""
-    names = [name for name in sorted(study.grids) if name.startswith("patching.")]
-    shares = [n for n in names if not n.endswith((".raw", ".effect"))]
+    grids = [name for name in sorted(study.grids) if name.startswith(names.PATCHING)]
+    shares = [n for n in grids if not n.endswith((names.RAW, names.EFFECT))]
     effects = [
-        n for n in names if n.endswith(".effect") and n.removesuffix(".effect") not in shares
+        n for n in grids if n.endswith(names.EFFECT) and n.removesuffix(names.EFFECT) not in shares
     ]
     # Where per-prompt results have a mean beside them, the mean is what is drawn.
-    found = [n for n in [*shares, *effects] if f"{n}.mean" not in study.grids]
+    found = [n for n in [*shares, *effects] if names.mean(n) not in study.grids]
     return sorted(found, key=_rank)
 
 
@@ -225,7 +226,7 @@ def strongest(study: StoredStudy) -> Markup:
             where = _largest(grid, name)
         except Missing:
             continue
-        share = not name.endswith(".effect")
+        share = not name.endswith(names.EFFECT)
         value = float(grid.values[where])
         rank = (share, _parts(name)[-1] != "last", value if share else abs(value))
         found.append((rank, grid, where, name))
@@ -263,7 +264,7 @@ def _largest(grid: Grid, name: str) -> tuple[Any, ...]:
     site, place = _parts(name)[0], _parts(name)[-1]
     values = np.array(grid.values, dtype=float)
     # a share below zero restores nothing; an ablation's effect counts either way
-    size = np.abs(values) if name.endswith(".effect") else values
+    size = np.abs(values) if name.endswith(names.EFFECT) else values
     if site.startswith("resid"):
         raise Missing("the residual stream carries everything somewhere")
     axes = {axis.name: axis.labels for axis in grid.axes}
@@ -359,9 +360,9 @@ def _patch(study: StoredStudy, name: str) -> list[Block]:
     if best == 0:
         words = paragraph("Patching {} changes nothing anywhere.", _site(name))
     by_role = "role" in (axis.name for axis in grid.axes)
-    if by_role and not name.endswith(".effect") and abs(best) < LEAST / 2:
+    if by_role and not name.endswith(names.EFFECT) and abs(best) < LEAST / 2:
         return [words, *_undrawn(name, best)]
-    grid = _without_empty_roles(grid) if not name.endswith(".effect") else grid
+    grid = _without_empty_roles(grid) if not name.endswith(names.EFFECT) else grid
     labels = [clean(label) for label in grid.axes[0].labels]
     if len(grid.axes) == 1:  # a bare number says too little beside a bar
         labels = [f"{grid.axes[0].name} {x}" if x.isdigit() else x for x in labels]
@@ -401,7 +402,7 @@ def _with_tokens(study: StoredStudy, grid: Grid) -> Grid:
     if "pos" not in (axis.name for axis in grid.axes):
         return grid
     axis = grid.axis("pos")
-    rows = study.tables["prompts"].rows() if "prompts" in study.tables else []
+    rows = study.tables[names.PROMPTS].rows() if names.PROMPTS in study.tables else []
     main = study.main_prompts([str(row["prompt"]) for row in rows])
     texts = [rows[i].get("tokens") or () for i in main]
     texts = [tokens for tokens in texts if len(tokens) == len(axis)]
@@ -455,7 +456,7 @@ def _site(name: str, *, short: bool = False) -> Markup:
     parts = _parts(name)
     place = PLACES.get(parts[-1]) if len(parts) > 1 else None
     site = ".".join(parts[:-1] if place else parts)
-    noising = "" if ".noising." not in name else " (noising)"
+    noising = "" if f".{names.NOISING}" not in name else " (noising)"
     # where a cell names its own role or position, the short form leaves the place to it
     place_named = short and parts[-1] in ("role", "position")
     words = f" {place}" if place and not place_named else ""
@@ -463,8 +464,8 @@ def _site(name: str, *, short: bool = False) -> Markup:
 
 
 def _parts(name: str) -> list[str]:
-    name = name.removeprefix("patching.").removeprefix("noising.")
-    return name.removesuffix(".mean").removesuffix(".effect").split(".")
+    name = name.removeprefix(names.PATCHING).removeprefix(names.NOISING)
+    return name.removesuffix(names.MEAN).removesuffix(names.EFFECT).split(".")
 
 
 ORDER = (
@@ -483,7 +484,7 @@ ORDER = (
 
 def _rank(name: str) -> tuple[bool, int, str]:
     site = _parts(name)[0]
-    return ".noising." in name, ORDER.index(site) if site in ORDER else len(ORDER), name
+    return f".{names.NOISING}" in name, ORDER.index(site) if site in ORDER else len(ORDER), name
 
 
 def _opens(grid: Grid) -> Literal["cell", "row"] | None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.results import names
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.stored import Missing, StoredStudy
@@ -32,9 +33,13 @@ EXAMPLES = 48
 
 def prompts_table(study: StoredStudy) -> list[Block]:
     """Each prompt with what the model expects next, and where the answer stands."""
-    prompts = study.table("prompts", "prompt", "text")
-    predictions = _by_prompt(study.table("predictions", "prompt", "rank", "token", "prob").rows())
-    answers = _by_prompt(study.tables["answers"].rows()) if "answers" in study.tables else {}
+    prompts = study.table(names.PROMPTS, "prompt", "text")
+    predictions = _by_prompt(
+        study.table(names.PREDICTIONS, "prompt", "rank", "token", "prob").rows()
+    )
+    answers = (
+        _by_prompt(study.tables[names.ANSWERS].rows()) if names.ANSWERS in study.tables else {}
+    )
     examples = set(example_prompts(study))
     rows: list[list[str | Markup]] = []
     raw: list[dict[str, Any]] = []
@@ -104,7 +109,7 @@ def prompts_table(study: StoredStudy) -> list[Block]:
 
 def class_mass(study: StoredStudy) -> list[Block]:
     """How much probability each class of token gets."""
-    means = study.grid("class_mass.mean", "class")
+    means = study.grid(names.mean(names.CLASS_MASS), "class")
     labels = means.axis("class").labels
     order = sorted(range(len(labels)), key=lambda i: -np.nan_to_num(means.values[i]))
     shown = [labels[i] for i in order if means.values[i] > 0][:3]
@@ -141,7 +146,7 @@ def class_mass(study: StoredStudy) -> list[Block]:
 def _mass_by_group(study: StoredStudy) -> list[Block]:
     """The same by group of prompts, where there are groups."""
     try:
-        grid = study.grid("class_mass.by_group", "group", "class")
+        grid = study.grid(names.by_group(names.CLASS_MASS), "group", "class")
     except Missing:
         return []
     groups, classes = (list(map(clean, grid.axis(name).labels)) for name in ("group", "class"))
@@ -194,7 +199,7 @@ def example_prompts(study: StoredStudy) -> list[int]:
 
     The rule is stated in the report, so that nobody has to wonder who picked the examples.
     """
-    rows = study.table("prompts", "prompt", "text").rows()
+    rows = study.table(names.PROMPTS, "prompt", "text").rows()
     everyone = [int(row["prompt"]) for row in rows]
     if len(everyone) <= EXAMPLES:
         return everyone
@@ -209,9 +214,9 @@ def example_prompts(study: StoredStudy) -> list[int]:
 
 
 def _ranked_prompts(study: StoredStudy) -> list[int]:
-    if "logit_difference" not in study.grids:
+    if names.LOGIT_DIFFERENCE not in study.grids:
         return []
-    grid = study.grid("logit_difference", "contrast", "prompt").select(contrast=study.contrast)
+    grid = study.grid(names.LOGIT_DIFFERENCE, "contrast", "prompt").select(contrast=study.contrast)
     known = [
         (value, int(label))
         for value, label in zip(grid.values.tolist(), grid.axes[0].labels, strict=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.results import names
 from casestudy.results.names import B_U
 from casestudy.results.result import Grid
 from casestudy.show import marks
@@ -45,7 +46,7 @@ FOLD = 14
 
 def one_by_one(study: StoredStudy) -> list[Block]:
     """An account of each example prompt, folded."""
-    rows = {int(r["prompt"]): r for r in study.table("prompts", "prompt", "text").rows()}
+    rows = {int(r["prompt"]): r for r in study.table(names.PROMPTS, "prompt", "text").rows()}
     examples = example_prompts(study)
     blocks: list[Block] = []
     if len(examples) < len(rows):
@@ -57,7 +58,7 @@ def one_by_one(study: StoredStudy) -> list[Block]:
             )
         )
     by_prompt: dict[int, dict[str, list[Mapping[str, Any]]]] = {i: {} for i in examples}
-    for name in ("predictions", "answers"):
+    for name in (names.PREDICTIONS, names.ANSWERS):
         if name in study.tables:
             for row in study.table(name, "prompt").rows():
                 if row["prompt"] in by_prompt:
@@ -84,10 +85,10 @@ def _prompt(
     ]
     if row.get("error"):
         parts.append(paragraph("Left out of the contrasts: {}", clean(row["error"])))
-    top = sorted(found.get("predictions", []), key=lambda r: r["rank"])[:TOP]
+    top = sorted(found.get(names.PREDICTIONS, []), key=lambda r: r["rank"])[:TOP]
     if top:
         parts.append(figure_html(_expected(prompt, top)))
-    if found.get("answers"):
+    if found.get(names.ANSWERS):
         parts.append(_answers(found["answers"]))
     try:
         parts.append(figure_html(_ledger(study, prompt)))
@@ -108,7 +109,7 @@ def _prompt(
 
 
 def _difference(study: StoredStudy, prompt: str) -> float | None:
-    grid = study.grids.get("logit_difference")
+    grid = study.grids.get(names.LOGIT_DIFFERENCE)
     if grid is None or prompt not in grid.axis("prompt").labels:
         return None
     value = float(grid.select(contrast=study.contrast, prompt=prompt).values)
@@ -158,8 +159,10 @@ def _answers(rows: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _ledger(study: StoredStudy, prompt: str) -> Figure:
-    ledger = _of_prompt(study.grid("ledger", "contrast", "term", "prompt"), study, prompt)
-    check = _of_prompt(study.grid("ledger.check", "contrast", "quantity", "prompt"), study, prompt)
+    ledger = _of_prompt(study.grid(names.LEDGER, "contrast", "term", "prompt"), study, prompt)
+    check = _of_prompt(
+        study.grid(names.LEDGER_CHECK, "contrast", "quantity", "prompt"), study, prompt
+    )
     if not np.isfinite(ledger.values).any():
         raise Missing("it has no answer with a counterpart")
     return ledger_figure(
@@ -203,9 +206,9 @@ def _of_prompt(grid: Grid, study: StoredStudy, prompt: str) -> Grid:
 
 def lens_table(study: StoredStudy, prompt: str) -> Markup:
     """The classic logit lens: what every position would predict, were the model to end there."""
-    if "lens.top" not in study.tables:
+    if names.LENS_TOP not in study.tables:
         return Markup("")
-    table = study.table("lens.top", "prompt", "depth", "pos", "read", "rank", "token", "prob")
+    table = study.table(names.LENS_TOP, "prompt", "depth", "pos", "read", "rank", "token", "prob")
     rows = [r for r in table.rows() if str(r["prompt"]) == prompt and r["rank"] == 0]
     if not rows:
         return Markup("")
@@ -252,7 +255,7 @@ def patterns(study: StoredStudy) -> dict[str, Any]:
         labels = grid.axis("key_pos").labels
         rows, cols = np.tril_indices(len(labels))
         packed = (np.clip(np.nan_to_num(grid.values), 0, 1)[..., rows, cols] * 255).round()
-        found[name.removeprefix("pattern.")] = {
+        found[name.removeprefix(names.PATTERNS)] = {
             "layers": list(grid.axis("layer").labels),
             "heads": list(grid.axis("head").labels),
             "tokens": [visible(label.partition(":")[2]) for label in labels],
@@ -266,7 +269,7 @@ def shared(study: StoredStudy) -> dict[str, Any]:
 
     Beyond so many prompts no figure names them one by one, and only the patterns' are needed.
     """
-    table = study.tables["prompts"].columns if "prompts" in study.tables else {}
+    table = study.tables[names.PROMPTS].columns if names.PROMPTS in study.tables else {}
     found = patterns(study)
     numbers = table.get("prompt", [])
     named = {str(i) for i in numbers} if len(numbers) <= MOST_DOTS else set(found)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.results import names
 from casestudy.results.result import Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Absent, Block, Figure, Listing
@@ -16,7 +17,7 @@ from casestudy.show.sections.ledger import from_one
 from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import amount, clean, number, shorten
 
-_BOOKKEEPING = frozenset({"ledger.check", "chunks"})
+_BOOKKEEPING = frozenset({names.LEDGER_CHECK, names.CHUNKS})
 MOST_CELLS = 4000
 """A figure of the appendix shows at most so many cells; larger grids are named with their shape."""
 
@@ -126,7 +127,7 @@ def leftovers(study: StoredStudy, shown: Collection[str]) -> list[Block]:
     """
     unknown = [study.grids[n] for n in sorted(set(study.grids) - set(shown) - _BOOKKEEPING)]
     # what a mean already shows is named; what nothing else shows is drawn
-    drawn = [g for g in unknown if _drawable(g) and f"{g.name}.mean" not in shown]
+    drawn = [g for g in unknown if _drawable(g) and names.mean(g.name) not in shown]
     blocks: list[Block] = [_plain(grid) for grid in drawn]
     for name in sorted(set(study.tables) - set(shown) - _BOOKKEEPING):
         table = study.tables[name]
@@ -156,7 +157,7 @@ def leftovers(study: StoredStudy, shown: Collection[str]) -> list[Block]:
 
 def _drawable(grid: Grid) -> bool:
     known = np.isfinite(np.asarray(grid.values, dtype=float)).any()
-    several = grid.name.endswith((".by_group", ".raw"))
+    several = grid.name.endswith((names.BY_GROUP, names.RAW))
     return (
         bool(known)
         and 1 <= grid.values.ndim <= 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
+from casestudy.results import names
 from casestudy.results.result import Array
 from casestudy.show.sections import circuit, patching
 from casestudy.show.sections.ledger import group_means, present
@@ -67,8 +68,8 @@ def paragraphs(study: StoredStudy) -> list[Markup]:
 
 def _measured(study: StoredStudy) -> tuple[Mean, Array]:
     """The main contrast's mean, and the prompts' values behind it."""
-    means = study.grid("logit_difference.mean", "contrast")
-    grid = study.grid("logit_difference", "contrast", "prompt").select(contrast=study.contrast)
+    means = study.grid(names.mean(names.LOGIT_DIFFERENCE), "contrast")
+    grid = study.grid(names.LOGIT_DIFFERENCE, "contrast", "prompt").select(contrast=study.contrast)
     known = grid.values[study.main_prompts(grid.axis("prompt").labels)]
     known = known[np.isfinite(known)]
     if not known.size:
@@ -128,7 +129,7 @@ def _direct_contributions(study: StoredStudy) -> Markup:
         for name, m in order
         if abs(m.value) >= 0.02 * abs(total)
     ]
-    grid = study.grid("ledger.mean", "contrast", "term").select(contrast=study.contrast)
+    grid = study.grid(names.mean(names.LEDGER), "contrast", "term").select(contrast=study.contrast)
     grid = present(grid)
     terms = grid.axis("term").labels
     top = int(np.argmax(np.abs(grid.values)))
@@ -148,7 +149,7 @@ def _direct_contributions(study: StoredStudy) -> Markup:
 
 def _closing(study: StoredStudy) -> str:
     """Whether the ledger's terms sum to the difference; no verdict where no bound is promised."""
-    closes = study.grids["ledger"].error
+    closes = study.grids[names.LEDGER].error
     if "gap" not in closes:
         return ""
     gap, bound = number(closes["gap"]), closes.get("bound")
@@ -165,7 +166,9 @@ def _closing(study: StoredStudy) -> str:
 
 
 def _causal_effects(study: StoredStudy) -> Markup:
-    if any(name.startswith(("patching.", "circuit.", "ablation")) for name in study.grids):
+    if any(
+        name.startswith((names.PATCHING, names.CIRCUIT, names.ABLATION)) for name in study.grids
+    ):
         return patching.strongest(study)
     return Markup(
         "Nothing was intervened on here, so this page says which parts write the difference, not "

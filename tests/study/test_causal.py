@@ -9,7 +9,7 @@ import pytest
 
 import casestudy.study.causal as causal
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.errors import StudyError
+from casestudy.errors import MeasureError, StudyError
 from casestudy.model.model import Model
 from casestudy.results.result import Table
 from casestudy.study.settings import Settings
@@ -109,3 +109,27 @@ def test_at_most_so_many_prompts_evenly_taken(monkeypatch: Any) -> None:
     many = behaviour(*(f"{i}." for i in range(10)))
     assert causal.chosen_prompts(many, range(10)) == [0, 2, 5, 7]
     assert causal.chosen_prompts(many, [1, 3]) == [1, 3]
+
+
+def test_a_grid_whose_check_fails_costs_no_other_and_is_named(
+    toy_model: Model, tmp_path: Path, monkeypatch: Any
+) -> None:
+    whole = patched(toy_model, tmp_path / "whole", *TEXTS)
+    real = causal.patch
+
+    def patch(*args: Any, **kwargs: Any) -> Any:
+        if args[3] == "attn_out":
+            raise MeasureError("the sweep differs from full forward passes by 1e-3")
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as context:
+        context.setattr(causal, "patch", patch)
+        partly = patched(toy_model, tmp_path / "partly", *TEXTS)
+    missing = set(whole.grids) - set(partly.grids)
+    assert missing
+    assert all("attn_out" in name for name in missing)
+    said = {entry["what"]: entry["why"] for entry in partly.manifest["not_measured"]}
+    assert "differs from full forward passes" in said["patching.attn_out.last"]
+    again = patched(toy_model, tmp_path / "partly", *TEXTS)
+    assert set(again.grids) == set(whole.grids), "what failed is tried again"
+    assert "patching.attn_out.last" not in {e["what"] for e in again.manifest["not_measured"]}

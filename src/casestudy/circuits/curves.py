@@ -20,7 +20,7 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.evaluate import CIRCUIT_BUDGET, Ablation, Evaluation, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph, Rank, Scores
-from casestudy.engine.packing import DEFAULT_BUDGET, Budget
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
 from casestudy.measure.patching import Pairs
@@ -111,13 +111,16 @@ def curve(
     proportions: Sequence[float] = PROPORTIONS,
     ablation: Ablation = "corrupted",
     budget: Budget = CIRCUIT_BUDGET,
+    progress: Tell | None = None,
 ) -> Curve:
     """Faithfulness of the first edges by these scores, at each share of all edges.
 
     Raises: as `evaluate_circuit`.
     """
     circuits = curve_circuits(scores.graph, scores.ranked, rank=rank, proportions=proportions)
-    evaluation = evaluate_circuit(model, pairs, metric, circuits, ablation=ablation, budget=budget)
+    evaluation = evaluate_circuit(
+        model, pairs, metric, circuits, ablation=ablation, budget=budget, progress=progress
+    )
     return Curve(tuple(proportions), evaluation)
 
 
@@ -131,6 +134,7 @@ def smallest(
     rank: Rank = "absolute",
     ablation: Ablation = "corrupted",
     budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
 ) -> Circuit:
     """The smallest circuit of first edges whose faithfulness is at least `faithful`.
 
@@ -147,7 +151,13 @@ def smallest(
     def try_sizes(sizes: Sequence[int]) -> dict[int, tuple[Circuit, float]]:
         circuits = [graph.top(scores.ranked, n, rank).pruned() for n in sizes]
         values = evaluate_circuit(
-            model, pairs, metric, circuits, ablation=ablation, budget=budget.checking(0)
+            model,
+            pairs,
+            metric,
+            circuits,
+            ablation=ablation,
+            budget=budget.checking(0),
+            progress=progress,
         ).faithfulness
         return {n: (c, float(f)) for n, c, f in zip(sizes, circuits, values, strict=True)}
 

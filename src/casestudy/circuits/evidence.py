@@ -148,6 +148,7 @@ class Question:
         held_out: whether `judge` holds other pairs than `search`.
         choices: how to look.
         budget: memory, and what is checked; whatever is drawn has the seed of the choices.
+        progress: told how far a step is.
     """
 
     model: Model
@@ -157,6 +158,7 @@ class Question:
     held_out: bool
     choices: Choices
     budget: Budget = DEFAULT_BUDGET
+    progress: Tell | None = None
 
     @classmethod
     def of(
@@ -256,6 +258,7 @@ def score_edges(question: Question) -> EdgeScores:
         documents=search.documents,
         signs=rng.choice((-1, 1), (FLIPS, n)).tolist(),
         budget=question.drawing,
+        progress=question.progress,
     )
     if np.isnan(ratio_of_means(scores.corrupted, scores.clean, scores.corrupted)):
         raise MeasureError(
@@ -277,7 +280,12 @@ def patch_sample(question: Question, scores: EdgeScores) -> ExactSample | None:
     drawn = np.zeros_like(graph.real)
     drawn.ravel()[sample] = True
     first = graph.top(scores.ranked, _FIRST_EDGES, choices.rank).mask
-    exact = patch_edges(*question.on(question.search), drawn | first, budget=question.budget)
+    exact = patch_edges(
+        *question.on(question.search),
+        drawn | first,
+        budget=question.budget,
+        progress=question.progress,
+    )
     return ExactSample(drawn, exact)
 
 
@@ -289,9 +297,9 @@ def size_curves(question: Question, scores: EdgeScores) -> dict[str, Curve]:
     }
     for ablation in choices.other_ablations:
         curves[f"{choices.curve_name}, {ablation} ablation"] = (choices.rank, ablation)
-    budget, on = question.circuit_budget, question.on(question.judge)
+    budget, on, tell = question.circuit_budget, question.on(question.judge), question.progress
     return {
-        name: curve(*on, scores, rank=rank, ablation=ablation, budget=budget)
+        name: curve(*on, scores, rank=rank, ablation=ablation, budget=budget, progress=tell)
         for name, (rank, ablation) in curves.items()
     }
 
@@ -339,6 +347,7 @@ def _judged(question: Question, circuits: list[Circuit]) -> NDArray[np.float64]:
         circuits,
         ablation=question.choices.ablation,
         budget=question.circuit_budget,
+        progress=question.progress,
     ).faithfulness
 
 
@@ -352,6 +361,7 @@ def smallest_circuit(question: Question, scores: EdgeScores) -> Circuit:
         rank=choices.rank,
         ablation=choices.ablation,
         budget=question.circuit_budget,
+        progress=question.progress,
     )
 
 
@@ -408,6 +418,7 @@ def knock_out_nodes(question: Question, scores: EdgeScores, circuit: Circuit) ->
         importance=scores.nodes,
         ablation=question.choices.ablation,
         budget=question.drawing,
+        progress=question.progress,
     )
 
 
@@ -456,16 +467,19 @@ def take_steps(
     Args:
         question: what about.
         values: by step, of the same question.
-        progress: told which step begins.
+        progress: told which step begins, and how far it is.
 
     Raises: as `gather`.
     """
     for i, step in enumerate(CARD_STEPS):
         if step.name in values:
             continue
+        asked = question
         if progress is not None:
-            progress(Progress(STAGE, i, len(CARD_STEPS) + 1, step.title))
-        values[step.name] = step.run(question, *(values[name] for name in step.needs))
+            begins = Progress(STAGE, i, len(CARD_STEPS) + 1, step.title)
+            progress(begins)
+            asked = replace(question, progress=begins.tell_within(progress))
+        values[step.name] = step.run(asked, *(values[name] for name in step.needs))
         yield step.name, values[step.name]
 
 
@@ -483,7 +497,7 @@ def gather(
         known: values of earlier calls by step, of the same question.
         keep: called with a step's name and its value as soon as it is there; `packed.pack` makes
             the value storable.
-        progress: told which step begins.
+        progress: told which step begins, and how far it is.
 
     Raises: as `attribute_edges` and `evaluate_circuit`; MeasureError where no circuit is faithful
         enough,

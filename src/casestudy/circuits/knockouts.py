@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.evaluate import Ablation, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Mask
-from casestudy.engine.packing import DEFAULT_BUDGET, Budget
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
 from casestudy.measure.patching import Pairs
@@ -87,6 +87,7 @@ def knock_out(
     greedy_steps: int = 3,
     ablation: Ablation = "corrupted",
     budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
 ) -> Knockouts:
     """Completeness and minimality of a circuit (Wang et al. 2022, sections 4.1 and 4.2).
 
@@ -102,6 +103,7 @@ def knock_out(
         greedy_steps: how many nodes the greedy search adds at most.
         ablation: what ablated edges carry.
         budget: memory, seed of the random sets.
+        progress: told how far each evaluation is.
 
     Raises: MeasureError for a circuit of no nodes; as `evaluate_circuit`.
     """
@@ -123,6 +125,7 @@ def knock_out(
             [*one, *other],
             ablation=ablation,
             budget=budget.checking(2),
+            progress=progress,
         ).faithfulness.reshape(2, -1)
 
     n = len(nodes)

@@ -1,11 +1,15 @@
-"""How far is it? A progress bar on stderr, in the terms of what is running."""
+"""How far is it? A progress bar on stderr, in the terms of what is running.
+
+Where stderr is no terminal (a file, a pipe, a job's log) there is no bar to redraw: each part that
+is finished gets a line with its time, and a long one a line now and then.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from casestudy.cli.printing import duration
 
@@ -14,8 +18,12 @@ if TYPE_CHECKING:
     from casestudy.study.measuring import State
 
 
-class ProgressBar:
-    """A progress bar on stderr, for the stages of a study, for patched cells or for bytes read."""
+EVERY = 30.0
+"""Seconds between two lines about one part, where stderr is no terminal."""
+
+
+class _Bar:
+    """A bar that is drawn again as it grows."""
 
     def __init__(self, what: str) -> None:
         from rich.console import Console
@@ -27,18 +35,69 @@ class ProgressBar:
             BarColumn(),
             TextColumn("{task.description}"),
             console=Console(stderr=True),
-            transient=not sys.stderr.isatty(),
         )
+
+    def begin(self) -> None:
+        self._bar.start()
+        self._task = self._bar.add_task("", total=None)
+
+    def end(self) -> None:
+        self._bar.stop()
+
+    def show(self, part: str, done: int, total: int, words: Sequence[str]) -> None:
+        text = ", ".join([part, *words] if part else words)
+        self._bar.update(self._task, completed=done, total=total or None, description=text)
+
+
+class _Lines:
+    """A line for each finished part with its time, and one every `EVERY` seconds of a long part."""
+
+    def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._what, self._clock = what, clock
+        self._part: str | None = None
+
+    def begin(self) -> None:
+        """Nothing is said before something is done."""
+
+    def end(self) -> None:
+        self._finish()
+
+    def show(self, part: str, done: int, total: int, words: Sequence[str]) -> None:
+        now = self._clock()
+        if part != self._part:
+            self._finish()
+            self._part, self._begun, self._said = part, now, now
+        self._last = (done, total)
+        if now - self._said >= EVERY and done < total:
+            self._said = now
+            self._say(", ".join([*words, f"{duration(now - self._begun)} so far"]))
+
+    def _finish(self) -> None:
+        if self._part is None:
+            return
+        done, total = self._last
+        counted = f"{total:,} of {total:,} in " if done == total > 0 else ""
+        self._say(counted + duration(self._clock() - self._begun))
+        self._part = None
+
+    def _say(self, words: str) -> None:
+        print(f"{self._part or self._what}: {words}", file=sys.stderr, flush=True)
+
+
+class ProgressBar:
+    """How far something is, on stderr: a study's stages, patched cells, bytes read."""
+
+    def __init__(self, what: str) -> None:
+        self._shown = _Bar(what) if sys.stderr.isatty() else _Lines(what)
         self._grid = ""
         self._begun: tuple[float, int] | None = None
 
     def __enter__(self) -> ProgressBar:
-        self._bar.__enter__()
-        self._task = self._bar.add_task("", total=None)
+        self._shown.begin()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
+    def __exit__(self, *error: object) -> None:
+        self._shown.end()
 
     def __call__(self, progress: Progress) -> None:
         """How far a stage of a study is."""
@@ -50,17 +109,16 @@ class ProgressBar:
         elif progress.stage == causal.NAME:
             self.cells(progress)
         elif progress.stage == circuit.NAME:
-            words = [f"{progress.note} ({progress.done + 1} of {progress.total})"]
-            self._show(progress.done, progress.total, words)
+            self._step(progress)
 
     def of(self, name: str, progress: Progress) -> None:
         """How far one of several studies is."""
-        words = [name, f"{progress.done:,} of {progress.total:,}"]
-        self._show(progress.done, progress.total, words)
+        words = [f"{progress.done:,} of {progress.total:,}"]
+        self._shown.show(name, progress.done, progress.total, words)
 
     def read(self, done: int, total: int) -> None:
         """Bytes read of all there are."""
-        self._show(done, total, [f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"])
+        self._shown.show("", done, total, [f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"])
 
     def cells(self, progress: Progress) -> None:
         """Patched (cell, prompt) pairs of one grid, which the note names."""
@@ -69,11 +127,22 @@ class ProgressBar:
         if name != self._grid or self._begun is None:
             self._grid, self._begun = name, (now, done)
         start, before = self._begun
-        words = [*([name] if name else []), f"{done:,} of {total:,} cells"]
+        words = [f"{done:,} of {total:,} cells"]
         if done > before:
             rate = (done - before) / (now - start)
             words += [f"{rate:,.0f}/s", f"{duration((total - done) / rate)} left"]
-        self._show(done, total, words)
+        self._shown.show(name, done, total, words)
+
+    def _step(self, progress: Progress) -> None:
+        """A step of the circuit, and how far it is."""
+        name, part = progress.note, progress.within
+        if name != self._grid:
+            self._grid, self._begun = name, None
+        words = [f"step {progress.done + 1} of {progress.total}"]
+        done, total = (0, 0) if part is None else (part.done, part.total)
+        if part is not None:
+            words.append(f"{done:,} of {total:,}")
+        self._shown.show(name, done, total, words)
 
     def _prompts(self, state: State) -> None:
         words = [f"{state.done:,} of {state.total:,}"]
@@ -84,7 +153,4 @@ class ProgressBar:
             words.append(f"{duration(state.left)} left")
         if state.memory:
             words.append(f"{state.memory / 1e9:.1f} GB")
-        self._show(state.done, state.total, words)
-
-    def _show(self, done: int, total: int, words: Sequence[str]) -> None:
-        self._bar.update(self._task, completed=done, total=total, description=", ".join(words))
+        self._shown.show("", state.done, state.total, words)

@@ -51,12 +51,18 @@ class Progress:
         stage: what is being computed: "sweep", "circuits", a stage of a study.
         done, total: of its parts.
         note: which part, where that says more than their number.
+        within: how far that part is, where it has parts itself.
     """
 
     stage: str
     done: int
     total: int
     note: str = ""
+    within: Progress | None = None
+
+    def tell_within(self, tell: Tell) -> Tell:
+        """Tells this one, with what it is told of the part that the note names."""
+        return lambda part: tell(replace(self, within=part))
 
 
 Tell = Callable[[Progress], None]

@@ -26,6 +26,7 @@ from casestudy.behaviour.family_choice import FamilyChoice, brought, choose_fami
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch
 from casestudy.engine.packing import Budget, Progress, Tell
+from casestudy.errors import MeasureError
 from casestudy.measure.patching import (
     By,
     Direction,
@@ -84,9 +85,15 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
     def run(missing: Sequence[_Task]) -> Generator[tuple[_Task, Patched], None, None]:
         for task in missing:
             tell = partial(_tell_cells, subject, task.name)
-            yield task, task.make(subject.execution.budget, tell)
+            try:
+                patched = task.make(subject.execution.budget, tell)
+            except MeasureError as problem:  # one grid's failure costs no other
+                store.say_not_measured(task.name, str(problem))
+                continue
+            yield task, patched
 
     def keep(task: _Task, patched: Patched) -> None:
+        store.say_measured(task.name)
         store.manifest.setdefault("patch_plans", {})[task.name] = patched.plan.as_dict()
         store.manifest.setdefault("patch_families", {})[task.name] = task.family
         store.save_manifest()

@@ -119,10 +119,10 @@ class _Pace:
                 self.found + self.prompts,
                 self.total,
                 "prompts",
-                self.found,
-                self.prompts / seconds if begun else 0.0,
-                self.tokens_left * seconds / self.tokens_done if begun else None,
-                memory_now(),
+                found=self.found,
+                rate=self.prompts / seconds if begun else 0.0,
+                left=self.tokens_left * seconds / self.tokens_done if begun else None,
+                memory=memory_now(),
             )
         )
 

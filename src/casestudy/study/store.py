@@ -176,6 +176,11 @@ class Store:
         if entry not in self.manifest["not_measured"]:
             self.manifest["not_measured"].append(entry)
 
+    def say_measured(self, what: str) -> None:
+        """Take back from the manifest that this was not measured."""
+        entries = self.manifest["not_measured"]
+        self.manifest["not_measured"] = [entry for entry in entries if entry["what"] != what]
+
     def has_chunk(self, chunk: int) -> bool:
         """Whether this chunk was finished."""
         return self._shard(chunk // SHARD).is_file() or self._chunk(chunk).is_file()

@@ -6,6 +6,7 @@ it, so that `casestudy --help` answers at once.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -58,8 +59,19 @@ for command in COMMANDS:
     app.command()(stoppable(command))
 
 
+def wait_asleep() -> None:
+    """Have torch's threads sleep while they wait for each other; called before torch is loaded.
+
+    By default they wait in a loop of some 20 ms, which is what a product costs where other
+    processes hold a core. What a user chose by OpenMP's own variables is kept.
+    """
+    if not any(os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
 def main() -> None:
     """Run the command line; errors meant for the user are printed without a traceback."""
+    wait_asleep()
     try:
         app()
     except CasestudyError as error:

@@ -69,10 +69,15 @@ def read_model(
     model: str, device: str, dtype: str, bos: bool | None = None, special: bool = False
 ) -> Model:
     """Loads the model that --model names; its texts start with BOS as --bos and --no-bos say, and
-    hold special tokens as --parse-special says."""
+    hold special tokens as --parse-special says. The process takes as many threads as help it."""
+    import torch
+
+    from casestudy.engine.threads import suited
     from casestudy.model.loading import load
 
-    return load(model, device=device, dtype=dtype, prepend_bos=bos, parse_special=special)
+    loaded = load(model, device=device, dtype=dtype, prepend_bos=bos, parse_special=special)
+    torch.set_num_threads(suited(loaded))
+    return loaded
 
 
 def read_behaviour(name: str) -> Behaviour:

@@ -7,13 +7,10 @@ of a chunk come back whole, and the study's own process stores them.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.engine.batch import Batch, Measurement, run_batch
@@ -65,17 +62,6 @@ def local_chunks(
     """Run chunks in this process, in order."""
     for number in todo:
         yield number, work.chunk(plan[number])
-
-
-@contextlib.contextmanager
-def threads_set(threads: int) -> Generator[None, None, None]:
-    """A plan's number of threads for a while, since another number may round otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 PROMPT_COLUMNS = (

@@ -20,6 +20,7 @@ import torch
 import casestudy
 from casestudy.behaviour.notices import prompt_notices
 from casestudy.behaviour.prompts import Behaviour
+from casestudy.engine.threads import suited
 from casestudy.errors import StudyError
 from casestudy.model.model import Model, WeightsFile
 from casestudy.study.measuring import plan_chunks
@@ -64,7 +65,7 @@ def new_manifest(
         "measurements": list(measurements),
         "plan": {
             "chunks": plan_chunks(lengths, chunk_tokens=execution.chunk_tokens),
-            "threads": execution.threads or _threads(execution),
+            "threads": execution.threads or _threads(model, execution),
         },
         "not_measured": [{"what": what, "why": why} for what, why in not_measured.items()],
         "notes": [*behaviour.notes, *notices],
@@ -100,9 +101,10 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _threads(execution: Execution) -> int:
-    available = torch.get_num_threads()
-    return available if execution.executor == "local" else max(1, available // execution.workers)
+def _threads(model: Model, execution: Execution) -> int:
+    """As many as help the model's products; Ray's workers share the machine's."""
+    workers = 1 if execution.executor == "local" else execution.workers
+    return min(suited(model), max(1, torch.get_num_threads() // workers))
 
 
 def _describe_model(model: Model) -> dict[str, Any]:

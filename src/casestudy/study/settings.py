@@ -60,8 +60,9 @@ class Execution:
         executor: "local" is this process; "ray" runs the same chunks on Ray workers.
         workers: how many, on Ray.
         address: of a Ray cluster; by default one is started on this machine for the time.
-        threads: of each process that measures; by default torch's number here, on Ray shared among
-            the workers. A continued study keeps its stored number.
+        threads: of each process that measures; by default as many of torch's as help a model of
+            this size (see `engine.threads`), on Ray no more than its share of them. A continued
+            study keeps its stored number.
         chunk_tokens: how many tokens to run at once; a continued study keeps its stored plan.
         budget: of the patch grids and the circuit, beyond the model itself.
     """

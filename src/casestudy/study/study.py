@@ -24,6 +24,7 @@ from casestudy.behaviour.roles import check_roles
 from casestudy.drawing import draw
 from casestudy.engine.batch import Measurement
 from casestudy.engine.packing import Progress, Tell
+from casestudy.engine.threads import threads_set
 from casestudy.errors import BehaviourError, CasestudyError, StudyError, one_of, unknown
 from casestudy.measure.attention import ATTENTION
 from casestudy.measure.attribution import ATTRIBUTION
@@ -39,7 +40,6 @@ from casestudy.model.model import Model
 from casestudy.results import names
 from casestudy.results.result import Grid, Result, Table
 from casestudy.study import causal, circuit, measuring
-from casestudy.study.executors import threads_set
 from casestudy.study.manifest import IDENTITY, new_manifest, now, stored_plan
 from casestudy.study.settings import Execution, Settings
 from casestudy.study.stage import Stage, Subject

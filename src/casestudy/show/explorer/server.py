@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from casestudy.model.model import Model
 
 PORT = 8017
-SMALL = 50_000_000
-"""Parameters below which a second core waits more than it computes."""
 
 
 def serve(
@@ -46,6 +44,7 @@ def serve(
     import torch
     import uvicorn
 
+    from casestudy.engine.threads import suited
     from casestudy.show.explorer.app import Explorer
     from casestudy.show.explorer.page_state import PageState
     from casestudy.show.explorer.questions import Questions
@@ -56,8 +55,7 @@ def serve(
     questions, worker = Questions(model), Worker()
 
     def ready(pause: Pause) -> None:
-        if sum(tensor.numel() for _, tensor in model.weights.named()) < SMALL:
-            torch.set_num_threads(1)
+        torch.set_num_threads(suited(model))
         # What is looked up once is looked up before the first request; a model that cannot run
         # this prompt says so when it is asked.
         with contextlib.suppress(CasestudyError):

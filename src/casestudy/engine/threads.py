@@ -3,8 +3,8 @@
 On a CPU torch splits a product over threads that wait for each other at its end. GNU's OpenMP,
 which torch's Linux wheels bring, has them wait in a loop of some 20 ms (`GOMP_SPINCOUNT` turns).
 Where other processes hold a core, a product of 1 ms so costs 12 ms of computing and more of
-waiting. Two rules end that: products are split only as far as each thread has enough to do (`suited`), and
-the command line lets threads sleep while they wait (`cli.wait_asleep`).
+waiting. Two rules end that: products are split only as far as each thread has enough to do
+(`suited`), and the command line lets threads sleep while they wait (`cli.wait_asleep`).
 
 A number that somebody chose is kept: by `OMP_NUM_THREADS`, `MKL_NUM_THREADS` or
 `torch.set_num_threads`. Another number may round otherwise, and so a study stores its own.

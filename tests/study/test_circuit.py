@@ -13,6 +13,7 @@ from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.circuits.card import read_card
 from casestudy.circuits.evidence import Choices, choices_of
 from casestudy.errors import MeasureError, StudyError
+from casestudy.measure.metrics import NAMES, Kind
 from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.results.result import Grid
@@ -55,6 +56,7 @@ def test_a_study_keeps_its_circuit_with_card_and_importances(folder: Path, tiny:
     assert sum(edge["in_graph"] for edge in importances["edges"].values()) == circuit.n_edges
     about = made.manifest["circuit_about"]
     assert about["mean_clean"] > about["mean_corrupted"]
+    assert (about["metric_name"], about["unit"]) == ("logit difference", "logits")
     assert not any(what["what"] == "circuits" for what in made.manifest["not_measured"])
     assert "carries" in made.report().read_text()
 
@@ -114,3 +116,24 @@ def test_a_circuit_may_carry_a_class_contrast(tiny: Model, tmp_path: Path) -> No
             only=ONLY,
             settings=Settings(search=Search(few, "class")),
         )
+
+
+@pytest.mark.parametrize("kind", ["kl", "probability"])
+def test_the_card_the_report_and_the_command_name_the_metric_and_its_means(
+    tiny: Model, tmp_path: Path, kind: Kind
+) -> None:
+    search = Search(QUICK.search.choices if QUICK.search else Choices(), kind)
+    made = study(behaviour(), tiny, out=tmp_path / "s", only=ONLY, settings=Settings(search=search))
+    about = made.manifest["circuit_about"]
+    name, unit = NAMES[kind]
+    assert (about["metric_name"], about["unit"]) == (name, unit)
+    means = about["mean_clean"], about["mean_corrupted"]
+    if kind == "kl":
+        assert means[0] == pytest.approx(0, abs=1e-9)
+        assert means[1] > 0
+    else:
+        assert 1 >= means[0] > means[1] >= -1
+    for words in (made.report().read_text(), made.tables["circuit.summary"].about):
+        assert f"{name} ({unit}" in words
+    card = json.loads((tmp_path / "s" / CARD_FILE).read_text())
+    assert card["about"]["mean_corrupted"] == means[1]

@@ -16,12 +16,13 @@ import numpy as np
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
-from casestudy.circuits.card_tables import card_tables, headline
+from casestudy.circuits.card_tables import MetricRead, card_tables, headline, metric_means
 from casestudy.circuits.evidence import Choices, Evidence, Half, Question, gather, writing_up
 from casestudy.circuits.graph import Circuit, Graph, Scores
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
+from casestudy.measure.metrics import name_and_unit
 from casestudy.measure.patching import Pairs
 from casestudy.model.model import Model
 from casestudy.results import names
@@ -124,7 +125,7 @@ def circuit_card(
     *,
     graph: Graph | None = None,
     documents: Sequence[str] | None = None,
-    unit: str = "logits",
+    unit: str | None = None,
     budget: Budget = DEFAULT_BUDGET,
     known: Mapping[str, Any] | None = None,
     keep: Callable[[str, Any], None] | None = None,
@@ -140,7 +141,7 @@ def circuit_card(
         graph: the model's own by default.
         documents: per prompt, where it came from: kept on one side of the split, and resampled
             together.
-        unit: of the metric.
+        unit: of a metric that does not know its own (see `NamedMetric`).
         budget: memory, and what is checked.
         known: values of steps that were taken before; see `gather`.
         keep: called with each step's name and value, to store them.
@@ -158,25 +159,27 @@ def circuit_card(
     return write_card(question, evidence, unit)
 
 
-def write_card(question: Question, evidence: Evidence, unit: str = "logits") -> Card:
+def write_card(question: Question, evidence: Evidence, unit: str | None = None) -> Card:
     """The card of evidence that was gathered.
 
     Args:
         question: what the evidence is about.
         evidence: every step's value.
-        unit: of the metric.
+        unit: of a metric that does not know its own.
     """
+    name, own_unit = name_and_unit(question.search.metric)
+    read = MetricRead(name, unit or own_unit, *metric_means(question, evidence))
     about = {
         **question.choices.__dict__,
         "n_found_on": len(question.search),
         "n_judged_on": len(question.judge),
         "held_out": question.held_out,
-        "unit": unit,
+        **read.about,
         "n_edges": question.graph.n_edges,
         "nodes_knocked_out": len(evidence.knockouts.nodes),
         "knockout_evaluations": evidence.knockouts.evaluations,
         **headline(question, evidence),
     }
-    results = card_tables(question, evidence, unit)
+    results = card_tables(question, evidence, read)
     name, weights = question.model.name, question.model.weight_hash
     return Card(evidence.circuit, evidence.scores, results, name, weights, about)

@@ -6,7 +6,7 @@ Needs no model: the evidence's values alone. The results are named `circuit.*`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,18 +18,61 @@ from casestudy.results import names
 from casestudy.results.result import Array, Axis, Grid, Result, Table
 
 
-def card_tables(question: Question, evidence: Evidence, unit: str) -> tuple[Result, ...]:
-    """The evidence written up; `unit` is the metric's."""
+@dataclass(frozen=True)
+class MetricRead:
+    """What a circuit is judged by, and what it is in the two runs.
+
+    Attributes:
+        name, unit: see `NamedMetric`.
+        clean, corrupted: the metric's mean over all pairs in either run.
+    """
+
+    name: str
+    unit: str
+    clean: float
+    corrupted: float
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """As a card's `about` has it."""
+        return {
+            "metric_name": self.name,
+            "unit": self.unit,
+            "mean_clean": self.clean,
+            "mean_corrupted": self.corrupted,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} ({self.unit}), on average {self.clean:.3g} in the clean runs and "
+            f"{self.corrupted:.3g} in the corrupted ones"
+        )
+
+
+def metric_means(question: Question, evidence: Evidence) -> tuple[float, float]:
+    """The metric's means over all pairs, in the clean and in the corrupted runs."""
+    scores = evidence.scores
+    clean, corrupted = [scores.clean], [scores.corrupted]
+    if question.held_out:
+        evaluations = [curve.evaluation for curve in evidence.curves.values()]
+        held = next(e for e in evaluations if e.ablation == "corrupted")
+        clean.append(held.full)
+        corrupted.append(held.empty)
+    return float(np.concatenate(clean).mean()), float(np.concatenate(corrupted).mean())
+
+
+def card_tables(question: Question, evidence: Evidence, read: MetricRead) -> tuple[Result, ...]:
+    """The evidence written up; `read` is what the circuit is judged by."""
     return (
-        faithfulness_grid(question, evidence),
+        faithfulness_grid(question, evidence, read),
         sizes_grid(question, evidence.curves),
-        edge_table(question, evidence, unit),
+        edge_table(question, evidence, read),
         node_table(question, evidence),
-        summary_table(question, evidence),
+        summary_table(question, evidence, read),
     )
 
 
-def faithfulness_grid(question: Question, evidence: Evidence) -> Grid:
+def faithfulness_grid(question: Question, evidence: Evidence, read: MetricRead) -> Grid:
     """(method, proportion) faithfulness of the curves and their controls."""
     curves, controls, judge = evidence.curves, evidence.controls, question.judge
     rows = [curve.evaluation.interval(judge.documents) for curve in curves.values()]
@@ -47,7 +90,8 @@ def faithfulness_grid(question: Question, evidence: Evidence) -> Grid:
         upper,
         np.full(mean.shape, len(judge)),
         error=dict(worst),
-        about=f"Faithfulness on {where} of the first edges by score, dangling ones pruned; "
+        about=f"Faithfulness on {where} of the first edges by score, dangling ones pruned, as a "
+        f"share of the difference between clean and corrupted runs in {read}; "
         f"other edges {question.choices.ablation} unless said. Of the controls the interval is the "
         "spread of the circuits. Mueller et al. 2025.",
     )
@@ -80,7 +124,7 @@ def sizes_grid(question: Question, curves: dict[str, Curve]) -> Grid:
     )
 
 
-def edge_table(question: Question, evidence: Evidence, unit: str) -> Table:
+def edge_table(question: Question, evidence: Evidence, read: MetricRead) -> Table:
     """The circuit's edges, strongest first."""
     circuit, scores, exact = evidence.circuit, evidence.scores, evidence.exact
     inside = replace(scores, values=np.where(circuit.mask, scores.values, np.nan))
@@ -95,8 +139,8 @@ def edge_table(question: Question, evidence: Evidence, unit: str) -> Table:
         columns,
         f"The {circuit.n_edges} edges of the smallest circuit with a faithfulness of at least "
         f"{question.choices.faithful:g} where it was looked for. Scores by {scores.method}, in "
-        f"{unit}: what is lost, by estimate, when the edge carries the corrupted "
-        "activation; exact is that loss where it was patched.",
+        f"{read.unit} of the {read.name}: what is lost, by estimate, when the edge carries the "
+        "corrupted activation; exact is that loss where it was patched.",
     )
 
 
@@ -132,7 +176,7 @@ class Figure(NamedTuple):
     upper: float | None = None
 
 
-def summary_table(question: Question, evidence: Evidence) -> Table:
+def summary_table(question: Question, evidence: Evidence, read: MetricRead) -> Table:
     """One row per figure."""
     figures = [
         *_size_and_faithfulness(question, evidence),
@@ -146,9 +190,9 @@ def summary_table(question: Question, evidence: Evidence) -> Table:
         columns[end] = [_measured(getattr(row, end)) for row in figures]
     columns["n"] = [row.n for row in figures]
     columns["about"] = [row.about for row in figures]
-    return Table(
-        names.CIRCUIT_SUMMARY, columns, "The circuit's evidence in figures; n counts pairs."
-    )
+    about = "The circuit's evidence in figures; n counts pairs. Faithfulness is a share of the "
+    about += f"difference between clean and corrupted runs in {read}."
+    return Table(names.CIRCUIT_SUMMARY, columns, about)
 
 
 def _size_and_faithfulness(question: Question, evidence: Evidence) -> list[Figure]:

@@ -95,9 +95,11 @@ def circuit(
     files = {"card": folder / CARD_FILE, "importances": folder / IMPORTANCES_FILE}
     files["report"] = finished.report()
     if as_json:
-        print_json(_tables(finished) | {name: str(file) for name, file in files.items()})
+        paths = {name: str(file) for name, file in files.items()}
+        print_json(_judged_by(finished) | _tables(finished) | paths)
         return
-    _print_circuit(f"{subject.name} on {loaded.name}: the circuit", **_tables(finished))
+    title = f"{subject.name} on {loaded.name}: the circuit, judged by {_spoken(finished)}"
+    _print_circuit(title, **_tables(finished))
     for name, file in files.items():
         print(f"{name}: {file}")
 
@@ -107,6 +109,23 @@ def _tables(study: Study) -> dict[str, list[dict[str, Any]]]:
         "figures": study.tables[names.CIRCUIT_SUMMARY].rows(),
         "edges": study.tables[names.CIRCUIT_EDGES].rows(),
     }
+
+
+def _judged_by(study: Study) -> dict[str, Any]:
+    """The metric, its unit and its means in the two runs, as the circuit's card has them."""
+    about = study.manifest["circuit_about"]
+    keys = ("metric_name", "unit", "mean_clean", "mean_corrupted")
+    return {key: about[key] for key in keys if key in about}
+
+
+def _spoken(study: Study) -> str:
+    about = _judged_by(study)
+    if "metric_name" not in about:  # of a study that was stored before cards named it
+        return str(about.get("unit", "its metric"))
+    return (
+        f"{about['metric_name']} ({about['unit']}): {about['mean_clean']:.3f} in the clean runs, "
+        f"{about['mean_corrupted']:.3f} in the corrupted ones"
+    )
 
 
 def _print_circuit(title: str, figures: list[dict[str, Any]], edges: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ Cost: the whole unembedding at every row, where a linear contrast needs a dot pr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -22,6 +23,43 @@ from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
 
 Kind = Literal["contrast", "class", "probability", "kl"]
+
+
+@dataclass(frozen=True)
+class NamedMetric:
+    """A metric that knows what it is, so that every sentence about it can say so.
+
+    Attributes:
+        name: in the field's words ("logit difference").
+        unit: of its values.
+        of: the function.
+    """
+
+    name: str
+    unit: str
+    of: Metric
+
+    def __call__(self, logits: Tensor, prompts: Tensor) -> Tensor:
+        """(rows,) the metric of rows of logits, each of its prompt."""
+        return self.of(logits, prompts)
+
+
+NAMES: dict[Kind, tuple[str, str]] = {
+    "contrast": ("logit difference", "logits"),
+    "class": ("log-probability difference of two classes", "nats"),
+    "probability": ("probability difference", "probability"),
+    "kl": ("KL divergence from the clean run", "nats"),
+}
+"""Each kind's name and unit."""
+
+
+def name_and_unit(metric: Contrast | Metric) -> tuple[str, str]:
+    """What a metric is called and measured in; "metric" in its own unit where nobody said."""
+    if isinstance(metric, NamedMetric):
+        return metric.name, metric.unit
+    if isinstance(metric, Contrast):
+        return NAMES["contrast" if metric.linear else "class"]
+    return "metric", "its own unit"
 
 
 def metric_of(
@@ -82,7 +120,7 @@ def class_log_ratio(contrast: Contrast) -> Metric:
         a, b = (chosen.masked_fill(side != s, float("-inf")).logsumexp(1) for s in (1, -1))
         return a - b
 
-    return metric
+    return NamedMetric(*NAMES["class"], metric)
 
 
 def probability_difference(contrast: Contrast) -> Metric:
@@ -95,7 +133,7 @@ def probability_difference(contrast: Contrast) -> Metric:
         p = logits.double().softmax(1).gather(1, ids[rows].to(logits.device))
         return (p * weights[rows].to(logits.device)).sum(1)
 
-    return metric
+    return NamedMetric(*NAMES["probability"], metric)
 
 
 def kl_divergence(reference: Float[Tensor, "prompt d_vocab"]) -> Metric:
@@ -106,7 +144,7 @@ def kl_divergence(reference: Float[Tensor, "prompt d_vocab"]) -> Metric:
         rows = log_p[prompts.to(log_p.device)].to(logits.device)
         return (rows.exp() * (rows - logits.double().log_softmax(1))).sum(1)
 
-    return metric
+    return NamedMetric(*NAMES["kl"], metric)
 
 
 def rows_of(metric: Contrast | Metric, prompts: list[int]) -> Contrast | Metric:
@@ -117,4 +155,4 @@ def rows_of(metric: Contrast | Metric, prompts: list[int]) -> Contrast | Metric:
     def of_some(logits: Tensor, rows: Tensor) -> Tensor:
         return metric(logits, torch.tensor(prompts, device=rows.device)[rows])
 
-    return of_some
+    return NamedMetric(*name_and_unit(metric), of_some)

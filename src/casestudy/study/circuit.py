@@ -51,8 +51,6 @@ MOST_PAIRS = 32
 _BEGUN = "circuit_begun"
 """Where the manifest has the search whose steps are kept, until its card is written."""
 
-UNITS = {"contrast": "logits", "class": "nats", "probability": "probability", "kl": "nats"}
-
 
 def circuit(subject: Subject) -> Stage[str, Any]:
     """The stage that finds the circuit. Its steps are those of its evidence (see `CARD_STEPS`).
@@ -167,12 +165,8 @@ class _Finding:
         """Write tables and grids, then the card and MIB's importances as files of their own."""
         best, question = self.family
         self.subject.tell(writing_up())
-        card = write_card(question, Evidence(**self.kept()), UNITS[self.search.metric])
-        card.about.update(
-            family=best.family,
-            mean_clean=float(best.clean.mean()),
-            mean_corrupted=float(best.corrupted.mean()),
-        )
+        card = write_card(question, Evidence(**self.kept()))
+        card.about.update(family=best.family)
         self.store.write_final(card.results)
         card.save(self.store.folder / CARD_FILE)
         importances = card.circuit.importances(card.scores.values)

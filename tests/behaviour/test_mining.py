@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casestudy.behaviour import mining
+from casestudy.behaviour import corpus, mining
 from casestudy.behaviour.files import load_behaviour, write_behaviour
-from casestudy.behaviour.mining import INSIDE, _Candidate, _Sample, classify, mine
+from casestudy.behaviour.full_stops import INSIDE, classify
+from casestudy.behaviour.mining import _Candidate, _Sample, mine
 from casestudy.errors import BehaviourError
 from casestudy.model.loading import BUNDLED
 from casestudy.model.tokens import Tokenizer
@@ -241,17 +242,17 @@ def test_one_line_of_50_MB_is_read_in_pieces(tmp_path: Path) -> None:
     sentence = b"The dog ran home over the hill and far away, as dogs do. "
     path = written(tmp_path / "line.txt", sentence * (50 * 10**6 // len(sentence) + 1))
     longest = total = 0
-    for piece, _ in mining._byte_lines(path, mining.LONGEST_LINE, lambda n: None):
+    for piece, _ in corpus.byte_lines(path, corpus.LONGEST_LINE, lambda n: None):
         longest, total = max(longest, len(piece)), total + len(piece)
         assert piece.startswith(b"The dog"), "a piece starts with a sentence"
-    assert longest <= mining.LONGEST_LINE
+    assert longest <= corpus.LONGEST_LINE
     assert total == path.stat().st_size > 50 * 10**6
 
 
 def test_a_cut_line_is_one_paragraph(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mining, "LONGEST_LINE", 200)
+    monkeypatch.setattr(corpus, "LONGEST_LINE", 200)
     text = "".join(f"Dog number {i} ran home. " for i in range(100)).strip()
     found = mine([written(tmp_path / "a.txt", text)], tokenizer, n=1000, sampling="natural")
     assert found.found["end of paragraph"] == 1
@@ -263,7 +264,7 @@ def test_a_cut_line_is_one_paragraph(
 
 def test_pieces_of_a_line_join_to_it() -> None:
     for line in (b"a. b. c d" * 50, b"x" * 500, ("é" * 300).encode(), b""):
-        pieces = [*mining._pieces(line, 40)]
+        pieces = [*corpus.pieces_of(line, 40)]
         assert b"".join(pieces) == line
         assert all(len(piece) <= 40 for piece in pieces)
         for piece in pieces:

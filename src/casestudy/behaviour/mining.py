@@ -4,17 +4,7 @@ Plain text, JSONL and Parquet are streamed; every full stop is classified by the
 it, and a context is a prefix of the tokenised text, from the start of its paragraph (or of a
 sentence in it, where the paragraph is too long) to the stop, with the token that truly followed.
 
-The kinds are tried in this order, since a stop can be several things at once:
-
-    decimal point             a digit on its right
-    ellipsis                  another stop beside it, or a space away
-    end of paragraph          nothing but white space up to the paragraph's end
-    before a closing mark     a closing quote or bracket on its right
-    URL or file name          inside www.example.org, main.py
-    initial                   J. K.
-    abbreviation              Mr., e.g., U.S.; a list of English ones below
-    sentence end              white space on its right, then no lower-case letter
-    other                     the rest, such as abbreviations this module does not know
+The kinds of stop are `full_stops.CATEGORIES`; `corpus` reads the files.
 
 A stop that shares its token with other characters (`."`, `...`) ends no prefix of the tokenised
 text; such stops are counted as `inside a longer token` and not sampled.
@@ -29,64 +19,32 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 import os
 import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import regex
 
+from casestudy.behaviour.corpus import AHEAD, Paragraph, Reader, files_of
+from casestudy.behaviour.full_stops import CATEGORIES, INSIDE, classify
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import BehaviourError, one_of
 from casestudy.model.tokens import Tokenizer
 
-CATEGORIES = (
-    "sentence end",
-    "abbreviation",
-    "initial",
-    "decimal point",
-    "ellipsis",
-    "URL or file name",
-    "before a closing mark",
-    "end of paragraph",
-    "other",
+__all__ = (
+    *("CATEGORIES", "INSIDE", "MINABLE", "Mined", "Sampling"),
+    *("classify", "mine", "read_sampling", "read_shard"),
 )
-INSIDE = "inside a longer token"
+
 Sampling = Literal["balanced", "natural"]
 MINABLE = {"full-stop-capitals": CATEGORIES, "decimal-point": ("decimal point",)}
 """The presets whose prompts are contexts that end in a full stop, and the kinds each is about."""
 
-BLOCK = 1 << 20
-LONGEST_LINE = 1 << 18
-"""A longer line is read in pieces of at most so many bytes, cut after a sentence if possible."""
-
 _BATCH = 256
-_AHEAD = 24
-_CLOSING = "\"'”’»)]}›"
-_SHORT = """
-Mr Mrs Ms Messrs Mme Mlle Dr Drs Prof Rev Hon St Mt Ft Jr Sr Esq Gen Col Capt Lt Lieut Maj Sgt Corp
-Cpl Adm Gov Sen Rep Pres Supt vs etc cf al viz ibid op cit ca approx vol Vol pp ch chap Chap eq Eq
-sec Sec dept est Inc Ltd Co Bros Jan Feb Mar Apr Jun Jul Aug Sept Sep Oct Nov Dec Tues Wed Thurs Fri
-ed eds trans lb lbs oz ft hrs Nos nos Ave Blvd Rd Ph.D M.D B.A M.A D.C B.C A.D A.M P.M U.S U.K U.S.A
-U.N U.S.S.R
-"""
-_ABBREVIATIONS = frozenset(_SHORT.split())
-_BEFORE_A_NUMBER = frozenset(("No", "no", "p", "Art", "art", "fig", "figs", "Fig", "Figs"))
-"""Also words of their own, so abbreviations only with a digit on their right."""
-
-_WORD = regex.compile(r"[\p{L}\p{N}]+(?:\.[\p{L}\p{N}]+)*\Z")
-_MORE = regex.compile(r"(?:\.\p{L}+(?=\.))*")
-_URL = regex.compile(
-    r"(?:https?://|www\.)\S+"
-    r"|[\w+-]+(?:\.[\w+-]+)*\.(?:com|org|net|edu|gov|io|co|uk|de|fr|info|txt|md|py|js|c|h|cpp|rs"
-    r"|java|json|jsonl|csv|html?|xml|ya?ml|toml|pdf|png|jpe?g|gif|zip|gz|tar|exe|docx?|xlsx?)\b"
-)
-_ELLIPSIS = regex.compile(r"\.(?:[ \u00a0]?\.)+")
 _SENTENCE_START = regex.compile(r"[.!?][\"'”’)\]]*\s+(?=[\p{Lu}\p{N}\"'“‘(\[])")
 
 
@@ -146,7 +104,7 @@ def mine(
     base, kinds = _header(preset)
     _check(n, min_tokens, max_tokens, shard, tokenizer)
     skipped: Counter[str] = Counter()
-    reader = _Reader(_files(sources), text_field, skipped, progress)
+    reader = Reader(files_of(sources), text_field, skipped, progress)
     sample = _Sample(n, kinds if sampling == "balanced" else None)
     found: Counter[str] = Counter()
     bos = tokenizer.prepend_bos and tokenizer.bos_id is not None
@@ -166,22 +124,12 @@ def mine(
             f"{dict(skipped) or 'nothing'}",
             hint="Is this the file you meant? Try a smaller --min-tokens or a larger --max-tokens",
         )
-    prompts = tuple(
-        Prompt(
-            c.text,
-            groups=(kind,),
-            category=kind,
-            document=c.document,
-            next_token=c.next_token(tokenizer),
-        )
-        for kind, c in chosen
-    )
     behaviour = Behaviour(
         name=f"{base.name}-mined",
         question=base.question,
-        prompts=prompts,
+        prompts=tuple(_prompt(kind, candidate, tokenizer) for kind, candidate in chosen),
         answers=base.answers,
-        about=f"{len(prompts)} contexts that end in a full stop, mined from {reader.documents} "
+        about=f"{len(chosen)} contexts that end in a full stop, mined from {reader.documents} "
         f"texts ({sampling} sample, seed {seed}, {min_tokens} to {max_tokens} tokens).",
         classes=base.classes,
         class_contrast=base.class_contrast,
@@ -196,6 +144,16 @@ def mine(
         dict(skipped),
         reader.documents,
         reader.bytes,
+    )
+
+
+def _prompt(kind: str, context: _Candidate, tokenizer: Tokenizer) -> Prompt:
+    return Prompt(
+        context.text,
+        groups=(kind,),
+        category=kind,
+        document=context.document,
+        next_token=context.next_token(tokenizer),
     )
 
 
@@ -244,79 +202,7 @@ def _check(
         raise BehaviourError(f"shard {shard[0]}/{shard[1]}", allowed="1/k to k/k")
 
 
-# What kind of stop is it?
-
-
-def classify(text: str, at: int) -> str:
-    """The kind of the full stop at a character of a paragraph; see the module's list."""
-    before, after = text[at - 1 : at], text[at + 1 : at + 2]
-    if after.isdigit():
-        return "decimal point"
-    if "." in (before, after) or _spaced_ellipsis(text, at):
-        return "ellipsis"
-    rest = text[at + 1 : at + 64].lstrip()
-    if not rest and not text[at + 1 :].strip():
-        return "end of paragraph"
-    if after and after in _CLOSING:
-        return "before a closing mark"
-    if _in_url(text, at):
-        return "URL or file name"
-    found = _WORD.search(text[max(0, at - 40) : at])
-    stem = found.group() if found else ""
-    more = _MORE.match(text[at : at + 12])
-    # the first stop of "e.g." is of the same kind as its second
-    whole = stem + (more.group() if more else "")
-    if whole in _ABBREVIATIONS or (whole in _BEFORE_A_NUMBER and rest[:1].isdigit()):
-        return "abbreviation"
-    if whole and all(len(letter) == 1 and letter.isalpha() for letter in whole.split(".")):
-        if _is_initial(whole, rest):
-            return "initial"
-        if "." in whole or (whole.islower() and (rest[:1].islower() or rest[:1].isdigit())):
-            return "abbreviation"
-    if after.isspace() and not rest[:1].islower() and not _is_list_number(text, at, stem):
-        return "sentence end"
-    return "other"
-
-
-def _spaced_ellipsis(text: str, at: int) -> bool:
-    start = max(0, at - 12)
-    return any(
-        match.start() <= at - start < match.end()
-        for match in _ELLIPSIS.finditer(text[start : at + 13])
-    )
-
-
-def _is_initial(letters: str, rest: str) -> bool:
-    """One capital letter, or several with stops between, before a name: "J. K.", "J.R.R."."""
-    if not letters.replace(".", "").isupper() or not rest[:1].isupper():
-        return False
-    # "and so did I. Then" ends a sentence; "I. K. Brunel" does not
-    return letters != "I" or rest[1:2] == "."
-
-
-def _in_url(text: str, at: int) -> bool:
-    if text[at + 1 : at + 2].isspace():
-        return False
-    start = max(text.rfind(" ", max(0, at - 200), at), text.rfind("\n", max(0, at - 200), at)) + 1
-    return any(
-        start + match.start() <= at < start + match.end()
-        for match in _URL.finditer(text[start : at + 200])
-    )
-
-
-def _is_list_number(text: str, at: int, stem: str) -> bool:
-    return stem.isdigit() and not text[: at - len(stem)].strip()
-
-
 # Where is it in the tokens?
-
-
-@dataclass(frozen=True, slots=True)
-class _Paragraph:
-    text: str
-    ahead: str  # what follows in the document, so that the next token is the true one
-    document: str
-    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +244,7 @@ class _Cutter:
         self.key = f"casestudy {seed}".encode()
         self.skipped = skipped
 
-    def stops(self, batch: Sequence[_Paragraph]) -> Iterator[tuple[str, _Candidate | None]]:
+    def stops(self, batch: Sequence[Paragraph]) -> Iterator[tuple[str, _Candidate | None]]:
         """Every full stop with its kind; without a context where there can be none."""
         wanted = [p for p in batch if "." in p.text]
         self.tokenizer.backend.encode_special_tokens = True
@@ -392,13 +278,13 @@ class _Cutter:
         return windows
 
     def of_window(
-        self, paragraph: _Paragraph, start: int, end: int, encoding: Any
+        self, paragraph: Paragraph, start: int, end: int, encoding: Any
     ) -> Iterator[tuple[str, _Candidate | None]]:
         """The stops of one stretch, each with the prefix that ends there."""
         if "." not in paragraph.text[start:end]:
             return
         if encoding is None:
-            text = (paragraph.text + paragraph.ahead)[start : end + _AHEAD]
+            text = (paragraph.text + paragraph.ahead)[start : end + AHEAD]
             encoding = self.tokenizer.backend.encode(text, add_special_tokens=False)
         # where a line was cut for its length, the paragraph goes on
         goes_on = paragraph.ahead[:1] not in ("", "\n")
@@ -418,7 +304,7 @@ class _Cutter:
             at = paragraph.text.find(".", at + 1)
 
     def candidate(
-        self, paragraph: _Paragraph, start: int, at: int, ids: Sequence[int], token: int
+        self, paragraph: Paragraph, start: int, at: int, ids: Sequence[int], token: int
     ) -> _Candidate | None:
         if token + 1 > self.longest:
             self.skipped[f"contexts longer than {self.longest + self.bos} tokens"] += 1
@@ -493,262 +379,7 @@ class _Sample:
         return list(reversed(once.values()))
 
 
-# What is read?
-
-
-class _Reader:
-    """Streams files as paragraphs, counting what it cannot read."""
-
-    def __init__(
-        self,
-        files: Sequence[tuple[Path, bool]],
-        text_field: str,
-        skipped: Counter[str],
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self.files = files
-        self.text_field = text_field
-        self.skipped = skipped
-        self.progress = progress
-        self.total = sum(path.stat().st_size for path, _ in files)
-        self.bytes = 0
-        self.documents = 0
-
-    def paragraphs(self) -> Iterator[_Paragraph]:
-        """Every paragraph of every document, in order."""
-        names = Counter(path.name for path, _ in self.files)
-        for path, named in self.files:
-            name = path.name if names[path.name] == 1 else path.as_posix()
-            kind = path.suffix.lower()
-            if kind in (".jsonl", ".ndjson"):
-                yield from self.jsonl(path, name)
-            elif kind == ".parquet":
-                yield from self.parquet(path, name)
-            elif self.is_text(path, named):
-                self.documents += 1
-                yield from _paragraphs(self.lines(path), name, _wrapped(path))
-
-    def is_text(self, path: Path, named: bool) -> bool:
-        """Whether a file is text; one the user named must be."""
-        with open(path, "rb") as file:
-            head = file.read(8192)
-        if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-            what, hint = "UTF-16 text", f"Convert it: iconv -f UTF-16 -t UTF-8 {path.name}"
-        elif b"\0" in head:
-            what, hint = "a binary file", "Give plain text, .jsonl or .parquet"
-        else:
-            return True
-        if named:
-            raise BehaviourError(f"{path} is {what}", allowed="UTF-8 text", hint=hint)
-        self.skipped["files that are not text"] += 1
-        return False
-
-    def lines(self, path: Path, *, cut: bool = True) -> Iterator[str | None]:
-        """A file's lines without their ends; None where a line goes on in the next piece."""
-        for line, whole in _byte_lines(path, LONGEST_LINE if cut else 64 * LONGEST_LINE, self.read):
-            if line.startswith(b"\xef\xbb\xbf"):
-                line = line[3:]
-            try:
-                if b"\0" in line:
-                    raise ValueError
-                text = line.decode("utf-8")
-            except ValueError:
-                self.skipped["lines that are not UTF-8"] += 1
-                text = ""
-            yield text
-            if not whole:
-                if cut:
-                    self.skipped["lines cut for their length (the pieces are read)"] += 1
-                yield None
-
-    def read(self, count: int) -> None:
-        self.bytes += count
-        if self.progress is not None:
-            self.progress(self.bytes, self.total)
-
-    def jsonl(self, path: Path, name: str) -> Iterator[_Paragraph]:
-        """One document per line."""
-        good, bad = self.documents, 0
-        number = 0
-        for line in self.lines(path, cut=False):
-            number += line is not None
-            if line is None or not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                text = row[self.text_field]
-                if not isinstance(text, str):
-                    raise TypeError
-            except (ValueError, KeyError, TypeError):
-                bad += 1
-                continue
-            yield from self.document(text, str(row.get("document") or f"{name}:{number}"))
-        if bad:
-            self.skipped[f"JSON lines without a text in {self.text_field!r}"] += bad
-        if bad and self.documents == good:
-            raise BehaviourError(
-                f"no line of {path} is a JSON object with a text in {self.text_field!r}",
-                hint="Name another field with --text-field",
-            )
-
-    def parquet(self, path: Path, name: str) -> Iterator[_Paragraph]:
-        """One document per row."""
-        import polars as pl
-
-        try:
-            columns = pl.read_parquet_schema(path)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise BehaviourError(f"{path} is not a Parquet file: {error}") from error
-        if columns.get(self.text_field) != pl.String:
-            raise BehaviourError(
-                f"{path} has no text column {self.text_field!r}",
-                allowed=", ".join(columns),
-                hint="Name another with --text-field",
-            )
-        chosen = [self.text_field, *({"document"} & set(columns))]
-        rows = pl.scan_parquet(path).select(chosen)
-        start, step = 0, 1024
-        while len(frame := rows.slice(start, step).collect()):
-            for i, row in enumerate(frame.iter_rows(named=True), start + 1):
-                text = row[self.text_field]
-                if text is None:
-                    self.skipped["rows without a text"] += 1
-                    continue
-                self.read(len(text.encode()))
-                yield from self.document(text, str(row.get("document") or f"{name}:{i}"))
-            start += step
-
-    def document(self, text: str, name: str) -> Iterator[_Paragraph]:
-        """The paragraphs of a text that is already in memory."""
-        self.documents += 1
-        lines = text.splitlines()
-        return _paragraphs(iter(lines), name, _is_wrapped(lines[:200]))
-
-
-def _files(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, bool]]:
-    """The files to read, each with whether the user named it; a folder's are sorted."""
-    found: list[tuple[Path, bool]] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            inside = sorted(p for p in source.rglob("*") if p.is_file())
-            found += [(p, False) for p in inside if not p.name.startswith(".")]
-        elif source.is_file():
-            found.append((source, True))
-        else:
-            raise BehaviourError(f"there is no {source}", allowed="files, or folders of them")
-    if not found:
-        raise BehaviourError("no files to read", allowed="at least one file of text")
-    return found
-
-
-def _byte_lines(
-    path: Path, longest: int, read: Callable[[int], None]
-) -> Iterator[tuple[bytes, bool]]:
-    """Lines without their ends, and whether each is whole; an overlong one comes in pieces."""
-    rest = b""
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            read(len(block))
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                pieces = [*_pieces(line.removesuffix(b"\r"), longest)]
-                yield from ((piece, i == len(pieces) - 1) for i, piece in enumerate(pieces))
-            if len(rest) > longest:
-                *pieces, rest = _pieces(rest, longest)
-                yield from ((piece, False) for piece in pieces)
-    if rest:
-        pieces = [*_pieces(rest, longest)]
-        yield from ((piece, i == len(pieces) - 1) for i, piece in enumerate(pieces))
-
-
-def _pieces(line: bytes, longest: int) -> Iterator[bytes]:
-    """A line, or parts of it that end after a sentence, a word, or at least a character."""
-    start = 0
-    while len(line) - start > longest:
-        end = start + longest
-        sentence = line.rfind(b". ", start, end)
-        space = line.rfind(b" ", start, end)
-        if sentence > start:
-            cut = sentence + 2
-        elif space > start:
-            cut = space + 1
-        else:
-            cut = end
-            while cut > start + 1 and line[cut] & 0xC0 == 0x80:
-                cut -= 1
-        yield line[start:cut]
-        start = cut
-    yield line[start:]
-
-
-def _wrapped(path: Path) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(65536).decode("utf-8", "replace")
-    return _is_wrapped(head.splitlines()[:-1])
-
-
-def _is_wrapped(lines: Sequence[str]) -> bool:
-    """Whether lines are broken to a width, so that only a blank line ends a paragraph."""
-    lengths = sorted(len(line) for line in lines if line.strip())
-    blank = sum(not line.strip() for line in lines)
-    return len(lengths) > 9 and blank > 0 and lengths[-1] <= 100 and lengths[len(lengths) // 2] > 40
-
-
-def _paragraphs(
-    lines: Iterator[str] | Iterator[str | None], document: str, wrapped: bool
-) -> Iterator[_Paragraph]:
-    """Paragraphs, each with the text that follows it; a line is one, unless lines are wrapped."""
-    held: tuple[int, str] | None = None
-    gap = ""
-    for number, text, separator in _stretches(lines, wrapped):
-        if text.strip():
-            if held is not None:
-                yield _Paragraph(held[1], gap + text[:_AHEAD], document, held[0])
-            held, gap = (number, text), separator
-        elif held is not None:
-            gap += text + separator
-    if held is not None:
-        yield _Paragraph(held[1], gap, document, held[0])
-
-
-def _stretches(
-    lines: Iterator[str] | Iterator[str | None], wrapped: bool
-) -> Iterator[tuple[int, str, str]]:
-    """(line number, text, what separates it from the next) of lines or of blank-line blocks."""
-    block: list[str] = []
-    first = 0
-    number = 0
-    line: str | None
-    pending: str | None = None
-    for line in lines:
-        if line is None:
-            # the line goes on: what follows is no new paragraph, and no newline comes between
-            if pending is not None:
-                yield number, pending, ""
-            pending = None
-            continue
-        if pending is not None:
-            if wrapped and pending.strip():
-                block.append(pending)
-            else:
-                if block:
-                    yield first, "\n".join(block), "\n"
-                    block = []
-                yield number, pending, "\n"
-        number += 1
-        if not block:
-            first = number
-        pending = line
-    if wrapped and pending is not None and pending.strip():
-        block.append(pending)
-        pending = None
-    if block:
-        yield first, "\n".join(block), "\n"
-    if pending is not None:
-        yield number, pending, ""
-
-
-def _of_shard(paragraphs: Iterable[_Paragraph], shard: tuple[int, int]) -> Iterator[_Paragraph]:
+def _of_shard(paragraphs: Iterable[Paragraph], shard: tuple[int, int]) -> Iterator[Paragraph]:
     """The part of the paragraphs whose text falls into a shard; equal texts fall into the same."""
     place, count = shard
     for paragraph in paragraphs:
@@ -756,8 +387,8 @@ def _of_shard(paragraphs: Iterable[_Paragraph], shard: tuple[int, int]) -> Itera
             yield paragraph
 
 
-def _batches(items: Iterator[_Paragraph], size: int) -> Iterator[list[_Paragraph]]:
-    batch: list[_Paragraph] = []
+def _batches(items: Iterator[Paragraph], size: int) -> Iterator[list[Paragraph]]:
+    batch: list[Paragraph] = []
     for item in items:
         batch.append(item)
         if len(batch) == size:

@@ -21,7 +21,7 @@ from casestudy.circuits.graph import Graph, Rank
 from casestudy.circuits.knockouts import knock_out
 from casestudy.circuits.packed import Packed, pack, unpack
 from casestudy.engine.packing import Budget
-from casestudy.errors import MeasureError, SiteError
+from casestudy.errors import MeasureError, SiteError, StudyError
 from casestudy.measure.metrics import metric_of
 from casestudy.results.result import Grid, Table
 from tests.circuits.test_edge_scores import pair_of, world
@@ -190,6 +190,12 @@ def test_what_no_step_stores_is_refused(tmp_path: Path) -> None:
     for plain in ({}, {"Path": {}}, {"Circuit": {}}, {"array": "x"}, {"a": 1, "b": 2}):
         with pytest.raises(MeasureError, match="no stored step"):
             unpack(Packed({}, plain), graph)
+
+
+def test_a_card_that_cannot_be_written_says_where_and_why(made: Card, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StudyError, match=r"file/card\.json could not be written: "):
+        made.save(tmp_path / "file" / "card.json")
 
 
 def test_a_saved_card_belongs_to_its_model(made: Card, tmp_path: Path) -> None:

@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from casestudy.errors import StudyError
+from casestudy.results.files import read_results, read_table, write_atomically, write_results
 from casestudy.results.result import Axis, Grid, Table
-from casestudy.study.store import (
-    Store,
-    Stored,
-    read_results,
-    read_table,
-    write_atomically,
-    write_results,
-)
+from casestudy.study.store import Store, Stored
 
 MANIFEST = {"format": 1, "model": {"name": "a"}, "settings": {"top_k": 5}}
 

@@ -26,6 +26,7 @@ from casestudy.measure.metrics import name_and_unit
 from casestudy.measure.patching import Pairs
 from casestudy.model.model import Model
 from casestudy.results import names
+from casestudy.results.files import write_atomically
 from casestudy.results.result import Result, Shown, Table
 
 CARD = 1
@@ -74,7 +75,10 @@ class Card(Shown):
         return {row["figure"]: row for row in table.rows()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the circuit, its scores and its figures as JSON."""
+        """Write the circuit, its scores and its figures as JSON, whole or not at all.
+
+        Raises: StudyError when the disk is full or the folder cannot be written.
+        """
         graph = self.circuit.graph
         names = graph.names()
         scores = [None if np.isnan(v) else float(v) for v in self.scores.values[graph.real]]
@@ -87,7 +91,8 @@ class Card(Shown):
             "scores": dict(zip(names, scores, strict=True)),
             "summary": self.summary(),
         }
-        Path(path).write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+        text = json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+        write_atomically(Path(path), text.encode("utf-8"))
 
 
 def read_card(path: str | os.PathLike[str], model: Model) -> tuple[Circuit, Scores]:
@@ -97,7 +102,7 @@ def read_card(path: str | os.PathLike[str], model: Model) -> tuple[Circuit, Scor
     the model does not have.
     """
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
         version, theirs = data["card"], data["model"]["weight_hash"]
         names, edges, neurons = data["scores"], data["circuit"], data["neurons"]
     except (OSError, ValueError, KeyError, TypeError) as problem:

@@ -23,28 +23,25 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
+from casestudy.claims.same_prompts import SamePrompts, Two
+from casestudy.claims.stored_values import Parts, sources
 from casestudy.errors import StudyError, unknown
 from casestudy.results import names
 from casestudy.results.result import Array, Axis, Grid, Shown, Table
-from casestudy.results.stats import Sums, difference_interval, ratio_in_parts, units_named
+from casestudy.results.stats import difference_interval
 from casestudy.study.store import Store, differences
 
 _COMPARED = ("model", "behaviour", "settings", "measurements", "versions")
 """The parts of a manifest in which two studies may differ."""
-_CHECKS = (names.LEDGER_CHECK,)
-"""Per-prompt grids whose mean would mean nothing."""
 _BY_LAYER = frozenset({"layer", "head", "kv_head", "neuron", "depth"})
 _LAYER_TERM = re.compile(r"(?:attn|mlp) \d+\Z")
 _PLAIN = frozenset({"contrast", "term", "class", "role", "score", "control", "effect", "part"})
 """Axes whose labels say by themselves what they are."""
-SHARE = "share of the difference between the runs"
 
 
 @runtime_checkable
@@ -131,12 +128,12 @@ def compare(
     """
     stores = _finished(a), _finished(b)
     _check_contrasts(stores)
-    prompts = _Prompts.of(stores, paired)
-    sources = [_sources(store) for store in stores]
+    prompts = SamePrompts.of(stores, paired)
+    read = [sources(store) for store in stores]
     rows: list[_Row] = []
     absent: list[_Absent] = []
-    for name in dict.fromkeys((*sources[0], *sources[1])):
-        have = [name in there for there in sources]
+    for name in dict.fromkeys((*read[0], *read[1])):
+        have = [name in there for there in read]
         if not all(have):
             absent.append((name, "a" if have[0] else "b", "not measured in the other"))
             continue
@@ -144,7 +141,7 @@ def compare(
         if why is not None:
             absent.append((name, None, why))
             continue
-        found, missing = _cells(name, sources[0][name], sources[1][name], prompts, stores)
+        found, missing = _cells(name, read[0][name], read[1][name], prompts, stores)
         rows += found
         absent += missing
     rows += _of_tables(stores)
@@ -185,213 +182,10 @@ def _about(store: Store) -> str:
     return f"{store.manifest['behaviour']['name']} on {store.manifest['model']['name']}"
 
 
-# Which prompts are the same?
-
-Key = tuple[str, int]
-"""A prompt's text, and how many prompts of the same text come before it."""
-
-
-@dataclass(frozen=True)
-class _Prompts:
-    """Both studies' headline prompts, and which of them are the same.
-
-    Attributes:
-        paired: whether prompts are compared with themselves.
-        both, only: how many are in both studies, and in either alone.
-        units: how many units of resampling there are.
-        unit: for either study, each prompt's unit by its index; -1 for one that does not count.
-        pair: likewise its place among the pairs.
-        twins: the pairs' indices in either study.
-    """
-
-    paired: bool
-    both: int
-    only: tuple[int, int]
-    units: int
-    unit: tuple[NDArray[np.int64], NDArray[np.int64]]
-    pair: tuple[NDArray[np.int64], NDArray[np.int64]]
-    twins: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def of(cls, stores: _Two, paired: bool | None) -> _Prompts:
-        """Match two studies' prompts by text.
-
-        Raises: StudyError where pairs are asked for and there are none.
-        """
-        keys, documents, sizes = zip(*(headline(store) for store in stores), strict=True)
-        places = [{key: index for index, key in own.items()} for own in keys]
-        twins = tuple((i, places[1][key]) for key, i in places[0].items() if key in places[1])
-        if paired and not twins:
-            raise StudyError("no prompt is in both studies", hint="Compare them as two samples")
-        if paired is None:
-            paired = 0 < min(map(len, keys)) <= 2 * len(twins)
-        named = [
-            [
-                (side, index, documents[side].get(index, ""), key)
-                for index, key in keys[side].items()
-                if not paired or key in places[1 - side]
-            ]
-            for side in (0, 1)
-        ]
-        counted = [*named[0], *named[1]]
-        known = len({document for _, _, document, _ in counted}) > 1
-        names = [
-            f"document {document}" if known and document else f"prompt {key!r}"
-            for _, _, document, key in counted
-        ]
-        unit_of = units_named(names)
-        unit = tuple(np.full(size, -1, dtype=np.int64) for size in sizes)
-        pair = tuple(np.full(size, -1, dtype=np.int64) for size in sizes)
-        for (side, index, _, _), which in zip(counted, unit_of.tolist(), strict=True):
-            unit[side][index] = which
-        for place, two in enumerate(twins):
-            for side, index in enumerate(two):
-                pair[side][index] = place
-        return cls(
-            paired,
-            len(twins),
-            (len(keys[0]) - len(twins), len(keys[1]) - len(twins)),
-            int(unit_of.max(initial=-1)) + 1,
-            (unit[0], unit[1]),
-            (pair[0], pair[1]),
-            twins,
-        )
-
-    def sums(
-        self, parts: tuple[_Parts, _Parts], axes: Sequence[Axis]
-    ) -> tuple[tuple[Sums, Sums], tuple[Array, Array]]:
-        """Sums per unit of both studies' cells, over the prompts that count; and which cells either
-        study has of any headline prompt.
-        """
-        cells = int(np.prod([len(axis) for axis in axes]))
-        made = Sums(self.units, cells), Sums(self.units, cells)
-        if self.paired and all(isinstance(part, Grid) for part in parts):
-            values = [np.full((self.both, cells), np.nan) for _ in made]
-            for side, part in enumerate(parts):
-                assert isinstance(part, Grid)
-                index, flat = _flat(part, axes)
-                place = self.pair[side][index]
-                values[side][place[place >= 0]] = flat[place >= 0]
-            there = [np.asarray(~np.isnan(own).all(0)) for own in values]
-            # a prompt counts where both have it
-            hole = np.isnan(values[0]) | np.isnan(values[1])
-            unit = self.unit[0][[first for first, _ in self.twins]]
-            for own, sums in zip(values, made, strict=True):
-                sums.add(np.where(hole, np.nan, own), unit)
-            return made, (there[0], there[1])
-        for side, part in enumerate(parts):
-            for grid in [part] if isinstance(part, Grid) else part:
-                index, flat = _flat(grid, axes)
-                unit = self.unit[side][index]
-                made[side].add(flat[unit >= 0], unit[unit >= 0])
-        counted = [np.asarray(sums.counts.any(0)) for sums in made]
-        return made, (counted[0], counted[1])
-
-
-def headline(store: Store) -> tuple[dict[int, Key], dict[int, str], int]:
-    """By index, the keys and documents of the prompts that headline means are taken over; and the
-    number of all prompts.
-    """
-    main = set(store.manifest["behaviour"].get("main") or ())
-    frame = store.columns(names.PROMPTS, ["prompt", "text", "groups", "document"]).sort("prompt")
-    seen: dict[str, int] = {}
-    keys: dict[int, Key] = {}
-    documents: dict[int, str] = {}
-    for index, text, groups, document in frame.iter_rows():
-        if not main or main & set(groups):
-            keys[index] = (text, seen.get(text, 0))
-            documents[index] = document
-            seen[text] = seen.get(text, 0) + 1
-    return keys, documents, len(frame)
-
-
-def _flat(grid: Grid, axes: Sequence[Axis]) -> tuple[NDArray[np.int64], Array]:
-    """The prompts' indices, and these cells as (prompt, cell)."""
-    for axis in axes:
-        if grid.axis(axis.name).labels != axis.labels:
-            grid = grid.take(axis.name, axis.labels)
-    index = np.array([int(label) for label in grid.axis("prompt").labels], dtype=np.int64)
-    values = np.moveaxis(grid.values, grid.dim("prompt"), 0)
-    return index, values.reshape(len(index), -1).astype(np.float64)
-
-
-# What did each measure?
-
-_Parts = Grid | Iterator[Grid]
-"""A measurement's per-prompt values: whole, or shard by shard where they are too many."""
-
-
-def _sources(store: Store) -> dict[str, Callable[[], _Parts]]:
-    """What a study measured, by name, and how to read it; nothing is read yet."""
-    found: dict[str, Callable[[], _Parts]] = {}
-    if names.ANSWERS in store.tables():
-        for what in ANSWERS:
-            found[names.answer(what)] = partial(answer_grid, store, what)
-    grids = [name for name in store.grids() if name not in _CHECKS]
-    for name in grids:
-        if name.startswith(names.PATTERNS) or name.endswith((names.BY_GROUP, names.KNOWN)):
-            continue
-        if name.endswith(names.BASELINES):
-            of = name.removesuffix(names.BASELINES)
-            found[of] = partial(_patched, store, of, share=True)
-            found[names.effect(of)] = partial(_patched, store, of, share=False)
-        elif name.endswith(names.MEAN) and name.removesuffix(names.MEAN) not in grids:
-            found[name.removesuffix(names.MEAN)] = partial(
-                store.stream, name.removesuffix(names.MEAN)
-            )
-        elif not name.endswith((names.MEAN, names.RAW)):
-            found.setdefault(name, partial(_read, store, name))
-    return found
-
-
-def _read(store: Store, name: str) -> Grid:
-    return store.grids()[name]
-
-
-def _patched(store: Store, name: str, *, share: bool) -> Grid:
-    """A patch per prompt: its part of the normalised share, or its change in logits."""
-    raw, baselines = _read(store, names.raw(name)), _read(store, names.baselines(name))
-    runs = dict(zip(baselines.axis("run").labels, baselines.values, strict=True))
-    if share:
-        values = ratio_in_parts(raw.values, runs["unpatched"], runs["other"])
-        return replace(raw, values=values, unit=SHARE)
-    return replace(raw, values=raw.values - runs["unpatched"])
-
-
-ANSWERS = {
-    "probability": ("prob", "probability"),
-    "rank": ("rank", "rank (0 is the first)"),
-    "top-1": ("rank", "share of prompts"),
-}
-"""What the answers' table says of each prompt's answer: its column, and the unit."""
-
-
-def answer_grid(store: Store, what: str) -> Grid:
-    """Each prompt's answer as the model sees it; prompts without an answer are not in it.
-
-    Args:
-        store: a study that measured predictions.
-        what: "probability", "rank", or "top-1": 1 where the answer is the first prediction.
-
-    Shape:  (prompt).
-    Raises: StudyError where the study has no answers.
-    """
-    column, unit = ANSWERS[what]
-    frame = store.columns(names.ANSWERS, ["prompt", "form", column])
-    own = frame.filter(frame["form"] == "answer").sort("prompt")
-    values = own[column].to_numpy().astype(np.float64)
-    if what == "top-1":
-        values = (values == 0).astype(np.float64)
-    labels = tuple(map(str, own["prompt"].to_list()))
-    return Grid(names.answer(what), values, (Axis("prompt", labels),), unit)
-
-
 # Can they be compared?
 
-_Two = tuple[Store, Store]
 
-
-def _check_contrasts(stores: _Two) -> None:
+def _check_contrasts(stores: Two) -> None:
     """Raises: StudyError where both weigh answers and none alike."""
     grids = [store.grids() for store in stores]
     if not all(names.LOGIT_DIFFERENCE in found for found in grids):
@@ -405,12 +199,12 @@ def _check_contrasts(stores: _Two) -> None:
         )
 
 
-def _same(stores: _Two, part: str, *entries: str) -> bool:
+def _same(stores: Two, part: str, *entries: str) -> bool:
     one, other = (store.manifest.get(part, {}) for store in stores)
     return all(one.get(entry) == other.get(entry) for entry in entries)
 
 
-def _incomparable(name: str, stores: _Two) -> str | None:
+def _incomparable(name: str, stores: Two) -> str | None:
     """Why a measurement means another thing in either study, where its manifest says so."""
     if name == names.CLASS_MASS and not _same(stores, "behaviour", "classes"):
         return "the classes are defined otherwise"
@@ -425,7 +219,7 @@ def _incomparable(name: str, stores: _Two) -> str | None:
 
 
 def _shared_axes(
-    name: str, a: Grid, b: Grid, stores: _Two
+    name: str, a: Grid, b: Grid, stores: Two
 ) -> tuple[list[Axis] | None, list[_Absent]]:
     """The cells that both grids have, axis by axis, None for none; and what is left out."""
     one, other = ([axis for axis in grid.axes if axis.name != "prompt"] for grid in (a, b))
@@ -459,7 +253,7 @@ def _shared_axes(
     return (axes if all(map(len, axes)) else None), absent
 
 
-def _class_contrasts(stores: _Two) -> list[str]:
+def _class_contrasts(stores: Two) -> list[str]:
     asked = [store.manifest["behaviour"].get("class_contrast") for store in stores]
     return [str(contrast["name"]) for contrast in asked if contrast]
 
@@ -473,10 +267,10 @@ _Absent = tuple[str, str | None, str]
 
 def _cells(
     name: str,
-    read_a: Callable[[], _Parts],
-    read_b: Callable[[], _Parts],
-    prompts: _Prompts,
-    stores: _Two,
+    read_a: Callable[[], Parts],
+    read_b: Callable[[], Parts],
+    prompts: SamePrompts,
+    stores: Two,
 ) -> tuple[list[_Row], list[_Absent]]:
     """One measurement's rows, and what of it is not compared."""
     parts = read_a(), read_b()
@@ -553,7 +347,7 @@ _TABLES = {
 """Tables that keep no more than means and their intervals: what names a row, and its means."""
 
 
-def _of_tables(stores: _Two) -> Iterator[_Row]:
+def _of_tables(stores: Two) -> Iterator[_Row]:
     """What is kept as a mean with its interval: rows that both tables have, as two samples.
 
     The neurons are those that come first in both studies, over all of their prompts.
@@ -668,7 +462,7 @@ def _table(name: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]], a
     return Table(name, {c: [row[i] for row in rows] for i, c in enumerate(columns)}, about)
 
 
-def _differs(stores: _Two) -> Table:
+def _differs(stores: Two) -> Table:
     one, other = ({part: s.manifest.get(part) for part in _COMPARED} for s in stores)
     return _table(
         "differs",
@@ -689,7 +483,7 @@ def same_weights(stores: Sequence[Store]) -> Iterator[tuple[Store, Store]]:
             first[digest] = store
 
 
-def _notes(stores: _Two, prompts: _Prompts) -> Iterator[str]:
+def _notes(stores: Two, prompts: SamePrompts) -> Iterator[str]:
     for one, other in same_weights(stores):
         what = "the same study" if one.folder.resolve() == other.folder.resolve() else "one model"
         yield (

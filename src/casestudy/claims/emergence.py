@@ -30,7 +30,9 @@ import numpy as np
 
 from casestudy.behaviour.files import find_behaviour
 from casestudy.behaviour.prompts import Behaviour
-from casestudy.claims.compare import ANSWERS, answer_grid, headline, same_weights
+from casestudy.claims.compare import same_weights
+from casestudy.claims.same_prompts import headline
+from casestudy.claims.stored_values import ANSWERS, answer_grid
 from casestudy.engine.packing import Progress
 from casestudy.errors import ModelError, StudyError, one_of
 from casestudy.model.loading import load

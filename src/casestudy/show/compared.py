@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from casestudy.claims.compare import Comparison
+from casestudy.results.files import write_atomically
 from casestudy.show import marks
 from casestudy.show.blocks import Absent, Block, Figure, Listing, Section, columns_of, paragraph
 from casestudy.show.page import environment
 from casestudy.show.report import frame
 from casestudy.show.text import clean, count, interval, number, shorten, signed
 from casestudy.show.weighed import form_of
-from casestudy.study.store import write_atomically
 
 MOST = 20
 """Differences drawn."""

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from casestudy.results.files import write_atomically
 from casestudy.show import contents
 from casestudy.show.blocks import Absent, Block, Part, Section, Topic
 from casestudy.show.page import environment, font, template_text
 from casestudy.show.sections import prompts, provenance, summary
 from casestudy.show.stored import UNEXPECTED, Missing, StoredStudy
 from casestudy.show.text import clean, shorten
-from casestudy.study.store import Store, write_atomically
+from casestudy.study.store import Store
 
 
 def write_report(study: Store | str | os.PathLike[str]) -> Path:

@@ -15,9 +15,10 @@ import numpy as np
 
 from casestudy.errors import CasestudyError, StudyError
 from casestudy.results import names
+from casestudy.results.files import read_results, read_table
 from casestudy.results.result import Array, Grid, Table
 from casestudy.show.text import clean
-from casestudy.study.store import FORMAT, Store, read_results, read_table
+from casestudy.study.store import FORMAT, Store
 
 UNEXPECTED = (CasestudyError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
 """What a result of another shape than ours can raise while it is drawn or put into words."""

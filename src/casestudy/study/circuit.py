@@ -36,11 +36,12 @@ from casestudy.engine.batch import Batch
 from casestudy.errors import MeasureError, StudyError
 from casestudy.measure.metrics import metric_of
 from casestudy.measure.patching import Pairs
+from casestudy.results.files import write_atomically
 from casestudy.results.stats import BOOTSTRAP_FROM
 from casestudy.study.causal import chosen_prompts, scored_pairs
 from casestudy.study.settings import Search
 from casestudy.study.stage import Stage, Subject
-from casestudy.study.store import Store, differences, write_atomically
+from casestudy.study.store import Store, differences
 
 NAME = STAGE
 """As in `casestudy run --only circuit`."""

@@ -4,9 +4,9 @@ A folder: `manifest.json` says what was run on what; `chunks/` holds each finish
 written whole or not at all, until `SHARD` of them are merged into one of `shards/` (grids in a
 safetensors file, tables in Parquet files beside it); `steps/` holds the finished steps of a stage
 that is under way; `arrays/` and `tables/` hold the joined results, `report.html` the report. A
-killed study continues from its chunks, shards and steps. Grids are safetensors files that describe
-themselves (axes, unit, error in the header). Reading is by name and on demand, so a large study's
-folder opens at once. No torch here, and no pickle.
+killed study continues from its chunks, shards and steps. `results/files` says what the files are.
+Reading is by name and on demand, so a large study's folder opens at once. No torch here, and no
+pickle.
 """
 
 from __future__ import annotations
@@ -21,10 +21,24 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from casestudy.errors import StudyError
+from casestudy.results.files import (
+    about_table,
+    axes_described,
+    described_in,
+    read_grid,
+    read_results,
+    read_table,
+    reading,
+    reading_parquet,
+    replacing,
+    write_atomically,
+    write_parquet,
+    write_results,
+)
 from casestudy.results.result import Axis, Grid, Result, Table, concatenate
 
 if TYPE_CHECKING:
@@ -40,6 +54,11 @@ TABLE_ROWS = 1_000_000
 """A longer table is joined in the order of the plan instead of the prompts', without reading it."""
 
 R = TypeVar("R")
+
+__all__ = (
+    *("FORMAT", "SHARD", "TABLE_ROWS", "Store", "Stored", "differences", "merge", "merge_grids"),
+    *("read_results", "read_table", "write_atomically", "write_results"),
+)
 
 
 class Stored(Mapping[str, R], Generic[R]):
@@ -217,7 +236,7 @@ class Store:
             plain: the rest, as JSON holds it.
         """
         whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-        with _replacing(self._step(stage, step)) as part:
+        with replacing(self._step(stage, step)) as part:
             save_file(whole, part, metadata={"plain": json.dumps(plain)})
 
     def read_step(self, stage: str, step: str) -> tuple[dict[str, NDArray[Any]], Any]:
@@ -226,7 +245,7 @@ class Store:
         Raises: StudyError naming a file that is truncated or damaged.
         """
         path = self._step(stage, step)
-        with _reading(path), safe_open(path, framework="numpy") as file:
+        with reading(path), safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return arrays, json.loads((file.metadata() or {})["plain"])
 
@@ -263,7 +282,7 @@ class Store:
             for table in merged:
                 if isinstance(table, Table):
                     path = self._shard(shard).with_suffix(f".{table.name}.parquet")
-                    _write_parquet(path, table.to_polars(), table.about)
+                    write_parquet(path, table.to_polars(), table.about)
             # last, since its presence says that the shard is whole
             write_results(self._shard(shard), grids)
         for chunk in chunks:
@@ -300,13 +319,13 @@ class Store:
     def axes(self, name: str) -> Iterator[tuple[Axis, ...]]:
         """A grid's axes in each shard that has it, without reading its values."""
         for shard in self.shards():
-            for entry in _described(shard):
+            for entry in described_in(shard):
                 if entry["name"] == name:
-                    yield _axes(entry)
+                    yield axes_described(entry)
 
     def names(self, shard: Path) -> list[str]:
         """The grids in one shard."""
-        return [str(entry["name"]) for entry in _described(shard)]
+        return [str(entry["name"]) for entry in described_in(shard)]
 
     def scan(self, name: str) -> pl.LazyFrame:
         """One table over all shards, as a lazy frame, in the order of the plan.
@@ -326,7 +345,7 @@ class Store:
         for path in sorted((self.folder / "shards").glob("*.parquet")):
             name = path.name.split(".", 1)[1].removesuffix(".parquet")
             if name not in found:
-                found[name] = _about(path)
+                found[name] = about_table(path)
         return found
 
     def has_grid(self, name: str) -> bool:
@@ -344,7 +363,7 @@ class Store:
 
     def write_table(self, name: str, frame: pl.DataFrame | pl.LazyFrame, about: str) -> None:
         """Keep a joined table; a lazy one is streamed to the disk."""
-        _write_parquet(self.folder / "tables" / f"{name}.parquet", frame, about, lasting=False)
+        write_parquet(self.folder / "tables" / f"{name}.parquet", frame, about, lasting=False)
 
     def columns(self, table: str, names: Sequence[str]) -> pl.DataFrame:
         """Some columns of a joined table, without reading the others.
@@ -354,7 +373,7 @@ class Store:
         import polars as pl
 
         path = self.folder / "tables" / f"{table}.parquet"
-        return _parquet(lambda: pl.scan_parquet(path).select(names).collect(), path)
+        return reading_parquet(lambda: pl.scan_parquet(path).select(names).collect(), path)
 
     def grids(self) -> Stored[Grid]:
         """Every joined grid by name, read when it is asked for.
@@ -362,7 +381,7 @@ class Store:
         Raises: StudyError, then, naming a file that is damaged.
         """
         paths = sorted((self.folder / "arrays").glob("*.safetensors"))
-        return Stored({path.stem: path for path in paths}, _read_grid)
+        return Stored({path.stem: path for path in paths}, read_grid)
 
     def tables(self) -> Stored[Table]:
         """Every joined table by name, read when it is asked for.
@@ -403,197 +422,6 @@ def merge_grids(parts: Iterable[Grid], summed: bool) -> Grid:
         return concatenate([first, *rest])
     # of the model or of one prompt: every chunk that has it has the same
     return first
-
-
-def _read_grid(path: Path) -> Grid:
-    for result in read_results(path):
-        if isinstance(result, Grid):
-            return result
-    raise StudyError(f"{path} holds no grid")
-
-
-def _parquet(read: Callable[[], R], path: Path) -> R:
-    import polars as pl
-
-    try:
-        return read()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise StudyError(f"{path} cannot be read: {error}") from error
-
-
-def _about(path: Path) -> str:
-    import polars as pl
-
-    return _parquet(lambda: pl.read_parquet_metadata(path), path).get("about", "")
-
-
-def _write_parquet(
-    path: Path, frame: pl.DataFrame | pl.LazyFrame, about: str, *, lasting: bool = True
-) -> None:
-    import polars as pl
-
-    with _replacing(path, lasting=lasting) as part:
-        if isinstance(frame, pl.LazyFrame):
-            frame.sink_parquet(part, metadata={"about": about})
-        else:
-            frame.write_parquet(part, metadata={"about": about})
-
-
-def read_table(path: Path, *, most: int | None = None) -> Table:
-    """Read one table that `write_final` wrote.
-
-    Args:
-        path: of the Parquet file.
-        most: read at most so many rows; `about` then says that there are more.
-
-    Raises: StudyError naming a file that is damaged.
-    """
-    import polars as pl
-
-    columns = _parquet(lambda: pl.read_parquet(path, n_rows=most).to_dict(as_series=False), path)
-    about = _about(path)
-    if most is not None:
-        rows = _parquet(lambda: pl.scan_parquet(path).select(pl.len()).collect().item(), path)
-        if rows > most:
-            about = f"{about} The first {most:,} of {rows:,} rows.".strip()
-    return Table(path.stem, columns, about)
-
-
-def write_results(path: Path, results: Sequence[Result], *, lasting: bool = True) -> None:
-    """Write grids and tables to one safetensors file; its header describes them.
-
-    Args:
-        path: written whole or not at all.
-        results: what to write.
-        lasting: flush to the disk, so that a power cut does not undo it.
-
-    Raises: StudyError when the disk is full or the folder cannot be written.
-    """
-    arrays: dict[str, Any] = {}
-    described: list[dict[str, Any]] = []
-    for result in results:
-        if isinstance(result, Table):
-            entry: dict[str, Any] = {"kind": "table", "columns": dict(result.columns)}
-        else:
-            for part in ("values", "lower", "upper", "n"):
-                array = getattr(result, part)
-                if array is not None:
-                    arrays[f"{result.name}/{part}"] = np.ascontiguousarray(array)
-            entry = {
-                "kind": "grid",
-                "axes": [{"name": a.name, "labels": list(a.labels)} for a in result.axes],
-                "unit": result.unit,
-                "error": dict(result.error),
-            }
-        described.append({"name": result.name, "about": result.about, **entry})
-    header = {"results": json.dumps(described, ensure_ascii=False)}
-    with _replacing(path, lasting=lasting) as neighbour:
-        save_file(arrays, neighbour, metadata=header)
-
-
-def read_results(path: Path, *, only: str | None = None) -> list[Result]:
-    """Read what `write_results` wrote, or one result of it by name.
-
-    Raises: StudyError naming a file that is truncated or damaged.
-    """
-    with _reading(path), safe_open(path, framework="numpy") as file:
-        described = json.loads((file.metadata() or {})["results"])
-        described = [entry for entry in described if only in (None, entry["name"])]
-        wanted = {entry["name"] for entry in described}
-        keys = [key for key in file.keys() if key.rsplit("/", 1)[0] in wanted]  # noqa: SIM118
-        arrays = {key: file.get_tensor(key) for key in keys}
-    results: list[Result] = []
-    for entry in described:
-        if entry["kind"] == "table":
-            results.append(Table(entry["name"], entry["columns"], entry["about"]))
-            continue
-        name = entry["name"]
-        results.append(
-            Grid(
-                name=name,
-                values=arrays[f"{name}/values"],
-                lower=arrays.get(f"{name}/lower"),
-                upper=arrays.get(f"{name}/upper"),
-                n=arrays.get(f"{name}/n"),
-                axes=_axes(entry),
-                unit=entry["unit"],
-                error=entry["error"],
-                about=entry["about"],
-            )
-        )
-    return results
-
-
-def _axes(entry: Mapping[str, Any]) -> tuple[Axis, ...]:
-    return tuple(Axis(a["name"], tuple(a["labels"])) for a in entry["axes"])
-
-
-def _described(path: Path) -> list[dict[str, Any]]:
-    """What a file of results says is in it."""
-    with _reading(path), safe_open(path, framework="numpy") as file:
-        described: list[dict[str, Any]] = json.loads((file.metadata() or {})["results"])
-    return described
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise StudyError(
-            f"{path} cannot be read: {error}",
-            hint="If it is a chunk, a shard or a step, delete that file, and the same command "
-            "makes it again; all others are kept",
-        ) from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises: StudyError when the disk is full or the folder cannot be written; what was there stays.
-    """
-    with _replacing(path) as part:
-        part.write_bytes(data)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
-    """A neighbour to write to, which then takes the file's name.
-
-    It is flushed to the disk first where it has to outlast a power cut; what can be made again from
-    the shards has not, and flushing a hundred files takes its time.
-    """
-    import polars as pl
-
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        if lasting:
-            with open(part, "rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(part, path)
-        if lasting:
-            _sync_folder(path.parent)
-    except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise StudyError(
-            f"{path} could not be written: {reason}",
-            hint="Nothing already written was lost; make room and run the same command again",
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # a path through a file has no neighbour to remove
-            part.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a renaming last through a power cut, where folders can be flushed."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

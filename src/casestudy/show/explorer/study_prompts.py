@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from casestudy.errors import StudyError
+from casestudy.results.files import read_table
 from casestudy.results.result import Table
 from casestudy.show.explorer.page_state import MOST_EDITED, MOST_TEXT, MOST_TOKEN, PageState
 from casestudy.show.stored import UNEXPECTED
 from casestudy.show.text import clean, prompt_excerpt
-from casestudy.study.store import FORMAT, Store, read_table
+from casestudy.study.store import FORMAT, Store
 
 MOST = 500
 """Prompts offered; a list of more is not read by anybody."""

@@ -1,0 +1,243 @@
+"""How do results stand in files?
+
+Grids are safetensors files that describe themselves (axes, unit, error in the header); tables are
+Parquet files. Every file is written whole or not at all, next to its place and then renamed. No
+torch here, and no pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from casestudy.errors import StudyError
+from casestudy.results.result import Axis, Grid, Result, Table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+R = TypeVar("R")
+
+
+def read_grid(path: Path) -> Grid:
+    """The first grid of a file.
+
+    Raises: StudyError where there is none, or the file is damaged.
+    """
+    for result in read_results(path):
+        if isinstance(result, Grid):
+            return result
+    raise StudyError(f"{path} holds no grid")
+
+
+def reading_parquet(read: Callable[[], R], path: Path) -> R:
+    """What `read` reads of a Parquet file.
+
+    Raises: StudyError naming a file that is not there or damaged.
+    """
+    import polars as pl
+
+    try:
+        return read()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise StudyError(f"{path} cannot be read: {error}") from error
+
+
+def about_table(path: Path) -> str:
+    """What a stored table says about itself.
+
+    Raises: StudyError naming a file that is damaged.
+    """
+    import polars as pl
+
+    return reading_parquet(lambda: pl.read_parquet_metadata(path), path).get("about", "")
+
+
+def write_parquet(
+    path: Path, frame: pl.DataFrame | pl.LazyFrame, about: str, *, lasting: bool = True
+) -> None:
+    """Write one table whole or not at all; a lazy frame is streamed to the disk.
+
+    Raises: StudyError when the disk is full or the folder cannot be written.
+    """
+    import polars as pl
+
+    with replacing(path, lasting=lasting) as part:
+        if isinstance(frame, pl.LazyFrame):
+            frame.sink_parquet(part, metadata={"about": about})
+        else:
+            frame.write_parquet(part, metadata={"about": about})
+
+
+def read_table(path: Path, *, most: int | None = None) -> Table:
+    """Read one table that `write_parquet` wrote.
+
+    Args:
+        path: of the Parquet file.
+        most: read at most so many rows; `about` then says that there are more.
+
+    Raises: StudyError naming a file that is damaged.
+    """
+    import polars as pl
+
+    columns = reading_parquet(
+        lambda: pl.read_parquet(path, n_rows=most).to_dict(as_series=False), path
+    )
+    about = about_table(path)
+    if most is not None:
+        rows = reading_parquet(
+            lambda: pl.scan_parquet(path).select(pl.len()).collect().item(), path
+        )
+        if rows > most:
+            about = f"{about} The first {most:,} of {rows:,} rows.".strip()
+    return Table(path.stem, columns, about)
+
+
+def write_results(path: Path, results: Sequence[Result], *, lasting: bool = True) -> None:
+    """Write grids and tables to one safetensors file; its header describes them.
+
+    Args:
+        path: written whole or not at all.
+        results: what to write.
+        lasting: flush to the disk, so that a power cut does not undo it.
+
+    Raises: StudyError when the disk is full or the folder cannot be written.
+    """
+    arrays: dict[str, Any] = {}
+    described: list[dict[str, Any]] = []
+    for result in results:
+        if isinstance(result, Table):
+            entry: dict[str, Any] = {"kind": "table", "columns": dict(result.columns)}
+        else:
+            for part in ("values", "lower", "upper", "n"):
+                array = getattr(result, part)
+                if array is not None:
+                    arrays[f"{result.name}/{part}"] = np.ascontiguousarray(array)
+            entry = {
+                "kind": "grid",
+                "axes": [{"name": a.name, "labels": list(a.labels)} for a in result.axes],
+                "unit": result.unit,
+                "error": dict(result.error),
+            }
+        described.append({"name": result.name, "about": result.about, **entry})
+    header = {"results": json.dumps(described, ensure_ascii=False)}
+    with replacing(path, lasting=lasting) as neighbour:
+        save_file(arrays, neighbour, metadata=header)
+
+
+def read_results(path: Path, *, only: str | None = None) -> list[Result]:
+    """Read what `write_results` wrote, or one result of it by name.
+
+    Raises: StudyError naming a file that is truncated or damaged.
+    """
+    with reading(path), safe_open(path, framework="numpy") as file:
+        described = json.loads((file.metadata() or {})["results"])
+        described = [entry for entry in described if only in (None, entry["name"])]
+        wanted = {entry["name"] for entry in described}
+        keys = [key for key in file.keys() if key.rsplit("/", 1)[0] in wanted]  # noqa: SIM118
+        arrays = {key: file.get_tensor(key) for key in keys}
+    results: list[Result] = []
+    for entry in described:
+        if entry["kind"] == "table":
+            results.append(Table(entry["name"], entry["columns"], entry["about"]))
+            continue
+        name = entry["name"]
+        results.append(
+            Grid(
+                name=name,
+                values=arrays[f"{name}/values"],
+                lower=arrays.get(f"{name}/lower"),
+                upper=arrays.get(f"{name}/upper"),
+                n=arrays.get(f"{name}/n"),
+                axes=axes_described(entry),
+                unit=entry["unit"],
+                error=entry["error"],
+                about=entry["about"],
+            )
+        )
+    return results
+
+
+def axes_described(entry: Mapping[str, Any]) -> tuple[Axis, ...]:
+    """The axes of an entry that `described_in` gave."""
+    return tuple(Axis(a["name"], tuple(a["labels"])) for a in entry["axes"])
+
+
+def described_in(path: Path) -> list[dict[str, Any]]:
+    """What a file of results says is in it."""
+    with reading(path), safe_open(path, framework="numpy") as file:
+        described: list[dict[str, Any]] = json.loads((file.metadata() or {})["results"])
+    return described
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Read a file within this.
+
+    Raises: StudyError naming a file that is not there, truncated or damaged.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise StudyError(
+            f"{path} cannot be read: {error}",
+            hint="If it is a chunk, a shard or a step, delete that file, and the same command "
+            "makes it again; all others are kept",
+        ) from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises: StudyError when the disk is full or the folder cannot be written; what was there stays.
+    """
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
+    """A neighbour to write to, which then takes the file's name.
+
+    It is flushed to the disk first where it has to outlast a power cut; what can be made again from
+    the shards has not, and flushing a hundred files takes its time.
+    """
+    import polars as pl
+
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        if lasting:
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(part, path)
+        if lasting:
+            _sync_folder(path.parent)
+    except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StudyError(
+            f"{path} could not be written: {reason}",
+            hint="Nothing already written was lost; make room and run the same command again",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # a path through a file has no neighbour to remove
+            part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming last through a power cut, where folders can be flushed."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -25,6 +25,7 @@ LOWERED, STARTS, FIRST, COMMA = (
     "first letter lowered",
     "final stop to comma",
 )
+EDITS = (LOWERED, STARTS, FIRST, COMMA)
 OWN_LOWERED = "last sentence's first letter lowered"
 REST_LOWERED = "all but these two letters lowered"
 NO_STOPS = "earlier stops to commas"
@@ -135,10 +136,12 @@ def _is(words: str) -> str:
 def places(found: Found) -> str:
     """Where the information comes from."""
     p, m = found["preset"], found["mined"]
-    names = (LOWERED, STARTS, FIRST, COMMA)
-    more = (*names, OWN_LOWERED, REST_LOWERED, NO_STOPS)
+    return _edits(p, m) + _streams(p, m) + _one_head(p, m)
+
+
+def _edits(p: Found, m: Found) -> str:
     rows = []
-    for name in more:
+    for name in (*EDITS, OWN_LOWERED, REST_LOWERED, NO_STOPS):
         row = [name]
         for side in (p, m):
             x = side["edits"].get(name)
@@ -157,16 +160,19 @@ def places(found: Found) -> str:
         f"{percent(kept[1])} of the contrast, lowering everything but these two letters leaves "
         f"{percent(kept[2])}, and commas for all earlier stops leave {percent(kept[3])}. "
     )
-    text += (
+    return text + (
         "So the case is read off the start of the text, not off the sentence that ends; earlier "
         "stops need not be there.\n\n"
         if kept[0] < min(kept[1:])
         else "So the start of the text is not what decides.\n\n"
     )
-    text += "Clean residual streams put into the edited run, one place at a time, as a share of "
+
+
+def _streams(p: Found, m: Found) -> str:
+    text = "Clean residual streams put into the edited run, one place at a time, as a share of "
     text += "the difference before layers 0, 1 and the last:\n\n"
     rows = []
-    for name in names:
+    for name in EDITS:
         for place in ("first word", OWN, "earlier full stops", "final full stop"):
             row = [name, place]
             for side in (p, m):
@@ -200,18 +206,21 @@ def places(found: Found) -> str:
             "construction: nothing before it differs. It says that the stop is needed, and nothing "
             "about where else the model looks. "
         )
-    text += (
+    return text + (
         f"{moved} the final stop "
         f"holds {number(alone)} of the preset's difference before layer 1 and {number(early)} in "
         f"contexts of several sentences (“{FIRST}”), {number(late)} before the last layer. "
         f"{rest}\n\n"
     )
+
+
+def _one_head(p: Found, m: Found) -> str:
     top, other = p["noising"][0], m["noising"][0]
     looks, theirs = p["looks"], m["looks"]
     one = claim(
         top["head"] == other["head"] and min(top["low"], other["low"]) > 0.8, "One head does it."
     )
-    text += (
+    return (
         f"{one} Its output of the edited run in the clean one takes "
         f"{between(top, number)} of the preset's difference away for head {top['head']}, next "
         f"{_next(p)}; on mined contexts {between(other, number)} for head {other['head']}, next "
@@ -222,7 +231,6 @@ def places(found: Found) -> str:
         f"sentence's first word gets {percent(theirs[OWN])} and earlier stops "
         f"{percent(theirs['earlier full stops'])}.\n"
     )
-    return text
 
 
 def _moved(x: Found) -> str:

@@ -107,6 +107,43 @@ def test_a_loop_would_be_found() -> None:
     assert file_of("casestudy.results.result.Grid") is None
 
 
+REPOSITORY = Path(__file__).parents[1]
+SIZED = sorted(
+    path
+    for folder in ("src", "benchmarks", "docs", "training", "tests")
+    for path in (REPOSITORY / folder).rglob("*.py")
+)
+LONGEST_FILE, LONGEST_FUNCTION = 600, 80
+LONG_SINCE = "# longer than most, since "
+"""How a file says why it, or a function of it, is longer; the reason follows on the line."""
+
+
+@pytest.mark.parametrize("path", SIZED, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_files_and_functions_are_short_or_say_why_not(path: Path) -> None:
+    assert too_long(path.read_text("utf-8")) == []
+
+
+def too_long(text: str) -> list[str]:
+    """What of a file is too long without saying why: the file, functions by name."""
+    lines = text.splitlines()
+    found = [] if len(lines) <= LONGEST_FILE or LONG_SINCE in text else ["the file"]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            body = lines[node.lineno - 1 : node.end_lineno]
+            if len(body) > LONGEST_FUNCTION and not any(LONG_SINCE in line for line in body):
+                found.append(node.name)
+    return found
+
+
+def test_what_is_too_long_would_be_found() -> None:
+    function = "def f():\n" + "    pass\n" * LONGEST_FUNCTION
+    assert too_long(function) == ["f"]
+    assert too_long(function.replace("pass", f"pass  {LONG_SINCE}it is a table", 1)) == []
+    assert too_long("x = 0\n" * (LONGEST_FILE + 1)) == ["the file"]
+    assert too_long("x = 0\n" * LONGEST_FILE) == []
+
+
 def python(*arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False

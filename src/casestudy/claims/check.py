@@ -24,7 +24,8 @@ import numpy as np
 from casestudy.behaviour.files import SUFFIXES, find_behaviour
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.claims.context import Bench, Unmeasurable, Values, among
-from casestudy.claims.findings import Finding, read_finding
+from casestudy.claims.finding import Finding
+from casestudy.claims.findings import read_finding
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.errors import FindingError
 from casestudy.model.loading import load

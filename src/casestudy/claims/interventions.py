@@ -260,8 +260,8 @@ class Patching(_Swept):
 
     def clean(self, found: Patched) -> Array:
         """See `_Swept.clean`: denoising, what is patched is the corrupted prompt."""
-        unpatched, other = found.baselines.values
-        return other if self.direction == "denoising" else unpatched
+        clean: Array = found.baselines.values[1 if self.direction == "denoising" else 0]
+        return clean
 
 
 @dataclass(frozen=True, kw_only=True)

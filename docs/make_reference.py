@@ -2,8 +2,9 @@
 
     python docs/make_reference.py
 
-`reference/cli.md` from the command line's own help, `reference/python.md` from the package's public
-names. `make docs-reference` runs it; a test fails while a page is stale.
+`reference/cli.md` from the command line's own help, `reference/json.md` from `cli/schema`,
+`reference/python.md` from the package's public names. `make docs-reference` runs it; a test fails
+while a page is stale.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import typer
 
 import casestudy
 from casestudy import cli
+from casestudy.cli import schema
 
 PAGES = Path(__file__).parent
 SOURCE = Path(casestudy.__file__).parents[1]
@@ -32,6 +34,7 @@ def pages() -> dict[Path, str]:
     return {
         PAGES / "reference" / "cli.md": NOTE + command_line(),
         PAGES / "reference" / "python.md": NOTE + python(),
+        PAGES / "reference" / "json.md": NOTE + json_output(),
     }
 
 
@@ -44,12 +47,42 @@ def command_line() -> str:
         lines.append(f"| [`casestudy {name}`](#casestudy-{name}) | {_first(function)} |")
     lines += [
         "",
-        "Results go to stdout, talk and progress to stderr. Errors end with exit code 2, an "
-        "interruption with 130.",
+        "Results go to stdout, talk and progress to stderr. What `--json` prints is in "
+        "[JSON output](json.md).",
         "",
+        *_exit_codes(),
     ]
     for name, function in commands.items():
         lines += [*_command(name, function), ""]
+    return "\n".join(lines)
+
+
+def _exit_codes() -> Iterator[str]:
+    yield from ("| exit code | meaning |", "| --- | --- |")
+    yield from (f"| {code} | {meaning} |" for code, meaning in schema.EXIT_CODES.items())
+    yield ""
+
+
+def json_output() -> str:
+    """What each command prints with `--json`, as tables."""
+    lines = [
+        "# JSON output",
+        "",
+        "With `--json` every command prints one object to stdout and nothing else there. Its first "
+        f'keys are `schema`, such as `"casestudy.explain"`, and `version`, now {schema.VERSION}. '
+        "Within a version, keys are only added; renaming or removing one, or changing what it "
+        "means, counts the version up. Read the keys you know, and ignore others.",
+        "",
+        "Ranks start at 1. Logits and logit differences are natural: a difference of 1 is a ratio "
+        "of probabilities of e. What was not measured is absent or null, never 0. How to use these "
+        "is in [For programs](../for-programs.md).",
+        "",
+        *_exit_codes(),
+    ]
+    for command, keys in schema.KEYS.items():
+        lines += [f"## casestudy {command} --json", "", "| key | what it holds |", "| --- | --- |"]
+        lines += [f"| `{key}` | {meaning} |" for key, meaning in keys.items()]
+        lines.append("")
     return "\n".join(lines)
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from casestudy.measure.class_mass import class_mass
     from casestudy.measure.controls import controls
     from casestudy.measure.explain import explain_attention_score
+    from casestudy.measure.explanation import explain
     from casestudy.measure.head_scores import head_profile
     from casestudy.measure.ledger import ledger
     from casestudy.measure.lens import lens, lens_by_role, logit_lens
@@ -88,6 +89,7 @@ _ROOMS = {
     "casestudy.circuits.card": ("circuit_card",),
     "casestudy.circuits.evaluate": ("evaluate_circuit",),
     "casestudy.measure.explain": ("explain_attention_score",),
+    "casestudy.measure.explanation": ("explain",),
     "casestudy.measure.head_scores": ("head_profile",),
     "casestudy.results.result": ("Grid", "Table"),
     "casestudy.show": ("figures",),
@@ -132,6 +134,7 @@ __all__ = [
     "controls",
     "emergence",
     "evaluate_circuit",
+    "explain",
     "explain_attention_score",
     "figures",
     "head_attribution",

@@ -547,18 +547,19 @@ def _write_toml(behaviour: Behaviour, path: Path) -> str:
 
 def behaviour_toml(behaviour: Behaviour) -> str:
     """The text of a behaviour's TOML file."""
-    parts = [f"{key} = {_toml(value)}\n" for key, value in _settings(behaviour).items()]
+    parts = [f"{key} = {toml_value(value)}\n" for key, value in _settings(behaviour).items()]
     for prompt in behaviour.prompts:
         parts.append("\n[[prompts]]\n")
-        parts += [f"{key} = {_toml(value)}\n" for key, value in _entries(prompt).items()]
+        parts += [f"{key} = {toml_value(value)}\n" for key, value in _entries(prompt).items()]
     return "".join(parts)
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A text, number, truth value, list or table as TOML writes it on one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{toml_value(k)} = {toml_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(toml_value, value)) + "]"
     # A JSON string, number or truth value is TOML's, but for DEL, which TOML wants escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 

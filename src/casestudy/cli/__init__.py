@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from casestudy.cli import circuit, compare, look, mine, models, run
+from casestudy.cli import circuit, compare, explain, look, mine, models, new, run
 from casestudy.cli.printing import escape, say
 from casestudy.errors import CasestudyError
 
@@ -29,8 +29,9 @@ app = typer.Typer(
 )
 
 COMMANDS = (
-    *(run.run, mine.mine, look.predict, circuit.circuit, look.patch, compare.compare),
-    *(compare.check, models.models, run.report, look.serve),
+    *(new.new, run.run, explain.explain, look.predict, look.patch, circuit.circuit),
+    *(compare.compare, compare.check, look.serve, run.report),
+    *(mine.mine, new.presets, models.models),
 )
 """In the order in which `casestudy --help` lists them."""
 

@@ -42,7 +42,15 @@ def circuit(
     ] = "eap-ig-inputs",
     steps: Annotated[int, typer.Option(min=1, help="Of the integrals.")] = 5,
     rank: Annotated[str, typer.Option(help="Edges by absolute or by signed score.")] = "absolute",
-    metric: Annotated[str, typer.Option(help="contrast, class, probability or kl.")] = "contrast",
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="What the circuit must carry, read at the last token. contrast: the logit "
+            "difference of answer and counterpart. class: log p(A) - log p(B) of the behaviour's "
+            "two token classes. probability: p(answer) - p(counterpart). kl: how far the output is "
+            "from the clean run's, KL(clean || run), over the whole vocabulary."
+        ),
+    ] = "contrast",
     ablation: Annotated[
         str, typer.Option(help="What other edges carry: corrupted, mean or zero.")
     ] = "corrupted",
@@ -96,7 +104,7 @@ def circuit(
     files["report"] = finished.report()
     if as_json:
         paths = {name: str(file) for name, file in files.items()}
-        print_json(_judged_by(finished) | _tables(finished) | paths)
+        print_json("circuit", _judged_by(finished) | _tables(finished) | paths)
         return
     title = f"{subject.name} on {loaded.name}: the circuit, judged by {_spoken(finished)}"
     _print_circuit(title, **_tables(finished))

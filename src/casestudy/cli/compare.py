@@ -107,7 +107,7 @@ def compare(
         )
     write_figure(emerged.contrasts, figure)
     if as_json:
-        print_json(emerged.as_dict() | {"folder": str(folder)})
+        print_json("compare", emerged.as_dict() | {"folder": str(folder)})
     else:
         for same in emerged.same_weights:
             say(escape(same))
@@ -140,7 +140,7 @@ def check(
     budget = Budget(memory=read_memory(memory))
     checked = check(findings, loaded, behaviour=behaviour, budget=budget)
     if as_json:
-        print_json(checked.as_dict())
+        print_json("check", checked.as_dict())
     else:
         _print_checked(checked)
     if not checked.holds:
@@ -158,7 +158,7 @@ def _compare_two(
 
         say(f"page: {escape(str(write_comparison(comparison, out)))}")
     if as_json:
-        print_json(comparison.as_dict())
+        print_json("compare", comparison.as_dict())
     else:
         _print_comparison(comparison, top)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,7 +59,8 @@ def predict(
         kept = [{k: row[k] for k in ("token", "id", "logit", "prob")} for row in top]
         answers = [_score(s) for s in scores]
         print_json(
-            {"prompt": prompt, "tokens": tokens, "ids": ids, "top": kept, "answers": answers}
+            "predict",
+            {"prompt": prompt, "tokens": tokens, "ids": ids, "top": kept, "answers": answers},
         )
     else:
         _print_predictions(tokens, top)
@@ -70,7 +72,7 @@ def _score(score: AnswerScore) -> dict[str, Any]:
         "answer": score.answer,
         "tokens": [token.label for token in score.tokens],
         "ids": list(score.ids),
-        "rank": score.rank,
+        "rank": None if score.rank is None else score.rank + 1,
         "logit": score.logit,
         "log_prob": score.log_prob,
         "prob": score.prob,
@@ -82,7 +84,12 @@ def _print_predictions(tokens: list[str], top: list[dict[str, Any]]) -> None:
         " ".join(map(visible, tokens)),
         ("rank", "token", "logit", "probability"),
         [
-            (str(row["rank"]), visible(row["token"]), f"{row['logit']:.2f}", f"{row['prob']:.2%}")
+            (
+                str(row["rank"] + 1),
+                visible(row["token"]),
+                f"{row['logit']:.2f}",
+                f"{row['prob']:.2%}",
+            )
             for row in top
         ],
     )
@@ -98,7 +105,7 @@ def _print_scores(scores: list[AnswerScore]) -> None:
             (
                 visible(s.answer),
                 " ".join(map(visible, s.tokens)),
-                "" if s.rank is None else str(s.rank),
+                "" if s.rank is None else str(s.rank + 1),
                 f"{s.log_prob:.3f}",
                 f"{s.prob:.2%}",
             )
@@ -159,7 +166,7 @@ def patch(
     if as_json:
         shares = patched.normalised
         about = {"about": shares.about, **_weighed(patched, direction), "error": shares.error}
-        print_json(about | {"cells": _cells(patched)})
+        print_json("patch", about | {"cells": _cells(patched)})
     else:
         _print_patched(patched, _weighed(patched, direction), top)
     if not patched.shares_mean_something:
@@ -250,6 +257,7 @@ def serve(
     ] = None,
     bos: BosOption = None,
     special: SpecialOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Open the live explorer: type prompts, choose tokens, watch every panel follow."""
     from casestudy.show.explorer.server import serve
@@ -264,5 +272,13 @@ def serve(
         picks=picks,
         host=host,
         port=port,
-        started=lambda address: print(address, flush=True),
+        started=lambda address: _say_address(address, as_json),
     )
+
+
+def _say_address(address: str, as_json: bool) -> None:
+    if as_json:
+        print_json("serve", {"address": address})
+    else:
+        print(address)
+    sys.stdout.flush()

@@ -63,7 +63,7 @@ def mine(
     write_behaviour(mined.behaviour, out)
     if as_json:
         counts = {"found": mined.found, "taken": mined.taken, "skipped": mined.skipped}
-        print_json({"file": str(out), "documents": mined.documents, **counts})
+        print_json("mine", {"file": str(out), "documents": mined.documents, **counts})
     else:
         _print_mined(mined)
         print(out)

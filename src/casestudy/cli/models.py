@@ -12,7 +12,8 @@ def models(as_json: JsonOption = False) -> None:
 
     rows = available()
     if as_json:
-        print_json([{"name": n, "family": f, "where": w} for n, f, w in rows])
+        listed = [{"name": n, "family": f, "where": w} for n, f, w in rows]
+        print_json("models", {"models": listed})
         return
     print_table("models", ("name", "family", "where"), rows)
     say("A directory in Hugging Face layout, or any hub id of these families, works too.")

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from casestudy.cli.schema import stamped
 from casestudy.errors import CasestudyError
 
 if TYPE_CHECKING:
     from casestudy.results.result import Grid
 
 
-def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
+def print_json(command: str, found: dict[str, Any]) -> None:
+    """A command's object on stdout, with its schema and version first (see `schema`)."""
+    value = stamped(command, found)
     print(json.dumps(value, ensure_ascii=False, indent=1))
 
 

@@ -94,7 +94,7 @@ def run(
     path = finished.report()
     _say_left_out(finished)
     if as_json:
-        print_json(headline(finished) | {"folder": str(folder), "report": str(path)})
+        print_json("run", headline(finished) | {"folder": str(folder), "report": str(path)})
     else:
         _print_headline(headline(finished))
         print(f"report: {path}")
@@ -143,7 +143,7 @@ def report(
 
     path = write_report(Store.open(folder))
     if as_json:
-        print_json({"report": str(path)})
+        print_json("report", {"report": str(path)})
     else:
         print(path)
 

@@ -1,0 +1,136 @@
+"""What does `--json` print, command by command?
+
+One object on stdout, whose first two keys are `schema` and `version`. A version stands while keys
+are only added; it counts up when one is renamed, removed or changes its meaning. The reference page
+`json.md` is made from this table, and tests hold each command to it.
+"""
+
+from __future__ import annotations
+
+VERSION = 1
+"""Of every schema here."""
+
+EXIT_CODES = {
+    0: "done; for `check`: every finding holds",
+    1: "done, but a finding does not hold (`check`), or no prompt could be measured (`run`)",
+    2: "an error that stderr explains: bad input, a file that cannot be read, a model that is not "
+    "there; stdout stays empty",
+    130: "stopped by Ctrl-C; finished steps of `run`, `circuit` and `compare` are kept",
+}
+"""By code, what it means."""
+
+ANSWER = "each has `token`, `id`, `rank` (1 is the first) and `prob`"
+
+KEYS: dict[str, dict[str, str]] = {
+    "explain": {
+        "model": "its name",
+        "prompt": "as given",
+        "tokens": "what the model read, BOS included",
+        "n": "prompts behind every figure: 1",
+        "contrast": f"`answer` and `counterpart` ({ANSWER}); `logit_difference` in `unit`",
+        "ledger": "a list of `term` and `value`; the values sum to the logit difference",
+        "corrupted": "the partner used: `edit`, `text`, `logit_difference`, `share_left`, "
+        "`before_last`; null where parts were set to zero instead",
+        "method": "what was done to each part, in words",
+        "parts": "the strongest heads and MLPs, exactly patched: `part`, `effect` in logits, "
+        "`share` of the difference between the two prompts (null where there is none)",
+        "checks": "a list of `what`, `gap`, `bound`, `holds`",
+        "warnings": "sentences to read before believing the figures",
+    },
+    "predict": {
+        "prompt": "as given",
+        "tokens": "what the model read",
+        "ids": "the same as ids",
+        "top": "the most probable next tokens: `token`, `id`, `logit`, `prob`",
+        "answers": "for each --answer: `answer`, `tokens`, `ids`, `rank` (1 is the first; null for "
+        "several tokens), `logit`, `log_prob`, `prob`",
+    },
+    "patch": {
+        "about": "what was put where, in words",
+        "answer": "`token` and `id`",
+        "counterpart": "`token` and `id`",
+        "direction": "denoising or noising",
+        "unpatched_run": "clean or corrupted",
+        "clean": "logit difference of the clean prompt",
+        "corrupted": "logit difference of the corrupted prompt",
+        "unpatched": "logit difference of the run that is patched",
+        "other": "logit difference of the run that is patched from",
+        "warning": "null, or why shares mean nothing here",
+        "error": "`gap` of a sample of cells to full forward passes, and its `bound`",
+        "cells": "every cell: its place (`layer`, `pos`, `role`, `head`), `value` (share of the "
+        "difference between the runs) and `effect` (logits)",
+    },
+    "new": {
+        "file": "the behaviour file that was written",
+        "model": "the model asked",
+        "answer": "`token`, `id`, `rank` (1 is the first), `prob`",
+        "counterpart": "the same",
+        "logit_difference": "answer against counterpart, in logits",
+        "partners": "corrupted prompts on offer, best first: `edit`, `text`, `logit_difference`, "
+        "`share_left`, `before_last`",
+        "command": "what runs the file, as a list of words",
+    },
+    "presets": {"presets": "a list of `name`, `question`, `about`, `prompts` (how many)"},
+    "models": {"models": "a list of `name`, `family`, `where`"},
+    "run": {
+        "model": "its name",
+        "behaviour": "its name",
+        "contrast": "the counterpart's form; absent, as the keys below, where nothing was measured",
+        "n": "prompts behind the mean",
+        "logit_difference": "mean over prompts, in logits",
+        "interval": "95 %, over prompts",
+        "groups": "the same by group of prompts: `group`, `n`, `logit_difference`, `interval`",
+        "without_b_U": "the mean without the final norm's bias through the unembedding",
+        "largest_gap": "of the ledger, over prompts",
+        "bound": "what the gap must not exceed",
+        "folder": "the study",
+        "report": "its page",
+    },
+    "circuit": {
+        "metric_name": "what the circuit is judged by",
+        "unit": "of the metric",
+        "mean_clean": "the metric's mean over the clean prompts",
+        "mean_corrupted": "the same over the corrupted prompts",
+        "figures": "the circuit's evidence: `figure`, `value`, `lower`, `upper`, `n`, `about`",
+        "edges": "its edges: `source`, `target`, `score`, `exact` where it was patched",
+        "card": "the circuit's file",
+        "importances": "every edge's score, in MIB's layout",
+        "report": "the study's page",
+    },
+    "compare": {
+        "a": "`folder` and `about` of the first study (two studies)",
+        "b": "the same of the second",
+        "differs": "settings that differ",
+        "paired": "whether prompts are compared with themselves",
+        "prompts": "how many in both, in `a` and in `b` alone",
+        "rows": "every difference with its interval",
+        "absent": "what could not be compared, and why",
+        "notes": "what to know first",
+        "since": "with --model: from which checkpoint on each contrast is clear of zero",
+        "checkpoints": "with --model: the means of each",
+        "same_weights": "with --model: checkpoints that are one model",
+        "folder": "with --model: where the studies are",
+    },
+    "check": {
+        "holds": "whether every finding does",
+        "behaviour": "the prompts' name",
+        "model": "its name",
+        "outcomes": "for each finding: `claim`, `verdict` (holds, fails, undecided), `value`, "
+        "`lower`, `upper`, `unit`, `n`, `must`, `why`",
+    },
+    "mine": {
+        "file": "the behaviour file that was written",
+        "documents": "texts read",
+        "found": "full stops by kind",
+        "taken": "those that became prompts, by kind",
+        "skipped": "what was left out, by reason",
+    },
+    "report": {"report": "the page that was written"},
+    "serve": {"address": "where the explorer listens; printed once it answers"},
+}
+"""Every command's keys besides `schema` and `version`."""
+
+
+def stamped(command: str, value: dict[str, object]) -> dict[str, object]:
+    """A command's object with its schema and version first."""
+    return {"schema": f"casestudy.{command}", "version": VERSION, **value}

@@ -1,0 +1,331 @@
+"""Why does the model prefer this token to that one after this prompt, in one object?
+
+The contrast, its ledger, the parts that matter most by exact patching, the checks and what to
+beware of: what a program asks for first, and what a person reads before a study. Where a corrupted
+prompt is given or can be offered (`partners`), heads and MLPs of the clean run are put into the
+corrupted run one by one (denoising); where there is none, each is set to zero in the clean run.
+One prompt gives no interval: a study over several prompts does.
+
+Cost: one forward pass per offered partner, and one patched run per head and per MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.counterfactual import Counterfactual, propose
+from casestudy.behaviour.prompts import Prompt
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
+from casestudy.errors import BehaviourError
+from casestudy.measure.partners import Partner, partners
+from casestudy.measure.patched import Patched
+from casestudy.measure.patching import ablate, pairs_of, patch
+from casestudy.measure.predictions import AnswerScore, score_answer
+from casestudy.measure.quick_look import CONTRAST, Probe, probe, weighed
+from casestudy.model.model import Model
+from casestudy.model.token import Token
+
+SITES = {"z": "head", "mlp_out": "mlp"}
+"""The sites that are patched part by part, and what one of their parts is called."""
+
+UNLIKELY = 100
+"""Rank from which an answer is called unlikely."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One head or MLP, patched over all positions.
+
+    Attributes:
+        name: "head 3.1", "mlp 3".
+        effect: change of the logit difference, in logits, from the unpatched run.
+        share: of the difference between the two runs; None without a corrupted prompt, or where
+            the runs differ by almost nothing.
+    """
+
+    name: str
+    effect: float
+    share: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"part": self.name, "effect": self.effect, "share": self.share}
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something computed twice.
+
+    Attributes:
+        what: is compared.
+        gap: the largest difference found, in logits.
+        bound: what it must not exceed; None where none is promised.
+    """
+
+    what: str
+    gap: float
+    bound: float | None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the gap keeps to its bound; None without a bound."""
+        return None if self.bound is None else self.gap <= self.bound
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"what": self.what, "gap": self.gap, "bound": self.bound, "holds": self.holds}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one token is preferred to another after one prompt.
+
+    Attributes:
+        model: its name.
+        prompt, tokens: what the model read.
+        answer, counterpart: where both stand.
+        logit_difference: logit(answer) - logit(counterpart), at the last token.
+        ledger: its terms, in the model's order; they sum to it.
+        partner: the corrupted prompt used; None where parts were set to zero instead.
+        method: what was done to each part, in words.
+        parts: every head and MLP, the largest effect first.
+        checks: what was computed twice.
+        warnings: what to know before believing it.
+        n: prompts behind every figure.
+    """
+
+    model: str
+    prompt: str
+    tokens: tuple[str, ...]
+    answer: AnswerScore
+    counterpart: AnswerScore
+    logit_difference: float
+    ledger: tuple[tuple[str, float], ...]
+    partner: Partner | None
+    method: str
+    parts: tuple[Part, ...]
+    checks: tuple[Check, ...]
+    warnings: tuple[str, ...]
+    n: int = 1
+
+    def as_dict(self, top: int | None = None) -> dict[str, Any]:
+        """For JSON, with the `top` strongest parts."""
+        return {
+            "model": self.model,
+            "prompt": self.prompt,
+            "tokens": list(self.tokens),
+            "n": self.n,
+            "contrast": {
+                "answer": _standing(self.answer),
+                "counterpart": _standing(self.counterpart),
+                "logit_difference": self.logit_difference,
+                "unit": "logits",
+            },
+            "ledger": [{"term": name, "value": value} for name, value in self.ledger],
+            "corrupted": None if self.partner is None else self.partner.as_dict(),
+            "method": self.method,
+            "parts": [part.as_dict() for part in self.parts[:top]],
+            "checks": [check.as_dict() for check in self.checks],
+            "warnings": list(self.warnings),
+        }
+
+
+def _standing(score: AnswerScore) -> dict[str, Any]:
+    rank = None if score.rank is None else score.rank + 1
+    (token,) = score.tokens
+    return {"token": token.label, "id": token.id, "rank": rank, "prob": score.prob}
+
+
+def explain(
+    model: Model,
+    prompt: str,
+    answer: str | int | Token | None = None,
+    counterpart: str | int | Token | None = None,
+    *,
+    corrupted: str | None = None,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+) -> Explanation:
+    """Everything quick about one preference, with the parts that matter most by exact patching.
+
+    Args:
+        model: the decoder.
+        prompt: a text.
+        answer, counterpart: two tokens, as texts that continue the prompt, "id:1234" or ids; those
+            not given are chosen as `probe` does.
+        corrupted: a partner of as many tokens; by default the best that `partners` offers, if it
+            takes at least half of the difference away.
+        budget: memory and checking of the patches.
+        progress: told how far the patches are.
+
+    Unit:   logits.
+    Error:  see `checks`: the ledger's gap, and a sample of patched runs computed again in full.
+    Raises: PromptError, TokenError for texts that cannot be read; BehaviourError where the
+        corrupted prompt does not fit.
+    """
+    first, second = weighed(model, prompt, answer, counterpart)
+    found = probe(model, [prompt], answer=first, counterpart=second)
+    pair, partner = _partner(model, prompt, first, second, corrupted)
+    contrast = Contrast.between(model, [first], [second])
+    patches = _patches(model, prompt, pair, contrast, budget, progress)
+    sides = [score_answer(model, prompt, token) for token in (first, second)]
+    difference = float(found.grids["logit_difference"].values[0, 0])
+    ledger = found.grids["ledger"].select(contrast=CONTRAST, prompt="0")
+    parts = _parts(patches)
+    return Explanation(
+        model=model.name,
+        prompt=prompt,
+        tokens=tuple(token.label for token in found.tokens[0]),
+        answer=sides[0],
+        counterpart=sides[1],
+        logit_difference=difference,
+        ledger=tuple(zip(ledger.axis("term").labels, map(float, ledger.values), strict=True)),
+        partner=partner,
+        method=_DENOISED if partner else _ZEROED,
+        parts=parts,
+        checks=_checks(found, patches),
+        warnings=(
+            *_prompt_warnings(found, sides, difference),
+            *_patch_warnings(partner, patches, parts),
+        ),
+    )
+
+
+_DENOISED = (
+    "each head and MLP of the clean run, over all positions, put into the corrupted run: the share "
+    "of the difference that it restores"
+)
+_ZEROED = "each head and MLP set to zero at all positions: the change of the logit difference"
+
+
+def _partner(
+    model: Model, prompt: str, answer: Token, counterpart: Token, corrupted: str | None
+) -> tuple[Counterfactual | None, Partner | None]:
+    """The pair to patch between; None where no partner is given and none offered does."""
+    offers = partners(model, prompt, answer, counterpart) if corrupted is None else ()
+    offered = next((one for one in offers if one.undoes), None)
+    text = offered.text if offered else corrupted
+    if text is None:
+        return None, None
+    proposals = propose(model, [Prompt(prompt, corrupted=text)], ())
+    if proposals.excluded or proposals.pairs[0].aligned != "position":
+        why = proposals.excluded[0].why if proposals.excluded else "another number of tokens"
+        raise BehaviourError(
+            f"the corrupted prompt does not fit: {why}",
+            allowed="a partner of as many tokens, in which at least one token differs",
+        )
+    (pair,) = proposals.pairs
+    if offered is None:
+        both = probe(model, [prompt, text], answer=answer, counterpart=counterpart)
+        clean, left = both.grids["logit_difference"].values[0].tolist()
+        offered = Partner("given", text, clean, left, pair.before_last)
+    return pair, offered
+
+
+def _patches(
+    model: Model,
+    prompt: str,
+    pair: Counterfactual | None,
+    contrast: Contrast,
+    budget: Budget,
+    progress: Tell | None,
+) -> dict[str, Patched]:
+    """One sweep per site."""
+    if pair is None:
+        tokens = model.tokenize([prompt])
+        return {
+            site: ablate(
+                model,
+                tokens,
+                contrast,
+                site,
+                kind="zero",
+                by="all",
+                budget=budget,
+                progress=progress,
+            )
+            for site in SITES
+        }
+    pairs = pairs_of(model, [pair])
+    return {
+        site: patch(model, pairs, contrast, site, by="all", budget=budget, progress=progress)
+        for site in SITES
+    }
+
+
+def _parts(patches: dict[str, Patched]) -> tuple[Part, ...]:
+    parts = []
+    for site, one in patches.items():
+        effects = one.effect.to_polars().to_dicts()
+        known = one.shares_mean_something
+        shares = one.normalised.values.ravel().tolist() if known else [None] * len(effects)
+        for row, share in zip(effects, shares, strict=True):
+            place = ".".join(str(row[axis]) for axis in ("layer", "head") if axis in row)
+            parts.append(Part(f"{SITES[site]} {place}", float(row["value"]), share))
+    return tuple(sorted(parts, key=lambda part: -abs(part.effect)))
+
+
+def _checks(found: Probe, patches: dict[str, Patched]) -> tuple[Check, ...]:
+    checks = [_check("the ledger's terms sum to the logit difference", found.grids["ledger"].error)]
+    for site, one in patches.items():
+        what = f"patched {SITES[site]}s equal full forward passes, in a sample"
+        checks.append(_check(what, one.raw.error))
+    return tuple(check for check in checks if check is not None)
+
+
+def _check(what: str, error: Any) -> Check | None:
+    gap, bound = error.get("gap"), error.get("bound")
+    return None if gap is None else Check(what, float(gap), None if bound is None else float(bound))
+
+
+def _prompt_warnings(
+    found: Probe, sides: Sequence[AnswerScore], difference: float
+) -> tuple[str, ...]:
+    """What to know of the prompt and its two tokens before believing the figures."""
+    warnings = ["One prompt: no interval, and nothing about other prompts. Run a study on several."]
+    warnings += [str(notice) for notice in found.notices]
+    for name, side in zip(("answer", "counterpart"), sides, strict=True):
+        if side.rank is not None and side.rank + 1 >= UNLIKELY:
+            warnings.append(
+                f"The {name} is unlikely here: it has rank {side.rank + 1:,} and probability "
+                f"{side.prob:.2g}, so that the contrast weighs a token that is hardly predicted."
+            )
+    if difference < 0:
+        warnings.append("The model prefers the counterpart: the logit difference is negative.")
+    return tuple(warnings)
+
+
+def _patch_warnings(
+    partner: Partner | None, patches: dict[str, Patched], parts: Sequence[Part]
+) -> tuple[str, ...]:
+    """What to know of the corrupted prompt, and of what was patched between the two."""
+    warnings = []
+    if partner is None:
+        warnings.append(
+            "No corrupted prompt of as many tokens takes half of the difference away: parts were "
+            "set to zero, which also breaks what other tokens need. Give one with corrupted=."
+        )
+    elif not all(one.shares_mean_something for one in patches.values()):
+        warnings.append(
+            "The clean and the corrupted prompt differ by almost nothing: effects are in logits, "
+            "and shares are not given."
+        )
+    elif not partner.undoes:
+        warnings.append(
+            f"The corrupted prompt leaves {partner.left:.0%} of the difference: it hardly takes "
+            "the preference away."
+        )
+    elif not partner.before_last:
+        warnings.append(
+            "The corrupted prompt differs in the last token alone, which carries everything by "
+            "construction."
+        )
+    if partner is not None and parts[0].name == "mlp 0":
+        warnings.append(
+            "mlp 0 is first because it re-encodes the changed token wherever it stands; look at "
+            "the parts below it."
+        )
+    return tuple(warnings)

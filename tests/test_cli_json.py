@@ -1,0 +1,74 @@
+"""`--json`: one object per command, with schema and version, and no key that is undocumented."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from casestudy import cli
+from casestudy.cli.schema import EXIT_CODES, KEYS, VERSION
+from tests.helpers import call
+
+QUESTION = ("It was late. She went home.", "--answer", " He", "--counterpart", " he")
+
+
+@pytest.fixture
+def model(toy_folder: Callable[..., Path]) -> str:
+    return str(toy_folder(n_positions=256))
+
+
+def documented(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    """What a command prints, if it is as its schema says."""
+    status, out, err = call(capsys, *arguments, "--json")
+    assert status in EXIT_CODES, err
+    found = json.loads(out)
+    assert list(found)[:2] == ["schema", "version"]
+    assert found.pop("schema") == f"casestudy.{arguments[0]}"
+    assert found.pop("version") == VERSION
+    assert set(found) <= set(KEYS[arguments[0]]), "a key that is not documented"
+    assert isinstance(found, dict)
+    return found
+
+
+def test_every_command_takes_json_and_has_a_schema() -> None:
+    names = {command.__name__ for command in cli.COMMANDS}
+    assert names == set(KEYS)
+    for command in cli.COMMANDS:
+        assert "as_json" in command.__annotations__, command.__name__
+
+
+def test_what_needs_no_study(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    on = ("--model", model)
+    assert documented(capsys, "models")["models"]
+    named = documented(capsys, "presets")["presets"]
+    assert all(row["question"] for row in named)  # type: ignore[attr-defined]
+    for name in ("predict", "explain", "new", "patch"):
+        arguments = {
+            "predict": ("Go.", "-a", " It"),
+            "explain": QUESTION,
+            "new": (*QUESTION, "--out", str(tmp_path / "new.toml")),
+            "patch": ("It was late.", "it was late.", "-a", " He", "-c", " he"),
+        }[name]
+        assert set(documented(capsys, name, *arguments, *on)) == set(KEYS[name])
+
+
+def test_what_is_about_studies(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    on = ("--model", model)
+    (tmp_path / "own.csv").write_text("text,answer,counterpart\nGo., It, it\nIt is., He, he\n")
+    measured = ("--only", "predictions,ledger")
+    for folder in ("a", "b"):
+        whole = ("run", str(tmp_path / "own.csv"), "--out", str(tmp_path / folder))
+        assert set(documented(capsys, *whole, *on, *measured)) == set(KEYS["run"])
+    documented(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert set(documented(capsys, "report", str(tmp_path / "a"))) == {"report"}
+    finding = '[[finding]]\nclaim = "c"\nmeasure = "logit_difference"\nat_least = -99\n'
+    (tmp_path / "claims.toml").write_text(f'behaviour = "own.csv"\n{finding}')
+    assert documented(capsys, "check", str(tmp_path / "claims.toml"), *on)["holds"] is True
+    (tmp_path / "text.txt").write_text("It was late. She went home. He did not. " * 3)
+    out = ("--out", str(tmp_path / "mined.jsonl"), "--min-tokens", "2")
+    documented(capsys, "mine", str(tmp_path / "text.txt"), *out, *on)

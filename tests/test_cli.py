@@ -78,13 +78,12 @@ def test_run_keeps_a_study_and_writes_its_report(
 def test_run_measures_what_only_and_skip_leave(
     capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
 ) -> None:
-    from casestudy.cli.options import STAGES, read_stages
-    from casestudy.study.study import MEASUREMENTS, causal, circuit
+    from casestudy.cli.options import read_stages
+    from casestudy.study.chosen import NAMES
 
-    assert (*MEASUREMENTS, causal.NAME, circuit.NAME) == STAGES
-    assert read_stages(None, None) is None
+    assert read_stages(None, None) == list(NAMES)
     assert read_stages(["lens,ledger", "predictions"], ["lens"]) == ["predictions", "ledger"]
-    assert read_stages(None, ["patching", "circuit"]) == list(STAGES[:-2])
+    assert read_stages(None, ["patching", "circuit"]) == list(NAMES[:-2])
 
     folder = tmp_path / "study"
     options = ("--model", model, "--out", str(folder), "--only", "class_mass,predictions")
@@ -127,9 +126,15 @@ def test_patch_json_has_every_cell_with_its_share_and_effect(
         (("predict", "Go.", "--device", "abacus"), "ModelError: device 'abacus'"),
         (("predict", "Go.", "--answer", ""), "TokenError: the answer is empty"),
         (("run", "full-stop-capitols"), "Did you mean 'full-stop-capitals'?"),
-        (("run", "--only", "legder"), "--only 'legder'. Allowed: predictions, class_mass"),
+        (
+            ("run", "--only", "legder"),
+            "is called legder. Allowed: predictions, class_mass",
+        ),
         (("run", "--skip", "Circuit"), "Did you mean 'circuit'?"),
-        (("run", "--only", "lens", "--skip", "lens"), "--only and --skip leave nothing"),
+        (
+            ("run", "--only", "lens", "--skip", "lens"),
+            "nothing is left to measure. Allowed: pre",
+        ),
         (("report", "nowhere"), "StudyError: nowhere holds no study"),
     ],
 )

@@ -157,6 +157,7 @@ LIGHT = [
     "casestudy.errors",
     "casestudy.cli",
     "casestudy.results.result",
+    "casestudy.study.chosen",
     "casestudy.study.store",
     "casestudy.claims.compare",
     *(

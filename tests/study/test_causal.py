@@ -13,6 +13,7 @@ from casestudy.errors import MeasureError, StudyError
 from casestudy.model.model import Model
 from casestudy.results.result import Table
 from casestudy.study.settings import Settings
+from casestudy.study.store import Store
 from casestudy.study.study import Study, study
 
 TEXTS = ("This is a sentence.", "It was late.", "She went home. He did not.")
@@ -88,6 +89,49 @@ def test_a_killed_study_makes_only_the_grids_that_are_missing(
     patched(toy_model, tmp_path / "killed", *TEXTS)
     for path in (tmp_path / "killed/arrays").glob("patching.*"):
         assert path.stat().st_mtime_ns == times[path.name], "nothing is made twice"
+
+
+def rows_of(done: Study) -> list[dict[str, Any]]:
+    return done.tables["counterfactuals"].rows()
+
+
+def killed_before_its_first_grid(model: Model, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def die(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with patch.context() as context:
+        context.setattr(causal, "patch", die)
+        with pytest.raises(KeyboardInterrupt):
+            patched(model, folder, *TEXTS)
+
+
+def test_a_study_that_continues_scores_no_edit_again(
+    toy_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = patched(toy_model, tmp_path / "whole", *TEXTS)
+    killed_before_its_first_grid(toy_model, tmp_path / "killed", monkeypatch)
+    monkeypatch.setattr(causal, "pair_values", lambda *_: pytest.fail("scored again"))
+    resumed = patched(toy_model, tmp_path / "killed", *TEXTS)
+    np.testing.assert_equal(
+        resumed.tables["counterfactuals"].rows(), whole.tables["counterfactuals"].rows()
+    )
+    for name in whole.grids:
+        np.testing.assert_array_equal(resumed.grids[name].values, whole.grids[name].values)
+    assert not (tmp_path / "killed" / "steps").exists(), "the scores go once the study is complete"
+
+
+def test_kept_scores_of_other_edits_are_computed_anew(
+    toy_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = patched(toy_model, tmp_path / "whole", *TEXTS)
+    killed_before_its_first_grid(toy_model, tmp_path / "killed", monkeypatch)
+    store, step = Store.open(tmp_path / "killed"), (causal.SCORES, causal.SCORES)
+    arrays, edits = store.read_step(*step)
+    store.write_step(*step, {"values": arrays["values"][:, 1:] + 1}, edits[1:])
+    again = patched(toy_model, tmp_path / "killed", *TEXTS)
+    np.testing.assert_equal(
+        again.tables["counterfactuals"].rows(), whole.tables["counterfactuals"].rows()
+    )
 
 
 def test_prompts_that_no_edit_fits_leave_no_grid_and_say_so(

@@ -17,6 +17,8 @@ from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
 from casestudy.results.result import Grid, Table
+from casestudy.study import measuring
+from casestudy.study.chosen import NAMES
 from casestudy.study.measuring import plan_chunks
 from casestudy.study.settings import Execution, Settings
 from casestudy.study.study import Study, open_study
@@ -202,6 +204,13 @@ def test_model_and_behaviour_come_in_either_order(toy_model: Model, tmp_path: Pa
             study(*pair)
 
 
+def test_every_name_is_measured_by_something() -> None:
+    # of the chunks' stage each measurement is a name, of the others each stage
+    stages = [name for name in study_module.STAGES if name != measuring.NAME]
+    assert (*study_module.MEASUREMENTS, *stages) == NAMES
+    assert {m.name for m in study_module._MEASURED} == set(study_module.MEASUREMENTS)
+
+
 def test_what_is_skipped_is_not_measured(toy_model: Model, tmp_path: Path) -> None:
     done = study(toy_model, behaviour("Go."), out=tmp_path / "s", skip=["lens", "attention"])
     assert set(done.manifest["measurements"]) == set(MEASURED) - {"lens", "attention"}
@@ -235,6 +244,18 @@ def test_chunks_hold_every_prompt_once_within_the_budget() -> None:
         width = max(lengths[i] or 0 for i in chunk)
         assert len(chunk) == 1 or width * len(chunk) <= 12
         assert len(chunk) <= 2
+
+
+def test_the_plan_of_a_stored_study_is_made_again() -> None:
+    # lengths and chunks of a study stored before the planner was shared
+    lengths = [
+        *(8, 20, 7, None, 14, 6, 22, 10, 13, 5, 13, 11, 14, 16, None),
+        *(17, 10, 13, None, 22, 5, 23, 14, 21, 18, 18, 12, 6, None, 13),
+    ]
+    assert plan_chunks(lengths, chunk_tokens=96) == [
+        *([9, 20], [5, 27, 2], [0, 7, 16], [11, 26, 8, 10, 17, 29]),
+        *([4, 12, 22, 13], [15, 24, 25, 1], [23, 6, 19, 21]),
+    ]
 
 
 def test_a_result_is_found_by_name(toy_model: Model, tmp_path: Path) -> None:

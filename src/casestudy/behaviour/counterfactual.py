@@ -392,6 +392,8 @@ def score(
     model: Model,
     proposals: Proposals,
     contrast: Contrast,
+    *,
+    values: NDArray[np.float64] | None = None,
 ) -> tuple[Score, ...]:
     """What every family does to the contrast, families in order.
 
@@ -400,16 +402,12 @@ def score(
         proposals: of `propose`.
         contrast: of the prompts proposed for, row by row; prompts whose weights are NaN have none
             and are excluded.
+        values: of `pair_values`, where they were kept; computed by default.
 
     Unit: logits, at each prompt's last token.
     """
     defined = ~contrast.weights.isnan().any(1)
-    clean = _values(model, {p.index: p.clean.text for p in proposals.pairs}, contrast)
-    edited = _values(
-        model,
-        {i: pair.corrupted.text for i, pair in enumerate(proposals.pairs)},
-        contrast[[pair.index for pair in proposals.pairs]],
-    )
+    clean, edited = pair_values(model, proposals, contrast) if values is None else values
     scores = []
     for family in proposals.families:
         mine = [i for i, pair in enumerate(proposals.pairs) if pair.family == family]
@@ -424,12 +422,29 @@ def score(
             Score(
                 family,
                 tuple(proposals.pairs[i] for i in usable),
-                np.array([clean[proposals.pairs[i].index] for i in usable]),
-                np.array([edited[i] for i in usable]),
+                clean[usable],
+                edited[usable],
                 tuple(sorted(excluded, key=lambda e: e.index)),
             )
         )
     return tuple(scores)
+
+
+def pair_values(model: Model, proposals: Proposals, contrast: Contrast) -> NDArray[np.float64]:
+    """The contrast of every pair's clean prompt and of its edited one; NaN where there is none.
+
+    Shape: (2, pair).
+    Unit:  logits, at each prompt's last token.
+    """
+    pairs = proposals.pairs
+    clean = _values(model, {pair.index: pair.clean.text for pair in pairs}, contrast)
+    edited = _values(
+        model,
+        {i: pair.corrupted.text for i, pair in enumerate(pairs)},
+        contrast[[pair.index for pair in pairs]],
+    )
+    both = [clean[pair.index] for pair in pairs], [edited[i] for i in range(len(pairs))]
+    return np.array(both, dtype=np.float64)
 
 
 def _values(model: Model, texts: dict[int, str], contrast: Contrast) -> dict[int, float]:

@@ -10,6 +10,7 @@ import typer
 
 from casestudy.cli.printing import escape, say
 from casestudy.errors import CasestudyError, one_of
+from casestudy.study.chosen import NAMES, choose
 
 if TYPE_CHECKING:
     from casestudy.behaviour.prompts import Behaviour, Prompt
@@ -35,13 +36,7 @@ SpecialOption = Annotated[
 MemoryOption = Annotated[str, typer.Option(help="What patching may use, as in 500MB or 2GB.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
-STAGES = (
-    *("predictions", "class_mass", "ledger", "case_by_space", "controls", "lens"),
-    *("attribution", "attention", "profile", "patching", "circuit"),
-)
-"""What `run --only` and `--skip` take, in the order of a study (a test compares them)."""
-
-_NAMES = ", ".join(STAGES)
+_NAMES = ", ".join(NAMES)
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -90,22 +85,16 @@ def read_behaviour(name: str) -> Behaviour:
     return behaviour
 
 
-def read_stages(only: list[str] | None, skip: list[str] | None) -> list[str] | None:
-    """The measurements that --only and --skip leave, None for all of them.
+def read_stages(only: list[str] | None, skip: list[str] | None) -> list[str]:
+    """The measurements that --only and --skip leave; either may hold commas.
 
-    Raises: CasestudyError for a name there is not, and where nothing is left.
+    Raises: StudyError for a name there is not, and where nothing is left.
     """
-    chosen = _stages("--only", only) or list(STAGES)
-    skipped = _stages("--skip", skip)
-    left = [name for name in STAGES if name in chosen and name not in skipped]
-    if not left:
-        raise CasestudyError("--only and --skip leave nothing to measure", allowed=_NAMES)
-    return None if len(left) == len(STAGES) else left
+    return choose(None if not only else _names(only), _names(skip or []))
 
 
-def _stages(option: str, given: list[str] | None) -> list[str]:
-    names = [name.strip() for part in given or () for name in part.split(",")]
-    return [one_of(option, name, STAGES, CasestudyError) for name in names]
+def _names(given: list[str]) -> list[str]:
+    return [name.strip() for part in given for name in part.split(",")]
 
 
 def say_notices(model: Model, prompts: Behaviour | Sequence[Prompt]) -> None:

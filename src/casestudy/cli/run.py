@@ -72,6 +72,7 @@ def run(
     from casestudy.study.settings import Execution, Settings
     from casestudy.study.study import study
 
+    chosen = read_stages(only, skip)
     loaded = read_model(model, device, dtype, bos, special)
     subject = read_behaviour(behaviour)
     say_notices(loaded, subject)
@@ -81,7 +82,7 @@ def run(
             loaded,
             subject,
             out=folder,
-            only=read_stages(only, skip),
+            only=chosen,
             settings=Settings(family=family),
             execution=Execution(
                 executor=read_executor(executor),

@@ -95,7 +95,7 @@ def pack(
         n = len(batches[-1]) + 1 if batches else 1
         first, own = min(first, starts[b]), own + ends[b] - starts[b]
         width = ends[b] - first
-        if not batches or own < useful * n * width or not fits(n, ends[b], width):
+        if not batches or own < useful * (n * width) or not fits(n, ends[b], width):
             batches.append([])
             own, first = ends[b] - starts[b], starts[b]
         batches[-1].append(b)

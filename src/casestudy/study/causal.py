@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from casestudy.behaviour.counterfactual import Score, propose, score, strongest
+from casestudy.behaviour.counterfactual import Score, pair_values, propose, score, strongest
 from casestudy.behaviour.family_choice import FamilyChoice, brought, choose_family
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch
@@ -39,10 +39,14 @@ from casestudy.measure.patching import (
     top_neurons,
 )
 from casestudy.results import names
+from casestudy.study.chosen import PATCHING
 from casestudy.study.stage import Stage, Subject
 
-NAME = "patching"
+NAME = PATCHING
 """As in `casestudy run --only patching`."""
+
+SCORES = "counterfactuals"
+"""The step that keeps each edit's values, until the study is complete."""
 
 MOST_PAIRS = 64
 MOST_NEURONS = 20
@@ -60,12 +64,11 @@ class _Task:
 def patching(subject: Subject) -> Stage[_Task, Patched]:
     """The stage that makes every patch grid. Its steps are the grids.
 
-    The counterfactuals' scores, which decide on the grids, are stored at once.
+    The counterfactuals' scores, which decide on the grids, are kept before any grid.
     """
     store = subject.store
     batch = subject.batch(chosen_prompts(subject.behaviour, subject.runnable))
-    proposals = propose(subject.model, batch.prompts, roles=subject.behaviour.roles)
-    scores = score(subject.model, proposals, batch.contrasts[0])
+    scores = kept_scores(subject, batch)
     store.write_final([counterfactual_table(scores)])
     family = subject.settings.family
     before = _choice(scores, family, before_last=True)
@@ -100,6 +103,28 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
         store.write_final(patched.grids())
 
     return Stage(NAME, tasks, has, run, keep)
+
+
+def kept_scores(subject: Subject, batch: Batch) -> tuple[Score, ...]:
+    """What every family of edits does to the main contrast, computed once in a study.
+
+    Kept as a step of its own for patching and the circuit, however often either continues, until
+    the study is complete. Values of other edits, as another version might propose them, are
+    computed anew.
+
+    Args:
+        batch: the chosen prompts.
+    """
+    store, contrast = subject.store, batch.contrasts[0]
+    proposals = propose(subject.model, batch.prompts, roles=subject.behaviour.roles)
+    edits = [[pair.family, batch.index[pair.index]] for pair in proposals.pairs]
+    if store.has_step(SCORES, SCORES):
+        arrays, of = store.read_step(SCORES, SCORES)
+        if of == edits:
+            return score(subject.model, proposals, contrast, values=arrays["values"])
+    values = pair_values(subject.model, proposals, contrast)
+    store.write_step(SCORES, SCORES, {"values": values}, edits)
+    return score(subject.model, proposals, contrast, values=values)
 
 
 def _tell_cells(subject: Subject, grid: str, cells: Progress) -> None:

@@ -38,7 +38,7 @@ from casestudy.measure.metrics import metric_of
 from casestudy.measure.patching import Pairs
 from casestudy.results.files import write_atomically
 from casestudy.results.stats import BOOTSTRAP_FROM
-from casestudy.study.causal import chosen_prompts, scored_pairs
+from casestudy.study.causal import chosen_prompts, kept_scores, scored_pairs
 from casestudy.study.settings import Search
 from casestudy.study.stage import Stage, Subject
 from casestudy.study.store import Store, differences
@@ -130,7 +130,8 @@ class _Finding:
         """
         subject, search = self.subject, self.search
         batch = subject.batch(chosen_prompts(subject.behaviour, subject.runnable, MOST_PAIRS))
-        choice, pairs, contrast = circuit_pairs(batch, family=search.family)
+        scores = kept_scores(subject, batch)
+        choice, pairs, contrast = circuit_pairs(batch, family=search.family, scores=scores)
         best = choice.score
         assert best is not None
         self.store.manifest.setdefault("family_choice", {})[NAME] = choice.as_dict(batch.index)
@@ -179,7 +180,7 @@ class _Finding:
 
 
 def circuit_pairs(
-    batch: Batch, *, family: str | None = None
+    batch: Batch, *, family: str | None = None, scores: Sequence[Score] | None = None
 ) -> tuple[FamilyChoice, Pairs, Contrast]:
     """The pairs a circuit is looked for on, with the choice of their family and their contrast.
 
@@ -188,14 +189,17 @@ def circuit_pairs(
         family: which edits; by default the partners that the prompts bring, or else those edits
             that undo the behaviour most surely, before the last token if there are any (see
             `choose_family`).
+        scores: of every family on these prompts, where they were kept; computed by default.
 
     Raises: MeasureError where the family, or every family, has fewer than two aligned pairs, and
         where none surely undoes the behaviour.
     """
     assert batch.behaviour is not None
-    contrast, roles = batch.contrasts[0], batch.behaviour.roles
-    proposals = propose(batch.model, batch.prompts, roles=roles)
-    scores = [found.of_equal_length for found in score(batch.model, proposals, contrast)]
+    contrast = batch.contrasts[0]
+    if scores is None:
+        proposals = propose(batch.model, batch.prompts, roles=batch.behaviour.roles)
+        scores = score(batch.model, proposals, contrast)
+    scores = [found.of_equal_length for found in scores]
     usable = [s for s in scores if s.n >= 2]
     if family is not None:
         usable = [s for s in usable if s.family == family]

@@ -14,7 +14,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from casestudy.engine.packing import Progress
+from casestudy.engine.packing import Progress, pack
 from casestudy.results.result import Result
 from casestudy.study.executors import Done, Work, left_out, local_chunks
 from casestudy.study.join import join
@@ -151,16 +151,10 @@ def plan_chunks(
 
     At least `USEFUL` of every chunk's tokens are no padding.
     """
-    order = sorted((n, i) for i, n in enumerate(lengths) if n is not None)
-    chunks: list[list[int]] = []
-    useful = 0
-    for n, i in order:
-        # sorted by length, so the newcomer is the longest and sets the padded width
-        computed = n * (len(chunks[-1]) + 1) if chunks else 0
-        full = computed > chunk_tokens or useful + n < USEFUL * computed
-        if not chunks or full or len(chunks[-1]) == chunk_prompts:
-            chunks.append([])
-            useful = 0
-        chunks[-1].append(i)
-        useful += n
-    return chunks
+    runnable = [i for i, n in enumerate(lengths) if n is not None]
+    chunks = pack(
+        [n for n in lengths if n is not None],
+        fits=lambda n, longest, _: n <= chunk_prompts and n * longest <= chunk_tokens,
+        useful=USEFUL,
+    )
+    return [[runnable[k] for k in chunk] for chunk in chunks]

@@ -40,17 +40,18 @@ from casestudy.model.model import Model
 from casestudy.results import names
 from casestudy.results.result import Grid, Result, Table
 from casestudy.study import causal, circuit, measuring
+from casestudy.study.chosen import OF_CHUNKS, choose
 from casestudy.study.manifest import IDENTITY, new_manifest, now, stored_plan
 from casestudy.study.settings import Execution, Settings
 from casestudy.study.stage import Stage, Subject
 from casestudy.study.store import Store
 
+_MEASURED = (
+    *(PREDICTIONS, CLASS_MASS, LEDGER, CASE_BY_SPACE, CONTROL),
+    *(LENS, ATTRIBUTION, ATTENTION, PROFILE),
+)
 MEASUREMENTS: dict[str, Measurement] = {
-    m.name: m
-    for m in (
-        *(PREDICTIONS, CLASS_MASS, LEDGER, CASE_BY_SPACE, CONTROL),
-        *(LENS, ATTRIBUTION, ATTENTION, PROFILE),
-    )
+    name: measurement for name in OF_CHUNKS for measurement in _MEASURED if measurement.name == name
 }
 """What is measured of every chunk, by name, in the order of the argument."""
 
@@ -165,7 +166,7 @@ def study(
     settings, execution = settings or Settings(), execution or Execution()
     if settings.family is not None:
         one_of("family", settings.family, FAMILY_NAMES, StudyError)
-    names = _choose(only, skip)
+    names = choose(only, skip)
     check_classes(model, behaviour)
     check_roles(model.tokenizer, behaviour)
     lengths, errors = _lengths(model, behaviour)
@@ -192,6 +193,7 @@ def study(
         seconds = float(store.scan("chunks").select("seconds").sum().collect().item())
         store.manifest |= {"state": "complete", "finished": now(), "seconds": seconds}
         store.save_manifest()
+        store.drop_steps(causal.SCORES)
     return open_study(folder)
 
 
@@ -244,21 +246,6 @@ def _read(
 
 def _is_behaviour(value: object) -> bool:
     return isinstance(value, Behaviour) or (isinstance(value, str) and names_behaviour(value))
-
-
-def _choose(only: Sequence[str] | None, skip: Sequence[str]) -> list[str]:
-    """The names of all that is measured, in order.
-
-    Raises: StudyError for a name that nothing has, or where nothing is left.
-    """
-    known = (*MEASUREMENTS, *(name for name in STAGES if name != measuring.NAME))
-    for name in (*(only or ()), *skip):
-        if name not in known:
-            raise unknown(StudyError, f"no measurement is called {name}", name, known)
-    names = [n for n in known if (only is None or n in only) and n not in skip]
-    if not names:
-        raise StudyError("nothing is left to measure", allowed=", ".join(known))
-    return names
 
 
 def _lengths(model: Model, behaviour: Behaviour) -> tuple[list[int | None], dict[int, str]]:

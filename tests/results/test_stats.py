@@ -10,6 +10,7 @@ from casestudy.results.result import Axis, Grid
 from casestudy.results.stats import (
     UNITS,
     Sums,
+    _ends,
     auroc,
     compare_groups,
     difference_interval,
@@ -292,3 +293,11 @@ def test_auroc_counts_the_pairs_that_stand_right(drawn: list[tuple[int, bool]]) 
 def test_auroc_of_what_was_not_measured_is_refused() -> None:
     with pytest.raises(MeasureError, match="NaN"):
         auroc(np.array([1.0, np.nan]), np.array([True, False]))
+
+
+def test_quantiles_taken_together_are_those_taken_column_by_column() -> None:
+    drawn = np.random.default_rng(0).standard_normal((1000, 9))
+    drawn[3:9, 2] = np.nan
+    drawn[1:, 5] = np.nan
+    expected = np.nanquantile(drawn, (0.025, 0.975), axis=0)
+    assert np.array_equal(_ends(drawn), expected)

@@ -178,6 +178,16 @@ class Contrast:
             None if self.sides is None else self.sides[rows],
         )
 
+    def classes(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """A class contrast's prompts by the two classes they have: (prompts, A's ids, B's ids)."""
+        assert self.sides is not None
+        kinds, which = self.sides.unique(dim=0, return_inverse=True)
+        ids = self.ids[0]  # the same for all: those of any class
+        return [
+            ((which == i).nonzero()[:, 0], ids[kind == 1], ids[kind == -1])
+            for i, kind in enumerate(kinds)
+        ]
+
     def value(self, logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
         """The contrast of each prompt's logits, summed in float64, with its weights as they are."""
         return self.weigh(logits) + self.constant.to(logits.device)

@@ -64,10 +64,13 @@ def wait_asleep() -> None:
     """Have torch's threads sleep while they wait for each other; called before torch is loaded.
 
     By default they wait in a loop of some 20 ms, which is what a product costs where other
-    processes hold a core. What a user chose by OpenMP's own variables is kept.
+    processes hold a core. numpy's products, which are small here, are not split at all. What a
+    user chose by the libraries' own variables is kept.
     """
     if not any(os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
         os.environ["OMP_WAIT_POLICY"] = "passive"
+    if not any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")):
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
 def main() -> None:

@@ -29,10 +29,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.contrast import BLOCK, Contrast
 from casestudy.behaviour.prompts import Prompts, reader_of, texts_of
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.measure.examples import examples
@@ -53,6 +53,8 @@ TOP_K = 5
 ROLE_PROMPTS = 100
 """A study reads the lens by role for so many of the behaviour's first prompts."""
 _TOGETHER = 8
+_LOGIT_BYTES = 64 << 20
+"""Logits of several depths are held together up to this size."""
 
 
 def depth_sites(config: ModelConfig) -> dict[str, tuple[Site, int | None]]:
@@ -101,33 +103,76 @@ def own_norm_values(batch: Batch) -> Float[Tensor, "contrast depth batch"]:
     """The contrasts as if the model ended at each depth: own scale, biases and soft cap included.
 
     Shape:  (contrast, depth, batch), depths as `depth_sites`, in float64.
-    Cost:   a projection per contrast of tokens; a class contrast, whose weights follow from the
-            probabilities at that depth, needs the logits there.
+    Cost:   a projection per contrast of tokens; a class contrast needs the logits of its classes,
+            which are taken in one pass over the unembedding for all depths and prompts.
     Raises: SiteNotKept when the trace was made without `keep_for_lens`.
     """
     config, weights = batch.model.config, batch.model.weights
-    projected = [c.linear and config.final_softcap is None for c in batch.contrasts]
-    depths = []
-    for at in depth_sites(config).values():
-        normed = apply_norm(config, weights.final_norm, _last(batch.trace, at))
-        logits = None if all(projected) else unembed(config, weights, normed)
-        values = []
-        for contrast, u, simple in zip(batch.contrasts, batch.directions, projected, strict=True):
-            if simple or logits is None:
-                values.append(_projected(weights, normed, contrast, u))
-            else:
-                values.append(contrast.at(logits).value(logits))
-        depths.append(torch.stack(values))
-    return torch.stack(depths, 1)
+    normed = torch.stack(
+        [
+            apply_norm(config, weights.final_norm, _last(batch.trace, at))
+            for at in depth_sites(config).values()
+        ]
+    )
+    values = []
+    for contrast, u in zip(batch.contrasts, batch.directions, strict=True):
+        if not contrast.linear:
+            values.append(_log_odds(batch.model, normed, contrast))
+        elif config.final_softcap is None:
+            values.append(_projected(weights, normed, contrast, u))
+        else:
+            values.append(_weighed_tokens(batch.model, normed, contrast))
+    return torch.stack(values)
+
+
+def _log_odds(
+    model: Model, normed: Float[Tensor, "depth batch d_model"], contrast: Contrast
+) -> Float[Tensor, "depth batch"]:
+    """log p(A) - log p(B) of each prompt's classes at each depth, some of the vocabulary a time.
+
+    The softmax's normaliser cancels, and what is left is the difference of two log-sum-exps; NaN
+    for a prompt without classes.
+    """
+    found = normed.new_zeros(normed.shape[:2], dtype=torch.float64)
+    for prompts, *sides in contrast.classes():
+        rows = normed[:, prompts.to(normed.device)]
+        first, second = (_log_mass(model, rows, ids.to(normed.device)) for ids in sides)
+        found[:, prompts.to(normed.device)] = first - second
+    return found
+
+
+def _log_mass(
+    model: Model, normed: Float[Tensor, "depth batch d_model"], ids: Int[Tensor, " k"]
+) -> Float[Tensor, "depth batch"]:
+    """The logarithm of Σ exp(logit) over some tokens, in float64; minus infinity for none."""
+    total = normed.new_full(normed.shape[:2], float("-inf"), dtype=torch.float64)
+    rows = max(1, normed.shape[0] * normed.shape[1])
+    for some in ids.split(max(1, min(BLOCK, _LOGIT_BYTES // (8 * rows)))):
+        logits = unembed(model.config, model.weights, normed, some)
+        total = torch.logaddexp(total, logits.double().logsumexp(-1))
+    return total
+
+
+def _weighed_tokens(
+    model: Model, normed: Float[Tensor, "depth batch d_model"], contrast: Contrast
+) -> Float[Tensor, "depth batch"]:
+    """A contrast of tokens by its own tokens' logits, soft cap included."""
+    device = normed.device
+    own = [
+        unembed(model.config, model.weights, normed[:, i], ids.to(device))
+        for i, ids in enumerate(contrast.ids)
+    ]
+    logits = torch.stack(own, 1).double()  # depth batch k
+    return (logits * contrast.weights.to(device)).sum(-1) + contrast.constant.to(device)
 
 
 def _projected(
     weights: Weights,
-    normed: Float[Tensor, "batch d_model"],
+    normed: Float[Tensor, "depth batch d_model"],
     contrast: Contrast,
     u: Float[Tensor, "batch d_model"],
-) -> Float[Tensor, " batch"]:
-    value = (normed.double() * u).sum(1)
+) -> Float[Tensor, "depth batch"]:
+    value = torch.stack([(x.double() * u).sum(1) for x in normed])
     if weights.b_U is not None:
         value = value + contrast.weigh(weights.b_U.expand(len(contrast), -1))
     return value + contrast.constant.to(value.device)
@@ -266,8 +311,18 @@ def logit_lens(
     return concatenate_tables([_top(model, tokens[[i]], i, top_k) for i in range(len(tokens))])
 
 
+def _best(
+    model: Model, normed: Float[Tensor, "depth pos d_model"], top_k: int
+) -> list[tuple[Int[Tensor, "pos top_k"], Float[Tensor, "pos top_k"]]]:
+    """The most probable tokens at each depth and position, and their probabilities."""
+    logits = unembed(model.config, model.weights, normed)
+    best = logits.topk(top_k, dim=-1)
+    normaliser = torch.stack([one.double().logsumexp(-1, keepdim=True) for one in logits])
+    return list(zip(best.indices, (best.values.double() - normaliser).exp(), strict=True))
+
+
 def _top(model: Model, tokens: Tokens, label: int, top_k: int) -> Table:
-    """The whole vocabulary at every depth and position of one prompt, one depth at a time."""
+    """The whole vocabulary at every depth and position of one prompt, a few depths at a time."""
     config, weights = model.config, model.weights
     sites = depth_sites(config)
     trace = run(model, tokens, keep={site for site, _ in sites.values()})
@@ -277,11 +332,18 @@ def _top(model: Model, tokens: Tokens, label: int, top_k: int) -> Table:
     columns: dict[str, list[Any]] = {
         name: [] for name in ("prompt", "depth", "pos", "read", "rank", "token", "id", "prob")
     }
-    for depth, (site, layer) in sites.items():
-        x = trace[site if layer is None else (site, layer)][0]
-        logits = unembed(config, weights, apply_norm(config, weights.final_norm, x))
-        best = logits.double().softmax(1).topk(top_k, dim=1)
-        ids = best.indices.flatten().tolist()
+    read_at = [
+        apply_norm(config, weights.final_norm, trace[site if layer is None else (site, layer)][0])
+        for site, layer in sites.values()
+    ]
+    together = max(1, _LOGIT_BYTES // (config.d_vocab * len(row) * read_at[0].element_size()))
+    best = [
+        one
+        for start in range(0, len(read_at), together)
+        for one in _best(model, torch.stack(read_at[start : start + together]), top_k)
+    ]
+    for depth, (found, prob) in zip(sites, best, strict=True):
+        ids = found.flatten().tolist()
         columns["prompt"] += [label] * len(ids)
         columns["depth"] += [depth] * len(ids)
         columns["pos"] += [pos for pos in range(len(row)) for _ in range(top_k)]
@@ -289,7 +351,7 @@ def _top(model: Model, tokens: Tokens, label: int, top_k: int) -> Table:
         columns["rank"] += list(range(top_k)) * len(row)
         columns["token"] += model.tokenizer.labels(ids)
         columns["id"] += ids
-        columns["prob"] += best.values.flatten().tolist()
+        columns["prob"] += prob.flatten().tolist()
     return Table(
         names.LENS_TOP,
         columns,

@@ -515,10 +515,16 @@ def activate(config: ModelConfig, x: Float[Tensor, "*rows d_mlp"]) -> Float[Tens
 
 
 def unembed(
-    config: ModelConfig, weights: Weights, x: Float[Tensor, "*rows d_model"]
-) -> Float[Tensor, "*rows d_vocab"]:
-    """Logits of the final normalised stream."""
-    logits = _linear(x, weights.W_U, weights.b_U)
+    config: ModelConfig,
+    weights: Weights,
+    x: Float[Tensor, "*rows d_model"],
+    ids: Int[Tensor, " token"] | None = None,
+) -> Float[Tensor, "*rows token"]:
+    """Logits of the final normalised stream, of the whole vocabulary or of these tokens alone."""
+    W_U, b_U = weights.W_U, weights.b_U
+    if ids is not None:
+        W_U, b_U = W_U.T[ids].T, None if b_U is None else b_U[ids]
+    logits = _linear(x, W_U, b_U)
     cap = config.final_softcap
     return logits if cap is None else cap * torch.tanh(logits / cap)
 

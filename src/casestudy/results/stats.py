@@ -30,6 +30,7 @@ RESAMPLES = 1000
 PERMUTATIONS = 5000
 UNITS = 512
 _CELLS_AT_ONCE = 512
+_ENDS = (0.025, 0.975)
 # 97.5 % quantiles of Student's t for 1 to 8 degrees of freedom
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)
 
@@ -157,8 +158,23 @@ def _bootstrap(*sides: Side, seed: int) -> tuple[Array, Array]:
         with np.errstate(invalid="ignore", divide="ignore"):
             means = [(draws @ sums[:, part]) / (draws @ counts[:, part]) for sums, counts in sides]
         drawn = _last_minus_first(means)
-        low[part], high[part] = np.nanquantile(drawn, (0.025, 0.975), axis=0)
+        low[part], high[part] = _ends(drawn)
     return low, high
+
+
+def _ends(drawn: Array) -> Array:
+    """2.5 % and 97.5 % quantiles of each column, NaN left out.
+
+    As `np.nanquantile`, which takes column by column; those without NaN are taken together here.
+    """
+    ends = np.empty((2, drawn.shape[1]))
+    whole = ~np.isnan(drawn).any(0)
+    if whole.any():
+        columns = np.ascontiguousarray(drawn[:, whole].T)
+        ends[:, whole] = np.quantile(columns, _ENDS, axis=1, overwrite_input=True)
+    if not whole.all():
+        ends[:, ~whole] = np.nanquantile(drawn[:, ~whole], _ENDS, axis=0)
+    return ends
 
 
 # Means

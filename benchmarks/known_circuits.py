@@ -8,11 +8,12 @@ our own methods do.
 
 `wiring` has the parts of the stream, the words for wiring a head, and the bystanders.
 
-Edges are named sender->receiver: `embed->a0.h1<v>` is the embeddings' part in the values of layer
-0's head 1, `a0.h1->m1` what MLP 1 reads of it, `m1->logits` what it says itself. An edge of the
-circuit changes what it carries between clean and corrupted prompt, and the answer depends on it
-through the mechanism told; `necessary` are those of them that undo the behaviour on their own when
-one alone carries the corrupted prompt's value and everything after it is computed anew.
+Edges are named sender->receiver, here by MIB's short names: `embed->a0.h1<v>` is the embeddings'
+part in the values of layer 0's head 1, `a0.h1->m1` what MLP 1 reads of it, `m1->logits` what it
+says itself. An edge of the circuit changes what it carries between clean and corrupted prompt, and
+the answer depends on it through the mechanism told; `necessary` are those of them that undo the
+behaviour on their own when one alone carries the corrupted prompt's value and everything after it
+is computed anew.
 
 Cost: nothing to speak of; about a hundred edges, d_model below 64, a millisecond per pass.
 """

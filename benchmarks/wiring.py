@@ -32,6 +32,7 @@ from casestudy.model.config import ModelConfig
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokenizer
 from casestudy.model.weights import MLP, Attention, Block, Weights
+from casestudy.results.components import respelled
 from casestudy.results.result import Array
 from casestudy.results.stats import auroc
 
@@ -186,11 +187,10 @@ class Wires:
         seed: int,
     ) -> KnownCircuit:
         """What was wired, among bystanders, and what is asked of it."""
-        alone = frozenset(necessary.split())
+        alone, rest = (frozenset(map(respelled, edges.split())) for edges in (necessary, others))
         behaviour = Behaviour(name, question, prompts, answers="given")
-        return KnownCircuit(
-            name, self._model(name, noise, seed), behaviour, alone | set(others.split()), alone, why
-        )
+        model = self._model(name, noise, seed)
+        return KnownCircuit(name, model, behaviour, alone | rest, alone, why)
 
     def _model(self, name: str, noise: float, seed: int) -> Model:
         generator = torch.Generator().manual_seed(seed)

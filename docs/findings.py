@@ -58,6 +58,7 @@ from casestudy.model.edits import Edit
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.results import names
+from casestudy.results.components import layer_kind
 from casestudy.results.names import B_U
 from casestudy.results.result import Grid
 from casestudy.results.stats import Sums, difference_interval, mean_interval, units_named
@@ -133,7 +134,7 @@ def parts(terms: Sequence[str], values: NDArray[np.float64]) -> dict[str, NDArra
     kinds: dict[str, NDArray[np.float64]] = {}
     for name, row in zip(terms, values, strict=True):
         kind = {"embed": "embedding and position", "pos_embed": "embedding and position"}.get(name)
-        kind = kind or {"attn": "attention", "mlp": "MLPs"}.get(name.split()[0], name)
+        kind = kind or {"attn": "attention", "mlp": "MLPs"}.get(layer_kind(name) or "", name)
         kinds[kind] = kinds.get(kind, 0) + row
     return kinds
 

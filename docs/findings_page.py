@@ -97,7 +97,7 @@ def parts(found: Found) -> str:
     p, m = found["preset"]["written"], found["mined"]["written"]
     kinds = list(p["kinds"])
     rows = [[kind, between(p["kinds"][kind]), between(m["kinds"][kind])] for kind in kinds]
-    rows += [[f"MLP {i}", between(a), between(b)]
+    rows += [[f"mlp {i}", between(a), between(b)]
              for i, (a, b) in enumerate(zip(p["mlps"], m["mlps"], strict=True))]  # fmt: skip
     rows.append(["in all", between(p["difference"]), between(m["difference"])])
     attention = [side["kinds"]["attention"] for side in (p, m)]
@@ -346,7 +346,8 @@ def circuit(found: Found) -> str:
                  for x in (p, m)]  # fmt: skip
     path = claim(
         all(
-            {"embed->a0.h2<v>", "a0.h2->m0", "m5->logits"} <= {e["edge"] for e in x["edges"][:4]}
+            {"embed->head 0.2<v>", "head 0.2->mlp 0", "mlp 5->logits"}
+            <= {e["edge"] for e in x["edges"][:4]}
             for x in (p, m)
         ),
         ": the head that reads the first word, the MLP after it, and the MLPs that write.",

@@ -203,7 +203,10 @@ def test_the_flagship_page_has_the_studys_figures(tmp_path: Path) -> None:
         assert words.replace("\u00a0", " ") in flat, words
     assert noising.values.argmax() == 2
     edges = study.tables["circuit.edges"].rows()[:2]
-    assert [(e["source"], e["target"]) for e in edges] == [("embed", "a0.h2<v>"), ("a0.h2", "m0")]
+    assert [(e["source"], e["target"]) for e in edges] == [
+        ("embed", "head 0.2<v>"),
+        ("head 0.2", "mlp 0"),
+    ]
     nodes = {row["node"]: row for row in study.tables["circuit.nodes"].rows()}
-    assert all(nodes[name]["faithfulness_without"] < 0.1 for name in ("a0.h2", "m0"))
+    assert all(nodes[name]["faithfulness_without"] < 0.1 for name in ("head 0.2", "mlp 0"))
     assert abs(float(heads.select(layer="0", head="2").values)) < 0.01  # "next to nothing"

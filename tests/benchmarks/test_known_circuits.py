@@ -32,7 +32,7 @@ from tests.measure import by_hand
 
 EXACT = 1e-12  # float64, sums of a few dozen terms of size 10
 FIRST, SECOND = (0, 0), (1, 0)
-CANCELLING = {f"embed->a0.h{h}<v>" for h in (1, 2)} | {f"a0.h{h}->logits" for h in (1, 2)}
+CANCELLING = {f"embed->head 0.{h}<v>" for h in (1, 2)} | {f"head 0.{h}->logits" for h in (1, 2)}
 
 
 @cache
@@ -169,17 +169,17 @@ def test_known_circuit_grades_rankings() -> None:
     assert known.found(perfect) == known.found(upside_down) == n
     assert known.found(nothing) == pytest.approx(n * n / len(names))
     # an edge that the circuit lacks is worth nothing, or a rounding error: all the same
-    dust = {name: -1.0 if name == "a1.h0->logits" else 1e-12 for name in names}
+    dust = {name: -1.0 if name == "head 1.0->logits" else 1e-12 for name in names}
     assert known.auroc(dust) == pytest.approx(0.5 + 0.5 / n)
-    one_missed = perfect | {"a1.h0->logits": 0.0, "embed->m0": 2.0}
+    one_missed = perfect | {"head 1.0->logits": 0.0, "embed->mlp 0": 2.0}
     assert known.found(one_missed) == n - 1
-    del nothing["embed->m0"]
-    with pytest.raises(MeasureError, match="embed->m0"):
+    del nothing["embed->mlp 0"]
+    with pytest.raises(MeasureError, match="embed->mlp 0"):
         known.auroc(nothing)
-    with pytest.raises(MeasureError, match="input->m0"):
-        known.found(perfect | {"input->m0": 1.0})
+    with pytest.raises(MeasureError, match="input->mlp 0"):
+        known.found(perfect | {"input->mlp 0": 1.0})
     with pytest.raises(MeasureError, match="1 edges that were not scored"):
-        known.found(perfect | {"embed->m0": float("nan")})
+        known.found(perfect | {"embed->mlp 0": float("nan")})
 
 
 def test_known_circuit_decoy_is_as_attentive_and_louder_and_nothing_depends_on_it() -> None:
@@ -196,14 +196,14 @@ def test_known_circuit_decoy_is_as_attentive_and_louder_and_nothing_depends_on_i
         silenced = value(known, tokens, silent=[(0, 1), (1, 1)])
         torch.testing.assert_close(silenced, value(known, tokens), rtol=0, atol=EXACT)
     for edge, effect in by_hand.effects(known).items():
-        if "h1" in edge:
+        if "head 0.1" in edge or "head 1.1" in edge:
             assert abs(effect) < EXACT, edge
 
 
 def test_known_circuit_threshold_decoy_has_a_slope_far_beyond_its_effect() -> None:
-    known, edge, step = threshold_decoy(noise=0.0), "a0.h1->m1", 1e-3
+    known, edge, step = threshold_decoy(noise=0.0), "head 0.1->mlp 1", 1e-3
     ours, theirs = (
-        by_hand.forward(known.model, tokens.ids)[0]["a0.h1"]
+        by_hand.forward(known.model, tokens.ids)[0]["head 0.1"]
         for tokens in (known.pairs.clean, known.pairs.corrupted)
     )
 

@@ -82,7 +82,7 @@ def test_known_circuit_linear_model_embeddings_account_for_all() -> None:
 def test_known_circuit_decoy_misleads_whoever_looks_at_activity() -> None:
     known = circuit("decoy_head")
     by_activity = circuits_table.activity(known)
-    assert by_activity["a0.h1->logits"] > 2.9 * by_activity["a0.h0->m1"]
+    assert by_activity["head 0.1->logits"] > 2.9 * by_activity["head 0.0->mlp 1"]
     assert known.found(by_activity) < 2
     for method in (NOISING, AT_CLEAN, AT_CORRUPTED, INPUTS):
         assert known.found(scores("decoy_head", method)) == 3, method
@@ -92,13 +92,13 @@ def test_known_circuit_threshold_decoy_misleads_the_slope_at_the_clean_prompt() 
     known = circuit("threshold_decoy")
     slope = scores("threshold_decoy", AT_CLEAN)
     first = slope.graph.top(slope.values, 2).edges
-    assert set(first) == {"embed->a0.h1<v>", "a0.h1->m1"}
+    assert set(first) == {"embed->head 0.1<v>", "head 0.1->mlp 1"}
     assert known.found(slope) == 1
     for method in (AT_CORRUPTED, INPUTS):
         assert known.found(scores("threshold_decoy", method)) == 3, method
 
 
-LOOKING = ("embed->a0.h0<v>", "embed->a1.h0<q>", "a0.h0->a1.h0<k>")
+LOOKING = ("embed->head 0.0<v>", "embed->head 1.0<q>", "head 0.0->head 1.0<k>")
 
 
 def test_known_circuit_induction_pair_is_flat_at_either_prompt() -> None:
@@ -130,8 +130,8 @@ def test_known_circuit_induction_pair_is_flat_between_prompts_that_look_alike() 
 @pytest.mark.parametrize("name", ["capital_after_full_stop", "and_gate"])
 def test_known_circuit_neuron_that_is_off_has_no_gradient(name: str) -> None:
     slope = scores(name, AT_CORRUPTED)
-    assert slope["m1->logits"] > whole(name) / 2
-    for edge in circuit(name).edges - {"m1->logits"}:
+    assert slope["mlp 1->logits"] > whole(name) / 2
+    for edge in circuit(name).edges - {"mlp 1->logits"}:
         assert abs(slope[edge]) < whole(name) / 50, edge
 
 
@@ -145,15 +145,20 @@ def test_known_circuit_cancelling_heads_come_first_by_every_method(method: str) 
 def test_known_circuit_backup_is_out_of_reach_of_one_edge_at_a_time() -> None:
     known, size = circuit("backup_head"), whole("backup_head")
     for method in METHODS:
-        assert abs(scores("backup_head", method)["a1.h0->logits"]) < size / 100, method
+        assert abs(scores("backup_head", method)["head 1.0->logits"]) < size / 100, method
         assert known.auroc(scores("backup_head", method)) < 1, method
     exact = scores("backup_head", NOISING)
-    for edge in ("embed->a0.h0<k>", "embed->a0.h0<v>", "embed->a1.h0<k>", "embed->a1.h0<v>"):
+    for edge in (
+        "embed->head 0.0<k>",
+        "embed->head 0.0<v>",
+        "embed->head 1.0<k>",
+        "embed->head 1.0<v>",
+    ):
         assert abs(exact[edge]) < size / 50, edge
     # corrupting the note lets both heads speak
-    assert exact["a0.h0->a1.h0<q>"] < -0.9 * size
+    assert exact["head 0.0->head 1.0<q>"] < -0.9 * size
     assert exact.graph.order(exact.values, "signed")[-1] == exact.graph.order(exact.values)[0]
-    assert scores("backup_head", AT_CLEAN)["embed->a0.h0<v>"] > 0.9 * size
+    assert scores("backup_head", AT_CLEAN)["embed->head 0.0<v>"] > 0.9 * size
     assert known.found(scores("backup_head", INPUTS)) == len(known.edges) - 1
 
 
@@ -161,7 +166,7 @@ def test_known_circuit_gates_are_half_seen_from_either_side() -> None:
     both, either = circuit("and_gate"), circuit("or_gate")
     assert both.auroc(scores("and_gate", NOISING)) == 1
     assert both.found(scores("and_gate", DENOISING)) == 1
-    last = ("a0.h0->m1", "a0.h1->m1")
+    last = ("head 0.0->mlp 1", "head 0.1->mlp 1")
     for edge in last:
         assert abs(scores("or_gate", NOISING)[edge]) < whole("or_gate") / 50
         assert abs(scores("or_gate", AT_CLEAN)[edge]) < whole("or_gate") / 50

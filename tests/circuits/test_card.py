@@ -96,8 +96,8 @@ def test_the_whole_model_is_complete_and_knockouts_are_those_of_its_nodes() -> N
     found = knock_out(model, both, values, graph.full, random_sets=4, greedy_steps=2)
     np.testing.assert_allclose(found.incompleteness, 0, atol=1e-12)
     assert found.sets.shape == (1 + 15 + 4 + 1, 15)  # nothing is worse than complete
-    without = evaluate_circuit(model, both, values, [graph.full.without([graph.node("m1")])])
-    place = found.nodes.index("m1")
+    without = evaluate_circuit(model, both, values, [graph.full.without([graph.node("mlp 1")])])
+    place = found.nodes.index("mlp 1")
     assert found.circuit[1 + place] == pytest.approx(without.faithfulness[0])
     assert found.minimality[place] >= abs(without.faithfulness[0] - 1) - 1e-12
     part = graph.top(scored().values, 40).pruned()
@@ -207,7 +207,7 @@ def test_a_saved_card_belongs_to_its_model(made: Card, tmp_path: Path) -> None:
     with pytest.raises(MeasureError, match=r"weights [0-9a-f]{12}"):
         read_card(path, world("gpt2", seed=1))
     data = json.loads(path.read_text())
-    data["circuit"].append("a0.h0->a0.h1<q>")
+    data["circuit"].append("head 0.0->head 0.1<q>")
     path.write_text(json.dumps(data))
     with pytest.raises(SiteError, match="no edge"):
         read_card(path, world("gpt2"))
@@ -238,9 +238,9 @@ def test_knocking_out_is_bounded_and_its_cost_is_stored() -> None:
     np.testing.assert_allclose(some.minimality, whole.minimality[at], atol=1e-9)
     np.testing.assert_allclose(some.circuit[1:4], whole.circuit[1:][at], atol=1e-9)
     weight = np.zeros(len(full.graph.senders))
-    weight[full.graph.node("m1")] = -2.0
+    weight[full.graph.node("mlp 1")] = -2.0
     one = knock_out(model, both, values, full, importance=weight, most_nodes=1, random_sets=0)
-    assert one.nodes == ("m1",)
+    assert one.nodes == ("mlp 1",)
 
 
 def test_a_card_has_the_strong_control_and_zero_ablation_at_the_circuits_own_size(

@@ -104,16 +104,17 @@ def test_neurons_share_what_their_mlp_has(variant: str) -> None:
     graph = Graph(model.config, {1: (0, 5, 7)})
     split = attribute_edges(model, pair_of(), contrast(3), "eap", graph=graph)
     place = {sender.node: i for i, sender in enumerate(graph.senders)}
-    mine = [i for name, i in place.items() if name.startswith("m1")]
+    mine = [i for name, i in place.items() if name.startswith(("mlp 1", "neuron 1."))]
     assert len(mine) == 4
-    old = whole.graph.senders.index(graph.senders[place["m1"]])
+    old = whole.graph.senders.index(graph.senders[place["mlp 1"]])
     columns = [graph.receivers.index(receiver) for receiver in whole.graph.receivers]
     np.testing.assert_allclose(
         np.nansum(split.values[mine][:, columns], 0), np.nan_to_num(whole.values[old]), atol=1e-9
     )
-    readers = [i for i, receiver in enumerate(graph.receivers) if receiver.node.startswith("m1")]
+    parts = {graph.senders[i].node for i in mine}
+    readers = [i for i, receiver in enumerate(graph.receivers) if receiver.node in parts]
     rows = [graph.senders.index(sender) for sender in whole.graph.senders]
-    into = whole.graph.receivers.index(next(r for r in graph.receivers if r.node == "m1"))
+    into = whole.graph.receivers.index(next(r for r in graph.receivers if r.node == "mlp 1"))
     np.testing.assert_allclose(
         np.nansum(split.values[rows][:, readers], 1),
         np.nan_to_num(whole.values[:, into]),
@@ -170,7 +171,7 @@ def test_ig_activations_moves_one_output_at_a_time() -> None:
         value = values.value(unembed(model.config, model.weights, normed)).sum()
         (gradient,) = torch.autograd.grad(value, x)
         total += float((gradient * change).sum()) / 3 / steps
-    assert abs(found["m2->logits"] - total) < 1e-9
+    assert abs(found["mlp 2->logits"] - total) < 1e-9
 
 
 def test_scores_do_not_depend_on_chunks_or_on_switched_off_gradients() -> None:

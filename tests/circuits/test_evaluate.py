@@ -73,9 +73,9 @@ def test_neurons_as_nodes(variant: str) -> None:
     )
     assert found.error["gap"] < 1e-8
     # with all their edges the neurons and the rest are the MLP again
-    parts = [graph.full.without([i]) for i, s in enumerate(graph.senders) if s.node == "a1.h0"]
+    parts = [graph.full.without([i]) for i, s in enumerate(graph.senders) if s.node == "head 1.0"]
     whole = Graph(model.config)
-    same = [whole.full.without([i]) for i, s in enumerate(whole.senders) if s.node == "a1.h0"]
+    same = [whole.full.without([i]) for i, s in enumerate(whole.senders) if s.node == "head 1.0"]
     one = evaluate_circuit(model, pair_of(), contrast(3), parts).values
     two = evaluate_circuit(model, pair_of(), contrast(3), same).values
     np.testing.assert_allclose(one, two, atol=1e-9)
@@ -121,7 +121,13 @@ def test_exact_edges_of_a_shortlist_in_little_memory() -> None:
     model = world("gpt2")
     both, values = pair_of([6, 4, 7, 5] * 2), contrast(8)
     whole = patch_edges(model, both, values)
-    names = ["embed->a0.h1<q>", "a0.h1->m2", "m0->a1.h3<v>", "m1->logits", "embed->logits"]
+    names = [
+        "embed->head 0.1<q>",
+        "a0.h1->m2",  # MIB's spelling is read too
+        "mlp 0->head 1.3<v>",
+        "mlp 1->logits",
+        "embed->logits",
+    ]
     few = patch_edges(model, both, values, names, budget=Budget(memory=1_000_000))
     assert int((~np.isnan(few.values)).sum()) == len(names)
     for name in names:
@@ -159,24 +165,24 @@ def test_gpt2_small_has_its_edges() -> None:
     graph = Graph(replace(config, n_layers=12, n_heads=12, n_kv_heads=12, attn_scale=(1.0,) * 12))
     assert graph.n_edges == 32_491
     assert len(graph.senders) + 1 == 158  # nodes, the logits among them
-    assert graph.name(1, graph.receivers.index(Receiver("k", 3, 2))) == "a0.h0->a3.h2<k>"
+    assert graph.name(1, graph.receivers.index(Receiver("k", 3, 2))) == "head 0.0->head 3.2<k>"
 
 
 def test_parallel_blocks_and_grouped_queries_have_their_own_edges() -> None:
     parallel = Graph(decoder("neox").config)
     with pytest.raises(SiteError, match="no edge"):
-        parallel.edge("a0.h1->m0")
-    assert parallel.edge("a0.h1->m1")
+        parallel.edge("head 0.1->mlp 0")
+    assert parallel.edge("head 0.1->mlp 1")
     grouped = Graph(decoder("llama").config)
-    assert "embed->a0.kv1<v>" in grouped.names()
-    with pytest.raises(SiteError, match=r"a0.kv1<v>"):
-        grouped.edge("embed->a0.h1<v>")
+    assert "embed->kv_head 0.1<v>" in grouped.names()
+    with pytest.raises(SiteError, match=r"kv_head 0.1<v>"):
+        grouped.edge("embed->head 0.1<v>")
     # two heads read one key/value head; without one of them it stays
-    heads = [i for i, s in enumerate(grouped.senders) if s.node in ("a1.h0", "a1.h1")]
+    heads = [i for i, s in enumerate(grouped.senders) if s.node in ("head 1.0", "head 1.1")]
     left = grouped.full.without(heads[:1])
-    assert grouped.edge("embed->a1.kv0<k>") in list(zip(*np.nonzero(left.mask), strict=True))
+    assert grouped.edge("embed->kv_head 1.0<k>") in list(zip(*np.nonzero(left.mask), strict=True))
     gone = grouped.full.without(heads)
-    assert not gone.mask[:, grouped.edge("embed->a1.kv0<k>")[1]].any()
+    assert not gone.mask[:, grouped.edge("embed->kv_head 1.0<k>")[1]].any()
 
 
 @settings(max_examples=30)
@@ -244,10 +250,10 @@ def test_importances_in_the_form_of_mib() -> None:
     assert set(found) == {"cfg", "nodes", "edges"}
     assert found["cfg"] == {"n_layers": 3, "n_heads": 4, "parallel_attn_mlp": False, "d_model": 8}
     assert len(found["edges"]) == graph.n_edges
-    assert found["edges"]["input->a0.h1<q>"]["score"] == scores["embed->a0.h1<q>"]
+    assert found["edges"]["input->a0.h1<q>"]["score"] == scores["embed->head 0.1<q>"]
     assert sum(edge["in_graph"] for edge in found["edges"].values()) == circuit.n_edges
-    assert set(found["nodes"]) == {"input", "logits", *(s.node for s in graph.senders[1:])}
-    few = patch_edges(model, pair_of(), contrast(3), ["m0->logits"])
+    assert set(found["nodes"]) == {"input", "logits", *(s.component.mib for s in graph.senders[1:])}
+    few = patch_edges(model, pair_of(), contrast(3), ["mlp 0->logits"])
     with pytest.raises(MeasureError, match="without a score"):
         circuit.importances(few.values)
     # grouped queries: once per head
@@ -269,12 +275,12 @@ def test_bad_input_is_named() -> None:
         evaluate_circuit(model, both, values, [graph.full, Graph(model.config, {0: (1,)}).full])
     with pytest.raises(MeasureError, match="identical"):
         evaluate_circuit(model, Pairs(both.clean, both.clean), values, [graph.full])
-    with pytest.raises(SiteError, match=r"Did you mean .*a0.h1<q>"):
-        graph.circuit(["embed->a0.h1<p>"])
+    with pytest.raises(SiteError, match=r"Did you mean .*head 0.1<q>"):
+        graph.circuit(["embed->head 0.1<p>"])
     with pytest.raises(SiteError, match="neurons"):
         Graph(model.config, {0: (99,)})
     with pytest.raises(SiteError, match="no node"):
-        graph.node("a9.h9")
+        graph.node("head 9.9")
     with pytest.raises(MeasureError, match="another model"):
         graph.top(np.zeros((2, 2)), 1)
     with pytest.raises(SiteError, match="neuron"):

@@ -253,7 +253,9 @@ class TestBadInput:
     both = Pairs(*pairs([5]))
 
     def test_a_sender_after_its_receiver(self) -> None:
-        with pytest.raises(SiteError, match=r"sender 1\.0 does not come before receiver 1\.2\.q"):
+        with pytest.raises(
+            SiteError, match=r"sender head 1\.0 does not come before receiver head 1\.2<q>"
+        ):
             path_patch(
                 decoder(),
                 self.both,

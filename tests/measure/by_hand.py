@@ -20,20 +20,20 @@ def senders(model: Model, receiver: str) -> list[str]:
     """Who wrote to the stream before a receiver reads it."""
     order = ["embed"]
     for layer in range(model.config.n_layers):
-        if receiver.startswith(f"a{layer}."):
+        if receiver.startswith(f"head {layer}."):
             return order
-        order += [f"a{layer}.h{head}" for head in range(model.config.n_heads)]
-        if receiver == f"m{layer}":
+        order += [f"head {layer}.{head}" for head in range(model.config.n_heads)]
+        if receiver == f"mlp {layer}":
             return order
-        order.append(f"m{layer}")
+        order.append(f"mlp {layer}")
     return order
 
 
 def receivers(model: Model) -> list[str]:
     found = []
     for layer in range(model.config.n_layers):
-        found += [f"a{layer}.h{h}<{x}>" for h in range(model.config.n_heads) for x in "qkv"]
-        found.append(f"m{layer}")
+        found += [f"head {layer}.{h}<{x}>" for h in range(model.config.n_heads) for x in "qkv"]
+        found.append(f"mlp {layer}")
     return [*found, "logits"]
 
 
@@ -67,7 +67,7 @@ def forward(
     future = torch.ones(ids.shape[1], ids.shape[1]).triu(1).bool()
     for layer, block in enumerate(weights.blocks):
         for head in range(config.n_heads):
-            name, attn = f"a{layer}.h{head}", block.attn
+            name, attn = f"head {layer}.{head}", block.attn
             assert attn.b_Q is not None
             q = reads(f"{name}<q>") @ attn.W_Q[head] + attn.b_Q[head]
             k = reads(f"{name}<k>") @ attn.W_K[head]
@@ -77,9 +77,9 @@ def forward(
             z = einsum(pattern, v, "batch query key, batch key e -> batch query e")
             wrote[name] = z @ attn.W_O[head] * (name not in silent)
         assert block.mlp.b_in is not None
-        post = reads(f"m{layer}") @ block.mlp.W_in + block.mlp.b_in
+        post = reads(f"mlp {layer}") @ block.mlp.W_in + block.mlp.b_in
         post = post.relu() if config.activation == "relu" else post
-        wrote[f"m{layer}"] = post @ block.mlp.W_out * (f"m{layer}" not in silent)
+        wrote[f"mlp {layer}"] = post @ block.mlp.W_out * (f"mlp {layer}" not in silent)
     return wrote, read, reads("logits") @ weights.W_U + weights.b_U
 
 

@@ -104,7 +104,7 @@ def test_on_a_real_tokenizer_the_names_are_the_ledgers(toy_model: Model) -> None
     assert grid.axis("query_component").labels == ("embed", "pos_embed", "attn 0", "mlp 0", "bias")
     by_head = explain_attention_score(toy_model, "This is a sentence.", 1, 0, -1, 0, grain="head")
     assert by_head.axis("key_component").labels == (
-        *("embed", "pos_embed", "head 0.0", "head 0.1", "head 0.2", "head 0.3", "attn bias 0"),
+        *("embed", "pos_embed", "head 0.0", "head 0.1", "head 0.2", "head 0.3", "attn 0 bias"),
         *("mlp 0", "bias"),
     )
     assert by_head.values.sum() == pytest.approx(grid.values.sum(), abs=1e-4)

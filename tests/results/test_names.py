@@ -89,5 +89,5 @@ def test_released_names_stay() -> None:
     assert names.baselines("patching.z.all") == "patching.z.all.baselines.raw"
     assert names.pattern_of(3) == "pattern.3"
     assert names.attention_from("last token") == "attention.last token"
-    assert names.paths("direct", "1.2.q", "noising") == "paths.noising.direct.1.2.q"
+    assert names.paths("direct", "head 1.2<q>", "noising") == "paths.noising.direct.1.2.q"
     assert names.ablation("zero", "z", "all") == "ablation.zero.z.all"

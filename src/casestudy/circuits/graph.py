@@ -5,8 +5,9 @@ chosen neurons of one) and the logits. An edge runs from a node's output to a la
 through the residual stream; a head has three inputs, q, k and v, the latter two shared where
 queries are grouped. GPT-2 small has 32,491 edges. A `Circuit` is a subset of them.
 
-Names are MIB's ("a3.h2", "m4", "a0.h1->a3.h2<q>"), with `embed` for its `input`. Assumes nothing
-about weights; needs no torch. Cost: a table of senders by receivers.
+Names are those of `results/components` ("head 3.2", "mlp 4", "head 0.1->head 3.2<q>"); MIB's are
+read as well, and are written in its importances.json alone. Assumes nothing about weights; needs no
+torch. Cost: a table of senders by receivers.
 Sources: Elhage et al. 2021 (the stream as a sum); Hanna et al. 2024, "Have Faith in Faithfulness"
 (greedy growth, pruning); Mueller et al. 2025, "MIB".
 """
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from casestudy.errors import MeasureError, SiteError, unknown
 from casestudy.model.config import ModelConfig
 from casestudy.model.sites import check_layer
+from casestudy.results.components import Component, respelled
 
 Mask = NDArray[np.bool_]
 """(sender, receiver): True at the edges that are meant."""
@@ -53,29 +55,18 @@ class Sender:
     head: int | None = None
     neuron: int | None = None
 
+    @property
+    def component(self) -> Component:
+        """What it is, by the one spelling of components."""
+        return Component(self.kind, self.layer, self.neuron if self.head is None else self.head)
+
     def __str__(self) -> str:
-        match self.kind:
-            case "embed":
-                return "embed"
-            case "head":
-                return f"{self.layer}.{self.head}"
-            case "mlp":
-                return f"mlp {self.layer}"
-            case "neuron":
-                return f"mlp {self.layer} neuron {self.neuron}"
+        return str(self.component)
 
     @property
     def node(self) -> str:
-        """The node's name in an edge."""
-        match self.kind:
-            case "embed":
-                return "embed"
-            case "head":
-                return f"a{self.layer}.h{self.head}"
-            case "mlp":
-                return f"m{self.layer}"
-            case "neuron":
-                return f"m{self.layer}.n{self.neuron}"
+        """The node's name in an edge: "head 3.1"."""
+        return str(self)
 
 
 @dataclass(frozen=True)
@@ -97,34 +88,25 @@ class Receiver:
     neuron: int | None = None
     shared: bool = False
 
+    @property
+    def component(self) -> Component:
+        """What it is, by the one spelling of components; a shared key/value head is a kv_head."""
+        if self.kind in ("logits", "mlp", "neuron"):
+            return Component(self.kind, self.layer, self.neuron)
+        return Component("kv_head" if self.shared else "head", self.layer, self.head, self.kind)
+
     def __str__(self) -> str:
-        match self.kind:
-            case "logits":
-                return "logits"
-            case "mlp":
-                return f"mlp {self.layer}"
-            case "neuron":
-                return f"mlp {self.layer} neuron {self.neuron}"
-            case _:
-                return f"{self.layer}.{self.head}.{self.kind}"
+        return str(self.component)
 
     @property
     def node(self) -> str:
-        """The node's name in an edge; a shared key/value head is a3.kv1."""
-        match self.kind:
-            case "logits":
-                return "logits"
-            case "mlp":
-                return f"m{self.layer}"
-            case "neuron":
-                return f"m{self.layer}.n{self.neuron}"
-            case _:
-                return f"a{self.layer}.{'kv' if self.shared else 'h'}{self.head}"
+        """The node's name, without the input that is meant: "head 3.2"."""
+        return str(replace(self.component, side=""))
 
     @property
     def input(self) -> str:
-        """The node's name with the input that is meant: a3.h2<q>."""
-        return f"{self.node}<{self.kind}>" if self.kind in ("q", "k", "v") else self.node
+        """The node's name with the input that is meant: "head 3.2<q>"."""
+        return str(self)
 
 
 LOGITS = Receiver("logits")
@@ -279,7 +261,7 @@ class Graph:
         return {self.name(int(s), int(r)): (int(s), int(r)) for s, r in places}
 
     def name(self, sender: int, receiver: int) -> str:
-        """An edge's name: "a0.h1->a3.h2<q>"."""
+        """An edge's name: "head 0.1->head 3.2<q>"."""
         return f"{self.senders[sender].node}->{self.receivers[receiver].input}"
 
     def names(self, mask: Mask | None = None) -> list[str]:
@@ -288,28 +270,30 @@ class Graph:
         return [self.name(int(s), int(r)) for s, r in zip(*where, strict=True)]
 
     def edge(self, name: str) -> tuple[int, int]:
-        """Where an edge of this name is: (sender, receiver).
+        """Where an edge of this name is, in this or MIB's spelling: (sender, receiver).
 
         Raises: SiteError with the nearest names there are.
         """
-        if name not in self._place:
-            described = "sender->receiver, as embed->a0.h1<q>, a0.h1->m3 or m5->logits"
+        spelled = respelled(name)
+        if spelled not in self._place:
+            described = "sender->receiver, as embed->head 0.1<q>, head 0.1->mlp 3 or mlp 5->logits"
             came = f"this model has no edge {name!r}"
-            raise unknown(SiteError, came, name, self._place, described=described)
-        return self._place[name]
+            raise unknown(SiteError, came, spelled, self._place, described=described)
+        return self._place[spelled]
 
     def node(self, name: str) -> int:
-        """Which sender a node's name means.
+        """Which sender a node's name means, in this or MIB's spelling.
 
         Raises: SiteError listing the kinds of names there are.
         """
+        spelled = respelled(name)
         for i, sender in enumerate(self.senders):
-            if sender.node == name:
+            if sender.node == spelled:
                 return i
         layers, heads = self.config.n_layers - 1, self.config.n_heads - 1
         raise SiteError(
             f"this model has no node {name!r}",
-            allowed=f"embed, a0.h0 to a{layers}.h{heads}, m0 to m{layers}",
+            allowed=f"embed, head 0.0 to head {layers}.{heads}, mlp 0 to mlp {layers}",
         )
 
     def mask(self, names: Iterable[str]) -> Mask:
@@ -516,19 +500,18 @@ class Circuit:
         if np.isnan(scores[graph.real]).any():
             raise MeasureError("edges without a score", allowed="a score for every edge")
         inside = set(self.nodes) | {"logits"}
-        nodes = {sender.node: sender.node in inside for sender in graph.senders}
-        nodes = {"input": nodes.pop("embed"), **nodes, "logits": True}
+        nodes = {sender.component.mib: sender.node in inside for sender in graph.senders}
+        nodes["logits"] = True
         group = config.n_heads // config.n_kv_heads
         edges: dict[str, Any] = {}
         for s, r in zip(*np.nonzero(graph.real), strict=True):
             sender, receiver = graph.senders[s], graph.receivers[r]
-            targets = [receiver.input]
+            targets = [receiver.component]
             if receiver.shared and receiver.head is not None:
                 heads = range(receiver.head * group, (receiver.head + 1) * group)
-                targets = [f"a{receiver.layer}.h{h}<{receiver.kind}>" for h in heads]
-            source = "input" if sender.kind == "embed" else sender.node
+                targets = [replace(receiver.component, kind="head", index=h) for h in heads]
             for target in targets:
-                edges[f"{source}->{target}"] = {
+                edges[f"{sender.component.mib}->{target.mib}"] = {
                     "score": float(scores[s, r]),
                     "in_graph": bool(self.mask[s, r]),
                 }

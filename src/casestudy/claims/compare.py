@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -31,7 +30,7 @@ import numpy as np
 from casestudy.claims.same_prompts import SamePrompts, Two
 from casestudy.claims.stored_values import Parts, sources
 from casestudy.errors import StudyError, unknown
-from casestudy.results import names
+from casestudy.results import components, names
 from casestudy.results.result import Array, Axis, Grid, Shown, Table
 from casestudy.results.stats import difference_interval
 from casestudy.study.store import Store, differences
@@ -39,7 +38,6 @@ from casestudy.study.store import Store, differences
 _COMPARED = ("model", "behaviour", "settings", "measurements", "versions")
 """The parts of a manifest in which two studies may differ."""
 _BY_LAYER = frozenset({"layer", "head", "kv_head", "neuron", "depth"})
-_LAYER_TERM = re.compile(r"(?:attn|mlp) \d+\Z")
 _PLAIN = frozenset({"contrast", "term", "class", "role", "score", "control", "effect", "part"})
 """Axes whose labels say by themselves what they are."""
 
@@ -235,7 +233,7 @@ def _shared_axes(
     for mine, theirs in zip(one, other, strict=True):
         barred: dict[str, str] = {}
         if not alike and mine.name == "term":
-            layered = [t for t in (*mine.labels, *theirs.labels) if _LAYER_TERM.match(t)]
+            layered = [t for t in (*mine.labels, *theirs.labels) if components.layer_kind(t)]
             barred = dict.fromkeys(layered, "the models have other layers or heads")
         if mine.name == "contrast" and not _same(stores, "behaviour", "classes", "class_contrast"):
             barred = dict.fromkeys(_class_contrasts(stores), "the classes are defined otherwise")
@@ -372,7 +370,7 @@ def _of_tables(stores: Two) -> Iterator[_Row]:
                 row = _of_intervals(one[key], other[key], mean)
                 if row is not None:
                     cell = (
-                        f"neuron {at['layer']}.{at['neuron']}"
+                        components.neuron(at["layer"], at["neuron"])
                         if "neuron" in at
                         else f"{at['family']}, {mean.removeprefix('mean_')}"
                     )
@@ -424,14 +422,11 @@ _Label = tuple[str | None, str]
 def _cell(axes: Sequence[Axis], place: tuple[int, ...]) -> _Label:
     at = {axis.name: axis.labels[i] for axis, i in zip(axes, place, strict=True)}
     contrast = at.pop("contrast", None)
-    words = []
-    for kind in ("head", "kv_head"):
-        if kind in at and "layer" in at:
-            head = at.pop(kind)
-            layer = at.pop("layer")
-            words.append(
-                f"layer {layer} {head}" if not head.isdigit() else f"{kind} {layer}.{head}"
-            )
+    words = [
+        components.head_of(kind, at.pop("layer"), at.pop(kind))
+        for kind in ("head", "kv_head")
+        if kind in at and "layer" in at
+    ]
     words += [label if axis in _PLAIN else f"{axis} {label}" for axis, label in at.items()]
     return contrast, ", ".join(words)
 

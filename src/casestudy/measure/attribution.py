@@ -40,6 +40,7 @@ from casestudy.model.sites import Keep, Site
 from casestudy.model.trace import Trace
 from casestudy.model.weights import Block
 from casestudy.results import names
+from casestudy.results.components import layer_kind
 from casestudy.results.names import BIAS
 from casestudy.results.result import Array, Axis, Grid, Result, Table
 from casestudy.results.stats import t_interval
@@ -137,7 +138,7 @@ def check_sum(
     """
     one, u = batch.contrasts[contrast], batch.directions[contrast]
     labels, terms = ledger_terms(batch.model, batch.trace, one, directions=u)
-    others = terms[[i for i, name in enumerate(labels) if not name.startswith(f"{part} ")]]
+    others = terms[[i for i, label in enumerate(labels) if layer_kind(label) != part]]
     gap = (others.sum(0) + finer.sum(0) - one.value(batch.logits)).abs()
     return gap, gap_bound(batch.model.dtype, torch.cat((others, sizes)))
 

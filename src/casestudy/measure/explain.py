@@ -35,7 +35,8 @@ from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site, check_layer
 from casestudy.model.trace import Trace
 from casestudy.model.weights import Norm
-from casestudy.results import names
+from casestudy.results import components, names
+from casestudy.results.components import attn, attn_bias, mlp
 from casestudy.results.names import BIAS
 from casestudy.results.result import Axis, Grid
 
@@ -94,9 +95,9 @@ def explain_attention_score(
             "gap": float((capped - score).abs()),
             "bound": float(gap_bound(model.dtype, cells.flatten()[:, None])),
         },
-        about=f"Why head {layer}.{head} looks from {strings[query_pos]!r} ({query_pos}) at "
-        f"{strings[key_pos]!r} ({key_pos}): its score of {float(total):.3f} split over what wrote "
-        "either stream, the norms' scales frozen.",
+        about=f"Why {components.head(layer, head)} looks from {strings[query_pos]!r} ({query_pos}) "
+        f"at {strings[key_pos]!r} ({key_pos}): its score of {float(total):.3f} split over what "
+        "wrote either stream, the norms' scales frozen.",
     )
 
 
@@ -164,10 +165,10 @@ def _components(
         parts[names.POS_EMBED] = trace[Site.POS_EMBED][0, pos]
     for i in range(layer):
         if grain == "layer":
-            parts[f"attn {i}"] = trace[Site.ATTN_OUT, i][0, pos]
+            parts[attn(i)] = trace[Site.ATTN_OUT, i][0, pos]
         else:
             parts |= _heads(model, trace, i, pos)
-        parts[f"mlp {i}"] = trace[Site.MLP_OUT, i][0, pos]
+        parts[mlp(i)] = trace[Site.MLP_OUT, i][0, pos]
     return list(parts), torch.stack([part.double() for part in parts.values()])
 
 
@@ -186,8 +187,8 @@ def _heads(model: Model, trace: Trace, layer: int, pos: int) -> dict[str, Tensor
     rows = norm_at_scale(model.config, norm, rows, norm_scale(model.config, out))
     if norm is not None and norm.bias is not None:
         rows[-1] += norm.bias.double()
-    labels = [f"head {layer}.{i}" for i in range(z.shape[0])]
-    return dict(zip([*labels, f"attn bias {layer}"], rows, strict=True))
+    labels = [components.head(layer, i) for i in range(z.shape[0])]
+    return dict(zip([*labels, attn_bias(layer)], rows, strict=True))
 
 
 def _normalised(

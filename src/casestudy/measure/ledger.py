@@ -26,6 +26,7 @@ from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.trace import Trace
 from casestudy.results import names
+from casestudy.results.components import attn, mlp
 from casestudy.results.names import B_U, ENTROPY
 from casestudy.results.result import Axis, Grid, Result
 
@@ -89,8 +90,8 @@ def ledger_terms(
     if weights.W_pos is not None:
         terms[names.POS_EMBED] = share(Site.POS_EMBED)
     for layer in range(config.n_layers):
-        terms[f"attn {layer}"] = share((Site.ATTN_OUT, layer))
-        terms[f"mlp {layer}"] = share((Site.MLP_OUT, layer))
+        terms[attn(layer)] = share((Site.ATTN_OUT, layer))
+        terms[mlp(layer)] = share((Site.MLP_OUT, layer))
     if weights.final_norm is not None and weights.final_norm.bias is not None:
         terms[B_U] = u @ weights.final_norm.bias.double()
     if weights.b_U is not None:

@@ -30,7 +30,7 @@ from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site, check_layer
 from casestudy.model.token import Token
-from casestudy.results import names
+from casestudy.results import components, names
 from casestudy.results.result import Axis, Grid, Table
 
 CONTRAST = "answer against counterpart"
@@ -237,5 +237,6 @@ def head_pattern(model: Model, prompt: str, layer: int, head: int) -> Grid:
         trace[Site.PATTERN, layer][0, head].float().cpu().numpy(),
         (Axis("query_pos", labels), Axis("key_pos", labels)),
         "share",
-        about=f"Attention of head {layer}.{head}, from every position (query) to every position.",
+        about=f"Attention of {components.head(layer, head)}, from every position (query) to every "
+        "position.",
     )

@@ -125,7 +125,8 @@ ABLATION = "ablation."
 def paths(mode: str, receiver: str, direction: str = "denoising") -> str:
     """(sender), share of the difference between the runs that goes along a sender's paths."""
     kind = "paths" if direction == "denoising" else "paths.noising"
-    return f"{kind}.{mode}.{receiver.replace(' ', '_')}"
+    place = receiver.removeprefix("head ").replace("<", ".").replace(">", "").replace(" ", "_")
+    return f"{kind}.{mode}.{place}"
 
 
 # The circuit's card.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from casestudy.results import names
+from casestudy.results.components import read_component, respelled
 from casestudy.results.result import Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of
@@ -264,7 +264,7 @@ def nodes(study: StoredStudy) -> list[Block]:
             ["Part", "Attribution#", "Faithfulness without it#", "Largest change#"],
             [
                 [
-                    _spoken_node(clean(row["node"])),
+                    respelled(clean(row["node"])),
                     number(_float(row.get("score"))),
                     number(_float(row["faithfulness_without"])),
                     number(_float(row["minimality"])),
@@ -276,13 +276,6 @@ def nodes(study: StoredStudy) -> list[Block]:
             data=table.columns,
         )
     ]
-
-
-def _spoken_node(label: str) -> str:
-    place = _node(label)
-    if place is None:
-        return label
-    return place[0] if place[0].startswith(("mlp", "embed")) else f"head {place[0]}"
 
 
 def _figure(name: object, value: float) -> str:
@@ -329,7 +322,7 @@ def edges(study: StoredStudy) -> list[Block]:
 def _edge_cell(value: object) -> str:
     if isinstance(value, float):
         return number(value, 3)
-    return "" if value is None else shorten(clean(value), 40)
+    return "" if value is None else respelled(shorten(clean(value), 40))
 
 
 def _graph(rows: Sequence[Mapping[str, Any]], total: int) -> list[Block]:
@@ -339,10 +332,12 @@ def _graph(rows: Sequence[Mapping[str, Any]], total: int) -> list[Block]:
         ends = [_node(str(row.get(side, ""))) for side in ("source", "target")]
         if ends[0] is None or ends[1] is None or not isinstance(row.get("score"), float):
             return []
-        for name, depth, order in (ends[0], ends[1]):
-            places[name] = (depth, order)
-        found.append((ends[0][0], ends[1][0], row["score"]))
-    source, target, score = found[0]
+        # a row of the drawing holds up to a dozen heads, and has no room for the word
+        source, target = (name.removeprefix("head ") for name, *_ in (ends[0], ends[1]))
+        places |= {source: ends[0][1:], target: ends[1][1:]}
+        found.append((source, target, row["score"]))
+    source, target = (respelled(name) for name in found[0][:2])
+    score = found[0][2]
     return [
         Figure(
             f"The {count(len(found), 'edge')} of the circuit"
@@ -422,16 +417,13 @@ LAST = 10**6
 """The depth of the logits: above every layer."""
 
 
-def _node(label: str) -> tuple[str, int, int] | None:
+def _node(label: str) -> _Place | None:
     """A node's name without its input (q, k, v), its depth and its order; None if unreadable."""
-    text = label.strip().lower()
-    if text.startswith(("embed", "input", "pos_embed")):
-        return text, 0, 0
-    if text.startswith(("logits", "output")):
-        return "logits", LAST, 0
-    head = re.match(r"(?:a|attn|head|h)?[ ._]?(\d+)[._]h?(\d+)", text)
-    if head:
-        layer, number_ = int(head[1]), int(head[2])
-        return f"{layer}.{number_}", 2 * layer + 1, number_
-    mlp = re.match(r"(?:mlp|m)[ ._]?(\d+)", text)
-    return (f"mlp {mlp[1]}", 2 * int(mlp[1]) + 2, 0) if mlp else None
+    part = read_component(label)
+    if part is None:
+        return None
+    name = str(replace(part, side=""))
+    if part.layer is None:
+        return name, LAST if part.kind == "logits" else 0, 0
+    at_mlp = part.kind in ("mlp", "neuron")
+    return name, 2 * part.layer + (2 if at_mlp else 1), part.index or 0

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from casestudy.results.components import layer_kind
 from casestudy.results.result import Array, Axis, Grid
 from casestudy.show.wording import Mean
 
@@ -17,8 +18,8 @@ MOST_TERMS = 32
 """A ledger of more terms is grouped."""
 SINGLE = 16
 """The largest terms of a grouped one, which stay single."""
-KINDS = ("attn ", "mlp ")
-"""What the terms that may be summed begin with."""
+KINDS = ("attn", "mlp")
+"""Of the terms that may be summed: the kinds of layers."""
 
 
 def grouped(terms: Grid, by_prompt: Array | None = None) -> Grid:
@@ -31,16 +32,17 @@ def grouped(terms: Grid, by_prompt: Array | None = None) -> Grid:
     labels = terms.axis("term").labels
     if len(labels) <= MOST_TERMS:
         return terms
-    layers = [i for i, label in enumerate(labels) if label.startswith(KINDS)]
+    kinds = list(map(layer_kind, labels))
+    layers = [i for i, kind in enumerate(kinds) if kind is not None]
     single = set(sorted(layers, key=lambda i: -abs(terms.values[i]))[:SINGLE])
     places = [[i] for i in range(len(labels)) if i in single or i not in layers]
     # a sum stands where its kind's layers do: after the single layers, before the biases
     at = 1 + max(k for k, (i,) in enumerate(places) if i in layers)
-    sums = [[i for i in layers if i not in single and labels[i].startswith(k)] for k in KINDS]
+    sums = [[i for i in layers if i not in single and kinds[i] == k] for k in KINDS]
     places[at:at] = [rows for rows in sums if rows]
     cells = [_cell(terms, rows, by_prompt) for rows in places]
     names = tuple(
-        labels[rows[0]] if len(rows) == 1 else f"{len(rows)} other {labels[rows[0]].split()[0]}"
+        labels[rows[0]] if len(rows) == 1 else f"{len(rows)} other {kinds[rows[0]]}"
         for rows in places
     )
     values = np.array([cell.value for cell in cells])

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from casestudy.results import names
+from casestudy.results import components, names
+from casestudy.results.components import layer_kind
 from casestudy.results.names import B_U
 from casestudy.results.result import Array, Axis, Grid
 from casestudy.show import marks
@@ -145,8 +146,8 @@ def ledger_data(terms: Grid, total: Mean | float) -> marks.Data:
 EMBEDDINGS = "token and position embeddings"
 
 GROUPS: Mapping[str, Callable[[str], bool]] = {
-    "attention layers": lambda term: term.startswith("attn "),
-    "MLP layers": lambda term: term.startswith("mlp "),
+    "attention layers": lambda term: layer_kind(term) == "attn",
+    "MLP layers": lambda term: layer_kind(term) == "mlp",
     EMBEDDINGS: lambda term: term in (names.EMBED, names.POS_EMBED),
     "the final norm’s bias b_U": lambda term: term == B_U,
     "other biases": lambda term: term in (names.UNEMBEDDING_BIAS, names.SOFT_CAP, names.ENTROPY),
@@ -402,8 +403,8 @@ def heads_figure(shares: Grid, *, alt: str = "", caption: str = "", opens: bool)
     return Figure(
         "The direct share of every attention head",
         marks.grid_heatmap(shares, heads="cell" if opens else None),
-        f"Heatmap of direct shares by layer and head; the largest is head "
-        f"{layer}.{head} with {signed(value, _places(value))} logits{alt}.",
+        "Heatmap of direct shares by layer and head; the largest is "
+        f"{components.head(layer, head)} with {signed(value, _places(value))} logits{alt}.",
         marks.Data.of(shares),
         f"{caption}Blue pushes towards the answer, orange away from it."
         + (" A click on a cell opens the head’s attention pattern." if opens else ""),
@@ -533,7 +534,7 @@ def neurons(study: StoredStudy) -> list[Block]:
     rows.sort(key=lambda row: -abs(row["mean"]))
     cells: list[list[str | Markup]] = [
         [
-            f"{row['layer']}.{row['neuron']}",
+            components.neuron(row["layer"], row["neuron"]),
             signed(row["mean"], 3),
             interval(row.get("lower"), row.get("upper"), 3),
             str(row.get("n", "")),
@@ -544,7 +545,7 @@ def neurons(study: StoredStudy) -> list[Block]:
     return [
         Listing(
             "The neurons with the largest direct share",
-            ["Layer.neuron", "Mean#", "95 % interval#", "n#"],
+            ["Neuron", "Mean#", "95 % interval#", "n#"],
             cells,
             clean(table.about) + total,
             data=columns_of(rows),

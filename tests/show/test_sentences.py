@@ -233,6 +233,22 @@ def test_a_circuits_sentence_names_the_strong_control_and_calls_weak_evidence_we
     assert ("does not hold at larger sizes" in said) == (min(larger, 1.0) < 0.8 * value)
 
 
+def test_what_the_card_says_of_a_circuit_is_read_and_not_derived_anew(tmp_path: Path) -> None:
+    """The curve says neither; a study of version 0.1.0 has only the curve."""
+    results = _circuit(0.9, 20, 0.1, 0.95)
+    for figure, value, about in (
+        ("faithfulness on pairs held out, signs flipped at random", 0.4, "1 is the whole model"),
+        ("least faithfulness at larger sizes", 0.3, "at 0.05 of all edges; a spike"),
+    ):
+        row = {"figure": figure, "value": value, "lower": None, "upper": None, "n": 20}
+        for name, cell in (row | {"about": about}).items():
+            results[-1].columns[name].append(cell)
+    said = circuit.sentence(StoredStudy.read(studies.write(tmp_path / "s", results))).striptags()
+    said = said.replace("\u00a0", " ")
+    assert "finds circuits of that size that carry 40 %" in said
+    assert "with 5.0 % of the edges, the circuit by the same scores carries 30 %" in said
+
+
 def test_a_circuit_of_every_part_is_not_said_to_have_some(tmp_path: Path) -> None:
     results = _circuit(0.9, 20, 0.1, 0.95)
     results[-1].columns["value"][1] = 16.0  # 3 layers of 4 heads and an MLP, and the embeddings

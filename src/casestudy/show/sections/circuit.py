@@ -58,7 +58,13 @@ CLOSE = 0.75
 
 @dataclass(frozen=True)
 class _Verdict:
-    """A circuit's size and how much it carries."""
+    """A circuit's size and how much it carries.
+
+    Attributes:
+        zero: what it carries with every other edge at zero.
+        flipped: what the strong control carries at its size: the same method, signs at random.
+        spike: where a larger circuit carries clearly less: how much, and its share of the edges.
+    """
 
     edges: int
     edges_share: str
@@ -66,6 +72,8 @@ class _Verdict:
     where: str
     carried: Mean
     zero: float | None
+    flipped: float | None
+    spike: tuple[float, str] | None
 
 
 def _judged(study: StoredStudy) -> _Verdict:
@@ -77,14 +85,42 @@ def _judged(study: StoredStudy) -> _Verdict:
         raise Missing("the circuit has no figures")
     judged, zero = rows[judged_on[0]], rows.get(f"{judged_on[0]}, zero ablation")
     value, lower, upper = (_float(judged[end]) for end in ("value", "lower", "upper"))
+    share, flipped = clean(size["about"]), rows.get(f"{judged_on[0]}, {FLIPPED}")
+    larger = rows.get("least faithfulness at larger sizes")
     return _Verdict(
         int(size["value"]),
-        clean(size["about"]),
+        share,
         int(parts["value"]),
         clean(judged_on[0]).removeprefix("faithfulness "),
         Mean(value, lower, upper, int(judged["n"])),
         None if zero is None else _float(zero["value"]),
+        _at_size(study, FLIPPED, share) if flipped is None else _float(flipped["value"]),
+        _derived_spike(study, share, value) if larger is None else _stored_spike(larger),
     )
+
+
+def _stored_spike(row: Mapping[str, Any]) -> tuple[float, str] | None:
+    """The card's own verdict: its note reads "at 0.1 of all edges; a spike", or "; holds"."""
+    where, _, verdict = str(row["about"]).partition("; ")
+    if verdict != "a spike":
+        return None
+    return _float(row["value"]), where.removeprefix("at ").removesuffix(" of all edges")
+
+
+def _derived_spike(study: StoredStudy, share: str, carried: float) -> tuple[float, str] | None:
+    """The same from the curve, for a study of version 0.1.0, whose card has no verdict."""
+    grid = study.grids.get(names.CIRCUIT_FAITHFULNESS)
+    if grid is None:
+        return None
+    methods = [m for m in grid.axis("method").labels if m not in (RANDOM, FLIPPED)]
+    line = grid.select(method=methods[0]).values if methods else np.array([])
+    larger = [
+        (float(value), label)
+        for value, label in zip(line, grid.axis("proportion").labels, strict=True)
+        if np.isfinite(value) and float(label) > _proportion(share)
+    ]
+    least = min(larger, default=None)
+    return least if least is not None and least[0] < 0.8 * carried else None
 
 
 def sentence(study: StoredStudy) -> Markup:
@@ -104,7 +140,7 @@ def sentence(study: StoredStudy) -> Markup:
     )
     if found.zero is not None:
         phrases += Markup(", and {} with every other edge at zero").format(percent(found.zero))
-    control = _at_size(study, FLIPPED, found.edges_share)
+    control = found.flipped
     if control is not None:
         phrases += Markup("; with signs flipped at random, the same method finds {}").format(
             f"circuits of that size that carry {percent(control)}"
@@ -112,7 +148,7 @@ def sentence(study: StoredStudy) -> Markup:
     chance = _at_size(study, RANDOM, found.edges_share)
     if control is None and chance is not None:
         phrases += Markup("; random circuits carry {}").format(percent(chance))
-    return phrases + "." + _dip(study, found) + _weakness(mean, control)
+    return phrases + "." + _spike(found) + _weakness(mean, control)
 
 
 def _metric(study: StoredStudy) -> str:
@@ -163,24 +199,14 @@ def _proportion(share: str) -> float:
     return float(share.split("%")[0].strip().replace("\u00a0", "")) / 100
 
 
-def _dip(study: StoredStudy, found: _Verdict) -> str:
+def _spike(found: _Verdict) -> str:
     """That a larger circuit carries clearly less, where one does: the small one is then a spike."""
-    grid = study.grids.get(names.CIRCUIT_FAITHFULNESS)
-    if grid is None:
+    if found.spike is None:
         return ""
-    methods = [m for m in grid.axis("method").labels if m not in (RANDOM, FLIPPED)]
-    line = grid.select(method=methods[0]).values if methods else np.array([])
-    larger = [
-        (float(value), label)
-        for value, label in zip(line, grid.axis("proportion").labels, strict=True)
-        if np.isfinite(value) and float(label) > _proportion(found.edges_share)
-    ]
-    least = min(larger, default=None)
-    if least is None or least[0] >= 0.8 * found.carried.value:
-        return ""
+    value, share = found.spike
     return (
-        f" It does not hold at larger sizes: with {_share(least[1])} of the edges, the circuit "
-        f"by the same scores carries {percent(least[0])}."
+        f" It does not hold at larger sizes: with {_share(share)} of the edges, the circuit "
+        f"by the same scores carries {percent(value)}."
     )
 
 

@@ -27,6 +27,7 @@ from casestudy.measure.predictions import AnswerScore, score_answer
 from casestudy.measure.quick_look import CONTRAST, Probe, probe, weighed
 from casestudy.model.model import Model
 from casestudy.model.token import Token
+from casestudy.results import names
 
 SITES = {"z": "head", "mlp_out": "mlp"}
 """The sites that are patched part by part, and what one of their parts is called."""
@@ -172,8 +173,8 @@ def explain(
     contrast = Contrast.between(model, [first], [second])
     patches = _patches(model, prompt, pair, contrast, budget, progress)
     sides = [score_answer(model, prompt, token) for token in (first, second)]
-    difference = float(found.grids["logit_difference"].values[0, 0])
-    ledger = found.grids["ledger"].select(contrast=CONTRAST, prompt="0")
+    difference = float(found.grids[names.LOGIT_DIFFERENCE].values[0, 0])
+    ledger = found.grids[names.LEDGER].select(contrast=CONTRAST, prompt="0")
     parts = _parts(patches)
     return Explanation(
         model=model.name,
@@ -220,7 +221,7 @@ def _partner(
     (pair,) = proposals.pairs
     if offered is None:
         both = probe(model, [prompt, text], answer=answer, counterpart=counterpart)
-        clean, left = both.grids["logit_difference"].values[0].tolist()
+        clean, left = both.grids[names.LOGIT_DIFFERENCE].values[0].tolist()
         offered = Partner("given", text, clean, left, pair.before_last)
     return pair, offered
 
@@ -269,7 +270,9 @@ def _parts(patches: dict[str, Patched]) -> tuple[Part, ...]:
 
 
 def _checks(found: Probe, patches: dict[str, Patched]) -> tuple[Check, ...]:
-    checks = [_check("the ledger's terms sum to the logit difference", found.grids["ledger"].error)]
+    checks = [
+        _check("the ledger's terms sum to the logit difference", found.grids[names.LEDGER].error)
+    ]
     for site, one in patches.items():
         what = f"patched {SITES[site]}s equal full forward passes, in a sample"
         checks.append(_check(what, one.raw.error))

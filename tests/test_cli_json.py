@@ -1,13 +1,16 @@
 """`--json`: one object per command, with schema and version, and no key that is undocumented."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 
 from casestudy import cli
 from casestudy.cli.schema import EXIT_CODES, KEYS, VERSION
+from casestudy.show.sections.summary import plain
 from tests.helpers import call
 
 QUESTION = ("It was late. She went home.", "--answer", " He", "--counterpart", " he")
@@ -63,7 +66,14 @@ def test_what_is_about_studies(
     measured = ("--only", "predictions,ledger")
     for folder in ("a", "b"):
         whole = ("run", str(tmp_path / "own.csv"), "--out", str(tmp_path / folder))
-        assert set(documented(capsys, *whole, *on, *measured)) == set(KEYS["run"])
+        found = documented(capsys, *whole, *on, *measured)
+        assert set(found) == set(KEYS["run"])
+        page = Path(str(found["report"])).read_text("utf-8")
+        paragraph = re.search(r'<p class="lead">(.*?)</p>', page, flags=re.S)
+        assert paragraph is not None
+        said = plain(Markup(paragraph[1]))
+        assert found["summary"], "as the report's first paragraph says"
+        assert all(one in said for one in found["summary"])  # type: ignore[attr-defined]
     documented(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "b"))
     assert set(documented(capsys, "report", str(tmp_path / "a"))) == {"report"}
     finding = '[[finding]]\nclaim = "c"\nmeasure = "logit_difference"\nat_least = -99\n'

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,9 +92,12 @@ def run(
         )
     path = finished.report()
     _say_left_out(finished)
+    summary = _summary(folder)
     if as_json:
-        print_json("run", headline(finished) | {"folder": str(folder), "report": str(path)})
+        found = headline(finished) | {"summary": summary} | _grounds(finished)
+        print_json("run", found | {"folder": str(folder), "report": str(path)})
     else:
+        _print_summary(summary)
         _print_headline(headline(finished))
         print(f"report: {path}")
     if headline(finished)["n"] == 0:
@@ -106,17 +107,13 @@ def run(
 
 def _say_left_out(study: Study) -> None:
     """How many prompts entered no contrast and why, on stderr: a line for each kind of reason."""
+    from casestudy.show.sections.grounds import kinds_of
+
     rows = study.tables[names.PROMPTS].rows() if names.PROMPTS in study.tables else []
     reasons = [str(row["error"]) for row in rows if row.get("error")]
-    # reasons of one kind differ in what they quote and count
-    kinds = Counter(_QUOTED.sub("…", reason) for reason in reasons)
-    for kind, count in kinds.most_common():
-        first = next(reason for reason in reasons if _QUOTED.sub("…", reason) == kind)
+    for first, count in kinds_of(reasons):
         said = first if count == 1 else f"{first} (the first of {count:,})"
         say(escape(f"{count:,} of {len(rows):,} prompts left out: {said}"))
-
-
-_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d,]*")
 
 
 def _renewing(folder: Path, show: Tell) -> Tell:
@@ -132,6 +129,36 @@ def _renewing(folder: Path, show: Tell) -> Tell:
             write_report(Store.open(folder))
 
     return tell
+
+
+def _summary(folder: Path) -> list[str]:
+    """The report's first paragraph, sentence by sentence."""
+    from casestudy.show.sections.summary import plain, sentences
+    from casestudy.show.stored import StoredStudy
+    from casestudy.study.store import Store
+
+    return [plain(one) for one in sentences(StoredStudy.read(Store.open(folder)))]
+
+
+def _print_summary(summary: list[str]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for sentence in summary:
+        console.print(Text(sentence))
+        console.print()
+
+
+def _grounds(study: Study) -> dict[str, Any]:
+    """What the answer stands on: prompts left out, corrupted prompts, and what is absent."""
+    rows = study.tables[names.PROMPTS].rows() if names.PROMPTS in study.tables else []
+    excluded = [{"prompt": r["prompt"], "why": r["error"]} for r in rows if r.get("error")]
+    return {
+        "excluded": excluded,
+        "families": study.manifest.get("family_choice", {}),
+        "not_measured": study.manifest.get("not_measured", []),
+    }
 
 
 def report(

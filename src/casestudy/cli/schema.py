@@ -83,6 +83,11 @@ KEYS: dict[str, dict[str, str]] = {
         "without_b_U": "the mean without the final norm's bias through the unembedding",
         "largest_gap": "of the ledger, over prompts",
         "bound": "what the gap must not exceed",
+        "summary": "the report's first paragraph, a sentence or two each",
+        "excluded": "prompts left out: `prompt` (its number, from 0), `why`",
+        "families": "by measurement, the kind of edit measured on: `family`, `n`, `undoes`, "
+        "`dropped`, `why`, `passed_over`",
+        "not_measured": "`what` and `why`",
         "folder": "the study",
         "report": "its page",
     },

@@ -15,7 +15,7 @@ def checks(study: StoredStudy) -> list[Block]:
     """What each measurement's own check found."""
     rows: list[list[str | Markup]] = []
     for name, grid in sorted(study.grids.items()):
-        if "gap" in grid.error and not _inherited(name, study):
+        if "gap" in grid.error and not inherited(name, study):
             bound = grid.error.get("bound")
             held = bound is None or grid.error["gap"] <= bound
             rows.append(
@@ -49,7 +49,7 @@ def _outcome(bound: float | None, held: bool) -> str:
     return "holds" if held else Markup("<strong>exceeded</strong>")
 
 
-def _inherited(name: str, study: StoredStudy) -> bool:
+def inherited(name: str, study: StoredStudy) -> bool:
     """Whether a grid has its check from another that is listed."""
     base, _, part = name.rpartition(".")
     if part == "raw":

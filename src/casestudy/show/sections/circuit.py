@@ -152,19 +152,17 @@ def sentence(study: StoredStudy) -> Markup:
 
 
 def _metric(study: StoredStudy) -> str:
-    """What differs between the runs, in which unit and from where to where: "in logit difference
-    (logits, 3.10 clean and −0.52 corrupted) "; nothing where the study does not say."""
+    """What differs between the runs, from where to where and in which unit: "between clean and
+    corrupted prompts (logit difference, 3.10 and −0.52 logits) "; nothing where the study does not
+    say."""
     name, unit = (study.about("circuit_about", key) for key in ("metric_name", "unit"))
     if not name or not unit:
         return ""
     about = study.manifest["circuit_about"]
     means = [_float(about.get(key)) for key in ("mean_clean", "mean_corrupted")]
-    there = (
-        ""
-        if np.isnan(means).any()
-        else (f", {number(means[0])} clean and {number(means[1])} corrupted")
-    )
-    return f"in {name} ({unit}{there}) "
+    known = not np.isnan(means).any()
+    there = f"{number(means[0])} and {number(means[1])} {unit}" if known else f"in {unit}"
+    return f"between clean and corrupted prompts ({name}, {there}) "
 
 
 def _parts(study: StoredStudy, nodes: int) -> str:

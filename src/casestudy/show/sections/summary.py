@@ -12,10 +12,10 @@ from markupsafe import Markup
 
 from casestudy.results import names
 from casestudy.results.result import Array
-from casestudy.show.sections import circuit, patching
+from casestudy.show.sections import circuit, grounds, patching
 from casestudy.show.sections.ledger import group_means, present
 from casestudy.show.stored import UNEXPECTED, Missing, StoredStudy
-from casestudy.show.text import clean, count, interval, number, signed
+from casestudy.show.text import MINUS, clean, count, interval, number, signed
 from casestudy.show.weighed import Weighed, examples, weighed
 from casestudy.show.wording import Mean
 
@@ -48,22 +48,36 @@ def _headline(study: StoredStudy) -> str:
     return f"{model} prefers {preferred.plain} to {other.plain} by {size} logits {n}"
 
 
-def paragraphs(study: StoredStudy) -> list[Markup]:
-    """The sentences that the study's values support, as one paragraph, or why there are none."""
-    sentences: list[Markup] = []
+def sentences(study: StoredStudy) -> list[Markup]:
+    """What the study's values support, a sentence or two of each kind; the command line prints
+    them, and the report joins them.
+
+    Returns: an empty list where there is no logit difference.
+    """
+    found: list[Markup] = []
     for sentence in (
-        _preference,
-        _direct_contributions,
-        patching.what_decides,
-        _causal_effects,
-        circuit.sentence,
+        *(_preference, grounds.left_out, _direct_contributions, patching.what_decides),
+        *(grounds.corrupted, _causal_effects, circuit.sentence, grounds.no_circuit, grounds.checks),
     ):
         try:
-            sentences.append(sentence(study))
+            found.append(sentence(study))
         except (Missing, *UNEXPECTED):
-            if not sentences:
-                return [Markup("The study holds no measured logit difference: no answer yet.")]
-    return [Markup(" ").join(filter(None, sentences))]
+            if not found:
+                return []
+    return [one for one in found if one]
+
+
+def plain(sentence: Markup) -> str:
+    """A sentence for a terminal: no markup, and minus signs and spaces that can be copied."""
+    return sentence.striptags().replace(MINUS, "-").replace("\u00a0", " ")
+
+
+def paragraphs(study: StoredStudy) -> list[Markup]:
+    """The sentences as one paragraph, or why there are none."""
+    found = sentences(study)
+    if not found:
+        return [Markup("The study holds no measured logit difference: no answer yet.")]
+    return [Markup(" ").join(found)]
 
 
 def _measured(study: StoredStudy) -> tuple[Mean, Array]:

@@ -11,6 +11,7 @@ import pytest
 
 import casestudy as cs
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.claims import interventions
 from casestudy.claims.check import Checked, Claim, Outcome, check, read_findings, verdict
 from casestudy.claims.context import Unmeasurable, Values
 from casestudy.claims.findings import KINDS
@@ -339,6 +340,60 @@ def test_findings_about_nothing_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (HEAD | {"head": 4}, "head 4, of a model with 4"),
+        (HEAD | {"layer": 2}, "layer 2, of a model with 2"),
+        (HEAD | {"contrast": "lower"}, "contrast 'lower'"),
+        (HEAD | {"group": "even"}, "group 'even'. Allowed: odd"),
+        ({"measure": "ledger", "term": "mlp 2"}, "term 'mlp 2'"),
+        ({"measure": "class_mass", "class": "upper"}, "class 'upper'"),
+        ({"measure": "attention", "layer": 0, "head": 0, "to": "full stop"}, "'final full stop'"),
+        ({"measure": "attention", "layer": 0, "head": 0, "to": "BOS", "from": "x"}, "role 'x'"),
+        ({"measure": "attribution", "layer": 0, "neuron": 128}, "neuron 128, of a model with 128"),
+        (PATCH | {"layer": 9}, "layer 9, of a model with 2"),
+        ({"measure": "circuit", "edit": EDIT, "nodes": ["a9.h9"]}, "no node 'a9.h9'"),
+    ],
+)
+def test_a_finding_that_does_not_apply_is_not_measurable_and_costs_no_other(
+    toy_model: Model, row: dict[str, Any], says: str
+) -> None:
+    before, here, after = checked(toy_model, {"measure": "logit_difference"}, row, HEAD)
+    assert here.verdict == "not measurable"
+    assert says in here.why
+    assert here.value is None
+    alone = checked(toy_model, {"measure": "logit_difference"}, HEAD)
+    # beyond rounding (law 3): what is kept decides how the last layer is computed
+    values = [one.value for one in alone]
+    assert [before.value, after.value] == pytest.approx(values, rel=1e-5), "as without it"
+    assert [before.verdict, after.verdict] == ["holds", "holds"]
+    assert not Checked("m", "b", (before, here, after)).holds
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (HEAD | {"heads": 2}, "Did you mean 'head'"),
+        (HEAD | {"layer": -1}, "layer -1. Allowed: 0 and more"),
+        (HEAD | {"of": "everything"}, "of 'everything'"),
+        ({"measure": "answer", "what": "top1"}, "Did you mean 'top-1'"),
+        ({"measure": "flips", "edit": "first letters lowered"}, f"Did you mean {EDIT!r}"),
+        (PATCH | {"site": "attn"}, "no site is called 'attn'"),
+        (PATCH | {"role": "first word"}, "not one place in the prompt"),
+        ({"measure": "flips", "edit": EDIT, "among_first": 1}, "a number that stands alone"),
+    ],
+)
+def test_a_malformed_finding_is_refused_before_any_sweep_whatever_stands_beside_it(
+    toy_model: Model, row: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interventions, "patch", lambda *_, **__: pytest.fail("swept"))
+    absent = HEAD | {"layer": 2}
+    with pytest.raises(FindingError) as error:
+        checked(toy_model, PATCH, absent, row)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("finding = 3", "no finding"),
@@ -383,7 +438,17 @@ def test_the_command_says_by_its_status_whether_all_hold(
     assert outcome["value"] > -100
     assert outcome["must"] == "at least -1000 and at most -100"
 
-    path.write_text(path.read_text() + "head = 3\n")
+    absent = (
+        '[[finding]]\nclaim = "a head"\nmeasure = "attribution"\n'
+        'layer = 99\nhead = 0\nsign = "positive"\n'
+    )
+    path.write_text(path.read_text().replace("at_most = -100\n", "") + absent)
+    status, out, err = call(capsys, "check", str(path), "--model", model)
+    assert (status, err) == (1, "")
+    assert "not measurable: a head" in out
+    assert "holds: a difference there is" in out
+
+    path.write_text(path.read_text().replace(absent, "head = 3\n"))
     status, out, err = call(capsys, "check", str(path), "--model", model)
     assert (status, out) == (2, "")
     assert "logit_difference has the key 'head'" in " ".join(err.split())

@@ -23,7 +23,7 @@ import numpy as np
 
 from casestudy.behaviour.files import SUFFIXES, find_behaviour
 from casestudy.behaviour.prompts import Behaviour
-from casestudy.claims.context import Bench, Unmeasurable, Values, among
+from casestudy.claims.context import Bench, Inapplicable, Unmeasurable, Values, among, there
 from casestudy.claims.finding import Finding
 from casestudy.claims.findings import read_finding
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
@@ -179,8 +179,12 @@ def check(
         budget: of each sweep.
         progress: told how far each sweep is.
 
-    Raises: FindingError for a file that is not well formed, and for a finding about what the model
-        or the behaviour does not have, before any sweep; ModelError and BehaviourError as they do.
+    A finding about what this model or behaviour does not have (a layer, a role, a contrast) is not
+    measurable, with the reason, and the others are measured; a check of nothing else is refused.
+
+    Raises: FindingError, before any sweep, for a file or a finding that is not well formed, and
+        where no finding is about what the model and the behaviour have; ModelError and
+        BehaviourError as they do.
     """
     if not isinstance(findings, Findings):
         findings = read_findings(findings)
@@ -194,7 +198,6 @@ def check(
     if findings.prepend_bos is not None:
         ready = ready.with_bos(findings.prepend_bos)
     ready = behaviour.read_by(ready)
-    groups = behaviour.groups
     needs = {need.name: need for one in asked for need in one.finding.needs}
     bench = Bench(
         ready,
@@ -203,14 +206,36 @@ def check(
         budget=budget,
         progress=progress,
     )
-    for one in asked:
-        with _said_of(one.claim):
+    absent = {i: why for i, one in enumerate(asked) if (why := _absent(bench, one)) is not None}
+    if len(absent) == len(asked):
+        why = absent[0]
+        raise FindingError(f"“{asked[0].claim}”: {why.came}", allowed=why.allowed, hint=why.hint)
+    outcomes = (
+        _unmeasured(one, str(absent[i])) if i in absent else _outcome(bench, one)
+        for i, one in enumerate(asked)
+    )
+    return Checked(ready.name, behaviour.name, tuple(outcomes))
+
+
+def _absent(bench: Bench, one: Asked) -> Inapplicable | None:
+    """Why a finding does not apply to this model and behaviour; None where it does.
+
+    Raises: FindingError for one that would not apply to any.
+    """
+    with _said_of(one.claim):
+        if one.must.among_first is not None and one.finding.alone:
+            raise FindingError("among_first of a number that stands alone", allowed="bounds")
+        try:
             if one.group is not None:
-                among("group", one.group, groups)
-            if one.must.among_first is not None and one.finding.alone:
-                raise FindingError("among_first of a number that stands alone", allowed="bounds")
+                there("group", one.group, bench.behaviour.groups)
             one.finding.check(bench)
-    return Checked(ready.name, behaviour.name, tuple(_outcome(bench, one) for one in asked))
+        except Inapplicable as why:
+            return why
+    return None
+
+
+def _unmeasured(one: Asked, why: str) -> Outcome:
+    return Outcome(one.claim, str(one.must), "not measurable", why=why)
 
 
 @contextmanager
@@ -232,7 +257,7 @@ def _outcome(bench: Bench, one: Asked) -> Outcome:
     try:
         values = one.finding.values(bench, one.group, ranked=ranked)
     except Unmeasurable as reason:
-        return Outcome(one.claim, str(one.must), "not measurable", why=str(reason))
+        return _unmeasured(one, str(reason))
     documents = [bench.behaviour.prompts[i].document for i in values.prompts]
     unit = units_of(len(values.prompts), documents)
     sums = Sums(int(unit.max(initial=-1)) + 1, values.cells.shape[1])
@@ -240,7 +265,7 @@ def _outcome(bench: Bench, one: Asked) -> Outcome:
     mean, low, high, n = (part[values.which] for part in sums.interval())
     if not n:
         why = "no prompt has it" if len(values.prompts) else "no prompt can be asked"
-        return Outcome(one.claim, str(one.must), "not measurable", why=why)
+        return _unmeasured(one, why)
     if values.yes_or_no:
         low, high = share_ends(mean, low, high, int(sums.counts.any(1).sum()))
     ends = None if np.isnan(low) else (float(low), float(high))

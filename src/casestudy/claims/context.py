@@ -74,6 +74,10 @@ class Unmeasurable(Exception):
     """A finding that these prompts say nothing about; the reason."""
 
 
+class Inapplicable(FindingError):
+    """A well-formed finding about what this model or this behaviour does not have."""
+
+
 class Bench:
     """A model and a behaviour, measured once for all findings.
 
@@ -131,14 +135,14 @@ class Bench:
     def contrast(self, name: str | None) -> str:
         """A contrast's name; the main one's by default.
 
-        Raises: FindingError where the behaviour has none of this name.
+        Raises: Inapplicable where the behaviour has none of this name.
         """
         if name is not None:
-            among("contrast", name, self.contrasts)
+            there("contrast", name, self.contrasts)
         return self.contrasts[0] if name is None else name
 
     def check_head(self, layer: int, head: int) -> None:
-        """Raises: FindingError where the model has no such head."""
+        """Raises: Inapplicable where the model has no such head."""
         check_count("layer", layer, self.model.config.n_layers)
         check_count("head", head, self.model.config.n_heads)
 
@@ -245,7 +249,15 @@ def among(what: str, name: str, allowed: Sequence[str]) -> None:
     one_of(what, name, allowed, FindingError)
 
 
+def there(what: str, name: str, allowed: Sequence[str]) -> None:
+    """Raises: Inapplicable for a name that this model or behaviour does not have."""
+    one_of(what, name, allowed, Inapplicable)
+
+
 def check_count(what: str, number: int, n: int) -> None:
-    """Raises: FindingError for a layer, head or neuron that the model does not have."""
-    if not 0 <= number < n:
-        raise FindingError(f"{what} {number}, of a model with {n}", allowed=f"0 to {n - 1}")
+    """Raises: Inapplicable for a layer, head or neuron that the model does not have; FindingError
+    for a number that none has."""
+    if number < 0:
+        raise FindingError(f"{what} {number}", allowed="0 and more")
+    if number >= n:
+        raise Inapplicable(f"{what} {number}, of a model with {n}", allowed=f"0 to {n - 1}")

@@ -32,7 +32,8 @@ class Finding(ABC):
     def check(self, bench: Bench) -> None:
         """See that what is meant exists.
 
-        Raises: FindingError for what the model or the behaviour does not have.
+        Raises: FindingError for what nothing has; Inapplicable for what this model or behaviour
+            does not have.
         """
 
     @abstractmethod

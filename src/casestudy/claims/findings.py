@@ -3,8 +3,9 @@
 A finding names one number: a mean over a behaviour's prompts of a logit difference, a ledger term,
 a head's share, where it looks, what patching or ablating it does. Each kind is a table of the keys
 it takes, and knows which numbers of which prompts it is about (`Values`);
-docs/checking-explanations.md is the page for people. Unknown keys, and heads, roles and terms that
-are not there, are errors with what is allowed: a finding about nothing must not pass.
+docs/checking-explanations.md is the page for people. Unknown keys, sites and edits are errors with
+what is allowed; heads, roles and terms that this model or behaviour does not have are not
+measurable: a finding about nothing must not pass.
 
 Cost: one forward pass over the prompts for all findings together, and a sweep of one layer per
 patch or ablation (of all layers where it is asked which come first).

@@ -15,7 +15,15 @@ import numpy as np
 from casestudy.circuits.evaluate import Ablation as CircuitAblation
 from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph
-from casestudy.claims.context import Bench, Unmeasurable, Values, among, check_count
+from casestudy.claims.context import (
+    Bench,
+    Inapplicable,
+    Unmeasurable,
+    Values,
+    among,
+    check_count,
+    there,
+)
 from casestudy.claims.finding import Finding, flat
 from casestudy.claims.stored_values import SHARE
 from casestudy.engine.cells import SITES
@@ -133,7 +141,8 @@ class _Swept(Finding):
         return self.layer is None
 
     def check_place(self, bench: Bench) -> None:
-        """Raises: FindingError for a site, layer, head or place that is not there."""
+        """Raises: FindingError for a site or place that no model has; Inapplicable for a layer,
+        head or role that is not there."""
         try:
             site = Site(self.site)
         except SiteError as error:
@@ -162,7 +171,7 @@ class _Swept(Finding):
                 allowed='one of role, position and at, where at is "last" or "all"',
             )
         if self.role is not None:
-            among("role", self.role, bench.roles)
+            there("role", self.role, bench.roles)
         if self.at is not None:
             among("at", self.at, ("last", "all"))
 
@@ -327,7 +336,7 @@ class Faithfulness(Finding):
         try:
             self.circuit(bench)
         except SiteError as error:
-            raise FindingError(error.came, allowed=error.allowed, hint=error.hint) from error
+            raise Inapplicable(error.came, allowed=error.allowed, hint=error.hint) from error
 
     def circuit(self, bench: Bench) -> Circuit:
         """The circuit that is evaluated."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from casestudy.claims.context import Bench, Values, among, check_count
+from casestudy.claims.context import Bench, Values, among, check_count, there
 from casestudy.claims.finding import Finding, flat
 from casestudy.claims.stored_values import ANSWERS
 from casestudy.engine.batch import Batch, Measurement
@@ -43,7 +43,7 @@ class _Cell(Finding):
         """See `Finding.check`."""
         name, fixed, meant = self.place(bench)
         for axis, label in (fixed | meant).items():
-            among(axis, label, bench.grids[name].axis(axis).labels)
+            there(axis, label, bench.grids[name].axis(axis).labels)
 
     def values(self, bench: Bench, group: str | None, *, ranked: bool) -> Values:
         """See `Finding.values`."""
@@ -235,9 +235,9 @@ class Attention(_Cell):
     def place(self, bench: Bench) -> tuple[str, dict[str, str], dict[str, str]]:
         """One cell per head of the model."""
         bench.check_head(self.layer, self.head)
-        among("role", self.to, bench.roles)
+        there("role", self.to, bench.roles)
         if self.from_ is not None:
-            among("role", self.from_, bench.roles)
+            there("role", self.from_, bench.roles)
         name = names.ATTENTION_LAST if self.from_ is None else names.attention_from(self.from_)
         return name, {"role": self.to}, {"layer": str(self.layer), "head": str(self.head)}
 

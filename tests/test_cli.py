@@ -53,6 +53,32 @@ def test_how_texts_were_read_is_said_once_a_kind(
     assert said.count("as one text changes the prompt's own tokens") == 1
 
 
+def test_a_run_reads_its_prompts_for_notices_once_and_says_them(
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from casestudy.behaviour import notices
+    from casestudy.study import manifest
+
+    calls: list[object] = []
+
+    def counted(*given: object) -> tuple[str, ...]:
+        calls.append(given)
+        return real(*given)  # type: ignore[arg-type]
+
+    real = notices.prompt_notices
+    for module in (notices, manifest):
+        monkeypatch.setattr(module, "prompt_notices", counted)
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"text": "Go.<|endoftext|> Yes.", "answer": " He"}) + "\n")
+    arguments = (str(file), "--model", model, "--out", str(tmp_path / "s"), "--only", "predictions")
+    _, _, err = call(capsys, "run", *arguments)
+    assert len(calls) == 1
+    assert " ".join(err.split()).count("holds the text of a special token") == 1
+
+
 def test_run_keeps_a_study_and_writes_its_report(
     capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from casestudy.cli.options import (
     read_behaviour,
     read_memory,
     read_model,
-    say_notices,
+    saying_notices,
 )
 from casestudy.cli.printing import decimal, interval, print_json, print_table
 from casestudy.cli.progress import ProgressBar
@@ -79,7 +79,6 @@ def circuit(
 
     loaded = read_model(model, device, dtype, bos, special)
     subject = read_behaviour(behaviour)
-    say_notices(loaded, subject)
     folder = out or default_folder(subject.name, model, "circuit")
     choices = choices_of(
         method=method,
@@ -98,7 +97,7 @@ def circuit(
             only=["predictions", "ledger", NAME],
             settings=Settings(search=Search(choices, read_kind(metric), family)),
             execution=Execution(budget=Budget(memory=read_memory(memory))),
-            progress=progress,
+            progress=saying_notices(folder, subject, progress),
         )
     files = {"card": folder / CARD_FILE, "importances": folder / IMPORTANCES_FILE}
     files["report"] = finished.report()

@@ -14,6 +14,7 @@ from casestudy.study.chosen import NAMES, choose
 
 if TYPE_CHECKING:
     from casestudy.behaviour.prompts import Behaviour, Prompt
+    from casestudy.engine.packing import Progress, Tell
     from casestudy.model.model import Model
 
 BehaviourArgument = Annotated[
@@ -106,6 +107,25 @@ def say_notices(model: Model, prompts: Behaviour | Sequence[Prompt]) -> None:
     tokenizer = reader_of(model, prompts).tokenizer
     for notice in prompt_notices(tokenizer, asked):
         say(escape(notice))
+
+
+def saying_notices(folder: Path, behaviour: Behaviour, tell: Tell) -> Tell:
+    """Passes a study's progress on; before the first of it, what to know of how its prompts are
+    read, as the study's manifest has it, goes to stderr."""
+    from casestudy.study.store import Store
+
+    waiting = True
+
+    def told(progress: Progress) -> None:
+        nonlocal waiting
+        notes = Store.open(folder).manifest.get("notes", ()) if waiting else ()
+        waiting = False
+        for note in notes:
+            if note not in behaviour.notes:  # those were said when the file was read
+                say(escape(note))
+        tell(progress)
+
+    return told
 
 
 def read_memory(text: str) -> int:

@@ -25,7 +25,7 @@ from casestudy.cli.options import (
     read_memory,
     read_model,
     read_stages,
-    say_notices,
+    saying_notices,
 )
 from casestudy.cli.printing import (
     decimal,
@@ -73,7 +73,6 @@ def run(
     chosen = read_stages(only, skip)
     loaded = read_model(model, device, dtype, bos, special)
     subject = read_behaviour(behaviour)
-    say_notices(loaded, subject)
     folder = out or default_folder(subject.name, model)
     with ProgressBar("prompts") as progress:
         finished = study(
@@ -88,7 +87,7 @@ def run(
                 address=address,
                 budget=Budget(memory=read_memory(memory)),
             ),
-            progress=_renewing(folder, progress),
+            progress=saying_notices(folder, subject, _renewing(folder, progress)),
         )
     path = finished.report()
     _say_left_out(finished)

@@ -271,6 +271,13 @@ def test_an_even_loss_undoes_a_behaviour_though_nothing_halves() -> None:
     assert not uneven.undoes  # its mean loss is one pair's
 
 
+def test_two_of_three_pairs_are_no_sure_loss_where_the_interval_holds_a_gain() -> None:
+    few = made("few", [(6.5, 0.2), (6.5, -1.0), (6.5, 6.6)])
+    assert few.halves == 2
+    assert few.loss[1] < 0
+    assert not few.undoes
+
+
 def test_the_table_has_every_family_with_its_interval_and_exclusions(toy_model: Model) -> None:
     proposals = propose(toy_model, ["It is here.", "It was there.", "go"])
     table = counterfactual_table(score(toy_model, proposals, a_contrast(toy_model, 3)))

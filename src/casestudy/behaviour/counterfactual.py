@@ -179,10 +179,13 @@ class Score:
     @property
     def undoes(self) -> bool:
         """Whether the edit surely takes some of the behaviour away: by the lower end of an
-        interval, `LEAST_HALVES` of pairs lose half, or pairs lose `LEAST_LOSS` on average."""
+        interval, `LEAST_HALVES` of pairs lose half and pairs lose something on average, or pairs
+        lose `LEAST_LOSS` on average. Two of three pairs that lose half are no sure loss where the
+        third gains."""
         if not self.n:
             return False
-        return self.half_lower >= LEAST_HALVES or self.loss[1] >= LEAST_LOSS
+        least = self.loss[1]
+        return least >= LEAST_LOSS or (self.half_lower >= LEAST_HALVES and not least <= 0)
 
     @property
     def why(self) -> str:

@@ -87,10 +87,20 @@ def measure_controls(batch: Batch) -> list[Result]:
         torch.stack(per_contrast).cpu().numpy(),
         (batch.contrast_axis, Axis("control", CONTROLS), batch.prompt_axis),
         "logits",
-        about="The difference; its part due to b_U alone; the same contrast after BOS alone (the "
-        "model's own unigram baseline) and after the prompt's words in another order.",
+        about=_about(batch.model, alone is not None),
     )
     return [grid, _table(batch, grid.select(contrast=batch.contrasts[0].name), texts)]
+
+
+def _about(model: Model, after_bos: bool) -> str:
+    """What the controls are; one that this model has nothing of is not named."""
+    norm = model.weights.final_norm
+    parts = ["The difference"]
+    if norm is not None and norm.bias is not None:
+        parts.append("its part due to b_U alone")
+    if after_bos:
+        parts.append("the same contrast after BOS alone (the model's own unigram baseline)")
+    return "; ".join([*parts, "the same after the prompt's words in another order."])
 
 
 def _table(batch: Batch, main: Grid, texts: Sequence[str | None]) -> Table:

@@ -351,12 +351,37 @@ def _at(grid: Grid, where: tuple[Any, ...]) -> str:
     )
 
 
+def _told(grid: Grid, name: str, where: tuple[Any, ...]) -> Markup:
+    """The largest effect; one that is so by construction is not the first that is named."""
+
+    def said(cell: tuple[Any, ...]) -> tuple[str, str, str]:
+        value = float(grid.values[cell])
+        return signed(value, digits([value])), _ends(grid, cell), _at(grid, cell)
+
+    try:
+        telling = where if _parts(name)[0].startswith("resid") else _largest(grid, name)
+    except Missing:
+        telling = where
+    size, ends, at = said(telling)
+    if telling == where or grid.values[telling] <= 0:
+        size, ends, at = said(where)
+        return paragraph(
+            "Patching {}: the largest effect is {}{} at {}.", _site(name), size, ends, at
+        )
+    early, _, there = said(where)
+    return paragraph(
+        "Patching {}: the largest effect is {}{} at {}. The first layers, which read in the tokens "
+        "that differ, carry them by construction (up to {} at {}).",
+        *(_site(name), size, ends, at, early, there),
+    )
+
+
 def _patch(study: StoredStudy, name: str) -> list[Block]:
     grid, where = _cut(study, name)
     grid = _with_tokens(study, grid)
     best, at, ends = float(grid.values[where]), _at(grid, where), _ends(grid, where)
     size = signed(best, digits([best]))
-    words = paragraph("Patching {}: the largest effect is {}{} at {}.", _site(name), size, ends, at)
+    words = _told(grid, name, where)
     if best == 0:
         words = paragraph("Patching {} changes nothing anywhere.", _site(name))
     by_role = "role" in (axis.name for axis in grid.axes)

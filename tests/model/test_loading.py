@@ -21,7 +21,7 @@ from torch import Tensor
 
 from casestudy.errors import ModelError, TokenError
 from casestudy.model.decoder import run
-from casestudy.model.loading import available, load
+from casestudy.model.loading import available, load, load_tokenizer
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from tests.helpers import copy_tokenizer, gpt2_config, gpt2_tensors, write_gpt2
@@ -533,3 +533,15 @@ def test_available_lists_the_bundled_model() -> None:
 def test_a_loaded_model_shows_itself_briefly(toy_model: Model) -> None:
     """Millions of numbers, or a 50,000-token vocabulary, must not fill a notebook's cell."""
     assert len(repr(toy_model)) < 1500
+
+
+def test_a_tokenizer_alone_is_the_models_and_no_weight_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_gpt2(tmp_path)
+    whole = load(folder).tokenizer
+    (folder / "model.safetensors").unlink()
+    for name, there in ((folder, whole), ("tiny", load("tiny").tokenizer)):
+        alone = load_tokenizer(name)
+        assert alone.ids("It was late.") == there.ids("It was late.")
+        assert (alone.n_ctx, alone.prepend_bos) == (there.n_ctx, there.prepend_bos)

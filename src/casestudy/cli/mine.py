@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from casestudy.cli.options import JsonOption, ModelOption, read_model
+from casestudy.cli.options import JsonOption, ModelOption
 from casestudy.cli.printing import escape, print_json, print_table, say
 from casestudy.cli.progress import ProgressBar
 from casestudy.errors import CasestudyError
@@ -42,10 +42,11 @@ def mine(
     """Sample contexts that end in a full stop from texts, as a behaviour file for `run`."""
     from casestudy.behaviour.files import write_behaviour
     from casestudy.behaviour.mining import mine, read_sampling, read_shard
+    from casestudy.model.loading import load_tokenizer
 
     if out.suffix != ".jsonl":
         raise CasestudyError(f"--out {out}", allowed="a name that ends in .jsonl")
-    tokenizer = read_model(model, "cpu", "float32").tokenizer
+    tokenizer = load_tokenizer(model)
     with ProgressBar("reading") as progress:
         mined = mine(
             texts,

@@ -8,12 +8,13 @@ tokens, where nothing but the mechanism itself can be at work:
     duplicate_token  mean of pattern[q, q - L]           over queries of the second half
     induction        mean of pattern[q, q - L + 1]       over queries of the second half
     entropy          mean of -Σ p ln p, in nats          over all queries but BOS
-    bos              mean of pattern[q, 0]               over all queries but BOS
+    bos              mean of pattern[q, 0]               over all queries but the first
     copying          Σ Re λ / Σ |λ|                      λ: eigenvalues of W_E W_V W_O W_U
 
 A score is 1 for a head that does exactly that (entropy aside, which is 0 for a head that looks at
 one key). Attending where an induction head would is not yet copying what is there: that is the last
-score's question. Without BOS the text is the random tokens alone, and `bos` is not measured.
+score's question. Without BOS the text is the random tokens alone, and `bos` is the share on the
+first of them: the attention sink of such a model.
 
 Sources: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits" (copying, by the
 eigenvalues of the full OV circuit; previous-token heads); Olsson et al. 2022, "In-context Learning
@@ -57,7 +58,7 @@ HALF = 50
 """Random tokens before they repeat, where the vocabulary and the context have room."""
 TEXTS = 4
 _BLOCK = 8192
-_VERSION = 1
+_VERSION = 2
 """Of the definitions above: a change of any of them makes old caches useless."""
 
 _known: dict[str, Array] = {}
@@ -153,13 +154,12 @@ def _scores_of_text(model: Model, tokens: Tokens) -> dict[str, Float[Tensor, "la
         queries = torch.arange(start, n, device=pattern.device)
         return pattern[:, :, queries, queries - distance].mean(-1)
 
-    bos = pattern[:, :, first:, 0].mean(-1)
     return {
         "previous_token": back(1, first + 1),
         "duplicate_token": back(half, first + half),
         "induction": back(half - 1, first + half),
         "entropy": entropy(pattern[:, :, first:]).mean(-1),
-        "bos": bos if tokens.bos else torch.full_like(bos, float("nan")),
+        "bos": pattern[:, :, 1:, 0].mean(-1),
     }
 
 

@@ -33,6 +33,7 @@ from casestudy.model.gguf_file import GgufFile, Stored
 from casestudy.model.gguf_tokenizer import read_tokenizer
 from casestudy.model.model import Model
 from casestudy.model.ram_check import check_room
+from casestudy.model.tokens import Tokenizer
 
 Entries = dict[str, Any]
 
@@ -72,10 +73,23 @@ def read_gguf(
         if stored.name not in _ROTATION:
             tensors |= _renamed(file, stored, config, layout, change, device, dtype)
     weights = read_weights(config, layout, tensors)
-    tokenizer = read_tokenizer(
-        file.metadata, file.path, prepend_bos=config.prepend_bos, n_ctx=config.n_ctx
-    ).fitted(config.d_vocab, f"the tokenizer in {path}")
+    tokenizer = _tokenizer(file, config)
     return Model(config, weights, tokenizer, name=name, source=source, file=file.origin)
+
+
+def read_gguf_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a GGUF file, without its weights.
+
+    Raises: ModelError as `read_gguf`.
+    """
+    file = GgufFile(path)
+    return _tokenizer(file, _read_config(file)[0])
+
+
+def _tokenizer(file: GgufFile, config: ModelConfig) -> Tokenizer:
+    return read_tokenizer(
+        file.metadata, file.path, prepend_bos=config.prepend_bos, n_ctx=config.n_ctx
+    ).fitted(config.d_vocab, f"the tokenizer in {file.path}")
 
 
 def _own_dtype(file: GgufFile) -> torch.dtype:

@@ -24,9 +24,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from casestudy.errors import ModelError
+from casestudy.model.config import ModelConfig
 from casestudy.model.families import FAMILIES, read_config, read_weights
 from casestudy.model.from_transformers import from_module
-from casestudy.model.gguf import read_gguf
+from casestudy.model.gguf import read_gguf, read_gguf_tokenizer
 from casestudy.model.gguf_file import MAGIC
 from casestudy.model.model import Model
 from casestudy.model.ram_check import check_room
@@ -143,9 +144,7 @@ def load(
             f"a tokenizer for {os.fspath(name)}, which brings its own",
             allowed="a tokenizer beside a model that is already in memory",
         )
-    name = os.fspath(name)
-    if "/" in name.rstrip("/"):
-        name = name.rstrip("/")  # ck/step1000/ is ck/step1000; "tiny/" stays a folder of ours
+    name = _named(name)
     kind = "float32" if dtype is None else dtype
     if kind != "auto" and kind not in DTYPES:
         raise ModelError(f"dtype {dtype!r}", allowed=", ".join([*DTYPES, "auto"]))
@@ -153,6 +152,34 @@ def load(
     found, source = _find(name, revision)
     read = read_gguf if found.is_file() else read_directory
     return read(found, name=name, source=source, device=place, dtype=DTYPES.get(kind))
+
+
+def load_tokenizer(
+    name: str | os.PathLike[str] = "tiny", *, revision: str | None = None
+) -> Tokenizer:
+    """A model's tokenizer alone; no weight is read.
+
+    Args:
+        name, revision: as in `load`, but for a model in memory.
+
+    Raises: ModelError as `load`, but for what is wrong with the weights.
+    """
+    found, _ = _find(_named(name), revision)
+    if found.is_file():
+        return read_gguf_tokenizer(found)
+    config, _ = read_config(_read_json(found / "config.json"))
+    return _directory_tokenizer(found, config)
+
+
+def _named(name: str | os.PathLike[str]) -> str:
+    name = os.fspath(name)
+    # ck/step1000/ is ck/step1000; "tiny/" stays a folder of ours
+    return name.rstrip("/") if "/" in name.rstrip("/") else name
+
+
+def _directory_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    tokenizer = Tokenizer.from_directory(folder, prepend_bos=config.prepend_bos, n_ctx=config.n_ctx)
+    return tokenizer.fitted(config.d_vocab, f"the tokenizer in {folder}")
 
 
 def _take(
@@ -190,8 +217,7 @@ def read_directory(
         key: tensor.to(device, dtype) for key, tensor in _read_tensors(files, layout.is_derived)
     }
     weights = read_weights(config, layout, tensors)
-    tokenizer = Tokenizer.from_directory(folder, prepend_bos=config.prepend_bos, n_ctx=config.n_ctx)
-    tokenizer = tokenizer.fitted(config.d_vocab, f"the tokenizer in {folder}")
+    tokenizer = _directory_tokenizer(folder, config)
     return Model(config, weights, tokenizer, name=name, source=source)
 
 

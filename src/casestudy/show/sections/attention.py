@@ -26,10 +26,6 @@ HEADS = 12
 """How many heads are listed, the largest direct shares first."""
 
 
-KINDS = {"bos": "share on BOS"}
-"""Scores whose names need more words than they have."""
-
-
 DESCRIBED = 5
 """Heads that the paragraph describes, of those listed."""
 COLUMNS = 9
@@ -197,7 +193,7 @@ def profiles(study: StoredStudy) -> list[Block]:
     blocks: list[Block] = []
     phrases = []
     for k, score in enumerate(grid.axis("score").labels):
-        kind = KINDS.get(score, spoken(score))
+        kind = f"share on {_first_token(study)}" if score == "bos" else spoken(score)
         values = np.asarray(grid.values[k], dtype=float)
         if not np.isfinite(values).any():
             continue

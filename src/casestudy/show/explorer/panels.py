@@ -19,7 +19,9 @@ from casestudy.show import marks
 from casestudy.show.blocks import Figure, paragraph
 from casestudy.show.explorer.page_state import VIEWS, PageState
 from casestudy.show.page import environment, figure_html
+from casestudy.show.sections.attention import attention_mark
 from casestudy.show.sections.ledger import heads_figure, largest_heads, lens_figure
+from casestudy.show.sections.predictions import class_figure
 from casestudy.show.sections.prompts import ledger_figure
 from casestudy.show.text import chip, chips, clean, listing, number, percent, signed, visible
 
@@ -165,17 +167,16 @@ def _predictions(found: Probe, page_state: PageState) -> Markup:
 
 def _classes(grid: Grid, page_state: PageState) -> Figure:
     grid = grid.select(prompt=str(page_state.row))
-    there = np.flatnonzero(np.isfinite(grid.values))
-    labels = [grid.axis("class").labels[i] for i in there]
-    values = marks.numbers(grid.values[there])
-    shown = [percent(value) for value in values]
-    best = int(np.nanargmax(grid.values[there]))
-    return Figure(
-        "Probability of the next token by class",
-        marks.Bars(labels, values, unit="probability", shown=shown, row=20),
-        f"Bars of probability by class of token; most goes to {labels[best]}, {shown[best]}.",
-        marks.Data([("class", labels)], {"value": values}, grid.unit),
-        "Summed over the whole vocabulary.",
+    labels = grid.axis("class").labels
+    grid = grid.take("class", [labels[i] for i in np.flatnonzero(np.isfinite(grid.values))])
+    best = int(np.argmax(grid.values))
+    most = f"{grid.axis('class').labels[best]}, {percent(float(grid.values[best]))}"
+    return _unstored(
+        class_figure(
+            grid,
+            alt=f"Bars of probability by class of token; most goes to {most}.",
+            caption="Summed over the whole vocabulary.",
+        )
     )
 
 
@@ -227,16 +228,7 @@ def _attention(found: Probe, page_state: PageState) -> Figure:
     ]
     return Figure(
         "Attention from the last token, of the heads that write most",
-        marks.Heatmap(
-            np.asarray(values, dtype=float),
-            rows,
-            tokens,
-            unit=grid.unit,
-            row_name="head",
-            limit=1.0,
-            tokens=True,
-            heads="row",
-        ),
+        replace(attention_mark(values, rows, tokens, opens=True), tokens=True),
         f"Heatmap of attention by head and token: {listing(said)}.",
         marks.Data(
             [("head", rows), ("key_pos", keys)], {"value": marks.numbers(values)}, grid.unit

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from casestudy.show import marks
 from casestudy.show.blocks import Figure
 from casestudy.show.explorer.page_state import DIRECTIONS, PageState
 from casestudy.show.page import figure_html
+from casestudy.show.sections.patching import by_head, patch_mark
 from casestudy.show.text import clean, number, signed, visible
 
 if TYPE_CHECKING:
@@ -121,7 +123,6 @@ def _figure(
         for axis in grid.axes
     ]
     values = np.asarray(grid.values, dtype=float)
-    unit = "share of the difference between the runs"
     data = marks.Data(
         [
             (name, [f"{i}:{x}" for i, x in enumerate(own)] if name == "pos" else own)
@@ -130,27 +131,15 @@ def _figure(
         {"value": marks.numbers(values)},
         "of the difference",
     )
+    grid = replace(grid, lower=None, upper=None, n=None)  # of one prompt
     if values.ndim == 3:  # layer, head and place: a row per head
         labels = [[f"{a}.{b}" for a in labels[0] for b in labels[1]], labels[2]]
-        values, names = values.reshape(len(labels[0]), -1), ["head", names[2]]
+        values, grid = values.reshape(len(labels[0]), -1), by_head(grid)
     title = f"Patching {page_state.site}, {DIRECTIONS[page_state.direction]}"
-    if values.ndim == 1:
-        rows = [f"{names[0]} {x}" for x in labels[0]]
-        mark: marks.Bars | marks.Heatmap = marks.Bars(rows, marks.numbers(values), unit=unit)
-    else:
-        mark = marks.Heatmap(
-            values,
-            rows=labels[0],
-            cols=labels[1],
-            unit=unit,
-            row_name=names[0],
-            col_name="" if names[1] == "pos" else names[1],
-            # while it fills, colours keep their meaning: a share of 1 is the whole difference
-            limit=None if finished else 1.0,
-            tokens=names[1] == "pos",
-            slanted=names[1] == "role",
-            heads="cell" if names == ["layer", "head"] else "row" if names[0] == "head" else None,
-        )
+    mark = patch_mark(grid, opens=True, tokens=tokens)
+    if isinstance(mark, marks.Heatmap) and not finished:
+        # while it fills, colours keep their meaning: a share of 1 is the whole difference
+        mark = replace(mark, limit=1.0)
     unpatched, other = (float(row[0]) for row in found.baselines.values)
     gap = grid.error.get("gap")
     caption = (

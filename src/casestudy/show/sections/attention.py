@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from markupsafe import Markup
 
 from casestudy.results import names
+from casestudy.results.result import Array
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, paragraph
 from casestudy.show.head_places import HeadPlaces, Place, head_places
@@ -143,16 +145,10 @@ def _grid(
     columns = [_first_token(study).removeprefix("the "), *labels, "elsewhere"]
     heads = [f"{a}.{b}" for a, b in top]
     i, j = np.unravel_index(int(np.argmax(values)), values.shape)
+    mark = attention_mark(values, heads, columns, opens=has_patterns(study))
     return Figure(
         "What the heads with the largest direct shares attend to",
-        marks.Heatmap(
-            *(values, heads, columns),
-            unit="share of the head’s attention",
-            row_name="head",
-            limit=1.0,
-            slanted=True,
-            heads="row" if has_patterns(study) else None,
-        ),
+        replace(mark, slanted=True),
         f"Heatmap of attention by head and token or role; the largest is head {heads[i]} on "
         f"{columns[j]}, {percent(float(values[i, j]))}.",
         marks.Data(
@@ -164,6 +160,28 @@ def _grid(
         f"Attention from the last token, mean over n\u00a0=\u00a0{found[top[0]].n}; heads in the "
         "order of their direct share. A column is a token where it is the same in all prompts, "
         "else a role. “elsewhere” is all that has no column: a row sums to 1.",
+    )
+
+
+def attention_mark(
+    values: Array, heads: Sequence[str], places: Sequence[str], *, opens: bool
+) -> marks.Heatmap:
+    """Attention of some heads to some places, a row per head; full colour is all of a head's.
+
+    Args:
+        values: (head, place), shares of each head's attention.
+        heads: "3.1", …
+        places: tokens or roles.
+        opens: whether a click on a row opens the head's whole pattern.
+    """
+    return marks.Heatmap(
+        np.asarray(values, dtype=float),
+        heads,
+        places,
+        unit="share of the head’s attention",
+        row_name="head",
+        limit=1.0,
+        heads="row" if opens else None,
     )
 
 

@@ -313,7 +313,7 @@ def _cut(study: StoredStudy, name: str) -> tuple[Grid, tuple[Any, ...]]:
             grid = grid.select(**{axis.name: axis.labels[0]})
     names = [axis.name for axis in grid.axes]
     if names[:2] == ["layer", "head"] and len(names) == 3:
-        grid = _by_head(grid)
+        grid = by_head(grid, MOST_HEADS)
     if not 1 <= len(grid.axes) <= 2 or grid.axes[-1].name == "prompt":
         raise Missing(f"“{name}” has axes that no figure was made for")
     if not np.isfinite(grid.values).any():
@@ -322,12 +322,12 @@ def _cut(study: StoredStudy, name: str) -> tuple[Grid, tuple[Any, ...]]:
     return grid, tuple(where)
 
 
-def _by_head(grid: Grid) -> Grid:
-    """(layer, head, place) as (head, place): the heads with the largest effects, in layer order."""
+def by_head(grid: Grid, most: int | None = None) -> Grid:
+    """(layer, head, place) as (head, place), in layer order; only the largest if there are more."""
     layers, heads, place = grid.axes
     flat = grid.values.reshape(-1, len(place))
     size = np.nan_to_num(np.abs(flat)).max(1)
-    rows = np.sort(np.argsort(-size, kind="stable")[:MOST_HEADS])
+    rows = np.sort(np.argsort(-size, kind="stable")[:most])
     labels = [f"{a}.{b}" for a in layers.labels for b in heads.labels]
 
     def cut(array: Any) -> Any:
@@ -340,7 +340,9 @@ def _by_head(grid: Grid) -> Grid:
         upper=cut(grid.upper),
         n=cut(grid.n),
         axes=(Axis("head", tuple(labels[i] for i in rows)), place),
-        about=f"{grid.about} The {len(rows)} heads with the largest effects of {len(labels)}.",
+        about=f"{grid.about} The {len(rows)} heads with the largest effects of {len(labels)}."
+        if len(rows) < len(labels)
+        else grid.about,
     )
 
 
@@ -388,22 +390,33 @@ def _patch(study: StoredStudy, name: str) -> list[Block]:
     if by_role and not name.endswith(names.EFFECT) and abs(best) < LEAST / 2:
         return [words, *_undrawn(name, best)]
     grid = _without_empty_roles(grid) if not name.endswith(names.EFFECT) else grid
-    labels = [clean(label) for label in grid.axes[0].labels]
-    if len(grid.axes) == 1:  # a bare number says too little beside a bar
-        labels = [f"{grid.axes[0].name} {x}" if x.isdigit() else x for x in labels]
-    plain = _site(name).striptags()
-    mark = (
-        marks.mean_bars(grid, labels)
-        if len(grid.axes) == 1
-        else marks.grid_heatmap(
-            grid,
-            slanted=grid.axes[1].name in ("role", "pos"),
-            heads=_opens(grid) if has_patterns(study) else None,
-        )
-    )
+    plain, mark = _site(name).striptags(), patch_mark(grid, opens=has_patterns(study))
     alt = f"Effect of patching {plain}: the largest is {size}{ends} at {at}."
     caption = _caption(study, name, grid)
     return [words, Figure(f"Patching {plain}", mark, alt, marks.Data.of(grid), caption)]
+
+
+def patch_mark(
+    grid: Grid, *, opens: bool, tokens: Sequence[str] = ()
+) -> marks.Bars | marks.Heatmap:
+    """A patch grid as bars where it has one axis, as a heatmap where it has two.
+
+    Args:
+        grid: of effects, or of shares of the difference.
+        opens: whether a click on a head opens its attention pattern.
+        tokens: of the one prompt whose positions the columns are; none where they are labels.
+    """
+    first = grid.axes[0]
+    if len(grid.axes) == 1:
+        named = tokens and first.name == "pos"
+        labels = list(map(visible, tokens)) if named else [clean(x) for x in first.labels]
+        # a bare number says too little beside a bar
+        return marks.mean_bars(grid, [f"{first.name} {x}" if x.isdigit() else x for x in labels])
+    place, heads = grid.axes[1].name, _opens(grid) if opens else None
+    mark = marks.grid_heatmap(grid, slanted=place in ("role", "pos"), heads=heads)
+    if not tokens or place != "pos":
+        return mark
+    return replace(mark, cols=list(map(visible, tokens)), col_name="", tokens=True, slanted=False)
 
 
 def _caption(study: StoredStudy, name: str, grid: Grid) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from casestudy.results import names
+from casestudy.results.result import Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.stored import Missing, StoredStudy
@@ -125,22 +127,33 @@ def class_mass(study: StoredStudy) -> list[Block]:
             "on average: {} (mean over n\u00a0=\u00a0{} prompts with 95 % interval).",
             *(listing(phrases), n),
         ),
-        Figure(
-            "Probability of the next token by class",
-            marks.Bars(
-                [spoken(label) for label in labels],
-                marks.numbers(means.values),
-                unit="probability",
-                lower=None if means.lower is None else marks.numbers(means.lower),
-                upper=None if means.upper is None else marks.numbers(means.upper),
-                shown=[percent(float(v)) for v in means.values],
-            ),
-            f"Bars of mean probability by class of token, n\u00a0=\u00a0{n}: {listing(phrases)}.",
-            marks.Data.of(means),
-            clean(means.about),
+        class_figure(
+            means,
+            alt=f"Bars of mean probability by class of token, n\u00a0=\u00a0{n}: "
+            f"{listing(phrases)}.",
+            caption=clean(means.about),
         ),
         *_mass_by_group(study),
     ]
+
+
+def class_figure(masses: Grid, *, alt: str, caption: str) -> Figure:
+    """The probability of each class of token, of one prompt or as a mean over prompts.
+
+    Args:
+        masses: over the axis class.
+        alt: the alternative text.
+        caption: below the figure.
+    """
+    bars = marks.mean_bars(masses, [spoken(label) for label in masses.axis("class").labels])
+    shown = [percent(float(value)) for value in masses.values]
+    return Figure(
+        "Probability of the next token by class",
+        replace(bars, unit="probability", shown=shown, axis=""),
+        alt,
+        marks.Data.of(masses),
+        caption,
+    )
 
 
 def _mass_by_group(study: StoredStudy) -> list[Block]:

@@ -194,7 +194,7 @@ def test_layers_of_another_model_are_not_compared(
 
 
 def test_patches_are_compared_as_shares_and_as_logits(toy_model: Model, tmp_path: Path) -> None:
-    study = ran(toy_model, behaviour(TEXTS[:2]), tmp_path / "a", ("predictions", "patching"))
+    study = ran(toy_model, behaviour(TEXTS[:3]), tmp_path / "a", ("predictions", "patching"))
     found = compare(study, study)
     for name in ("patching.resid_pre.role", "patching.resid_pre.role.effect"):
         stored = study.grids[name]

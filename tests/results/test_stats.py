@@ -17,6 +17,7 @@ from casestudy.results.stats import (
     mean_interval,
     mean_over_prompts,
     permutation_test,
+    possible_ends,
     ranking,
     ratio_in_parts,
     ratio_of_means,
@@ -301,3 +302,32 @@ def test_quantiles_taken_together_are_those_taken_column_by_column() -> None:
     drawn[1:, 5] = np.nan
     expected = np.nanquantile(drawn, (0.025, 0.975), axis=0)
     assert np.array_equal(_ends(drawn), expected)
+
+
+@given(st.integers(2, 12), st.integers(0, 2**16))
+def test_no_interval_of_what_is_bounded_leaves_its_bounds(n: int, seed: int) -> None:
+    values = np.random.default_rng(seed).beta(0.3, 0.3, size=(n, 3))
+    grid = Grid("p", values, (Axis.count("prompt", n), Axis.count("class", 3)), "probability")
+    mean = mean_over_prompts(grid)
+    assert mean.lower is not None
+    assert mean.upper is not None
+    assert (mean.lower >= 0).all()
+    assert (mean.upper <= 1).all()
+    assert ((mean.lower <= mean.values) & (mean.values <= mean.upper)).all()
+    a, b = Sums(n, 3), Sums(n, 3)
+    a.add(values, np.arange(n))
+    b.add(1 - values, np.arange(n))
+    _, lower, upper = difference_interval(a, b, unit="probability")
+    assert (lower >= -1).all()
+    assert (upper <= 1).all()
+
+
+@pytest.mark.parametrize("unit", ["faithfulness", "share of the difference between the runs"])
+def test_a_ratio_of_two_has_its_mean_and_no_interval(unit: str) -> None:
+    two, three = np.array([[-0.2], [0.6]]), np.array([[-0.2], [0.6], [0.3]])
+    mean, lower, upper, n = mean_interval(two, unit=unit)
+    assert (mean[0], n[0]) == (pytest.approx(0.2), 2)
+    assert np.isnan([lower[0], upper[0]]).all()
+    assert np.isfinite(mean_interval(three, unit=unit)[1:3]).all()
+    assert np.isfinite(mean_interval(two, unit="logits")[1:3]).all()
+    assert np.isnan(possible_ends(unit, *np.ones((2, 1)), np.array([2]), difference=True)).all()

@@ -27,7 +27,7 @@ from casestudy.measure.patching import Pairs
 from casestudy.model.model import Model
 from casestudy.results import names
 from casestudy.results.result import Axis, Grid, Shown
-from casestudy.results.stats import mean_interval, ratio_in_parts
+from casestudy.results.stats import FAITHFULNESS, mean_interval, ratio_in_parts
 
 PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """MIB's shares of a graph's edges."""
@@ -80,7 +80,9 @@ class Curve(Shown):
         intervals = {}
         for name, values in (("cpr", faithfulness), ("cmd", distance)):
             area = np.asarray(np.trapezoid(values, self.proportions, axis=0))
-            _, lower, upper, _ = mean_interval(area[:, None], documents=documents)
+            _, lower, upper, _ = mean_interval(
+                area[:, None], unit=FAITHFULNESS, documents=documents
+            )
             intervals[name] = (float(lower[0]), float(upper[0]))
         return intervals
 

@@ -64,7 +64,7 @@ from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.weights import MLP
-from casestudy.results.stats import mean_interval, ratio_in_parts, ratio_of_means
+from casestudy.results.stats import FAITHFULNESS, mean_interval, ratio_in_parts, ratio_of_means
 
 __all__ = ["CIRCUIT_BUDGET", "Ablation", "Evaluation", "evaluate_circuit"]
 
@@ -110,8 +110,8 @@ class Evaluation:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Faithfulness and the ends of its 95 % interval over prompts, the ratio linearised."""
         parts = ratio_in_parts(self.values, self.empty, self.full)
-        mean, lower, upper, _ = mean_interval(parts.T, documents=documents)
-        return mean, lower, upper
+        found = mean_interval(parts.T, unit=FAITHFULNESS, documents=documents)
+        return found[:3]
 
 
 def evaluate_circuit(

@@ -262,7 +262,7 @@ def _outcome(bench: Bench, one: Asked) -> Outcome:
     unit = units_of(len(values.prompts), documents)
     sums = Sums(int(unit.max(initial=-1)) + 1, values.cells.shape[1])
     sums.add(values.cells, unit)
-    mean, low, high, n = (part[values.which] for part in sums.interval())
+    mean, low, high, n = (part[values.which] for part in sums.interval(unit=values.unit))
     if not n:
         why = "no prompt has it" if len(values.prompts) else "no prompt can be asked"
         return _unmeasured(one, why)

@@ -283,8 +283,8 @@ def _cells(
     if not all(isinstance(part, Grid) for part in parts):
         parts = read_a(), read_b()  # anew, since their first shard has been taken
     (a, b), there = prompts.sums(parts, axes)
-    difference, lower, upper = difference_interval(a, b)
-    means = [sums.interval() for sums in (a, b)]
+    difference, lower, upper = difference_interval(a, b, unit=unit)
+    means = [sums.interval(unit=unit) for sums in (a, b)]
     largest = max(float(np.nanmax(np.abs(mean), initial=0.0)) for mean, *_ in means)
     rows = []
     for i, (contrast, cell) in enumerate(labels):

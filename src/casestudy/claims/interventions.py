@@ -41,6 +41,7 @@ from casestudy.measure.patching import (
 )
 from casestudy.model.sites import Site
 from casestudy.results.result import Array
+from casestudy.results.stats import FAITHFULNESS
 
 Swept = tuple[Patched, tuple[int, ...]]
 """A patch grid, and which prompts its rows are."""
@@ -361,4 +362,4 @@ class Faithfulness(Finding):
             progress=bench.progress,
         )
         change = Values(found.values.T - found.empty[:, None], 0, edited.index, "logits")
-        return change.as_share(found.full - found.empty, "faithfulness")
+        return change.as_share(found.full - found.empty, FAITHFULNESS)

@@ -73,10 +73,10 @@ class Patched(Shown):
                 hint="Use `effect`, the change in logits",
             )
         parts = ratio_in_parts(self.raw.values, *self.baselines.values)
+        shares = replace(self.raw, unit="share of the difference between the runs")
         return replace(
-            _averaged(self.raw, parts),
+            _averaged(shares, parts),
             name=self.raw.name.removesuffix(names.RAW),
-            unit="share of the difference between the runs",
             about=f"{self.raw.about} Normalised as a ratio of means: 0 is the unpatched run, 1 "
             "the other.",
         )
@@ -111,7 +111,7 @@ class Patched(Shown):
 def _averaged(grid: Grid, values: Array) -> Grid:
     """A grid's prompt axis, its last, replaced by mean, interval and n."""
     flat = np.moveaxis(values, -1, 0).reshape(values.shape[-1], -1)
-    mean, lower, upper, n = mean_interval(flat)
+    mean, lower, upper, n = mean_interval(flat, unit=grid.unit)
     shape = values.shape[:-1]
     return replace(
         grid,

@@ -5,7 +5,9 @@ prompts of one book are not independent, and prompts otherwise: a percentile boo
 them on, a t interval from 2 to 9, none for one. More than `UNITS` of them are first put into that
 many random piles, which are as independent as what is in them; so sums per pile are all that has to
 be kept, whatever the number of prompts, at the price of an interval whose own width is known to
-about 1/sqrt(2 UNITS), 3 %. Everything random is seeded: a resumed study gives the same interval.
+about 1/sqrt(2 UNITS), 3 %. An interval of what is bounded (a probability, a share of attention)
+ends at its bounds, and a ratio of means has an interval from `RATIOS_FROM` units on: see
+`possible_ends`. Everything random is seeded: a resumed study gives the same interval.
 
 Between groups, a permutation test clustered in the same way: within documents that have both groups
 the sign of their difference is turned at random; where no document has both, whole documents change
@@ -29,10 +31,46 @@ BOOTSTRAP_FROM = 10
 RESAMPLES = 1000
 PERMUTATIONS = 5000
 UNITS = 512
+RATIOS_FROM = 3
+"""Units from which a ratio of means has an interval. Student's t of two is 12.7 standard errors on
+either side, too wide for the ratio's linear approximation: the mean and n say all there is."""
+FAITHFULNESS = "faithfulness"
+_BOUNDS = {
+    "probability": (0.0, 1.0),
+    "share": (0.0, 1.0),
+    "share of prompts": (0.0, 1.0),
+    "share of pairs": (0.0, 1.0),
+    "rank (0 is the first)": (0.0, np.inf),
+}
+"""Between what all values of a unit are, and so their means."""
 _CELLS_AT_ONCE = 512
 _ENDS = (0.025, 0.975)
 # 97.5 % quantiles of Student's t for 1 to 8 degrees of freedom
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)
+
+
+# What is possible?
+
+
+def possible_ends(
+    unit: str, lower: Array, upper: Array, units: NDArray[np.int64], *, difference: bool = False
+) -> tuple[Array, Array]:
+    """An interval's ends, as far as its unit allows: cut off at the bounds of what is bounded; none
+    (NaN) for a ratio of means over fewer than `RATIOS_FROM` units.
+
+    Args:
+        unit: of the values.
+        lower, upper: per cell.
+        units: how many prompts or documents each cell's interval is from.
+        difference: whether it is of a difference of two such means.
+    """
+    if unit == FAITHFULNESS or unit.startswith("share of the "):
+        few = units < RATIOS_FROM
+        return np.where(few, np.nan, lower), np.where(few, np.nan, upper)
+    low, high = _BOUNDS.get(unit, (-np.inf, np.inf))
+    if difference:
+        low, high = low - high, high - low
+    return np.clip(lower, low, high), np.clip(upper, low, high)
 
 
 # What is independent?
@@ -91,14 +129,22 @@ class Sums:
         np.add.at(self.sums, unit, filled)
         np.add.at(self.counts, unit, present)
 
-    def interval(self, *, seed: int = 0) -> tuple[Array, Array, Array, NDArray[np.int64]]:
-        """Means per cell, the ends of their 95 % intervals, and how many prompts there were."""
+    def interval(
+        self, *, unit: str = "", seed: int = 0
+    ) -> tuple[Array, Array, Array, NDArray[np.int64]]:
+        """Means per cell, the ends of their 95 % intervals, and how many prompts there were.
+
+        Args:
+            unit: of the values, where it says what ends are possible (see `possible_ends`).
+            seed: of the bootstrap.
+        """
         used = self.counts.any(1)
         sums, counts = self.sums[used], self.counts[used]
         n = counts.sum(0)
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = sums.sum(0) / n
-        lower, upper = _interval((sums, counts), seed=seed)
+        ends = _interval((sums, counts), seed=seed)
+        lower, upper = possible_ends(unit, *ends, (counts > 0).sum(0))
         return mean, lower, upper, n.astype(np.int64)
 
 
@@ -193,7 +239,7 @@ def mean_over_prompts(grid: Grid, *, documents: Sequence[str] | None = None, see
     """
     values = np.moveaxis(grid.values, grid.dim("prompt"), 0)
     flat = values.reshape(values.shape[0], -1).astype(np.float64)
-    return mean_grid(grid, mean_interval(flat, documents=documents, seed=seed))
+    return mean_grid(grid, mean_interval(flat, unit=grid.unit, documents=documents, seed=seed))
 
 
 def mean_grid(grid: Grid, interval: tuple[Array, Array, Array, NDArray[np.int64]]) -> Grid:
@@ -208,13 +254,14 @@ def mean_grid(grid: Grid, interval: tuple[Array, Array, Array, NDArray[np.int64]
 
 
 def mean_interval(
-    values: Array, *, documents: Sequence[str] | None = None, seed: int = 0
+    values: Array, *, unit: str = "", documents: Sequence[str] | None = None, seed: int = 0
 ) -> tuple[Array, Array, Array, NDArray[np.int64]]:
-    """Column means of (prompt, cell) values, with the interval's ends and the count of numbers."""
-    unit = units_of(len(values), documents, seed=seed)
-    sums = Sums(int(unit.max(initial=-1)) + 1, values.shape[1])
-    sums.add(values, unit)
-    return sums.interval(seed=seed)
+    """Column means of (prompt, cell) values, with the interval's ends and the count of numbers;
+    `unit` as in `possible_ends`."""
+    of = units_of(len(values), documents, seed=seed)
+    sums = Sums(int(of.max(initial=-1)) + 1, values.shape[1])
+    sums.add(values, of)
+    return sums.interval(unit=unit, seed=seed)
 
 
 def share_ends(mean: float, lower: float, upper: float, units: int) -> tuple[float, float]:
@@ -301,7 +348,9 @@ def ratio_in_parts(
 # Comparisons
 
 
-def difference_interval(a: Sums, b: Sums, *, seed: int = 0) -> tuple[Array, Array, Array]:
+def difference_interval(
+    a: Sums, b: Sums, *, unit: str = "", seed: int = 0
+) -> tuple[Array, Array, Array]:
     """Two means' difference per cell, b's minus a's, and the ends of its 95 % interval.
 
     Both sums are over the same units, which are resampled together. So a prompt (or document) that
@@ -315,7 +364,9 @@ def difference_interval(a: Sums, b: Sums, *, seed: int = 0) -> tuple[Array, Arra
     sides = [(side.sums[used], side.counts[used]) for side in (a, b)]
     with np.errstate(invalid="ignore", divide="ignore"):
         first, second = (sums.sum(0) / counts.sum(0) for sums, counts in sides)
-    return second - first, *_interval(*sides, seed=seed)
+    units = np.min([(counts > 0).sum(0) for _, counts in sides], 0)
+    ends = _interval(*sides, seed=seed)
+    return second - first, *possible_ends(unit, *ends, units, difference=True)
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def _joined(store: Store, name: str, sets: Sets) -> Iterator[Result]:
         axes=(Axis("prompt", ()), *rest),
         error=error,
     )
-    mean = mean_grid(frame, main.interval())
+    mean = mean_grid(frame, main.interval(unit=first.unit))
     where = "" if whole is not None else " Per-prompt values are in the study's shards."
     yield replace(mean, about=f"{first.about} {sets.said}.{where}".strip())
     if by_group:
@@ -202,7 +202,7 @@ def _add(
 
 
 def _by_group(frame: Grid, by_group: dict[str, Sums]) -> Grid:
-    means = [mean_grid(frame, sums.interval()) for sums in by_group.values()]
+    means = [mean_grid(frame, sums.interval(unit=frame.unit)) for sums in by_group.values()]
 
     def stacked(part: str) -> Array:
         return np.stack([getattr(mean, part) for mean in means])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -258,3 +259,32 @@ def test_every_site_is_on_the_page_once_or_says_why_not(model: HookedTransformer
     assert not met & without_a_name
     assert set(names_of(model.model)) == set(model.hook_dict)
     assert not set(REFUSED) & {row.pattern for row in TABLE}
+
+
+@pytest.mark.parametrize("made", [list, tuple, np.array, torch.tensor, lambda row: [row]])
+def test_ids_are_taken_in_every_form(
+    model: HookedTransformer, made: Callable[[list[int]], Any]
+) -> None:
+    row = model.to_tokens(TEXT)[0].tolist()
+    given, expected = made(row), model(TEXT)
+    torch.testing.assert_close(model(given), expected)
+    torch.testing.assert_close(model.run_with_cache(given)[0], expected)
+    new = model.generate(given, max_new_tokens=2, do_sample=False, stop_at_eos=False)
+    assert new.tolist()[0][: len(row)] == row
+    tokens = model.to_str_tokens(TEXT)
+    assert model.to_str_tokens(given) in (tokens, [tokens])
+    assert model.get_token_position(row[-1], given, mode="last") == len(row) - 1
+
+
+@pytest.mark.parametrize(
+    "given", [[[1, 2], [3]], [1.5, 2.0], torch.ones(3), np.ones((1, 1, 2)), []]
+)
+def test_what_is_no_ids_is_refused_by_name(model: HookedTransformer, given: Any) -> None:
+    with pytest.raises((TokenError, PromptError)):
+        model(given)
+
+
+def test_to_tokens_refuses_ids_by_name(model: HookedTransformer) -> None:
+    for given in ([3, 4], torch.tensor([3, 4])):
+        with pytest.raises(PromptError, match=r"to_tokens of .*Allowed: a text or texts"):
+            model.to_tokens(given)

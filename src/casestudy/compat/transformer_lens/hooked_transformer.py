@@ -50,6 +50,7 @@ from casestudy.compat.transformer_lens.weights import NamedWeights
 from casestudy.errors import SiteError
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
+from casestudy.model.tokens import id_rows
 
 _REASONS = {
     "center_unembed": "Say so to from_pretrained(center_unembed=True)",
@@ -340,11 +341,11 @@ class HookedTransformer(Text, Hooked, NamedWeights):
         """
         if return_type not in ("input", "str", "tokens"):
             raise refuse(f"generate(return_type={return_type!r})", allowed="input, str, tokens")
-        as_text = return_type == "str" or (return_type == "input" and not isinstance(input, Tensor))
-        side = "left" if isinstance(input, list) else padding_side
+        are_ids = id_rows(input) is not None
+        as_text = return_type == "str" or (return_type == "input" and not are_ids)
+        side = "left" if isinstance(input, list) and not are_ids else padding_side
         with self._padding(side):
-            ids = input if isinstance(input, Tensor) else self.to_tokens(input, prepend_bos)
-            layout = self._layout(torch.atleast_2d(ids), prepend_bos, None)
+            layout = self._layout(self._ids(input, prepend_bos), prepend_bos, None)
         eos = self.tokenizer.eos_token_id if eos_token_id is None else eos_token_id
         ends = (
             [] if not stop_at_eos or eos is None else [eos] if isinstance(eos, int) else list(eos)
@@ -449,10 +450,8 @@ class HookedTransformer(Text, Hooked, NamedWeights):
         """Where a call's padding is; a residual stream without ids or a mask has none."""
         with self._padding(call.padding_side):
             if call.stream is None:
-                ids = call.input
-                if not isinstance(ids, Tensor):
-                    ids = self.to_tokens(ids, call.prepend_bos)
-                return self._layout(torch.atleast_2d(ids), call.prepend_bos, call.attention_mask)
+                given = self._ids(call.input, call.prepend_bos)
+                return self._layout(given, call.prepend_bos, call.attention_mask)
             ids = call.tokens
             if ids is None:
                 ids = torch.zeros(call.stream.shape[:2], dtype=torch.long)

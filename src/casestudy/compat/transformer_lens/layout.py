@@ -55,7 +55,7 @@ class PaddedIds(Tensor):
                 return out
             sources = [x for x in _flat(args) if isinstance(x, PaddedIds)]
             rows = out.ndim in (1, 2) and all(out.shape[-1] == x.shape[-1] for x in sources)
-            if not sources or not rows or out.dtype not in _INTEGERS:
+            if not sources or not rows or out.dtype not in INTEGERS:
                 return out
             return cls._carry(out, {row: n for x in sources for row, n in x.padding.items()})
 
@@ -69,7 +69,8 @@ class PaddedIds(Tensor):
         return plain(self).__reduce_ex__(protocol)
 
 
-_INTEGERS = (torch.int32, torch.int64)
+INTEGERS = (torch.int32, torch.int64)
+"""Number formats of ids."""
 
 
 def plain(ids: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ padded on either side, the texts of ids, and where a batch's padding is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from casestudy.compat.transformer_lens.config import HookedTransformerConfig
-from casestudy.compat.transformer_lens.layout import Layout, PaddedIds, plain
+from casestudy.compat.transformer_lens.layout import INTEGERS, Layout, PaddedIds, plain
 from casestudy.compat.transformer_lens.tokenizer import CompatTokenizer, check_side
 from casestudy.errors import PromptError, TokenError
 from casestudy.model.model import Model
+from casestudy.model.tokens import id_rows
 
 
 class Text:
@@ -34,7 +35,7 @@ class Text:
 
     def to_tokens(
         self,
-        input: str | Sequence[str],
+        input: Any,
         prepend_bos: bool | None = None,
         padding_side: str | None = None,
         move_to_device: bool = True,
@@ -52,8 +53,12 @@ class Text:
         Raises: PromptError for a prompt that is too long, unless truncate=True.
         """
         texts = [input] if isinstance(input, str) else list(input)
-        if not texts:
-            raise PromptError("no texts", allowed="at least one")
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise PromptError(
+                f"to_tokens of {input!r}"[:100] if texts else "no texts",
+                allowed="a text or texts, at least one",
+                hint="Ids are taken as they are, wherever the model runs",
+            )
         bos = self._prepends(prepend_bos)
         rows = [([self._bos()] if bos else []) + self.tokenizer.encode(text) for text in texts]
         if truncate:
@@ -85,7 +90,7 @@ class Text:
         self, input: Any, prepend_bos: bool | None = None, padding_side: str | None = None
     ) -> Any:
         """Each token's own text, of a text, a row of ids, or a list of either."""
-        if isinstance(input, list):
+        if isinstance(input, list | tuple) and not _is_row(input):
             return [self.to_str_tokens(item, prepend_bos, padding_side) for item in input]
         if isinstance(input, str):
             input = self.to_tokens(input, prepend_bos, padding_side)[0]
@@ -118,7 +123,7 @@ class Text:
             raise TokenError(f"mode {mode!r}", allowed="first, last")
         if isinstance(input, str):
             input = self.to_tokens(input, prepend_bos, padding_side)
-        row = torch.as_tensor(input).squeeze(0)
+        row = torch.as_tensor(np.asarray(input) if isinstance(input, list) else input).squeeze(0)
         id = self.to_single_token(single_token) if isinstance(single_token, str) else single_token
         found = (row == int(id)).nonzero().flatten().tolist()
         if not found:
@@ -133,6 +138,29 @@ class Text:
         if ids.numel() == 1:
             ids = ids.reshape(())
         return self.model.weights.W_U.T[ids]
+
+    def _ids(self, input: Any, prepend_bos: bool | None) -> Tensor:
+        """Texts or ids as (batch, pos) ids; ids come as one row or rows, in a tensor, an array or
+        lists, and are taken as they are.
+
+        Raises: TokenError for numbers that are not ids, and for rows of unequal length.
+        """
+        if isinstance(input, Tensor) and input.ndim == 2 and input.dtype in INTEGERS:
+            return input
+        rows = id_rows(input)
+        if rows is None:
+            return self.to_tokens(input, prepend_bos)
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) != 1 or not lengths[0]:
+            raise TokenError(
+                f"rows of {', '.join(map(str, lengths)) or 'no'} ids",
+                allowed="rows of as many ids each, at least one",
+                hint="Pad them and say so with attention_mask=, or give texts",
+            )
+        ids = torch.tensor(rows, device=self.model.device)
+        if isinstance(input, PaddedIds):
+            return PaddedIds.of(ids, [input.padding.get(tuple(row), 0) for row in rows])
+        return ids
 
     def _bos(self) -> int:
         id = self.tokenizer.bos_token_id
@@ -187,3 +215,8 @@ class Text:
         if before and self._prepends(prepend_bos) and pad == self.tokenizer.bos_token_id:
             before -= 1  # the last of them is BOS
         return min(before, len(row) - 1)
+
+
+def _is_row(given: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether these are the ids of one prompt."""
+    return bool(given) and all(isinstance(one, int | np.integer) for one in given)

@@ -17,6 +17,7 @@ from casestudy.cli.options import (
     read_behaviour,
     read_memory,
     read_model,
+    say_notices,
 )
 from casestudy.cli.printing import (
     bar,
@@ -105,6 +106,10 @@ def compare(
             prepend_bos=bos,
             progress=progress.of,
         )
+    notes = (note for study in emerged.studies for note in study.manifest["notes"])
+    for note in dict.fromkeys(notes):
+        if note not in behaviour.notes:  # those are said when the file is read
+            say(escape(note))
     write_figure(emerged.contrasts, figure)
     if as_json:
         print_json("compare", emerged.as_dict() | {"folder": str(folder)})
@@ -138,7 +143,11 @@ def check(
     name = model or findings.model
     loaded = None if name is None else read_model(name, device, dtype)
     budget = Budget(memory=read_memory(memory))
-    checked = check(findings, loaded, behaviour=behaviour, budget=budget)
+    subject = read_behaviour(behaviour or findings.behaviour)
+    if loaded is not None:
+        bos = findings.prepend_bos
+        say_notices(loaded if bos is None else loaded.with_bos(bos), subject)
+    checked = check(findings, loaded, behaviour=subject, budget=budget)
     if as_json:
         print_json("check", checked.as_dict())
     else:

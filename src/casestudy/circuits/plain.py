@@ -39,7 +39,9 @@ class Plain:
         self.config, self.prompt, self.metric = self.model.config, prompt, metric
         self.clean = ablated.pairs.clean[[prompt]].to(self.model.device)
         self.ablated = ablated.at([prompt], 0)[0]  # sender pos d_model
-        self.out = self.ablated.clone()
+        self.change = self.ablated.new_zeros(self.ablated.shape)  # what is written beyond that
+        self.summed = (0, torch.zeros_like(self.ablated[0]))  # so many senders, ablated
+        self.head_inputs = (-1, self.ablated[:0])  # of which layer
         self.shares = torch.tensor(circuit.mask, device=self.model.device).to(self.model.dtype)
 
     def value(self) -> float:
@@ -57,13 +59,13 @@ class Plain:
 
     def noted(self, start: int, end: int, out: Tensor, x: Tensor) -> Tensor:
         """Note what some senders wrote, (sender, pos, d_model); the activation stays as it is."""
-        self.out[start:end] = out
+        self.change[start:end] = out - self.ablated[start:end]
         return x
 
     def read(self, start: int, end: int) -> Float[Tensor, "one pos receiver d_model"]:
         """What some receivers read, each through its own edges."""
         limit = self.graph.limit(self.graph.receivers[start])
-        x = self.ablated[:limit].sum(0)
+        x = self.everything_ablated(limit)
         layer = self.graph.receivers[start].layer
         at_mlp = self.graph.receivers[start].kind in ("mlp", "neuron") and not self.config.parallel
         for before, block in enumerate(self.model.weights.blocks):
@@ -71,12 +73,20 @@ class Plain:
             if bias is not None and (layer is None or before < layer + at_mlp):
                 x = x + bias
         shares = self.shares[:limit, start:end]
-        change = torch.einsum("sr,spd->prd", shares, self.out[:limit] - self.ablated[:limit])
-        return (x[:, None] + change)[None]
+        change = (shares.T @ self.change[:limit].flatten(1)).view(-1, *x.shape)  # receiver pos d
+        return (x + change).transpose(0, 1)[None]
+
+    def everything_ablated(self, limit: int) -> Float[Tensor, "pos d_model"]:
+        """What the first senders write when ablated, summed on from the last reader's."""
+        known, x = self.summed
+        if known > limit:
+            known, x = 0, torch.zeros_like(x)
+        self.summed = limit, x + self.ablated[known:limit].sum(0)
+        return self.summed[1]
 
     def at_heads(self, layer: int, block: Block) -> list[Edit]:
         """Edits of what a layer's heads read, and notes of what they write."""
-        config, start = self.config, self.graph.first_receiver(layer)
+        config, start = self.config, 0
         first = self.graph.first_sender(layer)
         edits = []
         for site, n in (
@@ -84,16 +94,19 @@ class Plain:
             (Site.K_IN, config.n_kv_heads),
             (Site.V_IN, config.n_kv_heads),
         ):
-            edits.append(Edit(site, layer, partial(self.instead, start, start + n)))
+            edits.append(Edit(site, layer, partial(self.instead, layer, slice(start, start + n))))
             start += n
         norm = block.attn_post_norm
 
+        written: list[Tensor] = []
+
         def result(x: Tensor) -> Tensor:
-            return self.noted(first, first + config.n_heads, x[0].transpose(0, 1), x)
+            written[:] = [x[0].transpose(0, 1)]
+            return self.noted(first, first + config.n_heads, written[0], x)
 
         def scale(x: Tensor) -> Tensor:
             assert norm is not None
-            raw = self.out[first : first + config.n_heads]
+            (raw,) = written
             normed = norm_at_scale(config, norm, raw, x[0].to(raw))
             return self.noted(first, first + config.n_heads, normed, x)
 
@@ -114,7 +127,8 @@ class Plain:
             )  # pos neuron d_model
             for i, neuron in enumerate(chosen):
                 own = neurons_as_mlp(block.mlp, [neuron])
-                self.out[first + i] = mlp(self.config, own, normed[:, i])
+                out = mlp(self.config, own, normed[:, i])
+                self.noted(first + i, first + i + 1, out, post)
             post = post.clone()
             post[..., list(chosen)] = 0  # what is left writes for the rest alone
             return post
@@ -129,9 +143,13 @@ class Plain:
         edits += [Edit(Site.MLP_POST, layer, neurons)] if chosen else []
         return [*edits, Edit(Site.MLP_OUT, layer, whole)]
 
-    def instead(self, start: int, end: int, _: Tensor) -> Tensor:
-        """Some receivers' inputs, whatever the stream holds."""
-        return self.read(start, end)
+    def instead(self, layer: int, some: slice, _: Tensor) -> Tensor:
+        """The inputs of a layer's queries, keys or values, whatever the stream holds."""
+        if self.head_inputs[0] != layer:
+            start = self.graph.first_receiver(layer)
+            n = self.config.n_heads + 2 * self.config.n_kv_heads
+            self.head_inputs = layer, self.read(start, start + n)
+        return self.head_inputs[1][:, :, some]
 
 
 def neurons_as_mlp(weights: MLP, index: list[int]) -> MLP:

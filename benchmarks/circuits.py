@@ -92,11 +92,11 @@ def shared(folder: Path, case: str) -> dict[str, np.ndarray]:
     graph = Graph(side.model.config)
     match case.split("/")[1]:
         case "curve":
-            scores = side.eap(method="eap")
+            scores = side.eap(method="eap", direction="noising")
             circuits = curve_circuits(graph, scores.values)
             return {"scores": scores.values, "masks": np.stack([c.mask for c in circuits])}
         case "faithfulness-tool":
-            scores = side.eap(method="eap")
+            scores = side.eap(method="eap", direction="noising")
             circuit = graph.top(scores.values, round(TOOL_SHARE * graph.n_edges)).pruned()
             return {"masks": circuit.mask[None]}
         case "exact":
@@ -118,7 +118,7 @@ def ours(folder: Path, case: str) -> Work:
     asked = (side.model, side.pairs, side.contrast)
 
     def attribution() -> dict[str, np.ndarray]:
-        found = side.eap(method=METHODS[kind], steps=STEPS)
+        found = side.eap(method=METHODS[kind], direction="noising", steps=STEPS)
         return {"clean": found.clean, "corrupted": found.corrupted}
 
     def points() -> dict[str, np.ndarray]:
@@ -129,7 +129,7 @@ def ours(folder: Path, case: str) -> Work:
     def exact() -> dict[str, np.ndarray]:
         mask = np.zeros_like(graph.real)
         mask[tuple(shared["edges"].T)] = True
-        found = patch_edges(*asked, mask)
+        found = patch_edges(*asked, mask, direction="noising")
         return {"values": found.values[tuple(shared["edges"][:HOOKED].T)]}
 
     def tool() -> dict[str, np.ndarray]:

@@ -53,9 +53,7 @@ def exact(direction: Direction) -> Callable[[KnownCircuit], EdgeScores]:
     return lambda known: patch_edges(known.model, known.pairs, known.contrast, direction=direction)
 
 
-def by_gradients(
-    method: Method, direction: Direction = "noising"
-) -> Callable[[KnownCircuit], Scores]:
+def by_gradients(method: Method, direction: Direction) -> Callable[[KnownCircuit], Scores]:
     """Every edge estimated."""
     return lambda known: attribute_edges(
         known.model, known.pairs, known.contrast, method, direction=direction
@@ -66,10 +64,10 @@ METHODS: dict[str, Callable[[KnownCircuit], Scores]] = {
     "activity": activity,
     "exact noising": exact("noising"),
     "exact denoising": exact("denoising"),
-    "EAP, clean": by_gradients("eap"),
+    "EAP, clean": by_gradients("eap", "noising"),
     "EAP, corrupted": by_gradients("eap", "denoising"),
-    "EAP-IG inputs": by_gradients("eap-ig-inputs"),
-    "EAP-IG activations": by_gradients("eap-ig-activations"),
+    "EAP-IG inputs": by_gradients("eap-ig-inputs", "noising"),
+    "EAP-IG activations": by_gradients("eap-ig-activations", "noising"),
 }
 
 

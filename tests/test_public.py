@@ -43,6 +43,17 @@ def test_the_model_comes_first_and_one_thing_has_one_name(name: str) -> None:
         assert parameters[1:3] == ["pairs", "contrast"]
 
 
+def test_a_direction_has_one_default() -> None:
+    exported = {name: getattr(cs, name) for name in cs.__all__}
+    defaults = {
+        name: inspect.signature(call).parameters["direction"].default
+        for name, call in exported.items()
+        if inspect.isfunction(call) and "direction" in inspect.signature(call).parameters
+    }
+    assert set(defaults) == {"patch", "path_patch", "patch_edges", "attribute_edges"}
+    assert set(defaults.values()) == {"denoising"}
+
+
 def test_what_is_no_text_is_refused_by_number() -> None:
     # as users run it: the suite's type checker looks at one entry of a list, drawn at random
     unchecked = inspect.unwrap(cs.Behaviour.of.__func__)  # type: ignore[attr-defined]

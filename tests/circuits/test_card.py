@@ -60,13 +60,17 @@ def test_areas_are_linear_trapezoids_over_the_shares() -> None:
 def test_swapping_answer_and_counterpart_changes_no_circuit(method: Method, rank: Rank) -> None:
     model, both, values = world("gpt2"), pair_of(LENGTHS), contrast(8)
     swapped = replace(values, weights=-values.weights, constant=-values.constant)
-    scores = [attribute_edges(model, both, v, method) for v in (values, swapped)]
+    scores = [
+        attribute_edges(model, both, v, method, direction="noising") for v in (values, swapped)
+    ]
     assert {s.towards for s in scores} == {1.0, -1.0}
     ours, theirs = (
         curve_circuits(s.graph, s.ranked, rank=rank, proportions=(0.05, 0.2, 0.6)) for s in scores
     )
     assert ours == theirs
-    exact = [patch_edges(model, both, v, ours[0].edges) for v in (values, swapped)]
+    exact = [
+        patch_edges(model, both, v, ours[0].edges, direction="noising") for v in (values, swapped)
+    ]
     np.testing.assert_allclose(exact[0].ranked, exact[1].ranked, atol=1e-9)
 
 

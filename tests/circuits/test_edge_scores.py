@@ -83,7 +83,7 @@ def test_eap_is_the_difference_times_the_gradient_at_each_split_input(variant: s
     model = world(variant)
     graph = Graph(model.config)
     both, values = pair_of(), contrast(len(LENGTHS))
-    found = attribute_edges(model, both, values, "eap")
+    found = attribute_edges(model, both, values, "eap", direction="noising")
     gradients = split_gradients(model, graph, both.clean, values)
     written = [
         contributions(model, graph, run(model, side, keep=contribution_sites(model, graph)))
@@ -100,9 +100,9 @@ def test_eap_is_the_difference_times_the_gradient_at_each_split_input(variant: s
 def test_neurons_share_what_their_mlp_has(variant: str) -> None:
     """Edges into and out of a split MLP sum to those of the whole one."""
     model = world(variant)
-    whole = attribute_edges(model, pair_of(), contrast(3), "eap")
+    whole = attribute_edges(model, pair_of(), contrast(3), "eap", direction="noising")
     graph = Graph(model.config, {1: (0, 5, 7)})
-    split = attribute_edges(model, pair_of(), contrast(3), "eap", graph=graph)
+    split = attribute_edges(model, pair_of(), contrast(3), "eap", graph=graph, direction="noising")
     place = {sender.node: i for i, sender in enumerate(graph.senders)}
     mine = [i for name, i in place.items() if name.startswith(("mlp 1", "neuron 1."))]
     assert len(mine) == 4
@@ -141,12 +141,15 @@ def test_each_method_is_exact_where_the_model_is_linear() -> None:
     )
     model = replace(model, weights=replace(model.weights, blocks=flat))
     both, values = pair_of(), contrast(3)
-    tables = [attribute_edges(model, both, values, m, steps=1).values for m in METHODS]
+    tables = [
+        attribute_edges(model, both, values, m, steps=1, direction="noising").values
+        for m in METHODS
+    ]
     back = attribute_edges(model, both, values, "eap", direction="denoising").values
     for table in (*tables[1:], back):
         np.testing.assert_allclose(table, tables[0], atol=1e-10)
     # an edge into the logits is worth what it writes there
-    clean = attribute_edges(model, both, values, "eap")
+    clean = attribute_edges(model, both, values, "eap", direction="noising")
     assert abs(np.nansum(clean.values[:, -1]) - (clean.clean - clean.corrupted).mean()) < 1e-10
 
 
@@ -189,7 +192,7 @@ def test_scores_do_not_depend_on_chunks_or_on_switched_off_gradients() -> None:
 
 def test_bootstrap_covers_and_flipped_signs_take_away() -> None:
     model, both, values = world("gpt2"), pair_of([5] * 16), contrast(16)
-    found = attribute_edges(model, both, values, "eap", replicates=200)
+    found = attribute_edges(model, both, values, "eap", replicates=200, direction="noising")
     low, high = found.interval()
     inside = (low <= found.values) & (found.values <= high)
     assert inside[found.graph.real].mean() > 0.9
@@ -197,10 +200,12 @@ def test_bootstrap_covers_and_flipped_signs_take_away() -> None:
     assert 0 < lower <= mean <= upper <= 1
     # a sign per prompt counts its scores the other way round
     first = [1] + [-1] * 15
-    flipped = attribute_edges(model, both, values, "eap", signs=[first, [1] * 16])
+    flipped = attribute_edges(
+        model, both, values, "eap", signs=[first, [1] * 16], direction="noising"
+    )
     assert flipped.replicates is None
     assert flipped.flipped is not None
-    alone = attribute_edges(model, both[[0]], values[[0]], "eap")
+    alone = attribute_edges(model, both[[0]], values[[0]], "eap", direction="noising")
     real = found.graph.real
     np.testing.assert_allclose(flipped.flipped[1][real], found.values[real], atol=1e-5)
     np.testing.assert_allclose(
@@ -224,7 +229,7 @@ def test_any_metric_with_a_gradient_will_do() -> None:
 
 
 def test_a_table_names_the_first_edges() -> None:
-    found = attribute_edges(world("gpt2"), pair_of(), contrast(3), "eap")
+    found = attribute_edges(world("gpt2"), pair_of(), contrast(3), "eap", direction="noising")
     rows = found.table(5).rows()
     assert len(rows) == 5
     sizes = [abs(row["score"]) for row in rows]

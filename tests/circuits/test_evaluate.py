@@ -87,7 +87,7 @@ def test_an_exact_edge_is_the_model_without_it(variant: str) -> None:
     model = world(variant)
     graph = Graph(model.config)
     both, values = pair_of(), contrast(3)
-    exact = patch_edges(model, both, values)
+    exact = patch_edges(model, both, values, direction="noising")
     names = graph.names()[::17]
     without = [Circuit(graph, graph.real & ~graph.mask([name])) for name in names]
     found = evaluate_circuit(model, both, values, without)
@@ -120,7 +120,7 @@ def test_exact_edges_are_direct_paths(direction: str) -> None:
 def test_exact_edges_of_a_shortlist_in_little_memory() -> None:
     model = world("gpt2")
     both, values = pair_of([6, 4, 7, 5] * 2), contrast(8)
-    whole = patch_edges(model, both, values)
+    whole = patch_edges(model, both, values, direction="noising")
     names = [
         "embed->head 0.1<q>",
         "a0.h1->m2",  # MIB's spelling is read too
@@ -128,7 +128,9 @@ def test_exact_edges_of_a_shortlist_in_little_memory() -> None:
         "mlp 1->logits",
         "embed->logits",
     ]
-    few = patch_edges(model, both, values, names, budget=Budget(memory=1_000_000))
+    few = patch_edges(
+        model, both, values, names, direction="noising", budget=Budget(memory=1_000_000)
+    )
     assert int((~np.isnan(few.values)).sum()) == len(names)
     for name in names:
         assert abs(few[name] - whole[name]) < 1e-9
@@ -244,7 +246,7 @@ def test_random_controls_are_connected_and_of_the_size_asked_for() -> None:
 def test_importances_in_the_form_of_mib() -> None:
     model = world("gpt2")
     graph = Graph(model.config)
-    scores = patch_edges(model, pair_of(), contrast(3))
+    scores = patch_edges(model, pair_of(), contrast(3), direction="noising")
     circuit = graph.top(scores.values, 20).pruned()
     found = circuit.importances(scores.values)
     assert set(found) == {"cfg", "nodes", "edges"}
@@ -253,7 +255,7 @@ def test_importances_in_the_form_of_mib() -> None:
     assert found["edges"]["input->a0.h1<q>"]["score"] == scores["embed->head 0.1<q>"]
     assert sum(edge["in_graph"] for edge in found["edges"].values()) == circuit.n_edges
     assert set(found["nodes"]) == {"input", "logits", *(s.component.mib for s in graph.senders[1:])}
-    few = patch_edges(model, pair_of(), contrast(3), ["mlp 0->logits"])
+    few = patch_edges(model, pair_of(), contrast(3), ["mlp 0->logits"], direction="noising")
     with pytest.raises(MeasureError, match="without a score"):
         circuit.importances(few.values)
     # grouped queries: once per head

@@ -46,7 +46,7 @@ def patch_edges(
     contrast: Contrast | Metric,
     edges: Mask | Iterable[str] | None = None,
     *,
-    direction: Direction = "noising",
+    direction: Direction = "denoising",
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
 ) -> EdgeScores:
@@ -57,7 +57,9 @@ def patch_edges(
         pairs: clean and corrupted prompts of equal length.
         contrast: what is read, or a function of the last token's logits.
         edges: which, as a mask or by name; all by default.
-        direction: "noising" or "denoising".
+        direction: "denoising" runs the corrupted prompts (unpatched) and gives an edge what it
+            carries in the clean run; "noising" runs the clean prompts and gives it what it carries
+            in the corrupted run.
         budget: memory, checking.
         progress: told how many cells of a sweep are done.
 

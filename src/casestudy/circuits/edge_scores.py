@@ -10,8 +10,10 @@ the metric's gradient at what the receiver reads. Three ways to take that gradie
 - `eap-ig-activations` (the same authors' later code; Marks et al. 2024): for the edges that leave a
   layer's heads, or its MLP, averaged over clean runs in which that output alone is moved.
 
-A score is an estimate of m(clean) - m(clean with the corrupted activation on that edge): positive
-edges support the metric. (The sources write the metric as a loss, which comes to the same sign.)
+A score is an estimate of m(clean) - m(clean with the corrupted activation on that edge), or, for
+`eap` at the corrupted run (denoising), of m(corrupted with the clean activation on that edge) -
+m(corrupted): positive edges support the metric. (The sources write the metric as a loss, which
+comes to the same sign.)
 A node's score, attribution patching, is the sum over the edges that leave it.
 
 These are approximations: `patch_edges` has the exact values, and `agreement` compares.
@@ -69,7 +71,7 @@ def attribute_edges(
     *,
     graph: Graph | None = None,
     steps: int = STEPS,
-    direction: Direction = "noising",
+    direction: Direction = "denoising",
     replicates: int = 0,
     documents: Sequence[str] | None = None,
     signs: Sequence[Sequence[int]] = (),
@@ -85,7 +87,9 @@ def attribute_edges(
         method: see above.
         graph: the model's own by default; another to have neurons as nodes.
         steps: of the integrals.
-        direction: where `eap` takes its gradient.
+        direction: the run in which `eap` takes its gradient: the corrupted one for "denoising", the
+            clean one for "noising" (the unpatched run of `patch_edges`). The integrals do not
+            depend on it.
         replicates: how many Poisson-bootstrap means to keep.
         documents: per prompt, where it came from; resampled together.
         signs: controls: per prompt 1 or -1, with which its scores are to count; each gives a mean

@@ -252,6 +252,7 @@ def score_edges(question: Question) -> EdgeScores:
     scores = attribute_edges(
         *question.on(search),
         choices.method,
+        direction="noising",
         graph=question.graph,
         steps=choices.steps,
         replicates=choices.replicates if n >= BOOTSTRAP_FROM else 0,
@@ -283,6 +284,7 @@ def patch_sample(question: Question, scores: EdgeScores) -> ExactSample | None:
     exact = patch_edges(
         *question.on(question.search),
         drawn | first,
+        direction="noising",
         budget=question.budget,
         progress=question.progress,
     )

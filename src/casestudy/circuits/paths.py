@@ -88,7 +88,8 @@ def path_patch(
         mode: "through_mlps" or "direct".
         norms: of the MLPs on the path and of the receiver: "recomputed", or "frozen" at the scales
             of the unpatched run.
-        direction: as in `patch`.
+        direction: "denoising" runs the corrupted prompts (unpatched) with senders from the clean
+            run; "noising" runs the clean prompts with senders from the corrupted run.
         budget: memory, checking.
         progress: told how many cells of a block of prompts are done.
 

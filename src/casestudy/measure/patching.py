@@ -105,7 +105,8 @@ def patch(
             z, q, k, v, pattern: one per layer, head (of k and v, key/value head) and place.
         by: at every "position" on its own, at every "role", over "all" positions together, or at
             the "last" token only; by default "all" for heads and "position" for the others.
-        direction: "denoising" changes the corrupted run, "noising" the clean one.
+        direction: "denoising" runs the corrupted prompts (unpatched) with activations from the
+            clean run; "noising" runs the clean prompts with activations from the corrupted run.
         layers: which; all by default.
         budget: memory, checking.
         progress, watch: called after each batch of cells.

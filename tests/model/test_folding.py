@@ -65,7 +65,6 @@ class TestNothingChanges:
         rewrite(model, *NAMES)
         assert Model.weight_hash.func(model) == before  # computed anew, not from its cache
         assert model.rewrites == ()
-        assert model.config.tied_unembedding
         assert model.weights.tied
 
 
@@ -76,7 +75,7 @@ class TestWhatEachIsFor:
         for block in folded.weights.blocks:
             norms += [block.attn_norm, block.mlp_norm]
         assert norms == [Norm()] * 5
-        assert not folded.config.tied_unembedding
+        assert not folded.weights.tied
         expected = toy_model64.weights.final_norm.bias @ toy_model64.weights.W_U
         torch.testing.assert_close(folded.weights.b_U, expected)
         for read in (folded.weights.W_U, folded.weights.blocks[1].attn.W_K):
@@ -145,7 +144,6 @@ def modern(**changes: Any) -> Model:
         norm_weight_offset=1.0,
         activation="silu",
         rotary=(Rotary((1.0, 0.1, 0.01)),) * 2,
-        tied_unembedding=False,
     )
     blocks = tuple(
         Block(

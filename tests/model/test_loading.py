@@ -170,7 +170,7 @@ class TestAsItIs:
         change_config(folder, tie_word_embeddings=False)
         model = load(folder, device="cpu")
         assert torch.equal(model.weights.W_U, own.T)
-        assert not model.config.tied_unembedding
+        assert not model.weights.tied
 
     def test_where_it_came_from(self, folder: Path) -> None:
         model = load(folder, device="cpu")

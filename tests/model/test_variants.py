@@ -68,7 +68,6 @@ COMMON = {
     "norm_eps": 1e-6,
     "activation": "silu",
     "rotary": (Rotary(FREQUENCIES),) * 3,
-    "tied_unembedding": False,
 }
 
 

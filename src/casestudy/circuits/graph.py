@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casestudy.errors import MeasureError, SiteError, unknown
-from casestudy.model.config import ModelConfig
+from casestudy.model.config import ModelConfig, mlp_after_attention
 from casestudy.model.sites import check_layer
 from casestudy.results.components import Component, respelled
 
@@ -145,7 +145,7 @@ def reaches(config: ModelConfig, sender: Sender, receiver: Receiver) -> bool:
     if receiver.layer is None:
         return True
     at_mlp = receiver.kind in ("mlp", "neuron")
-    in_its_layer = at_mlp and sender.kind == "head" and not config.parallel
+    in_its_layer = at_mlp and sender.kind == "head" and mlp_after_attention(config)
     return sender.layer < receiver.layer or (in_its_layer and sender.layer == receiver.layer)
 
 
@@ -213,7 +213,7 @@ class Graph:
         """How many of the senders, from the first, a receiver reads."""
         if receiver.layer is None:
             return len(self.senders)
-        if receiver.kind in ("mlp", "neuron") and not self.config.parallel:
+        if receiver.kind in ("mlp", "neuron") and mlp_after_attention(self.config):
             return self.first_sender(receiver.layer) + self.config.n_heads
         return self.first_sender(receiver.layer)
 

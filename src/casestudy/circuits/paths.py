@@ -48,6 +48,7 @@ from casestudy.errors import SiteError
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Direction, Pairs, equal_lengths
 from casestudy.measure.patched import Patched, patched
+from casestudy.model.config import mlp_after_attention
 from casestudy.model.decoder import apply_norm, merge_heads, mlp, norm_scale, project, run
 from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
@@ -180,7 +181,7 @@ class Path:
         self.model, self.config = model, model.config
         self.tokens, self.receiver, self.mode, self.norms = base, receiver, mode, norms
         sites = [Site.RESID_PRE, Site.ATTN_OUT, Site.Z, Site.MLP_OUT, Site.RESID_POST]
-        if not self.config.parallel:
+        if mlp_after_attention(self.config):
             sites.append(Site.RESID_MID)
         theirs: list[Keep | Site] = [Site.RESID_PRE.at(0), Site.Z, Site.MLP_OUT]
         self.base: Trace = run(model, base, keep=[*sites, Site.FINAL_RESID, *keep])

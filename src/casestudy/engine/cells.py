@@ -19,7 +19,7 @@ from torch import Tensor
 
 from casestudy.behaviour.checks import check_different
 from casestudy.errors import MeasureError, SiteError
-from casestudy.model.config import ModelConfig
+from casestudy.model.config import ModelConfig, mlp_after_attention
 from casestudy.model.model import Model
 from casestudy.model.sites import Site, check_layer
 from casestudy.model.tokens import Tokens
@@ -253,7 +253,7 @@ def _check_site(model: Model, cell: Cell) -> None:
     if site not in SITES:
         names = ", ".join(sorted(s.value for s in SITES))
         raise SiteError(f"a sweep cannot replace {site.value}", allowed=names)
-    if site is Site.RESID_MID and config.parallel:
+    if site is Site.RESID_MID and not mlp_after_attention(config):
         raise SiteError("this model's blocks are parallel: they have no resid_mid")
     if site is Site.POS_EMBED and model.weights.W_pos is None:
         raise SiteError("this model has no position embedding")

@@ -25,6 +25,7 @@ from casestudy.engine.entries import Entry, Runs
 from casestudy.engine.plan import Operations, attention_size, mlp_rows, mlp_size
 from casestudy.engine.readout import Readout
 from casestudy.engine.rows import attend_after, attn_out, head_maps, mlp_out, through_block
+from casestudy.model.config import mlp_after_attention
 from casestudy.model.decoder import apply_norm, position_queries_and_keys, project
 from casestudy.model.sites import Site
 
@@ -147,7 +148,7 @@ class Climb:
         """Rows that join after attention, and rows that join after the layer."""
         middle, end = [], []
         for entry in arriving:
-            if entry.site in MID and not self.config.parallel:
+            if entry.site in MID and mlp_after_attention(self.config):
                 x = entries.at_middle(self.runs, layer, entry)
                 middle.append(Narrow(x, entry.ids, entry.positions))
             elif entry.site in MID | POST:

@@ -15,7 +15,7 @@ import torch
 from casestudy.engine.cells import HEADS, MID, POST, Task, Variant
 from casestudy.engine.packing import fill, pack
 from casestudy.errors import MeasureError
-from casestudy.model.config import ModelConfig
+from casestudy.model.config import ModelConfig, mlp_after_attention
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
@@ -91,18 +91,18 @@ def keeps(task: Task, variants: Sequence[Variant]) -> Keeps:
     """The activations that these variants are made from."""
     base: set[tuple[Site, int | None]] = set()
     source: set[tuple[Site, int | None]] = set()
-    parallel, lowest = task.config.parallel, task.config.n_layers
+    middle, lowest = mlp_after_attention(task.config), task.config.n_layers
     for cell in {v.cell: task.cells[v.cell] for v in variants}.values():
         layer, site = cell.layer, cell.site
         lowest = min(lowest, layer or 0)
         if cell.values is None and isinstance(task.source, Tokens):
             source.add((site, layer))
         base.add((site, layer))
-        if site in POST or (site in MID and parallel):
+        if site in POST or (site in MID and not middle):
             base.add((Site.RESID_POST, layer))
         if site in HEADS:
             base |= {(Site.Z, layer), (Site.ATTN_OUT, layer)}
-        if site in HEADS | {Site.ATTN_OUT} and not parallel:
+        if site in HEADS | {Site.ATTN_OUT} and middle:
             base.add((Site.RESID_MID, layer))
         if site is Site.MLP_POST:
             base.add((Site.MLP_OUT, layer))

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from casestudy.model.config import ModelConfig
+from casestudy.model.config import ModelConfig, mlp_after_attention
 from casestudy.model.decoder import (
     apply_norm,
     attend,
@@ -49,7 +49,7 @@ def through_block(
         middle: what is done to the stream between the two; a parallel block has no such place.
     """
     x, added = attention(x)
-    if config.parallel:
+    if not mlp_after_attention(config):
         return x + added + mlp(x)
     x = middle(x + added)
     return x + mlp(x)
@@ -57,12 +57,12 @@ def through_block(
 
 def after_attention(config: ModelConfig) -> Site:
     """The first point of the stream that attention's output is part of."""
-    return Site.RESID_POST if config.parallel else Site.RESID_MID
+    return Site.RESID_MID if mlp_after_attention(config) else Site.RESID_POST
 
 
 def mlp_reads(config: ModelConfig) -> Site:
     """The point of the stream that the MLP reads."""
-    return Site.RESID_PRE if config.parallel else Site.RESID_MID
+    return Site.RESID_MID if mlp_after_attention(config) else Site.RESID_PRE
 
 
 def head_maps(attn: Attention) -> dict[Site, Map]:

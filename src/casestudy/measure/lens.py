@@ -37,7 +37,7 @@ from casestudy.behaviour.prompts import Prompts, reader_of, texts_of
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.measure.examples import examples
 from casestudy.measure.ledger import final_direction
-from casestudy.model.config import ModelConfig
+from casestudy.model.config import ModelConfig, mlp_after_attention
 from casestudy.model.decoder import apply_norm, run, unembed
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
@@ -62,7 +62,7 @@ def depth_sites(config: ModelConfig) -> dict[str, tuple[Site, int | None]]:
     sites: dict[str, tuple[Site, int | None]] = {}
     for layer in range(config.n_layers):
         sites[f"{layer}_pre"] = (Site.RESID_PRE, layer)
-        if not config.parallel:
+        if mlp_after_attention(config):
             sites[f"{layer}_mid"] = (Site.RESID_MID, layer)
     return {**sites, "final_post": (Site.FINAL_RESID, None)}
 

@@ -82,5 +82,14 @@ class ModelConfig:
     attn_softcap: float | None = None
     final_softcap: float | None = None
     embed_scale: float = 1.0
-    tied_unembedding: bool = True
     prepend_bos: bool | None = True
+
+
+def mlp_after_attention(config: ModelConfig) -> bool:
+    """Whether a block's MLP reads the stream after its attention (resid_mid).
+
+    In a parallel block it reads resid_pre, as attention does, and there is no resid_mid. Whoever
+    needs to know the order of a block asks this, or one of `engine.rows`'s sites that follow from
+    it. (The decoder, and the plain recomputations that prove the rest, read `parallel` itself.)
+    """
+    return not config.parallel

@@ -155,8 +155,7 @@ REWRITES: dict[str, Callable[[Model], Model]] = {
 def _rewritten(model: Model, name: str, weights: Weights) -> Model:
     """The model with other weights, cast back to its number format, and the rewrite on record."""
     weights = weights.to(model.device, model.dtype)
-    config = replace(model.config, tied_unembedding=weights.tied)
-    return replace(model, config=config, weights=weights, rewrites=(*model.rewrites, name))
+    return replace(model, weights=weights, rewrites=(*model.rewrites, name))
 
 
 def _refusal(model: Model, name: str, reason: str) -> RewriteError:

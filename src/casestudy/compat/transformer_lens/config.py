@@ -111,7 +111,7 @@ def _described(model: Model, name: str) -> dict[str, Any]:
         "rotary_adjacent_pairs": bool(rotary and rotary.interleaved),
         "rotary_dim": rotary.dim if rotary else None,
         "scale_attn_by_inverse_layer_idx": len(set(config.attn_scale)) > 1,
-        "tie_word_embeddings": config.tied_unembedding,
+        "tie_word_embeddings": model.weights.tied,
         "tokenizer_name": name,
         "use_local_attn": bool(config.windows),
         "use_normalization_before_and_after": post,

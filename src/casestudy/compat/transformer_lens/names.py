@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from casestudy.errors import SiteError, did_you_mean
+from casestudy.model.config import mlp_after_attention
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 
@@ -44,7 +45,7 @@ def _ungrouped(model: Model) -> bool:
 
 
 def _sequential(model: Model) -> bool:
-    return not model.config.parallel
+    return mlp_after_attention(model.config)
 
 
 def _gated(model: Model) -> bool:

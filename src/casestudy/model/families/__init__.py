@@ -9,7 +9,7 @@ error, since a key nobody read may be a different forward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from casestudy.errors import ModelError
@@ -78,5 +78,6 @@ def read_config(entries: Mapping[str, Any]) -> tuple[ModelConfig, Layout]:
         )
     fields = Fields(entries)
     config, layout = FAMILIES[kind].read(fields)
+    tied = fields.get("tie_word_embeddings", default=layout.tied)
     fields.check_all_read()
-    return config, layout
+    return config, replace(layout, tied=tied)

@@ -33,6 +33,7 @@ _GPT2 = Layout(
         "mlp_norm": "ln_2",
     },
     biased=frozenset({"qkv", "o", *_MLP, *_NORMS}),
+    tied=True,
     transposed=True,
     derived=r"h\.\d+\.attn\.(masked_)?bias",
 )
@@ -59,6 +60,7 @@ _GPTJ = replace(
         "mlp_norm": "ln_1",
     },
     biased=frozenset({*_MLP, *_NORMS, "unembed"}),
+    tied=False,
     transposed=False,
     derived=r"h\.\d+\.attn\.((masked_)?bias|embed_positions)",
 )
@@ -81,6 +83,7 @@ _NEOX = Layout(
 )
 _OPT = Layout(
     prefixes=("model.decoder.", "decoder."),
+    tied=True,
     embed="embed_tokens",
     positions="embed_positions",
     final_norm="final_layer_norm",
@@ -106,9 +109,7 @@ def gpt2(fields: Fields) -> tuple[ModelConfig, Layout]:
     scale = shape["d_head"] ** -0.5 if fields.get("scale_attn_weights", default=True) else 1.0
     by_layer = fields.get("scale_attn_by_inverse_layer_idx", default=False)
     scales = (scale / (layer + 1 if by_layer else 1) for layer in range(shape["n_layers"]))
-    tied = fields.get("tie_word_embeddings", default=True)
-    config = ModelConfig(family="gpt2", **shape, attn_scale=tuple(scales), tied_unembedding=tied)
-    return config, _GPT2
+    return ModelConfig(family="gpt2", **shape, attn_scale=tuple(scales)), _GPT2
 
 
 def gptj(fields: Fields) -> tuple[ModelConfig, Layout]:
@@ -124,7 +125,6 @@ def gptj(fields: Fields) -> tuple[ModelConfig, Layout]:
         attn_scale=(shape["d_head"] ** -0.5,) * shape["n_layers"],
         parallel=True,
         rotary=(Rotary(frequencies, interleaved=True),) * shape["n_layers"],
-        tied_unembedding=fields.get("tie_word_embeddings", default=False),
     )
     return config, _GPTJ
 
@@ -158,7 +158,6 @@ def gpt_neo(fields: Fields) -> tuple[ModelConfig, Layout]:
         norm_eps=fields.get("layer_norm_epsilon", default=1e-5),
         activation=activation(fields, "activation_function", default="gelu_new"),
         windows=tuple(window if kind == "local" else None for kind in kinds),
-        tied_unembedding=fields.get("tie_word_embeddings", default=True),
     )
     return config, _GPT_NEO
 
@@ -185,7 +184,6 @@ def gpt_neox(fields: Fields) -> tuple[ModelConfig, Layout]:
         activation=activation(fields, "hidden_act", default="gelu"),
         parallel=fields.get("use_parallel_residual", default=True),
         rotary=(rope.rotary,) * n_layers,
-        tied_unembedding=fields.get("tie_word_embeddings", default=False),
     )
     return config, replace(_NEOX, biased=frozenset({*attention, *_MLP, *_NORMS}))
 
@@ -213,7 +211,6 @@ def opt(fields: Fields) -> tuple[ModelConfig, Layout]:
         attn_scale=(d_head**-0.5,) * n_layers,
         activation=activation(fields, "activation_function", default="relu"),
         position_offset=2,
-        tied_unembedding=fields.get("tie_word_embeddings", default=True),
         prepend_bos=None,
     )
     return config, replace(_OPT, biased=frozenset({*linears, *_NORMS}))

@@ -31,6 +31,8 @@ class Layout:
         prefixes: what a name may start with; the first that the checkpoint uses, else none.
         embed, positions, final_norm: modules; positions None where there is no table.
         unembed: names of the unembedding, without prefix; the first there is.
+        tied: whether the unembedding is the embedding. A table has what its family does where the
+            configuration does not say; once read, `Weights.tied` knows.
         block: prefix of a layer's modules, with `{}` for its number.
         parts: module by part: q, k, v or qkv; o; in, gate or gate_up; out; q_norm, k_norm; and the
             norms, as in `Block`. A q_norm or k_norm with `{}` has a module per head.
@@ -50,6 +52,7 @@ class Layout:
     biased: frozenset[str] = frozenset()
     positions: str | None = None
     unembed: tuple[str, ...] = ("lm_head",)
+    tied: bool = False
     transposed: bool = False
     qkv_by_head: bool = False
     derived: str = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq"
@@ -94,7 +97,7 @@ def _embedding(
     """W_E: where it is tied to the unembedding a checkpoint may hold it under that name alone."""
     shape = config.d_vocab, config.d_model
     own = take.maybe(f"{layout.embed}.weight", *shape)
-    if own is None and config.tied_unembedding:
+    if own is None and layout.tied:
         names = (f"{module}.weight" for module in layout.unembed)
         own = next((Tensors(tensors)(name, *shape) for name in names if name in tensors), None)
     return take(f"{layout.embed}.weight", *shape) if own is None else own
@@ -113,7 +116,7 @@ def _unembedding(
     """
     take = Tensors(tensors)
     here = next((name for name in layout.unembed if f"{name}.weight" in tensors), None)
-    if here is None and not config.tied_unembedding:
+    if here is None and not layout.tied:
         raise ModelError(
             f"the checkpoint has no tensor {layout.unembed[0]}.weight, and its configuration does "
             "not tie the unembedding to the embedding",
@@ -122,7 +125,7 @@ def _unembedding(
         )
     module = here or layout.unembed[0]
     b_U = take(f"{module}.bias", config.d_vocab) if "unembed" in layout.biased else None
-    if not config.tied_unembedding:
+    if not layout.tied:
         return take(f"{module}.weight", *W_E.shape).T, b_U, take.taken
     own = take.maybe(f"{module}.weight", *W_E.shape)
     if own is not None and own.data_ptr() != W_E.data_ptr() and not torch.equal(own, W_E):

@@ -31,7 +31,7 @@ _LINEAR = {**{part: f"self_attn.{part}_proj" for part in "qkvo"}, **_MLP}
 _QKV, _QKVO = set("qkv"), set("qkvo")
 
 
-def _layout(*tables: dict[str, str], biased: set[str] | None = None) -> Layout:
+def _layout(*tables: dict[str, str], biased: set[str] | None = None, tied: bool = False) -> Layout:
     return Layout(
         prefixes=("model.",),
         embed="embed_tokens",
@@ -39,6 +39,7 @@ def _layout(*tables: dict[str, str], biased: set[str] | None = None) -> Layout:
         block="layers.{}.",
         parts={part: module for table in tables for part, module in table.items()},
         biased=frozenset(biased or ()),
+        tied=tied,
     )
 
 
@@ -49,7 +50,6 @@ def _config(
     d_head: int | None = None,
     theta: float = 10_000.0,
     partial: float = 1.0,
-    tied: bool = False,
     **changes: Any,
 ) -> ModelConfig:
     """What these families have in common.
@@ -60,7 +60,6 @@ def _config(
         d_head: the family's own, where a configuration without one does not mean d_model / n_heads.
         theta: the family's own base of the rotation.
         partial: the share of a head's dimensions that is rotated.
-        tied: whether the unembedding is the embedding where the configuration does not say.
         changes: fields of ModelConfig in which this family differs.
     """
     d_model, n_heads = fields.need("hidden_size"), fields.need("num_attention_heads")
@@ -88,7 +87,6 @@ def _config(
         "n_ctx": n_ctx,
         "attn_scale": (d_head**-0.5,) * n_layers,
         "norm": "rms",
-        "tied_unembedding": fields.get("tie_word_embeddings", default=tied),
         "prepend_bos": None,
     }
     if "norm_eps" not in changes:
@@ -199,10 +197,10 @@ def smollm3(fields: Fields) -> tuple[ModelConfig, Layout]:
     windows = _windows(fields, n_layers, window, lambda layer: on and not rotated[layer])
     attention = _bias(fields, "attention_bias", _QKVO)
     mlp = _bias(fields, "mlp_bias", set(_MLP))
-    config = _config("smollm3", fields, theta=2e6, tied=True, windows=windows)
+    config = _config("smollm3", fields, theta=2e6, windows=windows)
     pairs = zip(config.rotary, rotated, strict=True)
     config = replace(config, rotary=tuple(rotary if on else None for rotary, on in pairs))
-    return config, _layout(_LINEAR, _PRE, biased=attention | mlp)
+    return config, _layout(_LINEAR, _PRE, biased=attention | mlp, tied=True)
 
 
 def stablelm(fields: Fields) -> tuple[ModelConfig, Layout]:
@@ -276,7 +274,6 @@ def _gemma(
         family,
         fields,
         d_head=256,
-        tied=True,
         norm_weight_offset=1.0,
         attn_scale=(scale,) * fields.need("num_hidden_layers"),
         activation=activation(fields, "hidden_activation", default="gelu_pytorch_tanh"),
@@ -284,4 +281,4 @@ def _gemma(
         **changes,
     )
     biased = _bias(fields, "attention_bias", _QKVO)
-    return config, _layout(_LINEAR, norms, biased=biased)
+    return config, _layout(_LINEAR, norms, biased=biased, tied=True)

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from casestudy.model.decoder import apply_norm, norm_scale, run
 from casestudy.model.edits import Edit
-from casestudy.model.linear import bias_along, fold_into, norm_at_scale, pull_back
+from casestudy.model.linear import (
+    bias_along,
+    fold_into,
+    norm_at_scale,
+    pull_back,
+    through_scale,
+)
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.weights import Norm
@@ -45,6 +51,20 @@ def test_it_is_the_forward_pass_s_jacobian_at_a_fixed_scale(variant: str) -> Non
     torch.testing.assert_close(
         pull_back(model.config, norm, unit, scale), torch.stack(rows), **ROUNDING
     )
+
+
+@pytest.mark.parametrize("variant", KINDS[:-1])
+def test_with_the_scale_s_own_change_it_is_the_whole_jacobian(variant: str) -> None:
+    model, norm = final(variant)
+    x, u = normal(3, D_MODEL).requires_grad_(), normal(3, D_MODEL, seed=1)
+    normed = apply_norm(model.config, norm, x)
+    (expected,) = torch.autograd.grad(normed, x, u)
+    x = x.detach()
+    scale = norm_scale(model.config, x)
+    unit = norm_at_scale(model.config, Norm(), x, scale)
+    v = pull_back(model.config, norm, u, scale)
+    found = through_scale(v, unit, (v * unit).sum(-1))
+    torch.testing.assert_close(found, expected, **ROUNDING)
 
 
 @pytest.mark.parametrize("variant", KINDS)

@@ -50,7 +50,7 @@ from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Direction, Pairs, equal_lengths
 from casestudy.model.decoder import norm_scale, run
 from casestudy.model.edits import Edit
-from casestudy.model.linear import fold_into
+from casestudy.model.linear import fold_into, norm_at_scale, through_scale
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
@@ -390,8 +390,7 @@ class _Chunk:
         end = self.graph.first_receiver(layer + 1)
         limit = self.graph.limit(self.graph.receivers[end - 1])
         if chosen:
-            site = Site.RESID_PRE if self.config.parallel else Site.MLP_IN
-            x = trace[site, layer][:, self.start :].detach()
+            x = trace[Site.MLP_IN, layer][:, self.start :].detach()
             neurons = whole.new_zeros(len(whole), len(chosen), *whole.shape[2:])
             maps = [(Site.MLP_PRE, block.mlp.W_in, block.mlp.b_in)]
             if block.mlp.W_gate is not None:
@@ -417,10 +416,9 @@ class _Chunk:
     ) -> Float[Tensor, "batch head pos d_model"]:
         """The gradient at each head's own input, from that at `out` = norm(x) W + b.
 
-        With x̂ the normalised stream before the norm's weight w and y = (g W^T) w, the norm's
-        Jacobian gives (y - mean(y) - x̂ mean(y x̂)) / scale, without the first mean for RMSNorm.
-        Centring the columns of w W takes out that mean beforehand, and y·x̂ is g·(out - out at
-        x̂ = 0), so that one pass over the heads' inputs is enough.
+        The norm's gradient at a fixed scale is a product with W folded into the norm; what the
+        scale's own change takes away (`through_scale`) needs its product with x̂, which is
+        gradient · (out - out at x̂ = 0), so that one pass over the heads' inputs is enough.
         """
         config = self.config
         if norm is None:
@@ -430,14 +428,10 @@ class _Chunk:
         if norm.bias is not None:
             zero = zero + torch.einsum("d,hde->he", norm.bias, W)
         scale = norm_scale(config, x).to(x.dtype)
-        unit = x
-        if config.norm == "layer":
-            unit = x - x.mean(-1, keepdim=True)
-        unit = unit / scale
+        unit = norm_at_scale(config, Norm(), x, scale)
         slope = gradient / scale[..., None]
-        along = (slope * (out - zero)).sum(-1) / config.d_model
-        y = self.onto(slope, maps)
-        return y.addcmul_(unit[:, None], along.transpose(1, 2)[..., None], value=-1.0)
+        along = (slope * (out - zero)).sum(-1)
+        return through_scale(self.onto(slope, maps), unit[:, None], along.transpose(1, 2))
 
     def onto(
         self, slope: Float[Tensor, "batch pos head d_head"], W: Float[Tensor, "head d_model d_head"]

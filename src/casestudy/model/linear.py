@@ -6,6 +6,7 @@ and s the scale,
 
     norm(Σᵢ xᵢ) = Σᵢ w · C xᵢ / s + b          `norm_at_scale`: one part's share
     u · (w · C x / s) = (C (w · u) / s) · x     `pull_back`: its transpose, since C is symmetric
+    v - x̂ (x̂ · v) / d                           `through_scale`: with s's own change, x̂ = C x / s
     (w · C x) W = x (C diag(w) W)               `fold_into`: what reads the norm, W, at s = 1
 
 b belongs to no part: `bias_along` is its own share of a direction. Source: Elhage et al. 2021, "A
@@ -61,6 +62,22 @@ def pull_back(
     if config.norm == "layer":
         v = v - v.mean(-1, keepdim=True)
     return v if scale is None else v / scale
+
+
+def through_scale(
+    v: Float[Tensor, "*rows d_model"],
+    unit: Float[Tensor, "*units d_model"],
+    along: Float[Tensor, "*alongs"],
+) -> Float[Tensor, "*rows d_model"]:
+    """The gradient before a norm whose scale follows its input, from that at a fixed scale.
+
+    Args:
+        v: a gradient after the norm, pulled back at the input's own scale (`pull_back`); changed in
+            place, since gradients at every head's input are the largest tensors of a pass.
+        unit: the input centred and divided by its scale: `norm_at_scale` of `Norm()`.
+        along: v · unit, which a caller may know without the product.
+    """
+    return v.addcmul_(unit, (along / v.shape[-1])[..., None], value=-1.0)
 
 
 def bias_along(norm: Norm | None, u: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows"]:

@@ -226,7 +226,6 @@ class Wires:
             n_kv_heads=N_HEADS,
             attn_scale=(1.0,) * N_LAYERS,
             activation="identity" if self.linear else "relu",
-            tied_unembedding=False,
         )
         return Model(config, weights, self._tokenizer(), name=name, source="wired by hand")
 

@@ -13,9 +13,9 @@ from casestudy.measure.patching import (
     Patched,
     ablate,
     neurons,
+    neurons_by_gradient,
     patch,
     subspace,
-    top_neurons,
 )
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
@@ -153,9 +153,9 @@ def test_by_role_averages_prompts_of_any_length() -> None:
 
 def test_choosing_neurons_needs_no_gradients_of_the_caller() -> None:
     model, both = decoder(), some_pairs([6], first=[5])
-    chosen = top_neurons(model, both, contrast(1), 5)
+    chosen = neurons_by_gradient(model, both, contrast(1), 5)
     with torch.no_grad():
-        assert top_neurons(model, both, contrast(1), 5) == chosen
+        assert neurons_by_gradient(model, both, contrast(1), 5) == chosen
 
 
 def test_all_neurons_of_a_layer_are_its_mlp() -> None:
@@ -175,11 +175,11 @@ def test_top_neurons_rank_by_exact_effect_where_the_model_is_linear() -> None:
     both = some_pairs([6, 6], first=[5, 5])
     every = [(0, n) for n in range(D_MLP)]
     exact = np.abs(neurons(model, both, contrast(2), every).effect.values)
-    best = top_neurons(model, both, contrast(2), 4)
+    best = neurons_by_gradient(model, both, contrast(2), 4)
     assert best == [(0, int(n)) for n in np.argsort(-exact)[:4]]
-    assert len(top_neurons(model, both, contrast(2), 100)) == D_MLP
+    assert len(neurons_by_gradient(model, both, contrast(2), 100)) == D_MLP
     with pytest.raises(MeasureError, match="top 0"):
-        top_neurons(model, both, contrast(2), 0)
+        neurons_by_gradient(model, both, contrast(2), 0)
 
 
 def test_a_whole_subspace_is_the_stream_and_two_halves_share_it() -> None:

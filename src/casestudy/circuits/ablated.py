@@ -20,7 +20,8 @@ from casestudy.measure.pairs import Pairs, Roles
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 
-Ablation = Literal["corrupted", "mean", "zero"]
+EdgeAblation = Literal["corrupted", "mean", "zero"]
+"""What edges outside a circuit carry; of single activations, see `measure.patching.Ablation`."""
 
 
 class Ablated:
@@ -30,7 +31,7 @@ class Ablated:
         ablation: "corrupted", "mean" (over the corrupted prompts, by role or position) or "zero".
     """
 
-    def __init__(self, model: Model, graph: Graph, pairs: Pairs, ablation: Ablation) -> None:
+    def __init__(self, model: Model, graph: Graph, pairs: Pairs, ablation: EdgeAblation) -> None:
         self.model, self.graph, self.pairs, self.ablation = model, graph, pairs, ablation
         self.means: Float[Tensor, "n_classes sender d_model"] | None = None
         if ablation == "mean":

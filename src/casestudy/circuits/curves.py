@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
-from casestudy.circuits.evaluate import CIRCUIT_BUDGET, Ablation, Evaluation, evaluate_circuit
+from casestudy.circuits.evaluate import CIRCUIT_BUDGET, EdgeAblation, Evaluation, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph, Rank, Scores
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
@@ -111,7 +111,7 @@ def curve(
     *,
     rank: Rank = "absolute",
     proportions: Sequence[float] = PROPORTIONS,
-    ablation: Ablation = "corrupted",
+    ablation: EdgeAblation = "corrupted",
     budget: Budget = CIRCUIT_BUDGET,
     progress: Tell | None = None,
 ) -> Curve:
@@ -134,7 +134,7 @@ def smallest(
     *,
     faithful: float = 0.85,
     rank: Rank = "absolute",
-    ablation: Ablation = "corrupted",
+    ablation: EdgeAblation = "corrupted",
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
 ) -> Circuit:

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from casestudy.behaviour.checks import check_finite
 from casestudy.behaviour.contrast import Contrast
-from casestudy.circuits.ablated import Ablated, Ablation
+from casestudy.circuits.ablated import Ablated, EdgeAblation
 from casestudy.circuits.contributions import attention_bias
 from casestudy.circuits.edge_scores import differing
 from casestudy.circuits.graph import Circuit, Graph
@@ -66,7 +66,7 @@ from casestudy.model.sites import Keep, Site
 from casestudy.model.weights import MLP
 from casestudy.results.stats import FAITHFULNESS, mean_interval, ratio_in_parts, ratio_of_means
 
-__all__ = ["CIRCUIT_BUDGET", "Ablation", "Evaluation", "evaluate_circuit"]
+__all__ = ["CIRCUIT_BUDGET", "EdgeAblation", "Evaluation", "evaluate_circuit"]
 
 CIRCUIT_BUDGET = Budget(check=4)
 """By default: a plain run of a circuit takes a forward pass for each of its receivers' inputs."""
@@ -94,7 +94,7 @@ class Evaluation:
     values: NDArray[np.float64]
     full: NDArray[np.float64]
     empty: NDArray[np.float64]
-    ablation: Ablation
+    ablation: EdgeAblation
     error: Mapping[str, float]
 
     @property
@@ -120,7 +120,7 @@ def evaluate_circuit(
     contrast: Contrast | Metric,
     circuits: Sequence[Circuit],
     *,
-    ablation: Ablation = "corrupted",
+    ablation: EdgeAblation = "corrupted",
     budget: Budget = CIRCUIT_BUDGET,
     progress: Tell | None = None,
 ) -> Evaluation:
@@ -173,7 +173,7 @@ class _Engine:
         graph: Graph,
         pairs: Pairs,
         metric: Contrast | Metric,
-        ablation: Ablation,
+        ablation: EdgeAblation,
         firsts: Sequence[int],
     ) -> None:
         self.model, self.graph, self.config = model, graph, model.config
@@ -227,10 +227,7 @@ class _Engine:
         model: Model,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """A sample's values, the fast way and the plain one, by the model in float64."""
-        prompts = list(range(len(self.pairs.clean)))
-        # a contrast keeps directions of the model it last met: the other model gets a copy
-        metric = rows_of(self.metric, prompts)
-        wide = _Engine(model, self.graph, self.pairs, metric, self.ablation, self.firsts)
+        wide = _Engine(model, self.graph, self.pairs, self.metric, self.ablation, self.firsts)
         which = sorted({i for i, _ in sample})
         here = [(which.index(i), b) for i, b in sample]
         some = [circuits[i] for i in which]

@@ -36,7 +36,7 @@ from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.curves import Curve, curve, curve_circuits, smallest
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import STEPS, Method, attribute_edges
-from casestudy.circuits.evaluate import CIRCUIT_BUDGET, Ablation, evaluate_circuit
+from casestudy.circuits.evaluate import CIRCUIT_BUDGET, EdgeAblation, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph, Mask, Rank
 from casestudy.circuits.knockouts import Knockouts, knock_out
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell
@@ -75,7 +75,7 @@ class Choices:
     method: Method = "eap-ig-inputs"
     steps: int = STEPS
     rank: Rank = "absolute"
-    ablation: Ablation = "corrupted"
+    ablation: EdgeAblation = "corrupted"
     faithful: float = 0.85
     random_circuits: int = 10
     exact_edges: int = 200
@@ -83,9 +83,9 @@ class Choices:
     seed: int = 0
 
     @property
-    def other_ablations(self) -> list[Ablation]:
+    def other_ablations(self) -> list[EdgeAblation]:
         """The ablations that were not chosen, which the evidence compares with."""
-        kinds: tuple[Ablation, ...] = get_args(Ablation)
+        kinds: tuple[EdgeAblation, ...] = get_args(EdgeAblation)
         return [kind for kind in kinds if kind != self.ablation]
 
     @property
@@ -102,7 +102,7 @@ def choices_of(**typed: Any) -> Choices:
     for name, allowed in (
         ("method", get_args(Method)),
         ("rank", get_args(Rank)),
-        ("ablation", get_args(Ablation)),
+        ("ablation", get_args(EdgeAblation)),
     ):
         if name in typed:
             one_of(name, typed[name], allowed, MeasureError)
@@ -294,7 +294,7 @@ def patch_sample(question: Question, scores: EdgeScores) -> ExactSample | None:
 def size_curves(question: Question, scores: EdgeScores) -> dict[str, Curve]:
     """Faithfulness by size, by how edges are ranked and what the other edges carry."""
     choices = question.choices
-    curves: dict[str, tuple[Rank, Ablation]] = {
+    curves: dict[str, tuple[Rank, EdgeAblation]] = {
         f"{choices.method}, {rank}": (rank, choices.ablation) for rank in get_args(Rank)
     }
     for ablation in choices.other_ablations:
@@ -377,7 +377,7 @@ def judge_circuit(
     others = "on the same pairs: too few to hold any out"
     if question.held_out:
         others = "on pairs held out"
-    runs: dict[str, tuple[Half, Ablation]] = {
+    runs: dict[str, tuple[Half, EdgeAblation]] = {
         "where it was looked for": (question.search, choices.ablation),
         others: (judge, choices.ablation),
     }

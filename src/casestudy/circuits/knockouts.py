@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.circuits.evaluate import Ablation, evaluate_circuit
+from casestudy.circuits.evaluate import EdgeAblation, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Mask
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
@@ -85,7 +85,7 @@ def knock_out(
     most_nodes: int = MOST_NODES,
     random_sets: int = 20,
     greedy_steps: int = 3,
-    ablation: Ablation = "corrupted",
+    ablation: EdgeAblation = "corrupted",
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
 ) -> Knockouts:

@@ -12,7 +12,7 @@ from typing import ClassVar, TypedDict, cast, get_args
 
 import numpy as np
 
-from casestudy.circuits.evaluate import Ablation as CircuitAblation
+from casestudy.circuits.ablated import EdgeAblation
 from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph
 from casestudy.claims.context import (
@@ -327,7 +327,7 @@ class Faithfulness(Finding):
         """See `Finding.check`."""
         bench.check_edit(self.edit)
         bench.contrast(self.contrast)
-        among("ablation", self.ablation, get_args(CircuitAblation))
+        among("ablation", self.ablation, get_args(EdgeAblation))
         among("tested", self.tested, ("circuit", "rest"))
         if bool(self.edges) == bool(self.nodes):
             raise FindingError(
@@ -357,7 +357,7 @@ class Faithfulness(Finding):
             edited.pairs,
             edited.contrast,
             [self.circuit(bench)],
-            ablation=cast(CircuitAblation, self.ablation),
+            ablation=cast(EdgeAblation, self.ablation),
             budget=bench.budget,
             progress=bench.progress,
         )

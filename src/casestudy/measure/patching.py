@@ -65,17 +65,18 @@ __all__ = [
     "ablate",
     "counterfactual_table",
     "neurons",
+    "neurons_by_gradient",
     "pairs_of",
     "patch",
     "patch_prompts",
     "read_by",
     "read_direction",
     "subspace",
-    "top_neurons",
 ]
 
 By = Literal["position", "role", "all", "last"]
 Ablation = Literal["zero", "mean", "resample"]
+"""What `ablate` puts in place of an activation; for edges see `circuits.ablated.EdgeAblation`."""
 
 
 Watch = Callable[[Patched], None]
@@ -223,7 +224,7 @@ def neurons(
     progress: Tell | None = None,
     watch: Watch | None = None,
 ) -> Patched:
-    """Patch single MLP neurons, (layer, neuron) each; `top_neurons` chooses some.
+    """Patch single MLP neurons, (layer, neuron) each; `neurons_by_gradient` chooses some.
 
     Shape:  raw (neuron, prompt), or (neuron, pos, prompt); a neuron's label is "layer.index".
             All else as `patch`.
@@ -340,7 +341,9 @@ def ablate(
     return job.run(model, tokens, source, cells, contrast, budget, progress, watch)
 
 
-def top_neurons(model: Model, pairs: Pairs, contrast: Contrast, k: int) -> list[tuple[int, int]]:
+def neurons_by_gradient(
+    model: Model, pairs: Pairs, contrast: Contrast, k: int
+) -> list[tuple[int, int]]:
     """The k neurons whose patch promises most, by attribution patching; largest first.
 
     Score: |mean over prompts of Σ_pos (clean - corrupted activation) · gradient at the corrupted

@@ -34,9 +34,9 @@ from casestudy.measure.patching import (
     Patched,
     counterfactual_table,
     neurons,
+    neurons_by_gradient,
     pairs_of,
     patch,
-    top_neurons,
 )
 from casestudy.results import names
 from casestudy.study.chosen import PATCHING
@@ -239,7 +239,7 @@ class _Side:
         """The neurons that attribution puts first, one by one."""
 
         def make(budget: Budget, tell: Tell) -> Patched:
-            chosen = top_neurons(self.model, self.pairs, self.contrast, MOST_NEURONS)
+            chosen = neurons_by_gradient(self.model, self.pairs, self.contrast, MOST_NEURONS)
             on = (self.model, self.pairs, self.contrast)
             return self._told(neurons(*on, chosen, budget=budget, progress=tell))
 

@@ -17,7 +17,8 @@ OF_PROMPTS = (
     *("attention_by_role", "logit_difference", "class_mass", "controls", "case_by_space"),
     *("predictions", "logit_lens"),
 )
-OF_PAIRS = ("patch", "path_patch", "patch_edges", "attribute_edges", "evaluate_circuit")
+RENAMED = ("predictions", "logit_lens", "class_mass", "controls", "case_by_space")
+"""They called their behaviour `prompts` in 0.1.0."""
 
 
 def values(result: cs.Grid | cs.Table) -> list[object]:
@@ -34,13 +35,87 @@ def test_texts_and_a_behaviour_of_them_give_the_same(name: str, toy_model: cs.Mo
     assert str(of_texts.about) == str(of_behaviour.about)
 
 
-@pytest.mark.parametrize("name", [*OF_PROMPTS, *OF_PAIRS, "ablate", "circuit_card"])
-def test_the_model_comes_first_and_one_thing_has_one_name(name: str) -> None:
-    parameters = list(inspect.signature(getattr(cs, name)).parameters)
-    assert parameters[0] == "model"
-    assert "metric" not in parameters
-    if name in OF_PAIRS:
-        assert parameters[1:3] == ["pairs", "contrast"]
+SUBJECTS = (
+    *((), ("behaviour",), ("prompt",), ("prompts",), ("tokens",)),
+    *(("pairs", "contrast"), ("tokens", "contrast")),
+)
+"""What may follow the model: `prompts` are `Prompt`s alone, `prompt` is one text."""
+OWN = {
+    **{"patch": "site", "ablate": "site", "path_patch": "receiver", "patch_edges": "edges"},
+    **{"attribute_edges": "method", "evaluate_circuit": "circuits", "circuit_card": "choices"},
+    **{"class_mass": "classes", "score_answer": "answer", "choose_answers": "logits"},
+}
+"""The one thing beside its subject that a call may name by position."""
+OTHERWISE = {
+    **{"load": ("name", "tokenizer"), "preset": ("name",), "load_behaviour": ("path",)},
+    **{"write_behaviour": ("behaviour", "path"), "open_study": ("folder",)},
+    **{"compare": ("a", "b"), "to_numpy": ("trace", "model")},
+    **{
+        "roles_of": ("tokenizer", "prompt", "tokens", "roles"),
+        "by_role": ("grid", "roles", "names"),
+    },
+    # findings name a model of their own; checkpoints are many models
+    **{"check": ("findings", "model"), "emergence": ("models", "behaviour")},
+    # the address of one score, as 0.1.0 took it
+    "explain_attention_score": ("model", "prompt", "layer", "head", "query_pos", "key_pos"),
+}
+"""What takes no model first, or more by position, with the reason where it is not plain."""
+OTHER_NAMES = ("metric", "text", "texts", "rng", "callback", "memory", "ablations", "device_map")
+"""Of what is called contrast, prompt, behaviour, seed, progress, budget, ablation, device."""
+
+
+def signatures() -> dict[str, inspect.Signature]:
+    exported = {name: getattr(cs, name) for name in cs.__all__}
+    functions = {name: call for name, call in exported.items() if inspect.isfunction(call)}
+    return {name: inspect.signature(call) for name, call in functions.items()}
+
+
+@pytest.mark.parametrize("name", signatures())
+def test_the_model_comes_first_then_its_subject_and_the_rest_by_keyword(name: str) -> None:
+    parameters = signatures()[name].parameters.values()
+    positional = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+    if name in OTHERWISE:
+        assert positional == OTHERWISE[name]
+    else:
+        first, *subject = positional[: -1 if name in OWN else None]
+        assert first == "model"
+        assert tuple(subject) in SUBJECTS
+        assert positional[len(subject) + 1 :] == ((OWN[name],) if name in OWN else ())
+    assert all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters)
+    assert not {p.name for p in parameters} & set(OTHER_NAMES)
+
+
+def test_one_thing_has_one_name_and_one_default() -> None:
+    defaults: dict[str, dict[str, object]] = {}
+    for name, signature in signatures().items():
+        for parameter in signature.parameters.values():
+            defaults.setdefault(parameter.name, {})[name] = parameter.default
+    required = inspect.Parameter.empty
+    for name, default in {
+        **{"pairs": required, "contrast": required, "tokens": required, "prompt": required},
+        **{"direction": "denoising", "seed": 0, "progress": None, "watch": None, "graph": None},
+        **{"by": None, "layers": None, "documents": None, "skip": (), "device": "auto"},
+    }.items():
+        found = {key: value for key, value in defaults[name].items() if key not in OTHERWISE}
+        assert [key for key, value in found.items() if value != default] == [], name
+    directed = {"patch", "path_patch", "patch_edges", "attribute_edges"}
+    assert set(defaults["direction"]) == directed
+
+
+@pytest.mark.parametrize("name", [name for name in OF_PROMPTS if name in RENAMED])
+def test_the_older_name_of_a_behaviour_is_still_read(name: str, toy_model: cs.Model) -> None:
+    call = getattr(cs, name)
+    for ours, theirs in zip(
+        values(call(toy_model, TEXTS)), values(call(toy_model, prompts=TEXTS)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_ablation_takes_texts(toy_model: cs.Model) -> None:
+    contrast = cs.Contrast.between(toy_model, [" He"] * 2, [" he"] * 2)
+    of_texts = cs.ablate(toy_model, TEXTS, contrast, "attn_out", by="last")
+    of_tokens = cs.ablate(toy_model, toy_model.tokenize(TEXTS), contrast, "attn_out", by="last")
+    np.testing.assert_array_equal(of_texts.raw.values, of_tokens.raw.values)
 
 
 def test_a_direction_has_one_default() -> None:

@@ -7,10 +7,10 @@ corrupted partner and roles; what it does not bring is chosen or found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 import regex
 
@@ -244,3 +244,19 @@ def texts_of(prompts: Prompts) -> list[str]:
         return [prompts.text]
     given = prompts.prompts if isinstance(prompts, Behaviour) else prompts
     return [p.text if isinstance(p, Prompt) else p for p in given]
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def takes_prompts(call: Callable[P, R]) -> Callable[P, R]:
+    """`prompts=` for `behaviour=` too, as 0.1.0 named it in the function that this decorates."""
+
+    @wraps(call)
+    def renamed(*args: P.args, **options: P.kwargs) -> R:
+        if "prompts" in options and "behaviour" not in options:
+            options["behaviour"] = options.pop("prompts")
+        return call(*args, **options)
+
+    return renamed

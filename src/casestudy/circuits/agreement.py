@@ -1,4 +1,4 @@
-"""How strong is every edge, how sure is that, and do two ways of scoring agree?
+"""What is every edge's score, how certain is it, and do two scoring methods agree?
 
 What the scoring methods return, gradients and exact patching alike. Positive scores support the
 metric; ranks by sign count what supports the difference between clean and corrupted prompts.
@@ -26,13 +26,13 @@ class EdgeScores(Shown):
 
     Attributes:
         graph: whose edges.
-        method: how they were found ("eap-ig-inputs", "exact noising").
+        method: the scoring method ("eap-ig-inputs", "exact noising").
         values: (sender, receiver) means over the prompts; NaN where there is no edge, or where it
             was not measured. Unit: the metric's.
         n: prompts.
         clean, corrupted: (prompt,) the metric of either run.
         replicates: (replicate, sender, receiver) the means under Poisson bootstrap weights.
-        flipped: (control, sender, receiver) the means with each prompt's sign turned as asked.
+        flipped: (control, sender, receiver) the means with some prompts' signs reversed, as asked.
         error: of exact scores, the sweeps' own check.
     """
 
@@ -69,7 +69,7 @@ class EdgeScores(Shown):
     @property
     def ranked(self) -> Scores:
         """(sender, receiver) scores that count towards the difference the pairs show, so that the
-        signed rank does not hang on the metric's sign."""
+        signed rank does not depend on the metric's sign."""
         return self.towards * self.values
 
     def __getitem__(self, edge: str) -> float:

@@ -1,4 +1,4 @@
-"""Which parts of a model speak to which, and which of those edges make a circuit?
+"""Which parts of a model read which others, and which of those edges make a circuit?
 
 The computation graph of the circuits papers: nodes are the embeddings, every head, every MLP (or
 chosen neurons of one) and the logits. An edge runs from a node's output to a later node's input
@@ -29,18 +29,18 @@ from casestudy.model.sites import check_layer
 from casestudy.results.components import Component, respelled
 
 Mask = NDArray[np.bool_]
-"""(sender, receiver): True at the edges that are meant."""
+"""(sender, receiver): True at the chosen edges."""
 
 Scores = NDArray[np.float64]
 """(sender, receiver): a number per edge; NaN where there is no edge, or none was measured."""
 
 Rank = Literal["absolute", "signed"]
-"""Largest first, by size or as they are: a known source of circuits that do not reproduce."""
+"""Whether edges rank by signed score or by size. Circuits often fail to reproduce over this."""
 
 
 @dataclass(frozen=True)
 class Sender:
-    """Who writes into the stream.
+    """A node that writes into the residual stream.
 
     Attributes:
         kind: "embed" is the sum of token and position embeddings; an "mlp" with chosen neurons is
@@ -71,7 +71,7 @@ class Sender:
 
 @dataclass(frozen=True)
 class Receiver:
-    """Who reads the stream.
+    """A node's input that reads the residual stream.
 
     Attributes:
         kind: the query, key or value of a head, an MLP's or a neuron's input, or the logits' final
@@ -343,9 +343,10 @@ class Graph:
         return Circuit(self, mask.reshape(self.real.shape))
 
     def greedy(self, scores: Scores, n: int, rank: Rank = "absolute") -> Circuit:
-        """Grown from the logits: n times the largest edge into a node that is already in.
+        """Grow a circuit from the logits: add the largest edge into one of its nodes, n times.
 
-        No edge leads nowhere, but a node may have no way in from the embeddings (see `pruned`).
+        Every edge leads to the logits, but not every node is reached from the embeddings (see
+        `pruned`).
         Source: Hanna et al. 2024, section 3.
         """
         sequence = self.greedy_order(scores, rank)[:n]
@@ -379,10 +380,10 @@ class Graph:
         return np.array(taken, dtype=np.int64)
 
     def random(self, n: int, seed: int) -> Circuit:
-        """A circuit of n edges grown greedily by random scores, with nothing dangling.
+        """A circuit of n edges, grown greedily by random scores and pruned.
 
-        A control for circuits of its size: edges drawn blindly would nearly all dangle. Growth goes
-        on until n edges are left after pruning, or just past it where edges come in together.
+        A control for circuits of the same size: edges drawn at random would hardly connect. Growth
+        continues until n edges are left after pruning, or a few more where several join at once.
         """
         scores = np.random.default_rng(seed).random(self.real.shape)
         order = self.greedy_order(scores)
@@ -451,7 +452,7 @@ class Circuit:
         return [self.graph.senders[i].node for i in there]
 
     def pruned(self) -> Circuit:
-        """Without dangling edges: each node left is on a way from the embeddings to the logits.
+        """Without dangling edges: every node left is on a path from the embeddings to the logits.
 
         A head is entered through any of its inputs.
         """
@@ -470,8 +471,8 @@ class Circuit:
         return Circuit(graph, mask)
 
     def without(self, nodes: Sequence[int]) -> Circuit:
-        """Without the edges that leave or enter these senders; shared keys and values stay open
-        while another head reads them."""
+        """Without the edges that leave or enter these senders; keys and values that another
+        head of the circuit reads stay."""
         mask = self.mask.copy()
         mask[list(nodes)] = False
         gone = np.zeros(len(self.graph.senders), dtype=bool)
@@ -482,7 +483,7 @@ class Circuit:
         return Circuit(self.graph, mask)
 
     def overlap(self, other: Circuit) -> float:
-        """Shared edges over all edges of the two (Jaccard); NaN of two empty ones."""
+        """Shared edges over all edges of the two (Jaccard); NaN for two empty circuits."""
         union = int((self.mask | other.mask).sum())
         return int((self.mask & other.mask).sum()) / union if union else float("nan")
 

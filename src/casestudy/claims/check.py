@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from casestudy.behaviour.files import SUFFIXES, find_behaviour
-from casestudy.behaviour.prompts import Behaviour
+from casestudy.behaviour.files import SUFFIXES, behaviour_of
+from casestudy.behaviour.prompts import Prompts
 from casestudy.claims.context import Bench, Inapplicable, Unmeasurable, Values, among, there
 from casestudy.claims.finding import Finding
 from casestudy.claims.findings import read_finding
@@ -166,7 +166,7 @@ def check(
     findings: Findings | Mapping[str, Any] | str | os.PathLike[str],
     model: Model | str | None = None,
     *,
-    behaviour: Behaviour | str | None = None,
+    behaviour: Prompts | None = None,
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
 ) -> Checked:
@@ -175,7 +175,8 @@ def check(
     Args:
         findings: a file, its contents as a mapping, or what `read_findings` gave.
         model: a `Model` or what `load` takes, instead of the file's.
-        behaviour: instead of the file's.
+        behaviour: a `Behaviour`, texts, a preset's name or the path of a behaviour file, instead
+            of the file's.
         budget: of each sweep.
         progress: told how far each sweep is.
 
@@ -191,8 +192,7 @@ def check(
     asked = findings.asked
     if model is None and findings.model is None:
         raise FindingError("no model", allowed="a model in the file, or --model")
-    of = findings.behaviour if behaviour is None else behaviour
-    behaviour = find_behaviour(of) if isinstance(of, str) else of
+    behaviour = behaviour_of(findings.behaviour if behaviour is None else behaviour)
     chosen = findings.model if model is None else model
     ready = chosen if isinstance(chosen, Model) else load(str(chosen))
     if findings.prepend_bos is not None:

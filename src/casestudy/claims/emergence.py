@@ -28,8 +28,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from casestudy.behaviour.files import find_behaviour
-from casestudy.behaviour.prompts import Behaviour
+from casestudy.behaviour.files import behaviour_of
+from casestudy.behaviour.prompts import Behaviour, Prompts
 from casestudy.claims.compare import same_weights
 from casestudy.claims.same_prompts import headline
 from casestudy.claims.stored_values import ANSWERS, answer_grid
@@ -174,7 +174,7 @@ def _split(name: str) -> list[str]:
 
 def emergence(
     models: str | Sequence[str] | Sequence[Checkpoint],
-    behaviour: Behaviour | str = "full-stop-capitals",
+    behaviour: Prompts = "full-stop-capitals",
     *,
     out: str | os.PathLike[str],
     revisions: Sequence[str] = (),
@@ -190,7 +190,7 @@ def emergence(
 
     Args:
         models, revisions: as `checkpoints` takes them, or what it gave.
-        behaviour: a `Behaviour`, a preset's name or the path of a behaviour file.
+        behaviour: a `Behaviour`, texts, a preset's name or the path of a behaviour file.
         out: a folder; each checkpoint's study is a sub-folder, named after its label.
         answers: "last" asks every checkpoint for the last one's answers, "own" for its own (see
             the module).
@@ -205,7 +205,7 @@ def emergence(
     asked = _checkpoints(models, revisions)
     if only is not None and "predictions" not in only:
         raise StudyError(f"only {', '.join(only)}", allowed="predictions, and others beside them")
-    behaviour = find_behaviour(behaviour) if isinstance(behaviour, str) else behaviour
+    behaviour = behaviour_of(behaviour)
     folder = Path(out)
 
     def read(one: Checkpoint) -> Model:

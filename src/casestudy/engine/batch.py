@@ -34,7 +34,7 @@ class Batch:
         index: each prompt's place in the behaviour; results are labelled with it.
         trace: the run, with logits at the last positions.
         contrasts: by name, the main one first; the class contrast, where there is one, last.
-        behaviour: what the prompts are from; None for a batch made by hand, which has no roles.
+        behaviour: where the prompts come from; None for a batch made by hand, which has no roles.
     """
 
     model: Model

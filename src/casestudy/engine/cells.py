@@ -38,7 +38,7 @@ POST = frozenset({Site.MLP_OUT, Site.MLP_POST, Site.RESID_POST})
 SITES = PRE | KEYS | MID | POST
 """The sites a cell may replace."""
 SHARED = SITES - {Site.PATTERN, Site.MLP_POST}
-"""The sites a source run gives that is computed from the first difference on only."""
+"""The sites that a source run has where it is computed from the first difference on only."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Task:
-    """What a sweep is asked: the cells, the run they change, where replacements come from."""
+    """The input of a sweep: cells, the run they change, and where replacements come from."""
 
     model: Model
     base: Tokens
@@ -177,7 +177,7 @@ class Task:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Of the base prompts."""
+        """Each base prompt's number of tokens."""
         return [int(n) for n in self.base.lengths]
 
     @cached_property
@@ -191,7 +191,8 @@ class Task:
     def shares_prefix(self) -> bool:
         """Whether the source run is computed from the first differences on only.
 
-        Worth it from half the tokens on: an unpatched run is a few percent of a sweep.
+        Only where the pairs share more than half of their tokens: an unpatched run is a few percent
+        of a sweep.
         """
         return (
             isinstance(self.source, Tokens)

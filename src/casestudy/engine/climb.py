@@ -1,4 +1,4 @@
-"""What do the layers above make of a set of patched variants?
+"""How are patched variants run through the layers above their patches?
 
 A climb runs variants through the layers, from the lowest patched layer to the top. Rows of all
 variants are packed in one matrix, so that every layer is a few large matrix products; only
@@ -131,12 +131,12 @@ class Climb:
         return self.values
 
     def read(self, x: Float[Tensor, "row d_model"], ids: Int[Tensor, " row"]) -> None:
-        """Final rows at the last positions to values."""
+        """Store the metric of final rows at the last positions."""
         assert self.readout is not None
         self.values[ids] = self.readout(x, self.prompt[ids])
 
     def note(self, site: Site, layer: int, x: Tensor, groups: list[Group]) -> None:
-        """For the climb of the source run, which keeps what it computes."""
+        """Called with each activation; `SourceClimb` keeps those that cells need."""
 
     # Entering.
 
@@ -278,7 +278,7 @@ class Climb:
         size = attention_size(config) // (config.n_heads + config.n_kv_heads)
         self.operations.add(len(x), size * config.n_kv_heads)
         self.operations.add(len(q[0]), size * config.n_heads)
-        z = self.looked_up(layer, groups, q[0], k[0], v)
+        z = self.attended(layer, groups, q[0], k[0], v)
         self.note(Site.Z, layer, z, groups)
         out = attn_out(config, block, z)
         self.note(Site.ATTN_OUT, layer, out, groups)
@@ -293,7 +293,7 @@ class Climb:
             ]
         )
 
-    def looked_up(
+    def attended(
         self,
         layer: int,
         groups: list[Group],

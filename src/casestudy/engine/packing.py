@@ -4,8 +4,8 @@ The one planner: from lengths, first positions, costs and a limit to the batches
 together. Prompts of a batch are padded to one width (`pack`); what has no width of its own, such as
 cells, circuits or messages, is taken in order while it fits (`fill`).
 
-A plan decides how much memory and time something takes, never what it finds, beyond float rounding:
-the same plan and thread count give the same numbers.
+A plan decides how much memory and time something takes. Results do not depend on it beyond float
+rounding; the same plan and thread count give the same numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ USEFUL = 0.75
 
 @dataclass(frozen=True)
 class Budget:
-    """How something is computed: never what it finds, beyond float rounding.
+    """How something is computed. Results do not depend on it, beyond float rounding.
 
     Attributes:
         memory: bytes, beyond the model's own parameters.
@@ -45,11 +45,11 @@ DEFAULT_BUDGET = Budget()
 
 @dataclass(frozen=True)
 class Progress:
-    """How far something is.
+    """How much of a computation is done.
 
     Attributes:
         stage: what is being computed: "sweep", "circuits", a stage of a study.
-        done, total: of its parts.
+        done, total: how many of its parts.
         note: which part, where that says more than their number.
         within: how far that part is, where it has parts itself.
     """
@@ -66,7 +66,7 @@ class Progress:
 
 
 Tell = Callable[[Progress], None]
-"""Told how far something is, after each batch."""
+"""Called after each batch with the progress so far."""
 
 
 def pack(
@@ -103,7 +103,7 @@ def pack(
 
 
 def fill(costs: Sequence[int], limit: int, *, even: bool = False) -> list[list[int]]:
-    """Things in their order, as many at once as cost no more than the limit; one always fits.
+    """Items in order, in batches that cost no more than the limit; a batch has at least one.
 
     Args:
         even: make batches of about equal cost instead of full ones and a rest.

@@ -1,7 +1,7 @@
-"""How is a sweep cut up, and what do its unpatched runs have to keep?
+"""How is a sweep divided, and which activations must its unpatched runs keep?
 
-Prompts are taken in blocks whose unpatched runs fit in half of the memory; a block's variants in
-climbs whose rows fit in what is left. Both are decided before anything runs, from shapes alone.
+Prompts are taken in blocks whose unpatched runs fit in half of the memory. A block's variants are
+run in climbs whose rows fit in the rest. Both are decided from shapes, before anything runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _USEFUL = 0.5
 
 @dataclass(frozen=True)
 class Plan:
-    """How a sweep was cut up: the same plan and thread count give the same numbers.
+    """How a sweep was divided: the same plan and thread count give the same numbers.
 
     Attributes:
         memory: the budget in bytes, beyond the model itself.
@@ -49,7 +49,7 @@ class Plan:
     operations: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For a manifest."""
+        """As a dictionary for a manifest."""
         return {
             "memory": self.memory,
             "rows": self.rows,
@@ -68,7 +68,7 @@ class Share:
 
 
 def planned(shares: Sequence[Share], memory: int, rows: int, operations: int) -> Plan:
-    """What to store of how the work was cut up."""
+    """The plan to store, from the blocks and climbs."""
     blocks = (
         (tuple(share.prompts), tuple(sum(v.rows for v in climb) for climb in share.climbs))
         for share in shares
@@ -81,7 +81,7 @@ def planned(shares: Sequence[Share], memory: int, rows: int, operations: int) ->
 
 @dataclass(frozen=True)
 class Keeps:
-    """What the unpatched run and the source run have to keep."""
+    """The activations that the unpatched run and the source run must keep."""
 
     base: list[Keep]
     source: list[Keep]
@@ -174,7 +174,7 @@ class Operations:
         self.total = 0
 
     def add(self, rows: int, size: int, layers: int = 1) -> None:
-        """So many rows times matrices of so many parameters, in each of some layers."""
+        """Count `rows` times matrices of `size` parameters, in each of `layers` layers."""
         self.total += 2 * rows * size * layers
 
 
@@ -199,7 +199,7 @@ class Planner:
         self.scratch = scratch * self.itemsize
 
     def runs(self, n: int, longest: int) -> int:
-        """Bytes of the unpatched runs of so many prompts: what is kept, and one layer's rest."""
+        """Bytes of n prompts' unpatched runs: what is kept, and one layer's other values."""
         config = self.task.config
         passing = longest * (8 * config.d_model + 3 * config.d_mlp) * self.itemsize
         kept = sum(

@@ -1,8 +1,9 @@
-"""What would the model say if one activation were another, for thousands of activations at once?
+"""What is the metric when one activation is replaced, for thousands of activations at once?
 
-The door of the engine behind every exact patch. A cell replaces one activation (a site, a layer, a
-place, perhaps a head or a neuron) in one prompt and reads the metric at the prompt's last token. A
-plain way is one full forward pass per cell; this way computes only what the replacement changes:
+The entry point of the engine, behind every exact patch. A cell replaces one activation (a site, a
+layer, a place, perhaps a head or a neuron) in one prompt and reads the metric at the prompt's last
+token. The plain way is one full forward pass per cell; a sweep computes only what the replacement
+changes:
 
 - nothing below its layer and nothing before its first position: keys and values there come from
   the unpatched run, and positions before the two runs first differ are known to change nothing;
@@ -10,7 +11,7 @@ plain way is one full forward pass per cell; this way computes only what the rep
 - in the last layer, only the last position, and for a linear contrast a dot product with its
   folded direction instead of an unembedding.
 
-`cells` says what there is to do, `plan` how it is cut up, `climb` runs it, `readout` reads it.
+`cells` lists the patches, `plan` divides them, `climb` runs them, `readout` reads the metric.
 
 Assumes a causal decoder. Cost: 2 x parameters of a block x rows x layers above, where a cell has as
 many rows as there are positions from its first to the last. Memory is held under a budget: prompts
@@ -65,7 +66,7 @@ STAGE = "sweep"
 """`Progress.stage` after each climb: so many of the (cell, prompt) pairs are done."""
 
 Watch = Callable[["Sweep"], None]
-"""Shown what was found so far, NaN where nothing was yet; what it raises ends the sweep."""
+"""Called with the values found so far, NaN elsewhere; what it raises ends the sweep."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Sweep:
         error: {"gap": largest difference from the plain way in the sample, "bound": allowed (none
             where nothing can be promised, as in bfloat16), "checked": sample size}; see
             `rounding.checked`.
-        plan: how it was cut up.
+        plan: how it was divided.
     """
 
     cells: tuple[Cell, ...]

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.answers import FORMS
-from casestudy.behaviour.prompts import Behaviour, Prompts
+from casestudy.behaviour.prompts import Behaviour, Prompts, takes_prompts
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.errors import MeasureError
 from casestudy.model.model import Model
@@ -70,21 +70,22 @@ def measure_case_by_space(batch: Batch) -> list[Result]:
 CASE_BY_SPACE = Measurement("case_by_space", lambda model: (), measure_case_by_space)
 
 
+@takes_prompts
 def case_by_space(
     model: Model,
-    prompts: Prompts,
+    behaviour: Prompts,
 ) -> Grid:
     """Main effects of case and space, and their interaction, per prompt.
 
     Args:
         model: which predicts.
-        prompts: a behaviour whose answers are capitals by rule, a text or texts.
+        behaviour: one whose answers are capitals by rule, a text or texts.
 
     Shape:  (effect, prompt); NaN where an answer lacks one of its forms.
     Unit:   logits; see the module for the definitions.
     Raises: MeasureError for a behaviour whose answers have no such forms.
     """
-    behaviour = Behaviour.of(prompts)
+    behaviour = Behaviour.of(behaviour)
     results = measure_case_by_space(run_whole(model, behaviour, []))
     if not results:
         raise MeasureError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from casestudy.behaviour.classes import STANDARD, ClassSet
-from casestudy.behaviour.prompts import Behaviour, Prompts
+from casestudy.behaviour.prompts import Behaviour, Prompts, takes_prompts
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.model.model import Model
 from casestudy.results import names
@@ -43,16 +43,17 @@ def measure_class_mass(batch: Batch) -> list[Result]:
 CLASS_MASS = Measurement("class_mass", lambda model: (), measure_class_mass)
 
 
+@takes_prompts
 def class_mass(
     model: Model,
-    prompts: Prompts,
+    behaviour: Prompts,
     classes: ClassSet | None = None,
 ) -> Grid:
     """The probability of each class of next token.
 
     Args:
         model: which predicts.
-        prompts: a behaviour, a text or texts (see `Prompts`).
+        behaviour: a behaviour, a text or texts (see `Prompts`).
         classes: another set than the behaviour's (the standard one for texts).
 
     Shape:  (class, prompt); NaN for a class that this vocabulary has no token of.
@@ -60,7 +61,7 @@ def class_mass(
     Raises: PromptError for a prompt that cannot be run; BehaviourError for a class that takes no
         token of this vocabulary.
     """
-    behaviour = Behaviour.of(prompts)
+    behaviour = Behaviour.of(behaviour)
     if classes is not None:
         behaviour = replace(
             behaviour, classes=classes, class_contrast=None, answers="space-capital"

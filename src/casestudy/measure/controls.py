@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.behaviour.prompts import Behaviour, Prompts
+from casestudy.behaviour.prompts import Behaviour, Prompts, takes_prompts
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.errors import PromptError
 from casestudy.model.decoder import run
@@ -169,21 +169,22 @@ def _after_shuffling(batch: Batch) -> tuple[list[str | None], Float[Tensor, "bat
 CONTROL = Measurement("controls", lambda model: (), measure_controls)
 
 
+@takes_prompts
 def controls(
     model: Model,
-    prompts: Prompts,
+    behaviour: Prompts,
 ) -> Table:
     """The main contrast of each prompt beside what simpler explanations give.
 
     Args:
         model: which predicts.
-        prompts: a behaviour, a text or texts (see `Prompts`).
+        behaviour: a behaviour, a text or texts (see `Prompts`).
 
     Rows:   one per prompt: difference, b_U and its share, unigram, copied, shuffled; None where a
             control does not exist (see the module).
     Unit:   logits.
     """
-    behaviour = Behaviour.of(prompts)
+    behaviour = Behaviour.of(behaviour)
     table = measure_controls(run_whole(model, behaviour, []))[1]
     assert isinstance(table, Table)
     return table

@@ -33,7 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from casestudy.behaviour.contrast import BLOCK, Contrast
-from casestudy.behaviour.prompts import Prompts, reader_of, texts_of
+from casestudy.behaviour.prompts import Prompts, reader_of, takes_prompts, texts_of
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.measure.examples import examples
 from casestudy.measure.ledger import final_direction
@@ -293,21 +293,27 @@ def lens_by_role(model: Model, behaviour: Prompts) -> Grid:
     return _by_role(batch, batch.index)
 
 
+@takes_prompts
 def logit_lens(
     model: Model,
-    prompts: Prompts,
+    behaviour: Prompts,
     *,
     top_k: int = TOP_K,
 ) -> Table:
     """What each position would predict if the model ended at each depth.
+
+    Args:
+        model: which predicts.
+        behaviour: a behaviour, a text or texts (see `Prompts`).
+        top_k: how many tokens per depth and position.
 
     Rows:   one per prompt, depth, position and rank, with the token read there, the predicted
             token, its id and probability.
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     Raises: PromptError for a prompt that cannot be run.
     """
-    model = reader_of(model, prompts)
-    tokens = model.tokenize(texts_of(prompts))
+    model = reader_of(model, behaviour)
+    tokens = model.tokenize(texts_of(behaviour))
     return concatenate_tables([_top(model, tokens[[i]], i, top_k) for i in range(len(tokens))])
 
 

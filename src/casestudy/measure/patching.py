@@ -280,7 +280,7 @@ def subspace(
 
 def ablate(
     model: Model,
-    tokens: Tokens,
+    tokens: Tokens | str | Sequence[str],
     contrast: Contrast | Metric,
     site: Site | str,
     *,
@@ -300,7 +300,7 @@ def ablate(
 
     Args:
         model: the decoder.
-        tokens: the prompts.
+        tokens: the prompts, as tokens or texts.
         contrast, site, by, layers: as in `patch`.
         kind: put in "zero"; the "mean" over the reference prompts at the same role, or at the same
             position where a token has no role; or "resample", another prompt's activation.
@@ -314,6 +314,7 @@ def ablate(
     Shape, unit, error: as `patch`, but without another run there is nothing to normalise by.
     Raises: as `patch`; MeasureError where a role or position occurs in no reference prompt.
     """
+    tokens = tokens if isinstance(tokens, Tokens) else model.tokenize(tokens)
     site = Site(site)
     by = _by(site, by)
     name = names.ablation(kind, site.value, by)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.behaviour.prompts import Prompts, reader_of, texts_of
+from casestudy.behaviour.prompts import Prompts, reader_of, takes_prompts, texts_of
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.model.decoder import run, unembed
 from casestudy.model.model import Model
@@ -29,18 +29,24 @@ from casestudy.results.result import Grid, Result, Table
 TOP_K = 20
 
 
+@takes_prompts
 def predictions(
     model: Model,
-    prompts: Prompts,
+    behaviour: Prompts,
     *,
     top_k: int = TOP_K,
 ) -> Table:
     """The most probable next tokens.
 
+    Args:
+        model: which predicts.
+        behaviour: a behaviour, a text or texts (see `Prompts`).
+        top_k: how many tokens per prompt.
+
     Rows:   one per prompt and rank, with token, id, logit and probability.
     Raises: PromptError for a prompt that cannot be run.
     """
-    model, texts = reader_of(model, prompts), texts_of(prompts)
+    model, texts = reader_of(model, behaviour), texts_of(behaviour)
     trace = run(model, model.tokenize(texts), logits="last")
     assert trace.logits is not None
     return top_tokens(model, trace.logits, range(len(texts)), top_k)

@@ -157,9 +157,9 @@ def _block(
     tap: Tap,
     only_last: bool = False,
 ) -> Float[Tensor, "batch row d_model"]:
-    """One layer; with `only_last`, what follows the looking is done at the last positions alone.
+    """One layer; with `only_last`, after attention, only the last position of each prompt.
 
-    In the last layer, where nobody asks for the others, that spares nearly all of its MLP.
+    In the last layer, where no other position is needed, that saves nearly all of its MLP.
     """
     resid_pre = tap(Site.RESID_PRE, layer, x)
     attn_in = tap(Site.ATTN_IN, layer, resid_pre)

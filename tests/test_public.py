@@ -10,6 +10,7 @@ import torch
 
 import casestudy as cs
 from casestudy.errors import BehaviourError, PromptError, TokenError
+from casestudy.study.study import study
 
 TEXTS = ["It was late. She went home.", "He slept."]
 OF_PROMPTS = (
@@ -56,10 +57,12 @@ OTHERWISE = {
     },
     # findings name a model of their own; checkpoints are many models
     **{"check": ("findings", "model"), "emergence": ("models", "behaviour")},
+    # one preference is two tokens
+    "explain": ("model", "prompt", "answer", "counterpart"),
     # the address of one score, as 0.1.0 took it
     "explain_attention_score": ("model", "prompt", "layer", "head", "query_pos", "key_pos"),
 }
-"""What takes no model first, or more by position, with the reason where it is not plain."""
+"""What takes no model first, or more by position than most, and why where that is not plain."""
 OTHER_NAMES = ("metric", "text", "texts", "rng", "callback", "memory", "ablations", "device_map")
 """Of what is called contrast, prompt, behaviour, seed, progress, budget, ablation, device."""
 
@@ -67,6 +70,7 @@ OTHER_NAMES = ("metric", "text", "texts", "rng", "callback", "memory", "ablation
 def signatures() -> dict[str, inspect.Signature]:
     exported = {name: getattr(cs, name) for name in cs.__all__}
     functions = {name: call for name, call in exported.items() if inspect.isfunction(call)}
+    functions["study"] = study  # `cs.study` is its room too, which can be called
     return {name: inspect.signature(call) for name, call in functions.items()}
 
 

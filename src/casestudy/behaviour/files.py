@@ -29,7 +29,7 @@ from casestudy.behaviour.classes import (
     class_set,
 )
 from casestudy.behaviour.presets import preset, preset_names
-from casestudy.behaviour.prompts import AnswerRule, Behaviour, Prompt, Prompts, Role, Take, Which
+from casestudy.behaviour.prompts import AnswerRule, Behaviour, Prompt, Role, Take, Which
 from casestudy.errors import BehaviourError, unknown
 
 SUFFIXES = (".toml", ".jsonl", ".csv")
@@ -65,14 +65,6 @@ def find_behaviour(name: str | os.PathLike[str]) -> Behaviour:
     if path.is_file() or path.suffix in SUFFIXES or path.name != os.fspath(name):
         return load_behaviour(path)
     return preset(str(name))
-
-
-def behaviour_of(given: Prompts) -> Behaviour:
-    """A behaviour from what calls take for one: its preset's name or file, itself, or texts.
-
-    Raises: BehaviourError as `find_behaviour`; PromptError for what is no text.
-    """
-    return find_behaviour(given) if isinstance(given, str) else Behaviour.of(given)
 
 
 def names_behaviour(name: str) -> bool:

@@ -21,9 +21,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from casestudy.behaviour.files import SUFFIXES, behaviour_of
+from casestudy.behaviour.files import SUFFIXES
 from casestudy.behaviour.prompts import Prompts
-from casestudy.claims.context import Bench, Inapplicable, Unmeasurable, Values, among, there
+from casestudy.claims.context import (
+    Bench,
+    Inapplicable,
+    Unmeasurable,
+    Values,
+    among,
+    behaviour_of,
+    there,
+)
 from casestudy.claims.finding import Finding
 from casestudy.claims.findings import read_finding
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell

@@ -17,7 +17,8 @@ import numpy as np
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import FAMILIES, GIVEN, Score, propose, score
-from casestudy.behaviour.prompts import Behaviour
+from casestudy.behaviour.files import find_behaviour
+from casestudy.behaviour.prompts import Behaviour, Prompts
 from casestudy.behaviour.roles import role_names
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.engine.packing import Budget, Tell
@@ -261,3 +262,11 @@ def check_count(what: str, number: int, n: int) -> None:
         raise FindingError(f"{what} {number}", allowed="0 and more")
     if number >= n:
         raise Inapplicable(f"{what} {number}, of a model with {n}", allowed=f"0 to {n - 1}")
+
+
+def behaviour_of(given: Prompts) -> Behaviour:
+    """A behaviour from what calls take for one: its preset's name or file, itself, or texts.
+
+    Raises: BehaviourError as `find_behaviour`; PromptError for what is no text.
+    """
+    return find_behaviour(given) if isinstance(given, str) else Behaviour.of(given)

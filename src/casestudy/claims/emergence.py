@@ -28,9 +28,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from casestudy.behaviour.files import behaviour_of
 from casestudy.behaviour.prompts import Behaviour, Prompts
 from casestudy.claims.compare import same_weights
+from casestudy.claims.context import behaviour_of
 from casestudy.claims.same_prompts import headline
 from casestudy.claims.stored_values import ANSWERS, answer_grid
 from casestudy.engine.packing import Progress

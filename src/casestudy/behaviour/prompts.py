@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 import regex
 
 from casestudy.behaviour.classes import STANDARD, ClassContrast, ClassSet, compile_pattern
+from casestudy.drawing import cut, described, some
 from casestudy.errors import BehaviourError, PromptError
 
 if TYPE_CHECKING:
@@ -183,6 +184,24 @@ class Behaviour:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def __repr__(self) -> str:
+        main = sum(map(self.is_main, self.prompts))
+        headline = "" if main == len(self) else f", {main:,} of them for headline means"
+        partners = sum(prompt.corrupted is not None for prompt in self.prompts)
+        return described(
+            f"Behaviour {self.name}",
+            {
+                "question": self.question,
+                "prompts": f"{len(self):,}{headline}",
+                "answers": self.answers,
+                "corrupted": f"{partners:,} prompts bring a partner" if partners else "",
+                "groups": some(self.groups),
+                "classes": "contrasted" if self.has_classes else "",
+                "roles": some(self.own_roles),
+            },
+            (f"  {i:>3}  {_spoken(prompt)}" for i, prompt in enumerate(self.prompts[:MOST_SHOWN])),
+        ) + (f"\n  … {len(self) - MOST_SHOWN:,} more" if len(self) > MOST_SHOWN else "")
+
     @cached_property
     def groups(self) -> tuple[str, ...]:
         """Every group of its prompts, in the order of first appearance."""
@@ -225,6 +244,16 @@ class Behaviour:
                 )
         made = tuple(Prompt(p) if isinstance(p, str) else p for p in given)
         return cls("prompts", "What comes next?", made)
+
+
+MOST_SHOWN = 10
+"""Prompts that `print` shows of a behaviour."""
+
+
+def _spoken(prompt: Prompt) -> str:
+    sides = [repr(side) for side in (prompt.answer, prompt.counterpart) if side is not None]
+    text = cut(prompt.text, 48)
+    return text + (f"  {' against '.join(sides)}" if sides else "")
 
 
 Prompts = Behaviour | Prompt | str | Sequence[str | Prompt]

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 
+from casestudy.drawing import described
 from casestudy.model.config import ModelConfig
 from casestudy.model.tokens import Tokenizer, Tokens
 from casestudy.model.weights import Weights
@@ -61,6 +62,33 @@ class Model:
         if self.tokenizer.n_ctx != self.config.n_ctx:
             tokenizer = replace(self.tokenizer, n_ctx=self.config.n_ctx)
             object.__setattr__(self, "tokenizer", tokenizer)
+
+    def __repr__(self) -> str:
+        config, tokenizer = self.config, self.tokenizer
+        dtype = str(self.dtype).removeprefix("torch.")
+        kv = "" if config.n_kv_heads == config.n_heads else f", {config.n_kv_heads} key/value heads"
+        start = tokenizer.label(tokenizer.bos_id) if tokenizer.bos_id is not None else ""
+        return described(
+            f"Model {self.name}",
+            {
+                "source": self.source,
+                "family": config.family,
+                "layers × heads": f"{config.n_layers} × {config.n_heads}{kv}",
+                "width": f"d_model {config.d_model:,}, d_head {config.d_head}, d_mlp "
+                f"{config.d_mlp:,}",
+                "vocabulary": f"{config.d_vocab:,} tokens, context of {config.n_ctx:,}",
+                "parameters": f"{self.n_parameters:,} in {dtype} on {self.device.type}",
+                "BOS": f"every text starts with {start}" if tokenizer.prepend_bos else "not added",
+                "rewrites": ", ".join(self.rewrites),
+            },
+        )
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers its weights are; a tied unembedding counts once."""
+        named = self.weights.named()
+        tied = self.weights.tied
+        return sum(tensor.numel() for name, tensor in named if not (tied and name == "W_U"))
 
     def with_special(self, parse: bool = True) -> Model:
         """The same model, reading special tokens' texts in prompts as those tokens."""

@@ -8,14 +8,15 @@ that was not measured is NaN, never zero. No torch here: a report is made from g
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from casestudy.drawing import draw
+from casestudy.drawing import WIDTH, cut, described, draw, some
 from casestudy.errors import MeasureError, unknown
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     import polars as pl
 
 Array = NDArray[Any]
+
+
+MOST_SHOWN = 12
+"""Cells of a grid, or rows of a table, that `print` shows."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,26 @@ class Grid:
         if self.values.shape != shape:
             names = " ".join(axis.name for axis in self.axes)
             raise MeasureError(f"{self.name}: values {self.values.shape} on axes {names} {shape}")
+
+    def __repr__(self) -> str:
+        facts = {axis.name: some(axis.labels) for axis in self.axes}
+        check = " ".join(f"{name} {value:.1e}" for name, value in self.error.items())
+        facts |= {"unit": self.unit, "check": check, "about": self.about}
+        dims = " × ".join(f"{axis.name} {len(axis)}" for axis in self.axes)
+        return described(f"Grid {self.name}: {dims}", facts, self._cells())
+
+    def _cells(self) -> Iterator[str]:
+        """The first cells, a line each."""
+        for place in islice(np.ndindex(self.values.shape), MOST_SHOWN):
+            where = " ".join(axis.labels[i] for axis, i in zip(self.axes, place, strict=True))
+            value = f"{self.values[place]:+.4g}"
+            if self.lower is not None and self.upper is not None:
+                value += f"  {self.lower[place]:.4g} to {self.upper[place]:.4g}"
+            if self.n is not None:
+                value += f"  n = {self.n[place]:g}"
+            yield f"  {cut(where, 36):<36}  {value}"
+        if self.values.size > MOST_SHOWN:
+            yield f"  … {self.values.size - MOST_SHOWN:,} more cells: .to_polars()"
 
     def axis(self, name: str) -> Axis:
         """The axis of this name.
@@ -213,6 +238,27 @@ class Table:
         if len(set(lengths.values())) > 1:
             raise MeasureError(f"{self.name}: columns of unequal length {lengths}")
 
+    def __repr__(self) -> str:
+        n = len(next(iter(self.columns.values()), []))
+        title = f"Table {self.name}: {n:,} rows × {len(self.columns)} columns"
+        facts = {"columns": some(list(self.columns), 12), "about": self.about}
+        return described(title, facts, self._head(n))
+
+    def _head(self, n: int) -> Iterator[str]:
+        """The first rows under their columns' names, as many columns as fit."""
+        columns = []
+        left = WIDTH - 2
+        for name, values in self.columns.items():
+            cells = [cut(_cell(value), 24) for value in (name, *values[:MOST_SHOWN])]
+            width = max(map(len, cells))
+            left -= width + 2
+            if left < 0:
+                break
+            columns.append([f"{cell:<{width}}" for cell in cells])
+        yield from ("  " + "  ".join(row) for row in zip(*columns, strict=True))
+        if n > MOST_SHOWN:
+            yield f"  … {n - MOST_SHOWN:,} more rows: .to_polars()"
+
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per row."""
         names = list(self.columns)
@@ -236,6 +282,10 @@ class Table:
 
     def _repr_html_(self) -> str:
         return str(draw("table.html", self))
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 Result = Grid | Table

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from casestudy.behaviour.files import find_behaviour, names_behaviour
 from casestudy.behaviour.presets import preset_names
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.behaviour.roles import check_roles
-from casestudy.drawing import draw
+from casestudy.drawing import WIDTH, described, draw
 from casestudy.engine.batch import Measurement
 from casestudy.engine.packing import Progress, Tell
 from casestudy.engine.threads import threads_set
@@ -97,6 +98,34 @@ class Study:
         """What was run on what, with which versions and settings."""
         return self.store.manifest
 
+    def __repr__(self) -> str:
+        about, model = self.manifest["behaviour"], self.manifest["model"]
+        held = sorted(n for n in {*self.grids, *self.tables} if not n.endswith(names.RAW))
+        return described(
+            f"Study {about['name']} on {model['name']}",
+            {
+                "question": about["question"],
+                "folder": self.store.folder,
+                "state": self.manifest["state"],
+                "prompts": f"{about['n_prompts']:,}, {about['n_main']:,} for the headline",
+                "measured": ", ".join(self.manifest["measurements"]),
+                "headline": self._headline(),
+                "report": ".report()",
+            },
+            [f"  {len(held)} results, by name:", *_wrapped(held)],
+        )
+
+    def _headline(self) -> str:
+        """The mean of each contrast over the main prompts."""
+        mean = self.grids.get(names.mean(names.LOGIT_DIFFERENCE))
+        if mean is None or mean.lower is None or mean.upper is None or mean.n is None:
+            return ""
+        return "; ".join(
+            f"answer − {label} {mean.values[i]:+.3f} logits ({mean.lower[i]:.3f} to "
+            f"{mean.upper[i]:.3f}, n = {mean.n[i]:g})"
+            for i, label in enumerate(mean.axes[0].labels[:2])
+        )
+
     def __getitem__(self, name: str) -> Result:
         """A grid or table by name.
 
@@ -129,6 +158,11 @@ class Study:
         """Write report.html into the study's folder, and say where it is."""
         path: Path = draw("study.report", self.store)
         return path
+
+
+def _wrapped(held: Sequence[str]) -> list[str]:
+    return textwrap.wrap(", ".join(held), WIDTH - 4, initial_indent="    ",
+                         subsequent_indent="    ", break_on_hyphens=False)  # fmt: skip
 
 
 def study(

@@ -63,12 +63,25 @@ def described(title: str, facts: Mapping[str, object], rows: Iterable[str] = ())
     """
     known = {name: str(value) for name, value in facts.items() if value not in (None, "")}
     width = max(map(len, known), default=0)
-    lines = [f"<{title}>", *(f"  {name:<{width}}  {value}" for name, value in known.items())]
+    lines = [f"<{title}>"]
+    for name, value in known.items():
+        first, *second = _folded(value, WIDTH - width - 4)
+        lines += [f"  {name:<{width}}  {first}", *(f"  {'':<{width}}  {line}" for line in second)]
     listed = list(rows)
     room = LINES - len(lines)
     if len(listed) > room:
         listed = [*listed[: room - 1], f"  … {len(listed) - room + 1:,} more"]
-    return "\n".join(cut(line) for line in [*lines, *listed])
+    return "\n".join(cut(line) for line in [*lines, *listed][:LINES])
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """A value on one line or two; what is longer is cut."""
+    whole = cut(text, 2 * width)
+    if len(whole) <= width or width < 20:
+        return [whole]
+    at = whole.rfind(" ", width // 2, width + 1)
+    at = width if at < 0 else at
+    return [whole[:at], cut(whole[at:].lstrip(), width)]
 
 
 def cut(text: str, width: int = WIDTH) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from casestudy.results.result import Axis, Grid, Table
 from casestudy.results.stats import mean_over_prompts
+from casestudy.show import wording
 from casestudy.show.report import write_report
 from casestudy.show.sections import circuit, summary
 from casestudy.show.stored import StoredStudy
@@ -346,3 +347,16 @@ def test_a_word_that_is_always_a_capital_is_flagged_with_the_mean_without_it(
     assert "In 1 of 4 prompts the answer is a word that is always a capital" in page.text
     assert f"without them the mean is +{mean:.2f} logits" in page.text
     assert "always a capital" not in page_of(studies.write(tmp_path / "t")).text
+
+
+def test_rows_and_classes_are_named_in_words(tmp_path: Path) -> None:
+    found = _own_question([1.0, 2.0, 1.5], _answers([" were"] * 3, [" was"] * 3))
+    masses = [r for r in studies.full() if r.name.startswith("class_mass")]
+    page = page_of(studies.write(tmp_path / "s", [*found, *masses]))
+    assert "·were against ·was" in page.text
+    assert wording.class_words("space+lower") == (
+        "tokens that begin with a space and a lower-case letter"
+    )
+    sentence = page.text.partition("by class of token, is on average:")[2][:300]
+    assert sentence
+    assert "space+" not in sentence.partition("(mean over")[0]

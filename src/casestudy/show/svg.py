@@ -30,7 +30,7 @@ from casestudy.show.marks import (
     Waterfall,
     finite,
 )
-from casestudy.show.text import MINUS, columns, digits, number, shorten, signed, visible
+from casestudy.show.text import MINUS, amount, columns, digits, number, shorten, signed, visible
 from casestudy.show.wording import Spread
 
 CHARACTER = 6.6
@@ -440,11 +440,11 @@ def _legend(parts: _Parts, y: Real, limit: Real, unit: str, both: bool) -> None:
         )
     end = 7 * len(steps)
     if both:
-        parts.text(0, y + 19, number(-limit), "t m")
+        parts.text(0, y + 19, amount(-limit), "t m")
         parts.text(end / 2, y + 19, "0", "t m")
     else:
         parts.text(0, y + 19, "0", "t m")
-    parts.text(end, y + 19, number(limit), "t m")
+    parts.text(end, y + 19, amount(limit), "t m")
     if columns(unit) <= SHORT_UNIT:
         parts.text(end + 10, y + 8, unit, "t")
     else:

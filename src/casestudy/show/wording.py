@@ -20,6 +20,26 @@ def spoken(name: str) -> str:
     return clean(name).replace("_", " ")
 
 
+CLASS_WORDS = {
+    "space+Capital": "a space and a capital",
+    "space+lower": "a space and a lower-case letter",
+    "space+digit": "a space and a digit",
+    "Capital": "a capital",
+    "lower": "a lower-case letter",
+    "digit": "a digit",
+}
+"""What the tokens of a standard class begin with."""
+
+
+def class_words(name: str) -> str:
+    """A class of tokens within a sentence: "tokens that begin with a space and a capital"."""
+    if name == "other":
+        return "all other tokens"
+    if name in CLASS_WORDS:
+        return f"tokens that begin with {CLASS_WORDS[name]}"
+    return f"tokens of the class “{spoken(name)}”"
+
+
 @dataclass(frozen=True)
 class Mean:
     """A mean with what is known of it."""

@@ -38,7 +38,7 @@ def verdict(study: StoredStudy) -> list[Block]:
                 _figure(row["figure"], row["value"]),
                 _ends(row["lower"], row["upper"]),
                 clean(row["n"]),
-                clean(row["about"]),
+                clean(respelled(str(row["about"] or ""))),
             ]
             for row in rows
         ],

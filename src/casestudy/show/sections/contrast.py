@@ -42,7 +42,7 @@ def differences(study: StoredStudy) -> list[Block]:
         blocks.append(paragraph("For {}.", Markup("; for ").join(phrases)))
     drawn = distribution.rows(
         "contrast",
-        [spoken(label) for label in labels],
+        [_row_label(study, label) for label in labels],
         list(grid.values),
         list(found.values()),
         unit=sides.difference if len(labels) == 1 else "logit difference, logits",
@@ -72,6 +72,16 @@ def differences(study: StoredStudy) -> list[Block]:
     )
     return blocks
 
+
+def _row_label(study: StoredStudy, contrast: str) -> str:
+    """A contrast's row: its two tokens where all prompts have the same, or its form."""
+    sides = weighed(study, contrast)
+    label = sides.against_plain if sides.named else spoken(contrast)
+    return label if len(label) <= MOST_LABEL else spoken(contrast)
+
+
+MOST_LABEL = 24
+"""Characters of a row's label."""
 
 ALWAYS_CAPITAL = frozenset({"I", "I'm", "I'll", "I've", "I'd", "I’m", "I’ll", "I’ve", "I’d"})
 """Words that English writes with a capital wherever they stand."""

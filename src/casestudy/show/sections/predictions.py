@@ -24,7 +24,7 @@ from casestudy.show.text import (
     percent,
     prompt_excerpt,
 )
-from casestudy.show.wording import Mean, spoken
+from casestudy.show.wording import Mean, class_words, spoken
 
 MOST_TEXT = 2000
 """Columns of a prompt's text: one that was too long for the model can be of any length."""
@@ -119,11 +119,11 @@ def class_mass(study: StoredStudy) -> list[Block]:
     for name in shown:
         mean = Mean.of(means, **{"class": name})
         ends = "" if np.isnan(mean.lower) else f" [{percent(mean.lower)} to {percent(mean.upper)}]"
-        phrases.append(f"{spoken(name)} {percent(mean.value)}{ends}")
+        phrases.append(f"{class_words(name)} {percent(mean.value)}{ends}")
     n = Mean.of(means, **{"class": labels[0]}).n
     return [
         paragraph(
-            "Summed over the whole vocabulary by class of token, the next token’s probability is "
+            "The next token’s probability, summed over the whole vocabulary by class of token, is "
             "on average: {} (mean over n\u00a0=\u00a0{} prompts with 95 % interval).",
             *(listing(phrases), n),
         ),

@@ -276,3 +276,18 @@ def test_prompts_left_out_are_counted_by_kind_and_none_left_is_a_failure(
         assert status == expected, err
         assert f"2 of {len(kept)} prompts left out" in said or said.count("prompts left out") == 2
     assert "No prompt has an answer that could be measured" in said
+
+
+def test_patch_shows_one_role_and_names_those_there_are(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    pair = ("patch", "It was late. She", "it was late. She", "-a", " He", "-c", " he")
+    status, out, err = call(
+        capsys, *pair, "--model", model, "--role", "last token", "--readout", "-2", "--json"
+    )
+    assert status == 0, err
+    assert {cell["role"] for cell in json.loads(out)["cells"]} == {"last token"}
+    status, out, err = call(capsys, *pair, "--model", model, "--role", "lost token")
+    assert (status, out) == (2, "")
+    assert "Did you mean 'last token'" in " ".join(err.split())
+    assert call(capsys, *pair, "--model", model, "--role", "BOS", "--by", "all")[0] == 2

@@ -22,6 +22,8 @@ from casestudy.errors import CasestudyError
 app = typer.Typer(
     name="casestudy",
     help="Why does a decoder language model prefer one next token over another?",
+    epilog="Exit codes: 0 done; 1 a finding does not hold (check), or nothing could be measured "
+    "(run); 2 an error, explained on stderr; 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -31,6 +31,17 @@ if TYPE_CHECKING:
     from casestudy.study.study import Study
 
 
+MetricOption = Annotated[
+    str,
+    typer.Option(
+        help="What the circuit must carry, read at the last token. contrast: the logit "
+        "difference of answer and counterpart. class: log p(A) - log p(B) of the behaviour's "
+        "two token classes. probability: p(answer) - p(counterpart). kl: how far the output is "
+        "from the clean run's, KL(clean || run), over the whole vocabulary."
+    ),
+]
+
+
 def circuit(
     behaviour: BehaviourArgument = "full-stop-capitals",
     model: ModelOption = "tiny",
@@ -38,30 +49,29 @@ def circuit(
         Path | None, typer.Option(help="A folder; studies/BEHAVIOUR-MODEL-circuit by default.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="eap, eap-ig-inputs or eap-ig-activations.")
+        str, typer.Option(help="How edges are scored: eap, eap-ig-inputs or eap-ig-activations.")
     ] = "eap-ig-inputs",
-    steps: Annotated[int, typer.Option(min=1, help="Of the integrals.")] = 5,
-    rank: Annotated[str, typer.Option(help="Edges by absolute or by signed score.")] = "absolute",
-    metric: Annotated[
-        str,
-        typer.Option(
-            help="What the circuit must carry, read at the last token. contrast: the logit "
-            "difference of answer and counterpart. class: log p(A) - log p(B) of the behaviour's "
-            "two token classes. probability: p(answer) - p(counterpart). kl: how far the output is "
-            "from the clean run's, KL(clean || run), over the whole vocabulary."
-        ),
-    ] = "contrast",
+    steps: Annotated[int, typer.Option(min=1, help="Integration steps of the eap-ig methods.")] = 5,
+    rank: Annotated[
+        str, typer.Option(help="Choose edges by their absolute or by their signed score.")
+    ] = "absolute",
+    metric: MetricOption = "contrast",
     ablation: Annotated[
-        str, typer.Option(help="What other edges carry: corrupted, mean or zero.")
+        str, typer.Option(help="What the edges outside the circuit carry: corrupted, mean or zero.")
     ] = "corrupted",
     faithful: Annotated[
-        float, typer.Option(min=0, max=1, help="What the smallest circuit must reach.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Faithfulness that the smallest circuit must reach, from 0 to 1."
+        ),
     ] = 0.85,
     family: FamilyOption = None,
     exact: Annotated[
         int, typer.Option(min=0, help="How many edges to patch exactly, drawn at random.")
     ] = 200,
-    seed: Annotated[int, typer.Option(help="Of the split, the controls and the bootstrap.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the held-out split, the controls and the bootstrap.")
+    ] = 0,
     memory: MemoryOption = "2GB",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",

@@ -53,20 +53,21 @@ def compare(
         typer.Option("--model", "-m", help="A model, or a folder of checkpoints; repeatable."),
     ] = None,
     revisions: Annotated[
-        str | None, typer.Option(metavar="R1,R2,…", help="Of the one model, in order.")
+        str | None, typer.Option(metavar="R1,R2,…", help="Revisions of the one model, in order.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A page of the two, FILE.html; with --model, the studies' folder."),
+        typer.Option(help="Write the page FILE.html; with --model, the folder for the studies."),
     ] = None,
     answers: Annotated[
-        str, typer.Option(help="With --model: the last checkpoint's answers for all, or own.")
+        str,
+        typer.Option(help="With --model: answers of the last checkpoint (last) or of each (own)."),
     ] = "last",
     only: Annotated[
         str | None, typer.Option(help="With --model: measurements, comma-separated, or all.")
     ] = None,
     two_samples: Annotated[
-        bool, typer.Option("--two-samples", help="Do not pair the prompts that are in both.")
+        bool, typer.Option("--two-samples", help="Do not pair the prompts that both studies have.")
     ] = False,
     top: Annotated[int, typer.Option(min=1, help="How many differences to show.")] = 20,
     figure: Annotated[
@@ -77,7 +78,7 @@ def compare(
     bos: BosOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Set two studies side by side, or one behaviour on several checkpoints of a model."""
+    """Compare two studies, or one behaviour on several checkpoints of a model."""
     given = studies or []
     if not model:
         if len(given) != 2:
@@ -122,10 +123,14 @@ def compare(
 
 def check(
     file: Annotated[
-        Path, typer.Argument(help="Findings, as docs/checking-explanations.md has it.")
+        Path,
+        typer.Argument(
+            help="A TOML file of findings; docs/checking-explanations.md has the format."
+        ),
     ],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Instead of the file's; as for run.")
+        str | None,
+        typer.Option("--model", "-m", help="Measure on this model instead of the file's."),
     ] = None,
     behaviour: Annotated[
         str | None, typer.Option(help="Instead of the file's: a preset or a behaviour file.")
@@ -135,7 +140,7 @@ def check(
     dtype: DtypeOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure each finding of a file on a model; fails (1) unless all of them hold."""
+    """Measure every finding of a file on a model; the exit code is 1 unless all of them hold."""
     from casestudy.claims.check import check, read_findings
     from casestudy.engine.packing import Budget
 

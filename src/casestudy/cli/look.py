@@ -22,10 +22,11 @@ from casestudy.cli.options import (
 )
 from casestudy.cli.printing import escape, gap, print_json, print_table, say, write_figure
 from casestudy.cli.progress import ProgressBar
+from casestudy.errors import CasestudyError, one_of
 from casestudy.show.text import visible
 
 if TYPE_CHECKING:
-    from casestudy.measure.patching import Patched
+    from casestudy.measure.patching import By, Patched
     from casestudy.measure.predictions import AnswerScore
 
 
@@ -114,15 +115,45 @@ def _print_scores(scores: list[AnswerScore]) -> None:
     )
 
 
+ByOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Patch each position, each role, all positions together, or the last token alone."
+    ),
+]
+RoleOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Patch by role and show this role's cells alone: 'last token', 'changed tokens', "
+        "'BOS', 'final full stop', …",
+    ),
+]
+ReadoutOption = Annotated[
+    int,
+    typer.Option(
+        metavar="POSITION",
+        help="Read the logit difference after this token: 0 is the first (BOS counted), -1 the "
+        "last.",
+    ),
+]
+SiteOption = Annotated[
+    str, typer.Option(help="resid_pre, attn_out, mlp_out, z, q, k, v, pattern, …")
+]
+
+
 def patch(
     clean: Annotated[str, typer.Argument(help="The prompt that shows the behaviour.")],
-    corrupted: Annotated[str, typer.Argument(help="Its partner of as many tokens.")],
-    site: Annotated[
-        str, typer.Option(help="resid_pre, attn_out, mlp_out, z, q, k, v, pattern, …")
-    ] = "resid_pre",
-    by: Annotated[
-        str | None, typer.Option(help="position, role, all or last; all for heads by default.")
-    ] = None,
+    corrupted: Annotated[
+        str,
+        typer.Argument(
+            help="The same prompt, changed so that the behaviour is gone; as many tokens."
+        ),
+    ],
+    site: SiteOption = "resid_pre",
+    by: ByOption = None,
+    role: RoleOption = None,
+    readout: ReadoutOption = -1,
     direction: Annotated[
         str, typer.Option(help="denoising puts clean into corrupted, noising the reverse.")
     ] = "denoising",
@@ -144,10 +175,10 @@ def patch(
     special: SpecialOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Exchange one site's activations between two prompts, cell by cell, exactly."""
+    """Activation patching: copy one site's activations between two prompts, cell by cell."""
     from casestudy.behaviour.prompts import Prompt
     from casestudy.engine.packing import Budget
-    from casestudy.measure.patching import patch_prompts, read_by, read_direction
+    from casestudy.measure.patching import patch_prompts, read_direction
 
     loaded = read_model(model, device, dtype, bos, special)
     pair = Prompt(clean, answer=answer, counterpart=counterpart, corrupted=corrupted)
@@ -157,18 +188,20 @@ def patch(
             loaded,
             [pair],
             site,
-            by=read_by(by),
+            by=_by(by, role),
             direction=read_direction(direction),
+            readout=readout,
             budget=Budget(memory=read_memory(memory)),
             progress=progress.cells,
         )
     write_figure(patched.normalised, figure)
+    cells = _cells(patched, role)
     if as_json:
         shares = patched.normalised
         about = {"about": shares.about, **_weighed(patched, direction), "error": shares.error}
-        print_json("patch", about | {"cells": _cells(patched)})
+        print_json("patch", about | {"cells": cells})
     else:
-        _print_patched(patched, _weighed(patched, direction), top)
+        _print_patched(patched, _weighed(patched, direction), cells, top)
     if not patched.shares_mean_something:
         say(_NO_SHARES)
 
@@ -203,21 +236,38 @@ def _weighed(patched: Patched, direction: str) -> dict[str, Any]:
     }
 
 
-def _cells(patched: Patched) -> list[dict[str, Any]]:
-    """Every cell with its share of the difference between the runs, and its effect in logits."""
+def _by(by: str | None, role: str | None) -> By | None:
+    """How a prompt is cut into places; by role where one is asked for."""
+    from casestudy.measure.patching import read_by
+
+    if role is not None and by not in (None, "role"):
+        raise CasestudyError(
+            f"--role {role!r} with --by {by}", allowed="--role alone, or --by role"
+        )
+    return "role" if role is not None else read_by(by)
+
+
+def _cells(patched: Patched, role: str | None = None) -> list[dict[str, Any]]:
+    """Every cell, or those of one role, with its share of the difference between the runs, and its
+    effect in logits."""
     rows = patched.normalised.to_polars().drop("lower", "upper", "n", "unit").to_dicts()
     changes = patched.effect.to_polars()["value"].to_list()
     known = patched.shares_mean_something
+    if role is not None:
+        one_of("--role", role, patched.raw.axis("role").labels, CasestudyError)
     return [
         row | {"value": row["value"] if known else None, "effect": change}
         for row, change in zip(rows, changes, strict=True)
+        if role is None or row["role"] == role
     ]
 
 
-def _print_patched(patched: Patched, about: dict[str, Any], top: int) -> None:
+def _print_patched(
+    patched: Patched, about: dict[str, Any], found: list[dict[str, Any]], top: int
+) -> None:
     shares = patched.normalised
     axes = [axis.name for axis in shares.axes]
-    cells = sorted(_cells(patched), key=lambda cell: -abs(cell["effect"]))
+    cells = sorted(found, key=lambda cell: -abs(cell["effect"]))
     answer, counterpart = (visible(about[side]["token"]) for side in ("answer", "counterpart"))
     known = patched.shares_mean_something
     print_table(
@@ -247,10 +297,10 @@ def serve(
         str | None,
         typer.Option("--model", "-m", help="As for `run`; the study's by default, or tiny."),
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8017,
-    host: Annotated[
-        str, typer.Option(help="The address to listen on and be called by.")
-    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
+    ] = 8017,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     device: DeviceOption = "auto",
     dtype: Annotated[
         str | None, typer.Option(help="As for `run`; the study's by default, or float32.")

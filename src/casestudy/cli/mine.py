@@ -26,7 +26,7 @@ def mine(
         str, typer.Option(help="full-stop-capitals, or decimal-point for those alone.")
     ] = "full-stop-capitals",
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="How many contexts.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Another sample for another seed.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     sampling: Annotated[
         str, typer.Option(help="balanced over the kinds of stop, or natural.")
     ] = "balanced",

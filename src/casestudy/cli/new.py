@@ -78,8 +78,7 @@ def new(
 ) -> None:
     """Start a study of your own: write a commented behaviour file for one prompt.
 
-    Shows where the two tokens stand and offers corrupted prompts. An existing file is never
-    overwritten.
+    It shows how the model ranks the two tokens, and offers corrupted prompts.
     """
     from casestudy.measure.partners import partners
     from casestudy.measure.predictions import score_answer

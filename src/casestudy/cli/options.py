@@ -22,30 +22,51 @@ BehaviourArgument = Annotated[
 ]
 ModelOption = Annotated[
     str,
-    typer.Option("--model", "-m", help="tiny, a directory, or a hub id like gpt2 (id@revision)."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model: tiny (bundled), a folder, a .gguf file, or a hub id such as gpt2.",
+    ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, or mps (only when asked for).")]
-DtypeOption = Annotated[str, typer.Option(help="float32, float64, bfloat16, float16 or auto.")]
+DeviceOption = Annotated[
+    str, typer.Option(help="Where to compute: auto, cpu, cuda or mps. auto never takes mps.")
+]
+DtypeOption = Annotated[
+    str, typer.Option(help="Number format: float32, float64, bfloat16, float16 or auto.")
+]
 BosOption = Annotated[
     bool | None,
-    typer.Option("--bos/--no-bos", help="Start prompts with BOS; by default as the model does."),
+    typer.Option(
+        "--bos/--no-bos",
+        help="Start every prompt with BOS, or not; by default as the model was trained.",
+    ),
 ]
 SpecialOption = Annotated[
     bool,
-    typer.Option("--parse-special", help="Read special tokens' texts in prompts as those tokens."),
+    typer.Option(
+        "--parse-special",
+        help="Read the text of a special token, such as <|endoftext|>, as that token.",
+    ),
 ]
-MemoryOption = Annotated[str, typer.Option(help="What patching may use, as in 500MB or 2GB.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+MemoryOption = Annotated[
+    str, typer.Option(help="Memory that patching may use, such as 500MB or 2GB.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of tables.")
+]
 
 _NAMES = ", ".join(NAMES)
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME…", help=f"Measure these alone; repeatable, or with commas: {_NAMES}."
+        metavar="NAME…", help=f"Run only these measurements; repeatable, or with commas: {_NAMES}."
     ),
 ]
 SkipOption = Annotated[
-    list[str] | None, typer.Option(metavar="NAME…", help="Measure all but these; the same names.")
+    list[str] | None,
+    typer.Option(
+        metavar="NAME…", help="Run all measurements but these; the names are those of --only."
+    ),
 ]
 
 FamilyOption = Annotated[

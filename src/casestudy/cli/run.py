@@ -62,7 +62,10 @@ def run(
     memory: MemoryOption = "2GB",
     executor: Annotated[str, typer.Option(help="local, or ray for several machines.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="How many Ray workers.")] = 2,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster; by default its own.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Address of a running Ray cluster; by default one is started."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a study and write its report. The same command continues a study that was killed."""

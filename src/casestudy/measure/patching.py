@@ -137,6 +137,7 @@ def patch_prompts(
     *,
     by: By | None = None,
     direction: Direction = "denoising",
+    readout: int = -1,
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
     watch: Watch | None = None,
@@ -144,7 +145,9 @@ def patch_prompts(
     """Patch one site between prompts and the corrupted partners they bring.
 
     Answers are the prompts' own or the model's, against their lower case (see `choose_answers`).
-    For a single pair of one length, positions are labelled with the clean prompt's tokens.
+    They are read after the last token, or after the position `readout`: then the prompts are cut
+    there, since nothing later changes what is read. For a single pair of one length, positions are
+    labelled with the clean prompt's tokens.
 
     Shape, unit, error: as `patch`.
     Raises: as `patch`; BehaviourError for a prompt without a partner, a pair whose tokens do not
@@ -155,6 +158,7 @@ def patch_prompts(
         why = "; ".join(f"prompt {e.index}: {e.why}" for e in proposals.excluded)
         raise BehaviourError(why or "no prompt", allowed="prompts with a corrupted partner")
     pairs = pairs_of(model, proposals.pairs)
+    pairs = pairs if readout == -1 else pairs.until(readout)
     logits = run(model, pairs.clean, logits="last").logits
     assert logits is not None
     rule: AnswerRule = (

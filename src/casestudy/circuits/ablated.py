@@ -23,15 +23,22 @@ from casestudy.model.model import Model
 EdgeAblation = Literal["corrupted", "mean", "zero"]
 """What edges outside a circuit carry; of single activations, see `measure.patching.Ablation`."""
 
+_COPIES = 4
+"""Of what the senders write, in one run: the run's own sites, their contributions, those in
+float64."""
+
 
 class Ablated:
     """The senders' ablated outputs for a set of pairs.
 
     Args:
         ablation: "corrupted", "mean" (over the corrupted prompts, by role or position) or "zero".
+        memory: bytes for the runs that a mean is taken over; one prompt's always fits.
     """
 
-    def __init__(self, model: Model, graph: Graph, pairs: Pairs, ablation: EdgeAblation) -> None:
+    def __init__(
+        self, model: Model, graph: Graph, pairs: Pairs, ablation: EdgeAblation, memory: int
+    ) -> None:
         self.model, self.graph, self.pairs, self.ablation = model, graph, pairs, ablation
         self.means: Float[Tensor, "n_classes sender d_model"] | None = None
         if ablation == "mean":
@@ -46,7 +53,14 @@ class Ablated:
                 n,
                 contribution_sites(model, graph),
                 lambda trace: {None: contributions(model, graph, trace).transpose(1, 2)},
+                most_tokens=memory // (_COPIES * self.token_bytes),
             )[None]
+
+    @property
+    def token_bytes(self) -> int:
+        """Of one token in what all senders write."""
+        numbers = len(self.graph.senders) * self.model.config.d_model
+        return numbers * self.model.weights.W_E.element_size()
 
     def at(self, some: Sequence[int], start: int) -> Float[Tensor, "batch sender pos d_model"]:
         """Of some prompts, from a position on; padding gets any."""

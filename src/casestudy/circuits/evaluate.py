@@ -158,7 +158,7 @@ def evaluate_circuit(
         place.setdefault(circuit, len(place))
     distinct = list(place)
     with torch.no_grad():
-        engine = _Engine(model, graph, pairs, contrast, ablation, firsts)
+        engine = _Engine(model, graph, pairs, contrast, ablation, firsts, budget.memory)
         values, error = engine.evaluate(distinct, budget, progress)
     rows = [place[circuit] for circuit in pruned]
     return Evaluation(pruned, values[rows], values[0], values[1], ablation, error)
@@ -175,10 +175,11 @@ class _Engine:
         metric: Contrast | Metric,
         ablation: EdgeAblation,
         firsts: Sequence[int],
+        memory: int,
     ) -> None:
         self.model, self.graph, self.config = model, graph, model.config
         self.pairs, self.metric, self.ablation, self.firsts = pairs, metric, ablation, firsts
-        self.ablated = Ablated(model, graph, pairs, ablation)
+        self.ablated = Ablated(model, graph, pairs, ablation, memory)
 
     def evaluate(
         self, circuits: Sequence[Circuit], budget: Budget, progress: Tell | None
@@ -227,7 +228,8 @@ class _Engine:
         model: Model,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """A sample's values, the fast way and the plain one, by the model in float64."""
-        wide = _Engine(model, self.graph, self.pairs, self.metric, self.ablation, self.firsts)
+        kind, firsts = self.ablation, self.firsts
+        wide = _Engine(model, self.graph, self.pairs, self.metric, kind, firsts, memory)
         which = sorted({i for i, _ in sample})
         here = [(which.index(i), b) for i, b in sample]
         some = [circuits[i] for i in which]

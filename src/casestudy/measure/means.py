@@ -15,6 +15,7 @@ from torch import Tensor
 
 from casestudy.behaviour.roles import PAIR_ROLES
 from casestudy.engine.cells import Values
+from casestudy.engine.packing import pack
 from casestudy.errors import MeasureError
 from casestudy.measure.pairs import Roles
 from casestudy.model.decoder import run
@@ -109,6 +110,15 @@ def _classes(
     return found
 
 
+def _together(reference: Tokens, most_tokens: int | None) -> list[list[int]]:
+    """Reference prompts that are run together."""
+    if most_tokens is None:
+        everything = list(range(len(reference)))
+        return [everything[i : i + _RUN_AT_ONCE] for i in range(0, len(everything), _RUN_AT_ONCE)]
+    lengths = reference.lengths.tolist()
+    return pack(lengths, fits=lambda n, longest, _: n * longest <= most_tokens)
+
+
 def class_means(
     model: Model,
     reference: Tokens,
@@ -116,6 +126,7 @@ def class_means(
     n_classes: int,
     keep: Sequence[Keep],
     read: Callable[[Trace], Mapping[Key, Float[Tensor, "batch pos ..."]]],
+    most_tokens: int | None = None,
 ) -> dict[Key, Float[Tensor, "n_classes ..."]]:
     """Means over all reference tokens of a class, as `token_classes` has them, in float64.
 
@@ -123,20 +134,22 @@ def class_means(
         known: each reference token's class.
         keep: what the runs over the reference keep.
         read: from a run to the activations that are averaged.
+        most_tokens: so many are run together at most, padding included; one prompt always is.
 
     Cost: a run of the reference, a few prompts at a time; only sums are held.
     """
     sums: dict[Key, Tensor] = {}
-    for start in range(0, len(reference), _RUN_AT_ONCE):
-        some = list(range(start, min(start + _RUN_AT_ONCE, len(reference))))
+    for some in _together(reference, most_tokens):
         part = reference[some].to(model.device)
         trace = run(model, part, keep=keep)
         which = known[some][:, : part.ids.shape[1]].to(model.device)
         for key, values in read(trace).items():
-            rows = values[which >= 0].double()
             if key not in sums:
-                sums[key] = rows.new_zeros(n_classes, *rows.shape[1:])
-            sums[key].index_add_(0, which[which >= 0], rows)
+                shape = (n_classes, *values.shape[2:])
+                sums[key] = values.new_zeros(shape, dtype=torch.float64)
+            for classes, rows in zip(which, values, strict=True):  # float64 of one prompt a time
+                there = classes >= 0
+                sums[key].index_add_(0, classes[there], rows[there].double())
     counts = known[known >= 0].bincount(minlength=n_classes).clamp(min=1).to(model.device)
     return {
         key: (total / counts.view(-1, *[1] * (total.ndim - 1))).to(model.dtype)

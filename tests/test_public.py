@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import numpy as np
 import pytest
 import torch
 
 import casestudy as cs
-from casestudy.errors import BehaviourError, PromptError, TokenError
+from casestudy.behaviour.prompts import QUESTION, prompts_given
+from casestudy.errors import BehaviourError, EditError, PromptError, SiteError, TokenError
+from casestudy.model.sites import check_layer, check_layers
 from casestudy.study.study import study
 
 TEXTS = ["It was late. She went home.", "He slept."]
@@ -169,6 +172,58 @@ def test_ids_are_taken_in_every_form_or_refused_by_name(toy_model: cs.Model) -> 
             cs.run(toy_model, bad)
     with pytest.raises(PromptError, match="no tokens"):
         cs.run(toy_model, np.array([], dtype=int))
+
+
+def test_a_behaviour_needs_no_name_and_no_question() -> None:
+    made = cs.Behaviour(prompts=(cs.Prompt("It was late."),))
+    assert (made.name, made.question) == ("prompts", QUESTION)
+    for given in ("It was late.", ["It was late."], made.prompts[0], made.prompts):
+        assert prompts_given(given) == made.prompts
+    with pytest.raises(BehaviourError, match="'mine' has no prompts"):
+        cs.Behaviour("mine")
+
+
+@pytest.mark.parametrize("layer", [(0, 1), [0], "0", 1.0])
+def test_a_layer_that_is_no_whole_number_is_refused(layer: object) -> None:
+    with pytest.raises(SiteError, match=re.escape(f"layer {layer!r}. Allowed: one layer, 0 to 3")):
+        inspect.unwrap(check_layer)(layer, 4)
+
+
+@pytest.mark.parametrize("layers", [1, "z"])
+def test_one_layer_where_several_are_meant_is_refused(layers: object) -> None:
+    with pytest.raises(SiteError, match=r"Allowed: several, as in \(0, 1\). Say \(0,\) for one"):
+        inspect.unwrap(check_layers)(layers, 4)
+
+
+@pytest.mark.parametrize("axis", ["batch", "pos", "head"])
+@pytest.mark.parametrize("index", ["0", 1.5, None, (0, "a"), ((0, 1), (1, 2)), (0.5,)])
+def test_what_is_no_index_is_refused(axis: str, index: object) -> None:
+    unchecked = inspect.unwrap(cs.Edit.replace.__func__)  # type: ignore[attr-defined]
+    with pytest.raises(EditError, match=rf"{axis} .* Allowed: a whole number, several"):
+        unchecked(cs.Edit, "z", 0, 0.0, **{axis: index})
+    with pytest.raises(EditError, match=r"a str as the value of z\. Allowed: a number"):
+        unchecked(cs.Edit, "z", 0, "a")
+
+
+def test_one_edit_and_one_site_need_no_list(toy_model: cs.Model) -> None:
+    edit = cs.Edit.zero("z", 0)
+    one = cs.run(toy_model, "It was late.", keep="pattern", edit=edit, logits="last")
+    several = cs.run(toy_model, "It was late.", keep=["pattern"], edit=[edit], logits="last")
+    assert one.logits is not None
+    assert several.logits is not None
+    torch.testing.assert_close(one.logits, several.logits, rtol=0, atol=0)
+    torch.testing.assert_close(one["pattern", 1], several["pattern", 1], rtol=0, atol=0)
+
+
+def test_an_empty_text_is_bos_alone(toy_model: cs.Model) -> None:
+    bos = toy_model.tokenizer.bos_id
+    assert bos is not None
+    runs = [cs.run(toy_model, given, logits="last") for given in ([""], "", [bos], [[bos]])]
+    assert [trace.tokens.rows() for trace in runs] == [[[bos]]] * 4
+    for trace in runs:
+        assert trace.logits is not None
+        assert runs[0].logits is not None
+        torch.testing.assert_close(trace.logits, runs[0].logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("axis", ["batch", "pos", "head"])

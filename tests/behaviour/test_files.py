@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 
 from casestudy.behaviour.classes import CAPITAL_MASS, STANDARD, ClassContrast, ClassSet, TokenClass
 from casestudy.behaviour.files import (
-    QUESTION,
     SETTINGS,
     find_behaviour,
     load_behaviour,
     write_behaviour,
 )
 from casestudy.behaviour.presets import preset, preset_names
-from casestudy.behaviour.prompts import Behaviour, Prompt, Role
+from casestudy.behaviour.prompts import QUESTION, Behaviour, Prompt, Role
 from casestudy.cli.options import read_behaviour
 from casestudy.errors import BehaviourError
 

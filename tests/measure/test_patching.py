@@ -6,19 +6,23 @@ import numpy as np
 import pytest
 import torch
 
+from casestudy.behaviour.prompts import Prompt
 from casestudy.engine.packing import Budget
-from casestudy.errors import MeasureError, SiteError
+from casestudy.errors import BehaviourError, MeasureError, SiteError
 from casestudy.measure.patching import (
+    By,
     Pairs,
     Patched,
     ablate,
     neurons,
     neurons_by_gradient,
     patch,
+    patch_prompts,
     subspace,
 )
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
+from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
 from tests.measure.worlds import D_MLP, D_MODEL, N_HEADS, VARIANTS, contrast, decoder, pairs
@@ -286,6 +290,28 @@ class TestBadInput:
         for by in ("position", "all"):
             with pytest.raises(MeasureError, match=r"pairs \[0, 1\] are of unequal length"):
                 patch(decoder(), Pairs(shorter, corrupted), contrast(2), "resid_pre", by=by)
+
+    @pytest.mark.parametrize("by", [None, "role", "position", "all"])
+    def test_pairs_of_unequal_length_say_what_would_do(
+        self, toy_model: Model, by: By | None
+    ) -> None:
+        """Both lengths, what aligns such a pair, and the option, whether or not roles do."""
+        with_roles = Prompt("It was late.", " He", " he", corrupted="It was very late.")
+        without = Prompt("The dog", " He", " he", corrupted="The big dogs")
+        lengths = r"clean.* 5 .*corrupted.* 6|6 corrupted and 5 clean"
+        if by != "role":
+            with pytest.raises(MeasureError, match=lengths) as told:
+                patch_prompts(toy_model, [with_roles], "resid_pre", by=by)
+            assert "roles align them: by='role', --by role" in str(told.value)
+        with pytest.raises(BehaviourError, match="has 3 tokens and the corrupted one 4") as told:
+            patch_prompts(toy_model, [without], "resid_pre", by=by)
+        assert "they share no role to align them" in str(told.value)
+        assert "by='last', --by last" in str(told.value)
+
+    def test_the_last_tokens_need_nothing_to_align_them(self, toy_model: Model) -> None:
+        pair = Prompt("The dog", " He", " he", corrupted="The big dogs")
+        found = patch_prompts(toy_model, [pair], "resid_pre", by="last")
+        assert np.isfinite(found.raw.values).all()
 
     def test_identical_prompts(self) -> None:
         clean, _ = pairs([5])

@@ -105,8 +105,7 @@ def test_an_authors_question_stays_the_title(tmp_path: Path) -> None:
 
 
 def test_the_general_questions_are_those_of_behaviours_without_one() -> None:
-    from casestudy.behaviour.files import QUESTION
-    from casestudy.behaviour.prompts import Behaviour
+    from casestudy.behaviour.prompts import QUESTION, Behaviour
 
     assert set(summary.GENERAL) == {QUESTION, Behaviour.of("x").question}
 

@@ -39,12 +39,19 @@ GIVEN = "given"
 NO_PARTNER = "no corrupted partner"
 """Why a prompt is not in that family, where it brings none."""
 
+NO_ROLE = "the edit changes the number of tokens and leaves no role to align by"
+"""Why a pair of unequal length is not in a family, where the two share no role from the first
+changed token on."""
+
 LEAST_HALVES = 0.2
 """Share of pairs that lose half, from which (lower end) a family undoes the behaviour: one pair of
 one, or half of ten."""
 
 LEAST_LOSS = 0.25
 """Mean loss, as a share of the contrast, from which (lower end) a family does."""
+
+Aligned = Literal["role", "last"]
+"""What prompts of unequal length may be compared at."""
 
 _RUN_AT_ONCE = 32
 
@@ -317,6 +324,7 @@ def propose(
     families: Sequence[Family] = FAMILIES,
     *,
     roles: Iterable[Role] = (),
+    aligned: Aligned = "role",
 ) -> Proposals:
     """Every family's edit of every prompt, aligned or excluded with the reason.
 
@@ -325,6 +333,8 @@ def propose(
         prompts: a prompt's own `corrupted` partner is the family "given".
         families: kinds of edit.
         roles: to align by, besides the standard ones.
+        aligned: what a pair of unequal length must share: a "role" from the first changed token
+            on, or nothing but its "last" token.
     """
     whole = [Prompt(p) if isinstance(p, str) else p for p in prompts]
     roles = tuple(roles)
@@ -340,7 +350,7 @@ def propose(
             try:
                 if text is None:
                     raise BehaviourError(lacks)
-                pairs.append(_aligned(model, name, i, prompt, text, roles))
+                pairs.append(_aligned(model, name, i, prompt, text, roles, aligned))
             except CasestudyError as problem:
                 # the tokenizer counts prompts within its call, which were of one
                 why = problem.came.removeprefix("prompt 0 ")
@@ -355,6 +365,7 @@ def _aligned(
     prompt: Prompt,
     text: str,
     roles: tuple[Role, ...],
+    by: Aligned,
 ) -> Counterfactual:
     """The pair, if its tokens correspond.
 
@@ -368,7 +379,7 @@ def _aligned(
     corrupted = Prompt(text)
     same = [a == b for a, b in zip(clean, edited, strict=False)]
     first = same.index(False) if False in same else len(same)
-    if len(clean) != len(edited):
+    if len(clean) != len(edited) and by == "role":
         here = roles_of(model.tokenizer, prompt, clean, roles)
         there = roles_of(model.tokenizer, corrupted, edited, roles)
         shared = [
@@ -377,9 +388,7 @@ def _aligned(
             if len(there.get(name, ())) == len(places) and places[-1] >= first
         ]
         if not shared:
-            raise BehaviourError(
-                "the edit changes the number of tokens and leaves no role to align by"
-            )
+            raise BehaviourError(NO_ROLE)
     return Counterfactual(
         family,
         index,

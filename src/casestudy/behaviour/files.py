@@ -29,12 +29,10 @@ from casestudy.behaviour.classes import (
     class_set,
 )
 from casestudy.behaviour.presets import preset, preset_names
-from casestudy.behaviour.prompts import AnswerRule, Behaviour, Prompt, Role, Take, Which
+from casestudy.behaviour.prompts import QUESTION, AnswerRule, Behaviour, Prompt, Role, Take, Which
 from casestudy.errors import BehaviourError, unknown
 
 SUFFIXES = (".toml", ".jsonl", ".csv")
-QUESTION = "Why does the model prefer this next token?"
-"""The question of a file that puts none."""
 SEPARATOR = ";"
 """Between the groups in a cell of a CSV file."""
 _ROLE = "role:"

@@ -7,7 +7,7 @@ corrupted partner and roles; what it does not bring is chosen or found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 AnswerRule = Literal["space-capital", "given", "classes"]
 Which = Literal["all", "first", "last", "not last"]
 Take = Literal["all", "first", "last"]
+
+
+QUESTION = "Why does the model prefer this next token?"
+"""The question of a behaviour that puts none."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,23 @@ class Prompt:
                 )
 
 
+def prompts_given(given: object) -> tuple[Prompt, ...]:
+    """A text or a prompt, or several of them, as prompts.
+
+    Raises: PromptError for what is neither.
+    """
+    several = [given] if isinstance(given, str | Prompt) else given
+    if not isinstance(several, Iterable):
+        raise PromptError(f"prompts {given!r}"[:100], allowed="texts or Prompts")
+    made = tuple(Prompt(one) if isinstance(one, str) else one for one in several)
+    for i, prompt in enumerate(made):
+        if not isinstance(prompt, Prompt):
+            raise PromptError(
+                f"prompt {i} is {prompt!r}"[:100], allowed="texts, Prompts, or a Behaviour"
+            )
+    return made
+
+
 @dataclass(frozen=True)
 class Behaviour:
     """A question and the prompts that put it.
@@ -124,7 +145,7 @@ class Behaviour:
     Attributes:
         name: short, for file names and the command line.
         question: the question in words, the report's title.
-        prompts: in order; results are labelled by index.
+        prompts: in order, as Prompts or texts; results are labelled by index.
         answers: "space-capital" takes each prompt's first space+Capital prediction and its
             lower-case form; "classes" the likeliest token of each of the two contrasted classes;
             both unless the prompt gives its own. "given" requires both.
@@ -140,9 +161,9 @@ class Behaviour:
             as that token; otherwise as the model does (see `read_by`).
     """
 
-    name: str
-    question: str
-    prompts: tuple[Prompt, ...]
+    name: str = "prompts"
+    question: str = QUESTION
+    prompts: tuple[Prompt, ...] = ()
     answers: AnswerRule = "space-capital"
     about: str = ""
     classes: ClassSet = STANDARD
@@ -153,6 +174,7 @@ class Behaviour:
     parse_special: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", prompts_given(self.prompts))
         if not self.prompts:
             raise BehaviourError(f"behaviour {self.name!r} has no prompts", allowed="at least one")
         if self.answers == "given":
@@ -236,14 +258,7 @@ class Behaviour:
         """
         if isinstance(prompts, Behaviour):
             return prompts
-        given = [prompts] if isinstance(prompts, str | Prompt) else list(prompts)
-        for i, prompt in enumerate(given):
-            if not isinstance(prompt, str | Prompt):
-                raise PromptError(
-                    f"prompt {i} is {prompt!r}"[:100], allowed="texts, Prompts, or a Behaviour"
-                )
-        made = tuple(Prompt(p) if isinstance(p, str) else p for p in given)
-        return cls("prompts", "What comes next?", made)
+        return cls("prompts", "What comes next?", prompts_given(prompts))
 
 
 MOST_SHOWN = 10

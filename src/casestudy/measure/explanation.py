@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import Counterfactual, propose
+from casestudy.behaviour.counterfactual import NO_ROLE, Counterfactual, propose
 from casestudy.behaviour.prompts import Prompt
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.errors import BehaviourError
@@ -213,7 +213,10 @@ def _partner(
         return None, None
     proposals = propose(model, [Prompt(prompt, corrupted=text)], ())
     if proposals.excluded or proposals.pairs[0].aligned != "position":
-        why = proposals.excluded[0].why if proposals.excluded else "another number of tokens"
+        why = proposals.excluded[0].why if proposals.excluded else NO_ROLE
+        if why == NO_ROLE:
+            lengths = model.tokenize([prompt, text]).lengths.tolist()
+            why = f"the prompt has {lengths[0]} tokens and the corrupted one {lengths[1]}"
         raise BehaviourError(
             f"the corrupted prompt does not fit: {why}",
             allowed="a partner of as many tokens, in which at least one token differs",

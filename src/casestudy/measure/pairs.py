@@ -145,18 +145,27 @@ def _roles_until(roles: Roles | None, rows: Sequence[Sequence[int]]) -> Roles | 
     ]
 
 
-def equal_lengths(a: Tokens, b: Tokens, what: str) -> None:
+UNEQUAL = (
+    "by role (roles align them: by='role', --by role); or the last token alone (by='last', "
+    "--by last)"
+)
+"""How pairs of unequal length can be patched."""
+
+
+def equal_lengths(
+    a: Tokens, b: Tokens, what: str, sides: tuple[str, str] = ("clean", "corrupted")
+) -> None:
     """Raise MeasureError, naming the pairs, where two sides differ in length and `what` cares."""
     lengths = zip(a.lengths.tolist(), b.lengths.tolist(), strict=True)
     unequal = [(i, m, n) for i, (m, n) in enumerate(lengths) if m != n]
     if unequal:
-        listed = ", ".join(f"{m} and {n}" for _, m, n in unequal[:5])
+        here, there = (f" {side}" if side else "" for side in sides)
+        listed = ", ".join(f"{m}{here} and {n}{there}" for _, m, n in unequal[:5])
         listed += ", …" if len(unequal) > 5 else ""
         raise MeasureError(
             f"the pairs {[i for i, _, _ in unequal]} are of unequal length ({listed} tokens); "
             f"{what} needs as many on both sides",
-            allowed="pairs of as many tokens; by role (roles align them: by='role', --by role); or "
-            "the last token alone (by='last', --by last)",
+            allowed=f"pairs of as many tokens; {UNEQUAL}",
         )
 
 

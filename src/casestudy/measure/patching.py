@@ -28,7 +28,7 @@ from torch import Tensor
 
 from casestudy.behaviour.answers import choose_answers
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import propose
+from casestudy.behaviour.counterfactual import NO_ROLE, Excluded, propose
 from casestudy.behaviour.prompts import AnswerRule, Prompt
 from casestudy.engine.cells import Cell, Place, Values
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
@@ -37,6 +37,7 @@ from casestudy.engine.sweep import Sweep, sweep
 from casestudy.errors import BehaviourError, MeasureError, SiteError, one_of
 from casestudy.measure.means import mean_values
 from casestudy.measure.pairs import (
+    UNEQUAL,
     Direction,
     Pairs,
     Roles,
@@ -49,7 +50,7 @@ from casestudy.measure.patched import Patched, patched
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
-from casestudy.model.sites import Site, check_layer
+from casestudy.model.sites import Site, check_layers
 from casestudy.model.tokens import Tokens
 from casestudy.results import names
 from casestudy.results.result import Axis, Grid
@@ -153,10 +154,9 @@ def patch_prompts(
     Raises: as `patch`; BehaviourError for a prompt without a partner, a pair whose tokens do not
         correspond, and a prompt without an answer.
     """
-    proposals = propose(model, prompts, ())
+    proposals = propose(model, prompts, (), aligned="last" if by == "last" else "role")
     if not proposals.pairs or proposals.excluded:
-        why = "; ".join(f"prompt {e.index}: {e.why}" for e in proposals.excluded)
-        raise BehaviourError(why or "no prompt", allowed="prompts with a corrupted partner")
+        raise _not_paired(model, prompts, proposals.excluded)
     pairs = pairs_of(model, proposals.pairs)
     pairs = pairs if readout == -1 else pairs.until(readout)
     logits = run(model, pairs.clean, logits="last").logits
@@ -188,6 +188,30 @@ def patch_prompts(
     return replace(
         found, raw=_with_tokens(found.raw, tokens), known=_with_tokens(found.known, tokens)
     )
+
+
+def _not_paired(
+    model: Model, prompts: Sequence[Prompt], excluded: Sequence[Excluded]
+) -> BehaviourError:
+    """The error for prompts whose partners do not correspond, with both lengths where they tell."""
+    lines = []
+    for one in excluded:
+        prompt, why = prompts[one.index], one.why
+        if why == NO_ROLE and prompt.corrupted is not None:
+            clean, corrupted = model.tokenize([prompt.text, prompt.corrupted]).lengths.tolist()
+            why = (
+                f"the clean prompt has {clean} tokens and the corrupted one {corrupted}, and from "
+                "the first token that differs they share no role to align them"
+            )
+        lines.append(f"prompt {one.index}: {why}")
+    unequal = any(one.why == NO_ROLE for one in excluded)
+    return BehaviourError(
+        "; ".join(lines) or "no prompt",
+        allowed=f"pairs of as many tokens; {UNEQUAL}" if unequal else _PARTNERS,
+    )
+
+
+_PARTNERS = "prompts with a corrupted partner"
 
 
 def _with_tokens(grid: Grid, tokens: Sequence[str]) -> Grid:
@@ -336,8 +360,7 @@ def ablate(
     else:
         reference = tokens if reference is None else reference
         reference_roles = roles if reference is tokens else reference_roles
-        every = range(model.config.n_layers) if layers is None else layers
-        wanted = [check_layer(layer, model.config.n_layers) for layer in every]
+        wanted = check_layers(layers, model.config.n_layers)
         source = mean_values(model, site, wanted, tokens, roles, reference, reference_roles)
         about = f"{site.value} set to its mean over {len(reference)} prompts, by role or position."
     axis, places = _places(by, sides)
@@ -412,7 +435,7 @@ def _places(by: By, sides: Sides) -> tuple[Axis | None, list[Place]]:
         names = _in_text_order(sides.base_roles)
         places = [_role(name, sides.base_roles, sides.source_roles) for name in names]
         return Axis("role", names), places
-    equal_lengths(base, source, f"patching by {by}")
+    equal_lengths(base, source, f"patching by {by}", sides.about)
     if by == "all":
         return None, [Place.everywhere(base)]
     longest = int(base.lengths.max())
@@ -450,11 +473,7 @@ def _cells(
 ) -> tuple[list[Cell], tuple[Axis, ...]]:
     """The cells of a site's grid in the order of its axes."""
     if site.layered:
-        chosen: Sequence[int | None] = (
-            range(config.n_layers)
-            if layers is None
-            else [check_layer(layer, config.n_layers) for layer in layers]
-        )
+        chosen: Sequence[int | None] = check_layers(layers, config.n_layers)
         axes = [Axis("layer", tuple(map(str, chosen)))]
     elif layers is not None:
         raise SiteError(f"{site.value} has no layers")

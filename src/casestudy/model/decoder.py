@@ -38,8 +38,8 @@ def run(
     model: Model,
     tokens: Tokens | str | Sequence[str] | IdRows,
     *,
-    keep: Iterable[Keep | Site | str] = (),
-    edit: Iterable[Edit] = (),
+    keep: Iterable[Keep | Site | str] | Keep | Site = (),
+    edit: Iterable[Edit] | Edit = (),
     logits: Logits = "none",
     grad: bool = False,
 ) -> Trace:
@@ -50,7 +50,7 @@ def run(
         tokens: `model.tokenize(...)`, a text or texts (tokenised with the model's BOS rule), or ids
             of one prompt or several, as lists, an array or a tensor (taken as they are: no BOS).
         keep: sites to keep, in all layers or as `Site("z").at(layers=3, last=True)`.
-        edit: changes to activations, applied in order.
+        edit: changes to activations, applied in order; one or several, as with `keep`.
         logits: "none", at each prompt's "last" token, or at "all" positions.
         grad: build an autograd graph, from the embeddings on. What is kept at every position is
             part of it; what is kept at the last tokens alone is read off it.
@@ -66,7 +66,8 @@ def run(
         tokens = _read(model, tokens)
     tokens = tokens.to(model.device)
     _check_fit(model.config, tokens)
-    edits = tuple(edit)
+    keep = (keep,) if isinstance(keep, str | Site | Keep) else keep
+    edits = (edit,) if isinstance(edit, Edit) else tuple(edit)
     tap = Tap(model.config.n_layers, keep, edits, tokens.last)
     with torch.set_grad_enabled(grad):
         x = _embed(model.config, model.weights, tokens.ids, tap, grad)

@@ -64,7 +64,7 @@ class Edit:
         site = Site(site)
         chosen = {"batch": batch, "pos": pos, "head": head}
         where = {
-            _axis(site, axis): index
+            _axis(site, axis): _along(axis, index)
             for axis, index in chosen.items()
             if not (isinstance(index, slice) and index == EVERYTHING)
         }
@@ -73,17 +73,17 @@ class Edit:
                 f"pos {pos!r} counts from the end, where prompts of unequal length are padded",
                 allowed="positions from 0",
             )
+        _check_value(site, value)
 
         def put(x: Tensor) -> Tensor:
             mask = torch.ones((), dtype=torch.bool, device=x.device)
             for dim, index in where.items():
                 along = torch.zeros(x.shape[dim], dtype=torch.bool, device=x.device)
                 try:
-                    # a tuple would index several axes, where positions along one are meant
-                    along[list(index) if isinstance(index, tuple) else index] = True
+                    along[index] = True
                 except IndexError as error:
                     raise EditError(
-                        f"index {index} along {site.axes[dim]} of {site.value}",
+                        f"index {_listed(index)} along {site.axes[dim]} of {site.value}",
                         allowed=f"0 to {x.shape[dim] - 1}",
                     ) from error
                 mask = mask & along.view([-1 if i == dim else 1 for i in range(x.ndim)])
@@ -117,11 +117,45 @@ def _axis(site: Site, axis: str) -> int:
     raise EditError(f"{site.value} has no axis {axis}", allowed=", ".join(site.axes))
 
 
-def _counts_from_the_end(index: Index) -> bool:
+def _along(axis: str, index: object) -> slice | Tensor:
+    """An index along one axis, however it was given: a tuple alone would index several axes.
+
+    Raises: EditError for what is no index.
+    """
+    if isinstance(index, slice):
+        return index
+    try:
+        numbers = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError) as error:  # as torch has it, by what came
+        raise EditError(f"{axis} {index!r}", allowed=_INDEX) from error
+    numbers = numbers if numbers.numel() else numbers.long()
+    if numbers.ndim > 1 or numbers.is_floating_point():
+        raise EditError(f"{axis} {index!r}", allowed=_INDEX)
+    return numbers
+
+
+_INDEX = "a whole number, several (list, tuple, array, tensor), a slice, or True and False for each"
+
+
+def _listed(index: slice | Tensor) -> object:
+    return index.tolist() if isinstance(index, Tensor) else index
+
+
+def _check_value(site: Site, value: object) -> None:
+    """Raises: EditError for what is neither a number nor an array of numbers."""
+    try:
+        torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EditError(
+            f"a {type(value).__name__} as the value of {site.value}", allowed="a number or a tensor"
+        ) from error
+
+
+def _counts_from_the_end(index: object) -> bool:
     if isinstance(index, slice):
         return any(end is not None and end < 0 for end in (index.start, index.stop))
-    numbers = torch.as_tensor(index)
-    return numbers.dtype != torch.bool and bool((numbers < 0).any())
+    numbers = _along("pos", index)
+    return isinstance(numbers, Tensor) and numbers.dtype != torch.bool and bool((numbers < 0).any())
 
 
 def apply_edits(edits: Sequence[Edit], x: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ and whether at every position or only at each prompt's last. Names are the field
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from operator import index
 
 from casestudy.errors import SiteError, unknown
 
@@ -160,18 +161,36 @@ class Keep:
                     allowed="no layer",
                 )
             return [(self.site, None)]
-        layers = range(n_layers) if self.layers is None else self.layers
-        return [(self.site, check_layer(layer, n_layers)) for layer in layers]
+        return [(self.site, layer) for layer in check_layers(self.layers, n_layers)]
 
 
 def check_layer(layer: int, n_layers: int) -> int:
     """The layer's index counted from the start; negative layers count from the end.
 
-    Raises: SiteError when the model has no such layer.
+    Raises: SiteError when the model has no such layer, and for what is no whole number.
     """
-    if not -n_layers <= layer < n_layers:
-        raise SiteError(f"layer {layer}", allowed=f"0 to {n_layers - 1} (or -1 for the last)")
-    return layer % n_layers
+    allowed = f"0 to {n_layers - 1} (or -1 for the last)"
+    try:
+        whole = index(layer)
+    except TypeError as error:
+        raise SiteError(f"layer {layer!r}", allowed=f"one layer, {allowed}") from error
+    if not -n_layers <= whole < n_layers:
+        raise SiteError(f"layer {whole}", allowed=allowed)
+    return whole % n_layers
+
+
+def check_layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:
+    """Several layers' indices counted from the start; all layers for None.
+
+    Raises: SiteError as `check_layer`, and for a single layer.
+    """
+    if layers is None:
+        return list(range(n_layers))
+    if not isinstance(layers, Iterable) or isinstance(layers, str):
+        raise SiteError(
+            f"layers {layers!r}", allowed="several, as in (0, 1)", hint="Say (0,) for one"
+        )
+    return [check_layer(layer, n_layers) for layer in layers]
 
 
 def address_name(site: Site, layer: int | None) -> str:

@@ -186,11 +186,13 @@ def check_layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:
     """
     if layers is None:
         return list(range(n_layers))
-    if not isinstance(layers, Iterable) or isinstance(layers, str):
+    try:
+        several = list(layers)
+    except TypeError as error:
         raise SiteError(
             f"layers {layers!r}", allowed="several, as in (0, 1)", hint="Say (0,) for one"
-        )
-    return [check_layer(layer, n_layers) for layer in layers]
+        ) from error
+    return [check_layer(layer, n_layers) for layer in several]
 
 
 def address_name(site: Site, layer: int | None) -> str:

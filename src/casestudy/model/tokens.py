@@ -472,7 +472,7 @@ class Tokenizer:
                 "special",
                 f"{text[:40]!r} holds the text of {count} ({names}), which is "
                 f"read as plain characters, {len(plain) - len(parsed) + len(found)} tokens; "
-                "model.with_special() reads it as special tokens",
+                "--parse-special (model.with_special()) reads it as special tokens",
             ),
         )
 

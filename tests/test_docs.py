@@ -190,7 +190,7 @@ def test_the_flagship_page_has_the_studys_figures(tmp_path: Path) -> None:
         f"the same contrast is {signed(float(lower.values))}",
         f"The MLP layers write {signed(kinds[0])}, b_U {signed(terms['final norm bias (b_U)'])}, "
         f"and the attention layers {signed(kinds[1])} in sum",
-        f"No head's direct share exceeds {number(float(heads.values[:, :-1].max()), 2)}",
+        f"No head's direct contribution exceeds {number(float(heads.values[:, :-1].max()), 2)}",
         f"gives {number(float(controls.select(control='b_U').values))} of the "
         f"{number(float(difference.values))}",
         f"prefers these answers by {number(float(controls.select(control='unigram').values))}",
@@ -209,4 +209,4 @@ def test_the_flagship_page_has_the_studys_figures(tmp_path: Path) -> None:
     ]
     nodes = {row["node"]: row for row in study.tables["circuit.nodes"].rows()}
     assert all(nodes[name]["faithfulness_without"] < 0.1 for name in ("head 0.2", "mlp 0"))
-    assert abs(float(heads.select(layer="0", head="2").values)) < 0.01  # "next to nothing"
+    assert abs(float(heads.select(layer="0", head="2").values)) < 0.01  # "almost zero"

@@ -47,7 +47,7 @@ def command_line() -> str:
         lines.append(f"| [`casestudy {name}`](#casestudy-{name}) | {_first(function)} |")
     lines += [
         "",
-        "Results go to stdout, talk and progress to stderr. What `--json` prints is in "
+        "Results go to stdout, messages and progress to stderr. What `--json` prints is in "
         "[JSON output](json.md).",
         "",
         *_exit_codes(),
@@ -68,19 +68,19 @@ def json_output() -> str:
     lines = [
         "# JSON output",
         "",
-        "With `--json` every command prints one object to stdout and nothing else there. Its first "
+        "With `--json` every command prints one object to stdout, and nothing else. Its first "
         f'keys are `schema`, such as `"casestudy.explain"`, and `version`, now {schema.VERSION}. '
-        "Within a version, keys are only added; renaming or removing one, or changing what it "
-        "means, counts the version up. Read the keys you know, and ignore others.",
+        "Within a version, keys are only added. If a key is renamed, removed or changes its "
+        "meaning, the version increases. Read the keys you know, and ignore others.",
         "",
-        "Ranks start at 1. Logits and logit differences are natural: a difference of 1 is a ratio "
-        "of probabilities of e. What was not measured is absent or null, never 0. How to use these "
-        "is in [For programs](../for-programs.md).",
+        "Ranks start at 1. Logits use the natural logarithm: a logit difference of 1 is a ratio "
+        "of probabilities of e. A value that was not measured is absent or null, never 0. "
+        "[For programs](../for-programs.md) shows how to use the output.",
         "",
         *_exit_codes(),
     ]
     for command, keys in schema.KEYS.items():
-        lines += [f"## casestudy {command} --json", "", "| key | what it holds |", "| --- | --- |"]
+        lines += [f"## casestudy {command} --json", "", "| key | what it is |", "| --- | --- |"]
         lines += [f"| `{key}` | {meaning} |" for key, meaning in keys.items()]
         lines.append("")
     return "\n".join(lines)
@@ -161,8 +161,8 @@ def python() -> str:
     lines = [
         "# Python",
         "",
-        "`import casestudy as cs` brings every name on this page except the modules at its end. "
-        "Importing loads no torch; a name is fetched from its room when it is first used.",
+        "`import casestudy as cs` has every name on this page except the modules at its end. "
+        "Importing casestudy loads no torch; each name is imported when it is first used.",
         "",
     ]
     places = {name: room for room, names in casestudy._ROOMS.items() for name in names}
@@ -172,7 +172,13 @@ def python() -> str:
         lines += [f"## {title}", ""]
         for name in found:
             lines += [f"::: {places[name]}.{name}", ""]
-    lines += ["## Modules", "", "What is used less often is imported from where it lives.", ""]
+    lines += [
+        "## Modules",
+        "",
+        "Import less common names from their modules. The docstring of `casestudy.engine` is the "
+        "glossary of the engine's terms.",
+        "",
+    ]
     for module in MODULES:
         lines += [f"::: {module}", ""]
     lines += ["## Every module, and the question it answers", ""]
@@ -191,18 +197,19 @@ MODULES = (
     "casestudy.circuits.paths",
     "casestudy.behaviour.counterfactual",
     "casestudy.behaviour.mining",
+    "casestudy.engine",
 )
-"""Documented whole, since notebooks import from them."""
+"""Documented as a whole: notebooks import from them, and `engine` is the glossary."""
 
 DESCRIBED = ("model", "behaviour", "measure", "study")
-"""Rooms whose modules somebody may want to build on."""
+"""Rooms whose modules a user may want to build on."""
 
 ROOMS = {
     "Models": ("casestudy.model.",),
     "Behaviours": ("casestudy.behaviour.",),
     "Measurements": ("casestudy.measure.",),
     "Studies": ("casestudy.study.",),
-    "Elsewhere": ("casestudy.compat.", "casestudy.show."),
+    "Other": ("casestudy.compat.", "casestudy.show."),
 }
 
 

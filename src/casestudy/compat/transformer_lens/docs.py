@@ -1,9 +1,9 @@
-"""What is each TransformerLens name called here? Prints docs/coming-from-transformerlens.md.
+"""What is each TransformerLens name in casestudy? Prints docs/coming-from-transformerlens.md.
 
     python -m casestudy.compat.transformer_lens.docs > docs/coming-from-transformerlens.md
 
-The page is made from the tables that the code itself uses, so that it says what the code does; a
-test fails where the file is not what this prints.
+The page is made from the tables that the code uses, so it describes what the code does. A test
+fails if the file differs from this output.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Call:
     """One name of the library.
 
     Attributes:
-        theirs: as a notebook writes it; the part before "(" is looked up in a test.
-        native: the same in casestudy's words; empty where there is no need for it.
-        note: where it differs.
+        theirs: as a notebook writes it; a test looks up the part before "(".
+        native: the same with casestudy's own functions; empty where it is not needed.
+        note: the differences.
     """
 
     theirs: str
@@ -42,16 +42,16 @@ _MODEL = (
     Call(
         'HookedTransformer.from_pretrained("gpt2-small")',
         'cs.load("gpt2")',
-        "also a directory, a hub id, or `tiny`, the bundled model; weights are rewritten as the "
-        "arguments say, natively never",
+        "also a directory, a hub id, or `tiny`, the bundled model; rewrites the weights as the "
+        "arguments say; `cs.load` never does",
     ),
     Call(
         "HookedTransformer.from_pretrained_no_processing(name)",
         "cs.load(name)",
     ),
-    Call("HookedTransformer.of(model)", "", "a `Model` of casestudy's under these names"),
+    Call("HookedTransformer.of(model)", "", "gives a casestudy `Model` these names"),
     Call("model.cfg.n_layers", "model.config.n_layers"),
-    Call("model.to_tokens(prompts)", "model.tokenize(prompts)", "nothing is cut off unasked"),
+    Call("model.to_tokens(prompts)", "model.tokenize(prompts)", "no truncation by default"),
     Call("model.to_str_tokens(text)", "model.tokenizer.strings(ids)"),
     Call("model.to_string(ids)", "model.tokenizer.backend.decode(ids)"),
     Call('model.to_single_token(" He")', 'model.tokenizer.single(" He")'),
@@ -60,7 +60,7 @@ _MODEL = (
     Call(
         "model.tokens_to_residual_directions(tokens)",
         "Contrast.directions(model.weights)",
-        "b_U is no part of it: the ledger has it as a row",
+        "does not include b_U, which is a row of the ledger",
     ),
     Call("model.forward(tokens)", 'cs.run(model, prompts, logits="all")', "or `model(tokens)`"),
     Call("model.run_with_cache(tokens)", "cs.run(model, prompts, keep=[...])"),
@@ -68,9 +68,11 @@ _MODEL = (
     Call("model.hooks(fwd_hooks=[...])", "cs.run(model, prompts, edit=[...])"),
     Call("model.add_hook(name, function)", "cs.Edit(site, layer, function)"),
     Call("model.add_perma_hook(name, function)", "cs.Edit(site, layer, function)"),
-    Call("model.reset_hooks()", "", "nothing stays behind on a model natively"),
+    Call("model.reset_hooks()", "", "not needed: `cs.run` leaves no hook on a model"),
     Call(
-        "model.generate(text)", "", "computed anew at every step; `use_past_kv_cache` is accepted"
+        "model.generate(text)",
+        "",
+        "computes all positions at each step; `use_past_kv_cache` is accepted",
     ),
     Call("model.W_U", "model.weights.W_U", "and `W_E W_pos b_U`"),
     Call("model.W_Q", "model.weights.blocks[l].attn.W_Q", "and `W_K W_V W_O b_Q b_K b_V b_O`"),
@@ -81,7 +83,8 @@ _MODEL = (
     Call(
         "model.set_use_attn_result(True)",
         "",
-        "and its three like: needed only for what is cached unasked; a name is always honoured",
+        "and the three similar calls: needed only for a cache without a filter; a named hook is "
+        "always computed",
     ),
     Call("model.state_dict()", "model.weights.named()"),
     Call("model.to(device)", "model.to(device)"),
@@ -97,7 +100,7 @@ _CACHE = (
     Call(
         "cache.logit_attrs(stack, tokens)",
         "cs.ledger(model, behaviour)",
-        "the ledger's terms sum to the logit difference, b_U among them",
+        "the ledger's terms, which include b_U, sum to the logit difference",
     ),
     Call("cache.stack_activation(name)", "trace[site, l] of each layer"),
     Call("cache.compute_head_results()", 'keep=["result"]'),
@@ -114,7 +117,7 @@ _UTILS = (
     Call("utils.lm_accuracy(logits, tokens)", ""),
     Call("utils.sample_logits(logits)", ""),
     Call("utils.Slice(input)", ""),
-    Call("FactoredMatrix(A, B)", "", "`.svd() .eigenvalues .AB .norm()` and the rest"),
+    Call("FactoredMatrix(A, B)", "", "`.svd() .eigenvalues .AB .norm()` and the others"),
 )
 
 _PATCHING = (
@@ -133,11 +136,11 @@ _PATCHING = (
         'patch(model, pairs, contrast, "z")',
         "and `q`, `k`, `v`, `pattern`",
     ),
-    Call("patching.get_act_patch_attn_head_pattern_dest_src_pos", "", "a full run per entry"),
+    Call("patching.get_act_patch_attn_head_pattern_dest_src_pos", "", "one full run per entry"),
     Call("patching.get_act_patch_block_every", "patch(...) for each site"),
     Call("patching.get_act_patch_attn_head_all_pos_every", "patch(...) for each site"),
     Call("patching.get_act_patch_attn_head_by_pos_every", "patch(...) for each site"),
-    Call("patching.generic_activation_patch", "patch(...)", "with setters of your own too"),
+    Call("patching.generic_activation_patch", "patch(...)", "also with your own setters"),
 )
 
 CALLS = (*_MODEL, *_CACHE, *_UTILS, *_PATCHING)
@@ -157,49 +160,49 @@ _TOP = """\
 <!-- Made by `python -m casestudy.compat.transformer_lens.docs`; a test fails when it is stale. -->
 # Coming from TransformerLens
 
-TransformerLens 4.0 removed `HookedTransformer`; 3.9.0 is the last version that has it. A notebook
-written for it runs here with its import lines changed and nothing else:
+TransformerLens 4.0 removed `HookedTransformer`; 3.9.0 is the last version that has it. To run a
+notebook written for it, change its import lines and nothing else:
 
     from casestudy.compat.transformer_lens import ActivationCache, HookedTransformer
     from casestudy.compat.transformer_lens import patching, utils
 
-`FactoredMatrix` and `HookPoint` are there too, and the modules `utils`, `patching` and
-`hook_points` can be imported as such. circuitsvis, plotly, einops and fancy_einsum stay what they
-are.
+`FactoredMatrix` and `HookPoint` can be imported too, and so can the modules `utils`, `patching` and
+`hook_points`. Keep the imports of circuitsvis, plotly, einops and fancy_einsum.
 
-Values are 3.9.0's `HookedTransformer`'s: every hook of a random GPT-2 at full size agrees to 1e-4
-(the largest gap was 2e-6), and so does 4.3's `TransformerBridge` in its compatibility mode.
-Weights refactored by SVD have free signs; with `refactor_factored_attn_matrices=True` scores,
-patterns, products and logits agree.
+The values equal those of `HookedTransformer` in 3.9.0: for a GPT-2 of full size with random weights
+every hook agrees to 1e-4 (the largest gap was 2e-6). They also agree with `TransformerBridge` of
+4.3 in its compatibility mode. An SVD determines signs only up to a choice. So with
+`refactor_factored_attn_matrices=True` scores, patterns, products and logits agree, and single
+weights may differ in sign.
 
 ## What is different
 
-- **A name that does not exist is an error**: a hook or a `names_filter` on it, an attribute, an
-  argument. The message says what there is.
-- **No mode has to be set.** `hook_result`, `hook_q_input` and its like, `hook_attn_in` and
-  `hook_mlp_in` are computed wherever they are named. The `set_use_*` calls and `cfg.use_*` fields
-  say whether a cache without a filter, or a filter that accepts other names too, has them.
-- **Padding on the left** gives the shapes it always gave, the last column being each prompt's
-  last token, and the values of each prompt run alone. What stands at a padded position is finite
-  and means nothing; a padded query's row of a pattern is 0. A matrix of ids that `to_tokens` did
-  not make is read as TransformerLens reads it: where padding and BOS are the same token, the last
-  of them is BOS unless `prepend_bos=False` is said.
-- **Nothing is cut off.** A prompt longer than `cfg.n_ctx` is an error; `to_tokens(truncate=True)`
-  cuts.
-- **Hooks may write into what they are given**, or return a replacement of the same shape. Each
-  has a copy of its own.
-- **Gradients** are on while a backward hook hangs on the model, whatever
-  `torch.set_grad_enabled(False)` was said, and as they were when the last is taken off.
-  Activations have gradients; weights have none. `run_with_hooks(bwd_hooks=...)` would take them
-  off before a backward pass, and is refused unless `reset_hooks_end=False`.
-- **The first norm of a layer is met once.** TransformerLens calls `ln1` for queries, keys and
-  values, so that a gradient kept at `ln1.hook_scale` is that of the last; here it is the whole.
-  Where hooks hang on both the split inputs and `ln1`, it is called three times here too, with an
-  axis `head`.
-- **`patching`** computes only what a patch changes, wherever the metric reads the last position
-  alone. Where heads share keys and values, entries of `..._every` that are no head's are NaN, not
-  0.
-- `past_kv_cache` is refused; `generate` computes every step anew.
+- **A name that does not exist is an error**: a hook name, a `names_filter`, an attribute or an
+  argument. The message lists the names that exist.
+- **No mode has to be set.** `hook_result`, `hook_q_input`, `hook_k_input`, `hook_v_input`,
+  `hook_attn_in` and `hook_mlp_in` are computed whenever you name them. The `set_use_*` calls and
+  `cfg.use_*` fields only decide whether a cache contains them if it has no filter, or a filter that
+  accepts other names too.
+- **Padding on the left** gives the same shapes as TransformerLens: the last column is each prompt's
+  last token. The values are those of each prompt run alone. Values at padded positions are finite
+  and have no meaning; a pattern's row of a padded query is 0. A matrix of ids that does not come
+  from `to_tokens` is read as in TransformerLens: if padding and BOS are the same token, the last of
+  these tokens is BOS, unless you pass `prepend_bos=False`.
+- **Prompts are not truncated.** A prompt longer than `cfg.n_ctx` is an error;
+  `to_tokens(truncate=True)` truncates.
+- **A hook may change its tensor in place**, or return a replacement of the same shape. Each hook
+  gets a copy of its own.
+- **Gradients** are enabled while a backward hook is on the model, even after
+  `torch.set_grad_enabled(False)`. The earlier setting returns when the last backward hook is
+  removed. Activations have gradients; weights have none. `run_with_hooks(bwd_hooks=...)` would
+  remove its hooks before a backward pass, so it is refused unless `reset_hooks_end=False`.
+- **The first norm of a layer is computed once.** TransformerLens calls `ln1` three times, for
+  queries, keys and values, so a gradient cached at `ln1.hook_scale` is that of the last call; here
+  it is the sum. If there are hooks on both the split inputs and `ln1`, `ln1` is called three times
+  here too, with an axis `head`.
+- **`patching`** computes only what a patch changes, if the metric reads only the last position. If
+  heads share keys and values, entries of `..._every` that belong to no head are NaN, not 0.
+- `past_kv_cache` is refused; `generate` computes all positions at every step.
 """
 
 
@@ -212,8 +215,9 @@ def _hooks() -> str:
     lines = [
         "## Hook names",
         "",
-        "Cached by the full name or by the short one; natively `trace = cs.run(model, prompts, "
-        "keep=[site])`. The axes are the tensor's; `flag` is what TransformerLens wants set first.",
+        "A cache accepts the full name and the short name. In casestudy's own interface: "
+        "`trace = cs.run(model, prompts, keep=[site])`. `axes` are the axes of the tensor; `flag` "
+        "is the setting that TransformerLens needs for this hook.",
         "",
         "| TransformerLens | from a cache | casestudy | axes | models | flag |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -226,9 +230,10 @@ def _hooks() -> str:
         )
     lines += [
         "",
-        "`hook_normalized` lies before a norm's weight and bias, casestudy's site after them; once "
-        "`fold_ln` has folded them away the two are one. `hook_attn_in` is what queries, keys and "
-        "values all read; natively it has no axis `head`.",
+        "`hook_normalized` is the value before a norm's weight and bias, and casestudy's site the "
+        "value after them; with `fold_ln` they are equal. `hook_attn_in` is the input of queries, "
+        "keys and "
+        'values; `trace["attn_in", l]` has no axis `head`.',
         "",
     ]
     return "\n".join(lines)
@@ -238,9 +243,9 @@ def _calls() -> str:
     lines = [
         "## Calls",
         "",
-        "`import casestudy as cs`; `patch` is `casestudy.measure.patching.patch`.",
+        "`import casestudy as cs`; `patch` is `cs.patch`.",
         "",
-        "| TransformerLens, as it is here too | natively | |",
+        "| TransformerLens (works here too) | casestudy | note |",
         "| --- | --- | --- |",
     ]
     for call in CALLS:
@@ -251,10 +256,10 @@ def _calls() -> str:
 
 def _refused() -> str:
     lines = [
-        "## Refused by name",
+        "## Names that are refused",
         "",
-        "Each raises an error that names it and says what to do instead. `cfg` can be read, and "
-        "only its requests set: "
+        "Each of these names raises an error that says what to use instead. All fields of `cfg` "
+        "can be read; only these can be set: "
         f"{', '.join(f'`{name}`' for name in config._REQUESTS)}.",
         "",
         "| where | name | instead |",

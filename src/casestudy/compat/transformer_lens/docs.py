@@ -232,8 +232,7 @@ def _hooks() -> str:
         "",
         "`hook_normalized` is the value before a norm's weight and bias, and casestudy's site the "
         "value after them; with `fold_ln` they are equal. `hook_attn_in` is the input of queries, "
-        "keys and "
-        'values; `trace["attn_in", l]` has no axis `head`.',
+        'keys and values; `trace["attn_in", l]` has no axis `head`.',
         "",
     ]
     return "\n".join(lines)

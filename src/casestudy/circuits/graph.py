@@ -457,15 +457,18 @@ class Circuit:
         A head is entered through any of its inputs.
         """
         graph, mask = self.graph, self.mask.copy()
+        fed_by = np.ascontiguousarray(graph.feeds.T)
+        entering = mask.sum(0)  # edges by receiver
         for s in range(1, len(graph.senders)):  # senders come in the order they are computed
-            if not mask[:, graph.feeds[:, s]].any():
+            if not entering[fed_by[s]].any():
+                entering -= mask[s]
                 mask[s] = False
         useful = np.zeros(len(graph.receivers), dtype=bool)
         useful[-1] = True
         for s in range(len(graph.senders) - 1, 0, -1):
             mask[s] &= useful
             if mask[s].any():
-                useful |= graph.feeds[:, s]
+                useful |= fed_by[s]
         mask[0] &= useful
         mask &= useful[None]
         return Circuit(graph, mask)

@@ -1,1 +1,1 @@
-"""What is asked of a model: prompts, contrasts, classes, roles, counterfactuals."""
+"""The question and its prompts: contrasts, token classes, roles, counterfactuals."""

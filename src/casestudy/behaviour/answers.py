@@ -1,12 +1,13 @@
-"""Which answer does a prompt get, and what is it weighed against?
+"""Which answer does a prompt get, and which counterpart is it compared with?
 
-By the flagship's rule, the answer is the model's first space+Capital prediction by rank, and its
-counterparts are the same word in lower case (" he"), without the space ("He"), and both ("he"). A
-candidate whose counterpart is not one token, or whose word has no lower-case twin, is passed over,
-and listed with the reason. Where a vocabulary has no words without their space, the counterparts
-without it do not exist, and are not asked for. By the rule of classes, answer and counterpart are
-the likeliest tokens of two classes. A prompt that brings its own answer or counterpart keeps it, as
-the token by which it continues the prompt. What is chosen by id stays that id.
+With the rule "space-capital", the answer is the most probable token that is a space and a
+capitalised word. Its counterparts are the same word in lower case (" he"), without the space
+("He"), and both ("he"). If a counterpart is not one token, or the word has no lower-case form, the
+rule takes the next candidate, and lists the skipped one with the reason. If a vocabulary has no
+words without a space, the counterparts without a space do not exist and are left out. With the rule
+"classes", answer and counterpart are the most probable tokens of two classes. An answer or
+counterpart that a prompt has is used under every rule, as the token that continues the prompt. A
+token given by id stays that id.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ FORMS = ("lowercase", "no_space", "lowercase_no_space")
 
 @dataclass(frozen=True)
 class Answer:
-    """One prompt's answer and counterparts, each a single token.
+    """One prompt's answer and counterparts. Each is a single token.
 
     Attributes:
         token: the answer.
@@ -50,7 +51,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class PassedOver:
-    """A candidate that could not be the answer."""
+    """A predicted token that cannot be the answer, with its rank and the reason."""
 
     prompt: int
     candidate: Token
@@ -63,9 +64,9 @@ class Answers:
     """The answers of some prompts.
 
     Attributes:
-        chosen: one per prompt; None where no candidate served.
-        passed_over: candidates left out, with the reasons.
-        errors: by prompt, why there is no answer.
+        chosen: one per prompt; None if the prompt has no usable answer.
+        passed_over: the skipped candidates, with the reasons.
+        errors: for each prompt without an answer, the reason.
     """
 
     chosen: tuple[Answer | None, ...]
@@ -73,8 +74,8 @@ class Answers:
     errors: Mapping[int, str] = field(default_factory=dict)
 
     def contrast(self, form: str) -> Contrast:
-        """The contrast against one form; prompts that lack it have NaN weights, so their values
-        are NaN: not measured.
+        """The contrast with one form of counterpart. Prompts without this form have NaN weights,
+        so their values are NaN (not measured).
         """
         pairs = [
             (a.token, a.counterparts[form]) if a is not None and form in a.counterparts else None
@@ -118,12 +119,12 @@ def choose_answers(
         model: whose tokens they are.
         prompts: one per row of `logits`; an answer or counterpart given there is kept.
         logits: at each prompt's last position.
-        rule: how an answer is chosen where none is given.
-        top_k: how many predictions to look through.
+        rule: how to choose an answer for a prompt that has none.
+        top_k: how many predictions to search.
         classes: the prompts' class contrast, for the rule "classes".
 
-    A prompt without a usable answer (none within `top_k`, one given that is not one token or equals
-    its counterpart) costs only itself: the reason is in `errors`.
+    A prompt without a usable answer (none within `top_k`, or a given answer that is not one token
+    or equals its counterpart) is left out, with the reason in `errors`.
     """
     chosen: list[Answer | None] = []
     passed: list[PassedOver] = []
@@ -157,9 +158,9 @@ def choose_answers(
 
 
 def _given(tokenizer: Tokenizer, prompt: Prompt) -> tuple[Token | None, Token | None]:
-    """The answer and counterpart that a prompt brings, as the tokens that continue it.
+    """The prompt's own answer and counterpart, as the tokens that continue it.
 
-    Raises: TokenError where one is not one token.
+    Raises: TokenError if one of them is not one token.
     """
     answer, counterpart = (
         None if text is None else tokenizer.token(text, after=prompt.text)
@@ -171,7 +172,7 @@ def _given(tokenizer: Tokenizer, prompt: Prompt) -> tuple[Token | None, Token | 
 def _first_capital(
     model: Model, ranked: Sequence[int]
 ) -> tuple[Token | None, list[tuple[Token, int, str]]]:
-    """The first usable space+Capital prediction, and who was passed over: token, rank, why."""
+    """The first usable space+Capital prediction; the skipped ones as (token, rank, reason)."""
     over: list[tuple[Token, int, str]] = []
     for rank, id in enumerate(ranked):
         text = model.tokenizer.string(id)
@@ -209,9 +210,9 @@ def _of_classes(
 
 
 def _pair(answer: Token | None, counterpart: Token | None) -> Answer:
-    """An answer and the one token it is weighed against.
+    """An answer with its one counterpart.
 
-    Raises: BehaviourError where one is missing or they are the same.
+    Raises: BehaviourError if one is missing or they are the same token.
     """
     if answer is None or counterpart is None:
         raise BehaviourError(
@@ -226,9 +227,9 @@ def _pair(answer: Token | None, counterpart: Token | None) -> Answer:
 
 
 def _with_forms(model: Model, answer: Token, counterpart: Token | None) -> Answer:
-    """An answer with its other forms; a given counterpart takes the lower-case form's place.
+    """An answer with its other forms; a given counterpart replaces the lower-case form.
 
-    Raises: BehaviourError where the two are the same, or the answer has no forms and no
+    Raises: BehaviourError if the two are the same token, or the answer has neither forms nor a
         counterpart.
     """
     text, tokenizer = model.tokenizer.string(answer.id), model.tokenizer
@@ -245,7 +246,7 @@ def _with_forms(model: Model, answer: Token, counterpart: Token | None) -> Answe
 
 
 def _unfit(model: Model, text: str) -> str | None:
-    """Why a space+Capital token cannot be the answer; None when it can."""
+    """The reason why a space+Capital token cannot be the answer; None if it can."""
     forms = other_forms(text)
     if forms["lowercase"] == text:
         return "has no lower-case twin"
@@ -262,9 +263,10 @@ def _forms_asked_for(model: Model) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def _has_bare_words(tokenizer: Tokenizer) -> bool:
-    """Whether any capitalised word of three letters or more stands both with its space and without.
+    """Whether any capitalised word of three letters or more is a token with and without a space.
 
-    Shorter ones do not count: single letters often have both forms where words have not.
+    Shorter words do not count: single letters often have both forms in vocabularies without such
+    words.
     """
     texts = set(tokenizer.vocabulary())
     return any(len(t) > 3 and is_space_capital(t) and t[1:] in texts for t in texts)

@@ -1,8 +1,8 @@
 """Which kinds of token are there: capitals after a space, digits, quotation marks, …?
 
-A `ClassSet` sorts a vocabulary into named classes by regular expression; the first class whose
-pattern matches at the start of a token's text takes it, so the classes never overlap and every
-token has one. Patterns are those of the `regex` package: Unicode-aware, with properties such as
+A `ClassSet` puts each token of a vocabulary into one named class: the first class whose regular
+expression matches at the start of the token's text. So the classes never overlap, and every token
+has one. Patterns are those of the `regex` package: Unicode-aware, with properties such as
 `\\p{Lu}`. Cost: one pass over the vocabulary, once per tokenizer and set.
 """
 
@@ -21,13 +21,13 @@ from casestudy.errors import BehaviourError, unknown
 from casestudy.model.tokens import Tokenizer
 
 MATCH_SECONDS = 1.0
-"""How long one pattern may take over one token; a pattern that backtracks for ever is refused."""
+"""The time limit of one pattern on one token, so that endless backtracking is an error."""
 
 
 def compile_pattern(pattern: str, of: str) -> regex.Pattern[str]:
     """A compiled pattern.
 
-    Raises: BehaviourError naming whose pattern does not compile, and why.
+    Raises: BehaviourError for an invalid pattern, naming its owner and the reason.
     """
     try:
         return regex.compile(pattern)
@@ -43,8 +43,8 @@ class TokenClass:
     """One kind of token.
 
     Attributes:
-        name: what it is called in results.
-        pattern: matched at the start of a token's text; end it with `\\Z` to match all of it.
+        name: its label in results.
+        pattern: matched at the start of a token's text; end it with `\\Z` to match the whole text.
         required: whether a vocabulary without such a token is an error.
     """
 
@@ -60,14 +60,14 @@ class TokenClass:
 
 @dataclass(frozen=True)
 class ClassSet:
-    """Ordered classes that share out a vocabulary.
+    """Ordered classes; each token of a vocabulary belongs to one of them.
 
     Attributes:
         name: of the set.
-        classes: tried in order; the first whose pattern matches takes the token.
-        end_of_text: the class of the end-of-text token, which is known by its id; None leaves it
-            to `other`, with all other control tokens and ids that stand for no text.
-        other: the class of everything no pattern takes.
+        classes: tried in order; a token belongs to the first class whose pattern matches.
+        end_of_text: the class of the end-of-text token, found by its id; with None the token is
+            in `other`, like all other control tokens and ids without a text.
+        other: the class of all tokens that no pattern matches.
     """
 
     name: str
@@ -94,7 +94,7 @@ class ClassSet:
     def index(self, name: str) -> int:
         """A class's number.
 
-        Raises: BehaviourError listing the classes there are.
+        Raises: BehaviourError listing the existing classes.
         """
         if name not in self.names:
             came = f"class set {self.name!r} has no class {name!r}"
@@ -102,7 +102,7 @@ class ClassSet:
         return self.names.index(name)
 
     def extend(self, *classes: TokenClass, name: str | None = None) -> ClassSet:
-        """This set with classes of one's own, which are tried first."""
+        """This set with additional classes, which are tried first."""
         return ClassSet(
             name or f"{self.name}+",
             (*classes, *self.classes),
@@ -117,10 +117,10 @@ class ClassSet:
 
         Args:
             tokenizer: whose tokens.
-            d_vocab: how many logits the model has, where that is not the tokenizer's own count;
-                ids that stand for no text are `other`.
+            d_vocab: the model's number of logits, if it differs from the tokenizer's number of
+                tokens; ids without a text are in `other`.
 
-        Raises: BehaviourError for a required class that takes no token, naming its pattern.
+        Raises: BehaviourError for a required class without tokens, naming its pattern.
         """
         d_vocab = tokenizer.d_vocab if d_vocab is None else d_vocab
         return _classes_of(self, tokenizer, d_vocab).clone()
@@ -128,7 +128,7 @@ class ClassSet:
     def ids(self, name: str, tokenizer: Tokenizer, d_vocab: int | None = None) -> tuple[int, ...]:
         """The tokens of one class.
 
-        Raises: BehaviourError where the class is unknown, or has no token in this vocabulary.
+        Raises: BehaviourError if the class is unknown or has no token in this vocabulary.
         """
         number = self.index(name)
         found = (self.of_vocabulary(tokenizer, d_vocab) == number).nonzero().flatten().tolist()
@@ -142,7 +142,7 @@ class ClassSet:
 
 @dataclass(frozen=True)
 class ClassContrast:
-    """log p(answer class) - log p(counterpart class), two classes of a behaviour's set."""
+    """log p(answer class) - log p(counterpart class), for two classes of a behaviour's set."""
 
     name: str
     answer: str
@@ -163,7 +163,7 @@ _LETTERS = (
     ("lower", r"\p{Lowercase}"),
     ("digit", r"\p{Nd}"),
 )
-# " 's" and " 't" continue a word; they are no quotation
+# " 's" and " 't" continue a word; they are not quotation marks
 _QUOTE = r"[^\S\n\r]?(?!['’](?:s|t|re|ve|m|ll|d)\Z)[\p{Pi}\p{Pf}\p{Ps}\p{Pe}\"'`]"
 
 STANDARD = ClassSet(
@@ -175,7 +175,7 @@ STANDARD = ClassSet(
         TokenClass("quote or bracket", _QUOTE, required=False),
     ),
 )
-"""What may follow a full stop, in any script. Letters without case are `other`."""
+"""Classes of tokens that may follow a full stop, in any script. Letters without case: `other`."""
 
 ASCII_2024 = ClassSet(
     "ascii-2024",
@@ -192,7 +192,7 @@ ASCII_2024 = ClassSet(
 """The ASCII patterns of the 2024 notebook this project starts from, in its order."""
 
 CAPITAL_MASS = ClassContrast("capital mass", "space+Capital", "space+lower")
-"""The flagship's question: how much likelier is a capital than a lower-case letter?"""
+"""The flagship's question: how much more probable is a capital than a lower-case letter?"""
 
 CLASS_SETS = {s.name: s for s in (STANDARD, ASCII_2024)}
 
@@ -250,7 +250,7 @@ def _taken_by(
     tokenizer: Tokenizer,
     d_vocab: int,
 ) -> str:
-    """Where a pattern's tokens went, when an earlier class has them all."""
+    """The earlier classes that contain all tokens which a pattern matches."""
     ids = _matched(compiled, _texts(tokenizer, d_vocab))
     if not ids:
         return ""
@@ -261,7 +261,7 @@ def _taken_by(
 
 @lru_cache(maxsize=8)
 def _texts(tokenizer: Tokenizer, d_vocab: int) -> list[tuple[int, str]]:
-    """(id, text) of every token that stands for text and has a logit."""
+    """(id, text) of every token that has a text and a logit."""
     return [
         (id, text)
         for id, text in enumerate(tokenizer.vocabulary()[:d_vocab])

@@ -1,17 +1,17 @@
-"""What is an answer weighed against?
+"""What is the answer compared with?
 
-A `Contrast` holds, for each prompt, weights over tokens: its value is their weighted sum of logits,
-the logit difference. One answer against one counterpart has weights +1 and -1.
+A `Contrast` has weights over tokens for each prompt. Its value is the weighted sum of the logits.
+For one answer and one counterpart the weights are +1 and -1, and the value is the logit difference.
 
 A class contrast is log p(A) - log p(B) for two classes of tokens. With p(t|A) = p(t) / p(A) and H
 the entropy in nats, every t in A has log p(A) = log p(t) - log p(t|A); averaged over p(t|A),
 
     log p(A) - log p(B) = Σₜ (p(t|A) - p(t|B)) · logitₜ + H(p(·|A)) - H(p(·|B))
 
-exactly, since the softmax's normaliser cancels. So it too is a weighted sum, with the weights
-frozen at the run's own probabilities and the entropy term as a constant. Cost: A and B may hold
-most of the vocabulary, so projections multiply by the unembedding in blocks of tokens, about as
-much work as unembedding one position.
+exactly, because the softmax's normaliser cancels. So a class contrast is a weighted sum too, with
+the weights frozen at the run's own probabilities and the entropy term as a constant. Cost: A and B
+may contain most of the vocabulary, so projections multiply by the unembedding in blocks of tokens,
+which costs about as much as unembedding one position.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from casestudy.model.weights import Weights
 BLOCK = 4096
 """Columns of the unembedding in float64 at a time: 25 MB for GPT-2 small."""
 FEW = 64
-"""Up to so many tokens per prompt, their columns are gathered."""
+"""With at most this many tokens per prompt, only their columns of W_U are read."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Contrast:
     """Per prompt, weights over tokens and a constant.
 
     Attributes:
-        name: what it is called in tables ("lowercase", "capital mass").
-        ids: (batch, k) token ids; where a prompt needs fewer than k its weight is 0.
+        name: its label in tables ("lowercase", "capital mass").
+        ids: (batch, k) token ids; a prompt with fewer than k tokens has weight 0 for the others.
         weights: (batch, k) float64.
         constant: (batch,) float64, added to the weighted sum (a class contrast's entropy term).
-        answers, counterparts: per prompt, what stands on either side, for people to read.
-        sides: (batch, k) of a class contrast: 1 where the token is in the answer's class, -1 in the
-            counterpart's, 0 in neither; None for single tokens.
+        answers, counterparts: per prompt, the labels of both sides.
+        sides: (batch, k), for a class contrast: 1 for a token of the answer's class, -1 for one of
+            the counterpart's class, 0 for neither; None for single tokens.
     """
 
     name: str
@@ -74,11 +74,11 @@ class Contrast:
             model: whose tokens they are.
             answers, counterparts: texts, "id:1234", ids or tokens.
             after: the prompts that texts continue (see `Tokenizer.continuation`); by default a
-                text is the token that has it wherever it stands.
+                text is the token with exactly this text.
             name: of the contrast.
 
-        Raises: TokenError where a text is not one token; BehaviourError where the two are the same
-        or the lists differ in length.
+        Raises: TokenError if a text is not one token; BehaviourError if the two tokens are the
+        same or the lists differ in length.
         """
         if len(answers) != len(counterparts):
             raise BehaviourError(
@@ -118,12 +118,12 @@ class Contrast:
         Args:
             logits: at each prompt's last position; the weights are frozen at their probabilities.
             answer, counterpart: each prompt's A and B, as token ids; a prompt for which both are
-                empty has no such contrast, and NaN weights.
+                empty has no class contrast, and NaN weights.
             name, answers, counterparts: as in the attributes.
 
-        Raises: BehaviourError where one class is empty and the other is not, or they overlap.
+        Raises: BehaviourError if only one of the classes is empty, or if they overlap.
         """
-        # Most often every prompt has the same two tuples, and their ids are looked at once.
+        # Usually every prompt has the same two tuples, so their ids are checked once.
         pairs = {(id(a), id(b)): (a, b) for a, b in zip(answer, counterpart, strict=True)}
         for a, b in pairs.values():
             if bool(a) != bool(b):
@@ -149,8 +149,9 @@ class Contrast:
         return cls(name, ids, weights, constant, tuple(answers), tuple(counterparts), sides)
 
     def at(self, logits: Float[Tensor, "batch d_vocab"]) -> Contrast:
-        """The same contrast for other logits: a class contrast's weights are frozen anew there, so
-        that `contrast.at(logits).value(logits)` is log p(A) - log p(B); single tokens' stay.
+        """The same contrast for other logits: the weights of a class contrast are frozen at these
+        logits, so that `contrast.at(logits).value(logits)` is log p(A) - log p(B). The weights of
+        single tokens do not change.
         """
         if self.sides is None:
             return self
@@ -159,7 +160,7 @@ class Contrast:
 
     @property
     def linear(self) -> bool:
-        """Whether its value at other logits is the same weighted sum (see `at` for where not)."""
+        """Whether the weights are the same for all logits; not for class contrasts (see `at`)."""
         return self.sides is None
 
     def __len__(self) -> int:
@@ -189,7 +190,7 @@ class Contrast:
         ]
 
     def value(self, logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
-        """The contrast of each prompt's logits, summed in float64, with its weights as they are."""
+        """The contrast of each prompt's logits, summed in float64, with the current weights."""
         return self.weigh(logits) + self.constant.to(logits.device)
 
     def weigh(self, per_token: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
@@ -198,7 +199,7 @@ class Contrast:
         return (chosen * self.weights.to(per_token.device)).sum(1)
 
     def directions(self, weights: Weights) -> Float[Tensor, "batch d_model"]:
-        """Σₜ weightₜ · W_U[:, t] per prompt, in float64: what the final stream is projected on.
+        """Σₜ weightₜ · W_U[:, t] per prompt, in float64, to project the final residual stream on.
 
         Cost: for classes about as much as unembedding one position per prompt; several measurements
         of one run share `Batch.directions`.
@@ -233,15 +234,15 @@ def class_contrast(
     prompts: Sequence[Prompt],
     logits: Float[Tensor, "batch d_vocab"],
 ) -> Contrast | None:
-    """The class contrast that a behaviour, or its prompts, ask for; None where none do.
+    """The class contrast of a behaviour or of its prompts; None if neither has one.
 
     Args:
         model: whose tokens they are.
-        behaviour: its `class_contrast` holds for prompts that bring no patterns of their own.
+        behaviour: its `class_contrast` applies to prompts without patterns of their own.
         prompts: some of its prompts, one per row of `logits`; those without classes get NaN.
         logits: at each prompt's last position.
 
-    Raises: BehaviourError for a class that no token is in, and for classes that overlap.
+    Raises: BehaviourError for a class without tokens, and for classes that overlap.
     """
     if not behaviour.has_classes:
         return None
@@ -273,7 +274,7 @@ _Sides = tuple[tuple[int, ...], tuple[int, ...], str, str]
 
 
 def check_classes(model: Model, behaviour: Behaviour) -> None:
-    """See that every class a behaviour and its prompts name has a token in the model's vocabulary.
+    """Check that each class of a behaviour and its prompts has a token in the model's vocabulary.
 
     Raises: BehaviourError naming the class or the pattern.
     """
@@ -289,7 +290,7 @@ def check_classes(model: Model, behaviour: Behaviour) -> None:
 
 
 CLASS_MASS = "class mass"
-"""What a class contrast is called where only the prompts define it."""
+"""The name of a class contrast that only the prompts define."""
 
 
 def _frozen(
@@ -306,7 +307,7 @@ def _frozen(
         log_p = chosen.masked_fill(~member, float("-inf")).log_softmax(1)
         p = log_p.exp()
         weights += side * p
-        # Outside the class p is 0 and its logarithm is not a number worth multiplying.
+        # Outside the class p is 0 and its logarithm is -inf; their product would be NaN.
         constant -= side * (p * log_p.masked_fill(~member, 0.0)).sum(1)
     return weights, constant
 

@@ -1,9 +1,9 @@
-"""Which paragraphs do files of text hold?
+"""Which paragraphs are in files of text?
 
-Plain text, JSONL and Parquet are streamed as paragraphs, each with the text that follows it, so
-that the token after a paragraph's last is the true one. A line is a paragraph, unless the lines
-are broken to a width: then a blank line ends one. What cannot be read is counted by reason; a file
-that the user named and that is not text is refused.
+Plain text, JSONL and Parquet are streamed as paragraphs. Each paragraph comes with the text that
+follows it, so that the token after its last token is the true one. A line is a paragraph, unless
+lines are wrapped to a width; then a blank line ends a paragraph. Input that cannot be read is
+counted by reason. A file that the user named and that is not text is an error.
 
 Assumes UTF-8. Cost: one pass over the files; memory for one block of text, whatever the size of the
 input.
@@ -22,21 +22,21 @@ from casestudy.errors import BehaviourError
 
 BLOCK = 1 << 20
 LONGEST_LINE = 1 << 18
-"""A longer line is read in pieces of at most so many bytes, cut after a sentence if possible."""
+"""Bytes: a longer line is read in pieces of at most this size, cut after a sentence if possible."""
 
 AHEAD = 24
-"""So many characters of what follows come with a paragraph."""
+"""How many characters of the following text come with a paragraph."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """A paragraph, and where it stands.
+    """A paragraph with its place in the document.
 
     Attributes:
-        text: the paragraph's own.
-        ahead: what follows in the document, so that the next token is the true one.
-        document: the name of the text it is in.
-        number: the line it starts on, counted from 1.
+        text: of the paragraph.
+        ahead: the text that follows in the document, so that the next token is the true one.
+        document: the name of the text that contains it.
+        number: the number of its first line, from 1.
     """
 
     text: str
@@ -46,7 +46,7 @@ class Paragraph:
 
 
 class Reader:
-    """Streams files as paragraphs, counting what it cannot read."""
+    """Streams files as paragraphs, and counts input that it cannot read."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Reader:
                 yield from _paragraphs(self.lines(path), name, _wrapped(path))
 
     def is_text(self, path: Path, named: bool) -> bool:
-        """Whether a file is text; one the user named must be."""
+        """Whether a file is text; a file that the user named must be text."""
         with open(path, "rb") as file:
             head = file.read(8192)
         if head.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -93,7 +93,7 @@ class Reader:
         return False
 
     def lines(self, path: Path, *, cut: bool = True) -> Iterator[str | None]:
-        """A file's lines without their ends; None where a line goes on in the next piece."""
+        """A file's lines without their ends; None if a line continues in the next piece."""
         for line, whole in byte_lines(path, LONGEST_LINE if cut else 64 * LONGEST_LINE, self.read):
             if line.startswith(b"\xef\xbb\xbf"):
                 line = line[3:]
@@ -176,7 +176,7 @@ class Reader:
 
 
 def files_of(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, bool]]:
-    """The files to read, each with whether the user named it; a folder's are sorted."""
+    """The files to read, each with whether the user named it; files of a folder are sorted."""
     found: list[tuple[Path, bool]] = []
     for source in map(Path, sources):
         if source.is_dir():
@@ -194,7 +194,7 @@ def files_of(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, bool
 def byte_lines(
     path: Path, longest: int, read: Callable[[int], None]
 ) -> Iterator[tuple[bytes, bool]]:
-    """Lines without their ends, and whether each is whole; an overlong one comes in pieces."""
+    """Lines without their ends, and whether each is complete; a long line comes in pieces."""
     rest = b""
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
@@ -238,7 +238,7 @@ def _wrapped(path: Path) -> bool:
 
 
 def _is_wrapped(lines: Sequence[str]) -> bool:
-    """Whether lines are broken to a width, so that only a blank line ends a paragraph."""
+    """Whether lines are wrapped to a width, so that only a blank line ends a paragraph."""
     lengths = sorted(len(line) for line in lines if line.strip())
     blank = sum(not line.strip() for line in lines)
     return len(lengths) > 9 and blank > 0 and lengths[-1] <= 100 and lengths[len(lengths) // 2] > 40
@@ -247,7 +247,7 @@ def _is_wrapped(lines: Sequence[str]) -> bool:
 def _paragraphs(
     lines: Iterator[str] | Iterator[str | None], document: str, wrapped: bool
 ) -> Iterator[Paragraph]:
-    """Paragraphs, each with the text that follows it; a line is one, unless lines are wrapped."""
+    """Paragraphs with the text that follows; each line is one, unless lines are wrapped."""
     held: tuple[int, str] | None = None
     gap = ""
     for number, text, separator in _stretches(lines, wrapped):
@@ -264,7 +264,7 @@ def _paragraphs(
 def _stretches(
     lines: Iterator[str] | Iterator[str | None], wrapped: bool
 ) -> Iterator[tuple[int, str, str]]:
-    """(line number, text, what separates it from the next) of lines or of blank-line blocks."""
+    """(line number, text, separator before the next) of lines or of blocks between blank lines."""
     block: list[str] = []
     first = 0
     number = 0
@@ -272,7 +272,7 @@ def _stretches(
     pending: str | None = None
     for line in lines:
         if line is None:
-            # the line goes on: what follows is no new paragraph, and no newline comes between
+            # the line continues: the next piece is no new paragraph, and no newline comes between
             if pending is not None:
                 yield number, pending, ""
             pending = None

@@ -1,14 +1,14 @@
-"""Which smallest change of a prompt takes the behaviour away?
+"""Which minimal edit of a prompt removes the behaviour?
 
-A family is one kind of edit ("final stop to comma", "first letter lowered"), made on the text. Each
-prompt's edited partner is aligned with it token by token where both have as many tokens, by role
-where they have not but share roles after the edit, and excluded with the reason otherwise. Families
-are scored on what they do to the contrast: a corruption that does not undo the behaviour is no
-ground to patch on. Cost: two tokenisations per prompt and family, one forward pass per prompt and
-one per pair.
+A family is one kind of edit of the text ("final stop to comma", "first letter lowered"). A clean
+prompt and its corrupted prompt are aligned token by token if they have the same number of tokens,
+by role if they do not but share roles after the edit, and otherwise excluded with the reason.
+Families are scored by their effect on the contrast: if the edit does not remove the behaviour,
+patching cannot explain it. Cost: two tokenisations per prompt and family, one forward pass per
+prompt and one per pair.
 
-A pair whose last token differs, and only that, puts everything into the last position by
-construction: the strongest family for grids by position has to differ before it.
+If only the last token of a pair differs, all effects are at the last position by construction. So
+the strongest family for grids by position has to differ before the last token.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from casestudy.model.tokens import Tokens
 from casestudy.results.stats import mean_interval, ratio_in_parts
 
 GIVEN = "given"
-"""The family of the corrupted partners that prompts bring themselves."""
+"""The family of the corrupted prompts that the user gave."""
 
 NO_PARTNER = "no corrupted partner"
-"""Why a prompt is not in that family, where it brings none."""
+"""The reason why a prompt without a corrupted prompt is not in that family."""
 
 NO_ROLE = "the edit changes the number of tokens and leaves no role to align by"
 """Why a pair of unequal length is not in a family, where the two share no role from the first
 changed token on."""
 
 LEAST_HALVES = 0.2
-"""Share of pairs that lose half, from which (lower end) a family undoes the behaviour: one pair of
-one, or half of ten."""
+"""A family undoes the behaviour if at least this share of pairs (lower end of the interval) loses
+half of the contrast: one pair of one, or five of ten."""
 
 LEAST_LOSS = 0.25
-"""Mean loss, as a share of the contrast, from which (lower end) a family does."""
+"""A family also undoes it if the mean loss (lower end) is at least this share of the contrast."""
 
 Aligned = Literal["role", "last"]
 """What prompts of unequal length may be compared at."""
@@ -65,9 +65,10 @@ class Family:
     """One kind of edit.
 
     Attributes:
-        name: what it is called in tables.
-        edit: from a prompt's text to its corrupted partner; None where it does not apply.
-        lacks: what a prompt has not where it does not apply, said when it is excluded.
+        name: its label in tables.
+        edit: maps a prompt's text to its corrupted text; None if the edit does not apply.
+        lacks: what is missing from a prompt to which the edit does not apply; part of the reason
+            for its exclusion.
     """
 
     name: str
@@ -77,15 +78,15 @@ class Family:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """A prompt and its corrupted partner.
+    """A clean prompt with its corrupted prompt.
 
     Attributes:
         family: the kind of edit.
-        index: the prompt's place among those proposed for.
+        index: the prompt's index in the list given to `propose`.
         clean, corrupted: the two prompts.
-        first_difference: the first token at which they differ, BOS counted.
+        first_difference: the index of the first token that differs, BOS included.
         last: the index of the clean prompt's last token.
-        aligned: by "position" where both have as many tokens, otherwise by "role".
+        aligned: "position" if both have the same number of tokens, otherwise "role".
     """
 
     family: str
@@ -98,13 +99,13 @@ class Counterfactual:
 
     @property
     def before_last(self) -> bool:
-        """Whether the two differ before the last token, so that positions can tell something."""
+        """Whether the two differ before the last token, as patching by position needs."""
         return self.first_difference < self.last
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """A prompt that a family could not corrupt, and why."""
+    """A prompt that a family could not corrupt, with the reason."""
 
     family: str
     index: int
@@ -113,10 +114,10 @@ class Excluded:
 
 @dataclass(frozen=True)
 class Proposals:
-    """What the families made of some prompts.
+    """The corrupted prompts of every family.
 
     Attributes:
-        families: the names tried, in order; those that prompts bring themselves last.
+        families: their names, in order; the user's own corrupted prompts last.
         pairs: every usable pair.
         excluded: every other (family, prompt), with the reason.
     """
@@ -128,13 +129,13 @@ class Proposals:
 
 @dataclass(frozen=True)
 class Score:
-    """What one family does to the contrast.
+    """The effect of one family on the contrast.
 
     Attributes:
         family: its name.
         pairs: the pairs scored.
         clean, corrupted: their contrasts, pair by pair, both for the clean prompt's tokens.
-        excluded: the prompts without a pair or without a contrast.
+        excluded: the prompts that have no pair or no contrast.
     """
 
     family: str
@@ -145,38 +146,38 @@ class Score:
 
     @property
     def n(self) -> int:
-        """How many pairs were scored."""
+        """The number of scored pairs."""
         return len(self.pairs)
 
     @cached_property
     def flips(self) -> int:
-        """How many pairs' contrasts change sign."""
+        """The number of pairs whose contrast changes sign."""
         return int((self.clean * self.corrupted < 0).sum())
 
     @cached_property
     def halves(self) -> int:
-        """How many pairs lose at least half of the contrast, those that flip included."""
+        """The number of pairs that lose at least half of the contrast or change its sign."""
         return int((self.corrupted * np.sign(self.clean) <= np.abs(self.clean) / 2).sum())
 
     @property
     def flip_share(self) -> float:
-        """Share of pairs that flip; NaN of none."""
+        """The share of pairs that change sign; NaN without pairs."""
         return self.flips / self.n if self.n else float("nan")
 
     @property
     def half_share(self) -> float:
-        """Share of pairs that lose half; NaN of none."""
+        """The share of pairs that lose half; NaN without pairs."""
         return self.halves / self.n if self.n else float("nan")
 
     @cached_property
     def half_lower(self) -> float:
-        """Lower end of Wilson's 95 % interval of the share that loses half; NaN of none."""
+        """Lower end of Wilson's 95 % interval of `half_share`; NaN without pairs."""
         return wilson_lower(self.halves, self.n) if self.n else float("nan")
 
     @cached_property
     def loss(self) -> tuple[float, float, float]:
-        """The mean loss as a share of the mean size of the clean contrast, with the ends of its
-        95 % interval over pairs; NaN where there is none."""
+        """The mean loss, as a share of the mean absolute clean contrast, with the ends of its 95 %
+        interval over pairs; NaN if there is none."""
         size = np.abs(self.clean)
         lost = (self.clean - self.corrupted) * np.sign(self.clean)
         parts = ratio_in_parts(lost[None], np.zeros_like(size), size)
@@ -185,10 +186,10 @@ class Score:
 
     @property
     def undoes(self) -> bool:
-        """Whether the edit surely takes some of the behaviour away: by the lower end of an
-        interval, `LEAST_HALVES` of pairs lose half and pairs lose something on average, or pairs
-        lose `LEAST_LOSS` on average. Two of three pairs that lose half are no sure loss where the
-        third gains."""
+        """Whether the edit reliably removes some of the behaviour. By the lower ends of the
+        intervals, either `LEAST_HALVES` of the pairs lose half and the mean loss is positive, or
+        the mean loss is `LEAST_LOSS`. If two of three pairs lose half and the third gains, the
+        loss is not reliable."""
         if not self.n:
             return False
         least = self.loss[1]
@@ -196,13 +197,13 @@ class Score:
 
     @property
     def why(self) -> str:
-        """The reasons for exclusion with how often each, the most frequent first."""
+        """The reasons for exclusion with their counts, the most frequent first."""
         reasons = Counter(excluded.why for excluded in self.excluded).most_common()
         return "; ".join(f"{why} ({count})" for why, count in reasons)
 
     def only(self, fits: Callable[[Counterfactual], bool], why: str | None = None) -> Score:
-        """The same score over some of the pairs; where `why` is given, the others are excluded
-        with it."""
+        """The same score over some of the pairs. If `why` is given, the others are excluded with
+        this reason."""
         chosen = [i for i, pair in enumerate(self.pairs) if fits(pair)]
         left = [pair.index for pair in self.pairs if not fits(pair)] if why else []
         out = (*self.excluded, *(Excluded(self.family, index, why or "") for index in left))
@@ -221,7 +222,7 @@ class Score:
 
     @property
     def of_equal_length(self) -> Score:
-        """The same score over the pairs whose prompts have as many tokens."""
+        """The same score over the pairs whose prompts have the same number of tokens."""
         why = "its partner has another number of tokens"
         return self.only(lambda pair: pair.aligned == "position", why)
 
@@ -313,7 +314,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("digit to word before a stop", _digit_to_word, "no digit before a stop"),
     Family("word to digit before a stop", _word_to_digit, "no number word before a stop"),
 )
-"""Tried on every prompt, besides the partners that prompts bring."""
+"""The families tried on every prompt, in addition to the user's own corrupted prompts."""
 
 FAMILY_NAMES = (GIVEN, *(family.name for family in FAMILIES))
 
@@ -326,13 +327,13 @@ def propose(
     roles: Iterable[Role] = (),
     aligned: Aligned = "role",
 ) -> Proposals:
-    """Every family's edit of every prompt, aligned or excluded with the reason.
+    """Edit every prompt by every family; align each pair, or exclude it with the reason.
 
     Args:
-        model: whose tokens are counted.
-        prompts: a prompt's own `corrupted` partner is the family "given".
-        families: kinds of edit.
-        roles: to align by, besides the standard ones.
+        model: whose tokens are aligned.
+        prompts: a prompt's own `corrupted` prompt is in the family "given".
+        families: the kinds of edit.
+        roles: for the alignment, in addition to the standard roles.
         aligned: what a pair of unequal length must share: a "role" from the first changed token
             on, or nothing but its "last" token.
     """
@@ -352,7 +353,7 @@ def propose(
                     raise BehaviourError(lacks)
                 pairs.append(_aligned(model, name, i, prompt, text, roles, aligned))
             except CasestudyError as problem:
-                # the tokenizer counts prompts within its call, which were of one
+                # the tokenizer numbers the prompts of its own call, which had one prompt
                 why = problem.came.removeprefix("prompt 0 ")
                 excluded.append(Excluded(name, i, why))
     return Proposals(names, tuple(pairs), tuple(excluded))
@@ -367,9 +368,9 @@ def _aligned(
     roles: tuple[Role, ...],
     by: Aligned,
 ) -> Counterfactual:
-    """The pair, if its tokens correspond.
+    """The pair, if its tokens can be aligned.
 
-    Raises: CasestudyError saying why they do not, or why the edited text cannot be read.
+    Raises: CasestudyError with the reason if not, or if the edited text cannot be read.
     """
     if text == prompt.text:
         raise BehaviourError("the edit changes nothing")
@@ -407,14 +408,14 @@ def score(
     *,
     values: NDArray[np.float64] | None = None,
 ) -> tuple[Score, ...]:
-    """What every family does to the contrast, families in order.
+    """Score the effect of every family on the contrast, families in order.
 
     Args:
         model: the decoder.
-        proposals: of `propose`.
-        contrast: of the prompts proposed for, row by row; prompts whose weights are NaN have none
-            and are excluded.
-        values: of `pair_values`, where they were kept; computed by default.
+        proposals: from `propose`.
+        contrast: one row for each prompt given to `propose`; prompts with NaN weights have no
+            contrast and are excluded.
+        values: from `pair_values`, if already computed.
 
     Unit: logits, at each prompt's last token.
     """
@@ -443,7 +444,7 @@ def score(
 
 
 def pair_values(model: Model, proposals: Proposals, contrast: Contrast) -> NDArray[np.float64]:
-    """The contrast of every pair's clean prompt and of its edited one; NaN where there is none.
+    """The contrast of every pair's clean and corrupted prompt; NaN if the prompt has none.
 
     Shape: (2, pair).
     Unit:  logits, at each prompt's last token.
@@ -462,7 +463,7 @@ def pair_values(model: Model, proposals: Proposals, contrast: Contrast) -> NDArr
 def _values(model: Model, texts: dict[int, str], contrast: Contrast) -> dict[int, float]:
     """The contrast's row of each key at its text's last token."""
     rows = {key: model.tokenizer.tokenize(text).rows()[0] for key, text in texts.items()}
-    order = sorted(rows, key=lambda key: len(rows[key]))  # alike lengths together: less padding
+    order = sorted(rows, key=lambda key: len(rows[key]))  # similar lengths together: less padding
     found: dict[int, float] = {}
     for start in range(0, len(order), _RUN_AT_ONCE):
         some = order[start : start + _RUN_AT_ONCE]
@@ -475,14 +476,14 @@ def _values(model: Model, texts: dict[int, str], contrast: Contrast) -> dict[int
 
 
 def strongest(scores: Sequence[Score], *, before_last: bool = True) -> Score | None:
-    """The family that undoes the behaviour most surely, or None where no family has a pair.
+    """The family that undoes the behaviour most reliably, or None if no family has a pair.
 
-    Families are ranked by the lower end of a 95 % interval (Wilson 1927) of the share that flips,
-    so that one lucky prompt does not beat many; then by that of the share that loses half; then by
-    the mean loss.
+    Families are ranked by the lower end of a 95 % interval (Wilson 1927) of the share of pairs that
+    change sign, so that one pair by chance does not win against many; then by the lower end for the
+    share that loses half; then by the mean loss.
 
     Args:
-        scores: of `score`.
+        scores: from `score`.
         before_last: count only pairs that differ before their last token, as grids by position
             need.
     """

@@ -1,9 +1,9 @@
-"""On which family of edits is a behaviour measured, and why on that one?
+"""Which family of edits is used for patching and the circuit, and why?
 
-The corrupted partners that prompts bring come first: whoever wrote them asked about them. Where
-there are none, or too few can be used, the family is taken whose edits undo the behaviour most
-surely. What was chosen, what was passed over and which prompts were dropped is said with the
-reasons. Cost: none; the scores are `counterfactual.score`'s.
+The user's own corrupted prompts come first, because they state the question. If there are none, or
+too few are usable, the family is chosen that undoes the behaviour most reliably. The result names
+the chosen family, the rejected ones and the prompts that were left out, with the reasons. Cost:
+none; the scores come from `counterfactual.score`.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from casestudy.behaviour.counterfactual import (
 )
 
 LEAST_PAIRS = 6
-"""Pairs from which a family is preferred to one of fewer: some can then be held out."""
+"""Families with at least this many pairs are preferred, because some pairs can be held out."""
 
 LEAST_BROUGHT = 0.75
-"""Share of prompts that bring a partner, from which the partners are what was asked about."""
+"""The user's corrupted prompts are used if at least this share of the prompts has one."""
 
 LEAST_USABLE = 0.5
-"""Share of the partners brought that can be used, from which fewer than `LEAST_PAIRS` are
+"""If at least this share of the user's corrupted prompts is usable, fewer than `LEAST_PAIRS` are
 enough."""
 
 
 @dataclass(frozen=True)
 class FamilyChoice:
-    """Which family of edits is measured on, and why.
+    """The chosen family of edits, with the reasons.
 
     Attributes:
-        score: the family's, over the pairs that count; None where no family undoes the behaviour.
-        why: in words.
-        passed_over: why not, by family, of those with pairs.
+        score: of the family, over the pairs used; None if no family undoes the behaviour.
+        why: the reason for the choice.
+        passed_over: for each rejected family with pairs, the reason.
     """
 
     score: Score | None
@@ -54,10 +54,10 @@ class FamilyChoice:
         return () if self.score is None else self.score.excluded
 
     def as_dict(self, index: Sequence[int] | None = None) -> dict[str, object]:
-        """As a manifest holds it.
+        """As stored in a manifest.
 
         Args:
-            index: each scored prompt's place in the behaviour; as scored by default.
+            index: each scored prompt's index in the behaviour; by default its index in the scores.
         """
         found = self.score
         figures: dict[str, object] = {}
@@ -72,14 +72,14 @@ class FamilyChoice:
 
 
 def brought(scores: Sequence[Score], *, least: int = 2) -> Score | None:
-    """The score of the partners that prompts bring, where enough of them can be used.
+    """The score of the user's own corrupted prompts, if enough of them are usable.
 
-    Enough: `LEAST_BROUGHT` of the prompts bring one, and `LEAST_PAIRS` of these, or at least
-    `LEAST_USABLE` of them, can be used.
+    Enough means: the share `LEAST_BROUGHT` of the prompts has one, and of these either
+    `LEAST_PAIRS` or the share `LEAST_USABLE` is usable.
 
     Args:
-        scores: of `score`, perhaps over some of their pairs.
-        least: pairs that there must be in any case.
+        scores: from `score`, perhaps over some of their pairs.
+        least: the smallest number of pairs in any case.
     """
     given = next((score for score in scores if score.family == GIVEN), None)
     if given is None:
@@ -95,20 +95,19 @@ def brought(scores: Sequence[Score], *, least: int = 2) -> Score | None:
 def choose_family(
     scores: Sequence[Score], *, least: int = 2, before_last: bool | None = None
 ) -> FamilyChoice:
-    """The family to measure on: the partners that prompts bring, or one that surely undoes the
-    behaviour.
+    """Choose the user's own corrupted prompts, or a family that reliably undoes the behaviour.
 
-    Partners that prompts bring are chosen wherever enough of them can be used (see `brought`). They
-    are held to undoing the behaviour like any other: where they do not, there is no choice, and
-    that is said. Of other families, those that differ before the last token come first, since where
-    only the last token differs everything happens there; those of `LEAST_PAIRS` pairs and more come
-    before smaller ones.
+    The user's own corrupted prompts are chosen if enough of them are usable (see `brought`). They
+    have to undo the behaviour like any family; if they do not, no family is chosen, and the reason
+    is given. Among the other families, those that differ before the last token come first, because
+    if only the last token differs all effects are there. Families of at least `LEAST_PAIRS` pairs
+    come before smaller ones.
 
     Args:
-        scores: of `score`.
-        least: pairs that a family must have.
-        before_last: count only pairs that differ before their last token (True) or all (False); by
-            default the first, and the second where no such family undoes the behaviour.
+        scores: from `score`.
+        least: the smallest number of pairs of a family.
+        before_last: True uses only pairs that differ before their last token, False all pairs; by
+            default True, and False if no such family undoes the behaviour.
     """
     own = brought([s.before_last for s in scores] if before_last else scores, least=least)
     if own is not None:
@@ -128,7 +127,7 @@ def choose_family(
 
 
 def _of_own(scores: Sequence[Score], own: Score) -> FamilyChoice:
-    """The partners that prompts bring, if they undo the behaviour."""
+    """The user's own corrupted prompts, if they undo the behaviour."""
     others = {s.family: _YIELDS for s in scores if s.n and s.family != own.family}
     if own.undoes:
         why = f"{_OWN} come before edits found here: {_effect(own)}{_left_out(own)}"
@@ -141,7 +140,7 @@ def _of_own(scores: Sequence[Score], own: Score) -> FamilyChoice:
 
 
 def _left_out(own: Score) -> str:
-    """How many of the partners brought can be used, and why not the others."""
+    """How many of the user's corrupted prompts are usable, and the reasons for the others."""
     reasons = Counter(e.why for e in own.excluded if e.why != NO_PARTNER)
     if not reasons:
         return ""
@@ -177,7 +176,7 @@ def _effect(score: Score) -> str:
 
 
 def _passed_over(scores: Sequence[Score], best: Score | None) -> dict[str, str]:
-    """Why not, by family."""
+    """For each rejected family, the reason."""
     chosen = None if best is None else best.family
     return {s.family: _why_not(s, best) for s in scores if s.n and s.family != chosen}
 

@@ -1,11 +1,10 @@
-"""How is a behaviour written down?
+"""How is a behaviour stored in a file?
 
-As TOML (settings and prompts), JSONL (a prompt a line, settings in an optional first line) or CSV
-(a table of prompts); docs/behaviour-files.md is the schema. Unknown keys are errors, since a typo
-would otherwise be measured; `null` means absent for every key. Blank rows are skipped and exact
-repetitions kept once; both are counted in the behaviour's notes. Cost: 100,000 prompts are read in
-a second or two from CSV and JSONL; TOML, parsed by the standard library, is for files a person
-writes.
+As TOML (settings and prompts), JSONL (one prompt per line, settings in an optional first line) or
+CSV (a table of prompts); docs/behaviour-files.md is the schema. Unknown keys are errors, because a
+typo would otherwise change the study silently; `null` means absent for every key. Blank rows are
+skipped and exact repetitions are kept once; the behaviour's notes count both. Cost: one or two
+seconds for 100,000 prompts in CSV or JSONL. TOML is slower, and meant for files written by hand.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from casestudy.errors import BehaviourError, unknown
 
 SUFFIXES = (".toml", ".jsonl", ".csv")
 SEPARATOR = ";"
-"""Between the groups in a cell of a CSV file."""
+"""Separates the groups in a cell of a CSV file."""
 _ROLE = "role:"
 SETTINGS = (
     *("name", "question", "about", "answers", "main", "classes", "class_contrast", "roles"),
     "parse_special",
 )
-"""What a file may say besides its prompts."""
+"""The settings that a file may have besides its prompts."""
 _PROMPT = tuple(f.name for f in fields(Prompt))
 _OPTIONAL = ("answer", "counterpart", "corrupted", "next_token", "answer_class",
              "counterpart_class")  # fmt: skip
@@ -51,13 +50,13 @@ _NOTHING: tuple[Any, ...] = (None, "", [], {})
 _DEFAULTS = {f.name: f.default for f in fields(Prompt) if f.default is not MISSING}
 
 _Row = tuple[str, dict[str, Any]]
-"""Where a prompt stands, for messages ("line 7"), and its entries as they came."""
+"""The place of a prompt, for messages ("line 7"), and its entries as read."""
 
 
 def find_behaviour(name: str | os.PathLike[str]) -> Behaviour:
     """A behaviour by its file's path, or a preset by its name.
 
-    Raises: BehaviourError where it is neither, or the file is not well formed.
+    Raises: BehaviourError if it is neither, or the file is not well formed.
     """
     path = Path(name)
     if path.is_file() or path.suffix in SUFFIXES or path.name != os.fspath(name):
@@ -66,14 +65,14 @@ def find_behaviour(name: str | os.PathLike[str]) -> Behaviour:
 
 
 def names_behaviour(name: str) -> bool:
-    """Whether this is a preset's name or is written as a behaviour file's path."""
+    """Whether this is a preset's name or looks like the path of a behaviour file."""
     return name in preset_names() or Path(name).suffix in SUFFIXES
 
 
 def load_behaviour(path: str | os.PathLike[str]) -> Behaviour:
     """Read a behaviour file.
 
-    What it leaves out (blank rows, repetitions) is said in the result's `notes`.
+    The result's `notes` list what was left out (blank rows, repetitions).
 
     Raises: BehaviourError naming the file, the line or prompt, and what is allowed there.
     """
@@ -93,8 +92,8 @@ def load_behaviour(path: str | os.PathLike[str]) -> Behaviour:
 def write_behaviour(behaviour: Behaviour, path: str | os.PathLike[str]) -> None:
     """Write a behaviour file that `load_behaviour` reads back as the same behaviour.
 
-    Raises: BehaviourError for a suffix that is not a behaviour file's, a CSV file that could not
-        hold all of it (naming what would be lost), and a place that cannot be written.
+    Raises: BehaviourError for an unknown suffix, for a CSV file that cannot store everything
+        (naming what would be lost), and for a path that cannot be written.
     """
     path = Path(path)
     writers = {".toml": _write_toml, ".jsonl": _write_jsonl, ".csv": _write_csv}
@@ -150,7 +149,7 @@ def _read_toml(text: str) -> tuple[dict[str, Any], Iterator[_Row]]:
 
 
 def _read_jsonl(text: str) -> tuple[dict[str, Any], Iterator[_Row]]:
-    # Only "\n" ends a line: U+2028 and the like may stand in a JSON string.
+    # Only "\n" ends a line: a JSON string may contain U+2028 and similar characters.
     lines = text.removesuffix("\n").split("\n") if text else []
     first = next((n for n, line in enumerate(lines) if line.strip()), len(lines))
     settings: dict[str, Any] = {}
@@ -223,7 +222,7 @@ def _csv_rows(reader: Any) -> Iterator[tuple[str, list[str]]]:
 
 
 def _from_cells(where: str, header: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
-    """A row's entries; an empty cell is no entry."""
+    """A row's entries; an empty cell gives no entry."""
     row: dict[str, Any] = {}
     roles: dict[str, list[int]] = {}
     for column, cell in zip(header, cells, strict=True):
@@ -244,19 +243,19 @@ def _from_cells(where: str, header: Sequence[str], cells: Sequence[str]) -> dict
 
 
 def _plain_ends(value: Any) -> Any:
-    """A text whose line ends are all newlines, however the file writes them."""
+    """A text with all line ends replaced by newlines."""
     return value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else value
 
 
 def _prompts(
     rows: Iterator[_Row], *, plain_ends: bool = False
 ) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
-    """The prompts, and what was left out or changed.
+    """The prompts, and notes on what was left out or changed.
 
     Args:
-        rows: as they came.
-        plain_ends: a carriage return is a line's end as the file writes it, as in CSV, where no
-            escape could mean the character.
+        rows: as read.
+        plain_ends: whether to read a carriage return as a line end, as in CSV, which has no escape
+            for the character.
     """
     changed: list[str] = []
     prompts: list[Prompt] = []
@@ -293,7 +292,7 @@ def _prompts(
 
 
 def _is_blank(row: Mapping[str, Any]) -> bool:
-    """Whether a row says nothing; an empty text that is given is a prompt, which is BOS alone."""
+    """Whether a row is empty; a given empty text is not: it is the prompt BOS alone."""
     return row.get("text") is None and all(value in _NOTHING for value in row.values())
 
 
@@ -304,7 +303,7 @@ def _places(where: Sequence[str]) -> str:
 def _prompt(where: str, row: Mapping[str, Any]) -> Prompt:
     """One prompt, checked.
 
-    Raises: BehaviourError saying where it stands.
+    Raises: BehaviourError naming its place in the file.
     """
     entries: dict[str, Any] = {}
     for key, value in _present(row, _PROMPT, f"{where} has the key").items():
@@ -342,7 +341,7 @@ def _role_places(where: str, value: object) -> dict[str, tuple[int, ...]]:
         if at is None:
             continue
         at = at if isinstance(at, list) else [at]
-        # bool is an int to Python, and no index to anyone
+        # bool is a subclass of int, but not an index
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in at):
             raise BehaviourError(f"{where}: role {name!r} is at {at!r}", allowed="token indices")
         places[name] = tuple(at)
@@ -406,7 +405,7 @@ def _behaviour(
 
 
 def _rule(prompts: Sequence[Prompt]) -> AnswerRule:
-    """How answers are chosen where a file does not say: by what its prompts bring."""
+    """The rule for answers of a file without one: it follows from the prompts."""
     if prompts and all(p.answer is not None and p.counterpart is not None for p in prompts):
         return "given"
     if prompts and all(p.answer_class is not None for p in prompts):
@@ -415,7 +414,7 @@ def _rule(prompts: Sequence[Prompt]) -> AnswerRule:
 
 
 def _class_contrast(value: object, answers: str, classes: ClassSet) -> ClassContrast | None:
-    """As the file says; where it says nothing, capital mass if that is what answers are about."""
+    """The file's class contrast; by default capital mass if answers are capitals, else none."""
     if value is False:
         return None
     if value is None:
@@ -495,7 +494,7 @@ def _one_of(value: Any, allowed: Sequence[str], what: str) -> Any:
 
 
 def _settings(behaviour: Behaviour) -> dict[str, Any]:
-    """What a file says besides its prompts; what it need not say is left out."""
+    """The settings to write; defaults are left out."""
     classes = behaviour.classes
     known = CLASS_SETS.get(classes.name) == classes
     said: dict[str, Any] = {
@@ -523,7 +522,7 @@ def _settings(behaviour: Behaviour) -> dict[str, Any]:
 
 
 def _entries(prompt: Prompt) -> dict[str, Any]:
-    """A prompt's entries, without those that say nothing."""
+    """A prompt's entries, without absent ones."""
     entries = {name: getattr(prompt, name) for name in _PROMPT}
     entries["roles"] = {name: list(at) for name, at in prompt.roles.items()}
     entries["groups"] = list(prompt.groups)
@@ -558,7 +557,7 @@ def toml_value(value: Any) -> str:
         return "{" + ", ".join(f"{toml_value(k)} = {toml_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(toml_value, value)) + "]"
-    # A JSON string, number or truth value is TOML's, but for DEL, which TOML wants escaped.
+    # A JSON string, number or truth value is valid TOML, except for DEL, which TOML escapes.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

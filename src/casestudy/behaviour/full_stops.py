@@ -1,19 +1,19 @@
 """What does a full stop end: a sentence, an abbreviation, a decimal number?
 
-A stop is classified by the characters around it. The kinds are tried in this order, since a stop
-can be several things at once:
+A stop is classified by the characters around it. The kinds are tried in this order, because a stop
+can be of several kinds:
 
     decimal point             a digit on its right
-    ellipsis                  another stop beside it, or a space away
-    end of paragraph          nothing but white space up to the paragraph's end
+    ellipsis                  another stop next to it, or after one space
+    end of paragraph          only white space up to the end of the paragraph
     before a closing mark     a closing quote or bracket on its right
     URL or file name          inside www.example.org, main.py
     initial                   J. K.
-    abbreviation              Mr., e.g., U.S.; a list of English ones below
+    abbreviation              Mr., e.g., U.S.; from the list of English ones below
     sentence end              white space on its right, then no lower-case letter
-    other                     the rest, such as abbreviations this module does not know
+    other                     all others, such as unknown abbreviations
 
-Assumes English abbreviations. Costs a few regular expressions over the characters nearby.
+Assumes English abbreviations. Cost: a few regular expressions on the nearby characters.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CATEGORIES = (
     "other",
 )
 INSIDE = "inside a longer token"
-"""A stop that shares its token with other characters (`."`, `...`)."""
+"""A stop that is part of a longer token (`."`, `...`)."""
 
 _CLOSING = "\"'”’»)]}›"
 _SHORT = """
@@ -44,7 +44,7 @@ U.N U.S.S.R
 """
 _ABBREVIATIONS = frozenset(_SHORT.split())
 _BEFORE_A_NUMBER = frozenset(("No", "no", "p", "Art", "art", "fig", "figs", "Fig", "Figs"))
-"""Also words of their own, so abbreviations only with a digit on their right."""
+"""These are also words, so they are abbreviations only before a digit."""
 
 _WORD = regex.compile(r"[\p{L}\p{N}]+(?:\.[\p{L}\p{N}]+)*\Z")
 _MORE = regex.compile(r"(?:\.\p{L}+(?=\.))*")

@@ -2,15 +2,16 @@
 
 Plain text, JSONL and Parquet are streamed; every full stop is classified by the characters around
 it, and a context is a prefix of the tokenised text, from the start of its paragraph (or of a
-sentence in it, where the paragraph is too long) to the stop, with the token that truly followed.
+sentence in it, if the paragraph is too long) to the stop, with the token that followed it.
 
 The kinds of stop are `full_stops.CATEGORIES`; `corpus` reads the files.
 
-A stop that shares its token with other characters (`."`, `...`) ends no prefix of the tokenised
-text; such stops are counted as `inside a longer token` and not sampled.
+If a stop is part of a longer token (`."`, `...`), no prefix of the tokenised text ends in it; such
+stops are counted as `inside a longer token` and not sampled.
 
-Sampling keeps the contexts whose hash with the seed is smallest. So it is uniform over distinct
-contexts, the same for any order of the files, and repeats cost no memory: they have the same hash.
+Sampling keeps the contexts with the smallest hash (of context and seed). So the sample is uniform
+over distinct contexts and the same for any order of the files; repeated contexts have the same hash
+and need no memory.
 Cost: every paragraph is tokenised once; memory for `n` contexts and one block of text, whatever the
 size of the input. Assumes English abbreviations and UTF-8.
 """
@@ -42,7 +43,7 @@ __all__ = (
 
 Sampling = Literal["balanced", "natural"]
 MINABLE = {"full-stop-capitals": CATEGORIES, "decimal-point": ("decimal point",)}
-"""The presets whose prompts are contexts that end in a full stop, and the kinds each is about."""
+"""The presets whose prompts end in a full stop, with the kinds of stop that each uses."""
 
 _BATCH = 256
 _SENTENCE_START = regex.compile(r"[.!?][\"'”’)\]]*\s+(?=[\p{Lu}\p{N}\"'“‘(\[])")
@@ -50,15 +51,15 @@ _SENTENCE_START = regex.compile(r"[.!?][\"'”’)\]]*\s+(?=[\p{Lu}\p{N}\"'“�
 
 @dataclass(frozen=True)
 class Mined:
-    """What mining found.
+    """The sample, with counts.
 
     Attributes:
-        behaviour: the sampled contexts as prompts; each one's group is its category.
-        found: how many stops of each kind there were, `inside a longer token` among them.
-        taken: how many of each kind are in the sample.
-        skipped: what was left out, by reason: contexts, lines and files.
-        documents: how many texts were read.
-        bytes: how much of them.
+        behaviour: the sampled contexts as prompts; the group of each is its category.
+        found: the number of stops of each kind in the text, `inside a longer token` included.
+        taken: the number of each kind in the sample.
+        skipped: the number of contexts, lines and files left out, by reason.
+        documents: the number of texts read.
+        bytes: their size.
     """
 
     behaviour: Behaviour
@@ -89,17 +90,17 @@ def mine(
         sources: files, or folders of them: `.jsonl`/`.ndjson`, `.parquet`, anything else is plain
             text.
         tokenizer: the model's; a context is a prefix in its tokens.
-        preset: whose question and answers the prompts get.
-        n: how many contexts to take, at most.
-        seed: another sample for another seed.
-        sampling: "balanced" takes as many of each kind as it can; "natural" takes every context
-            with the same chance.
+        preset: gives the behaviour its question and answers.
+        n: the largest number of contexts.
+        seed: another seed gives another sample.
+        sampling: "balanced" takes equally many of each kind where there are enough; "natural"
+            takes every context with the same probability.
         min_tokens, max_tokens: a context's length, BOS included.
         shard: (i, k) reads the i-th of k disjoint parts of the lines, counted from 1.
-        text_field: where JSONL and Parquet rows keep their text.
-        progress: told bytes read and bytes in all.
+        text_field: the field of JSONL and Parquet rows that has their text.
+        progress: called with the bytes read and all bytes.
 
-    Raises: BehaviourError for sources that are not there, not text, or hold no such context.
+    Raises: BehaviourError for sources that do not exist, are not text, or have no such context.
     """
     base, kinds = _header(preset)
     _check(n, min_tokens, max_tokens, shard, tokenizer)
@@ -207,7 +208,7 @@ def _check(
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """One context, before anybody has decided to keep it."""
+    """One context that may be sampled."""
 
     text: str
     ids: Sequence[int]
@@ -217,7 +218,7 @@ class _Candidate:
     priority: int
 
     def next_token(self, tokenizer: Tokenizer) -> str | None:
-        """The token that truly followed; with the rest of its character where it is only a part."""
+        """The token that followed; if it is part of a character, with the rest of the character."""
         for k in range(1, len(self.following) + 1):
             text = str(
                 tokenizer.backend.decode(list(self.following[:k]), skip_special_tokens=False)
@@ -245,7 +246,7 @@ class _Cutter:
         self.skipped = skipped
 
     def stops(self, batch: Sequence[Paragraph]) -> Iterator[tuple[str, _Candidate | None]]:
-        """Every full stop with its kind; without a context where there can be none."""
+        """Every full stop with its kind, and its context (None if there is none)."""
         wanted = [p for p in batch if "." in p.text]
         self.tokenizer.backend.encode_special_tokens = True
         texts = [p.text + p.ahead for p in wanted]
@@ -266,7 +267,7 @@ class _Cutter:
         windows = []
         this = 0
         while this < len(starts):
-            # one token less than fits: without its leading space, the first may become two
+            # one token less than fits: without its leading space the first may become two tokens
             token = max(bisect_right(firsts, starts[this]) - 1, 0) + self.longest - 1
             reach = firsts[token] if token < len(firsts) else len(text)
             following = len(starts) if reach >= len(text) else bisect_right(starts, reach) - 1
@@ -286,7 +287,7 @@ class _Cutter:
         if encoding is None:
             text = (paragraph.text + paragraph.ahead)[start : end + AHEAD]
             encoding = self.tokenizer.backend.encode(text, add_special_tokens=False)
-        # where a line was cut for its length, the paragraph goes on
+        # if a line was cut for its length, the paragraph continues
         goes_on = paragraph.ahead[:1] not in ("", "\n")
         around = paragraph.text + paragraph.ahead if goes_on else paragraph.text
         ids, offsets = encoding.ids, encoding.offsets
@@ -324,7 +325,7 @@ class _Cutter:
         )
 
     def same_alone(self, candidate: _Candidate) -> bool:
-        """Whether the context by itself has the tokens it has as a prefix."""
+        """Whether the context alone has the same tokens as the prefix."""
         if self.tokenizer.ids(candidate.text) == list(candidate.ids):
             return True
         self.skipped["contexts that are tokenised otherwise alone"] += 1
@@ -336,7 +337,7 @@ class _Cutter:
 
 @dataclass
 class _Sample:
-    """The contexts with the smallest hashes: n in all, or shared evenly among kinds."""
+    """The contexts with the smallest hashes: n in total, or equally many of each kind."""
 
     n: int
     kinds: Sequence[str] | None
@@ -345,14 +346,14 @@ class _Sample:
     kept: dict[tuple[str, int], tuple[str, _Candidate]] = field(default_factory=dict)
 
     def offer(self, kind: str, candidate: _Candidate, cutter: _Cutter) -> None:
-        """Keep a context, for now, if it may belong to the sample."""
+        """Keep a context as long as it may belong to the sample."""
         pool = kind if self.kinds is not None else ""
         heap = self.pools.setdefault(pool, [])
         key = (pool, candidate.priority)
         if key in self.kept:
             self.repeats += 1
             old = self.kept[key][1]
-            # the same one of several whatever the order they come in
+            # of equal ones keep the same one, whatever their order
             if (candidate.document, candidate.place) < (old.document, old.place):
                 self.kept[key] = (kind, candidate)
             return
@@ -368,7 +369,7 @@ class _Sample:
             del self.kept[pool, -heapq.heappop(self.pools[pool])]
 
     def largest(self) -> str:
-        """The fullest pool, the last of equals: what has to give way."""
+        """The largest pool (the last of equal ones), from which a context is removed."""
         order = self.kinds if self.kinds is not None else ("",)
         return max(order, key=lambda pool: (len(self.pools.get(pool, ())), order.index(pool)))
 
@@ -380,7 +381,7 @@ class _Sample:
 
 
 def _of_shard(paragraphs: Iterable[Paragraph], shard: tuple[int, int]) -> Iterator[Paragraph]:
-    """The part of the paragraphs whose text falls into a shard; equal texts fall into the same."""
+    """The paragraphs of one shard; equal texts are in the same shard."""
     place, count = shard
     for paragraph in paragraphs:
         if count == 1 or zlib.crc32(paragraph.text.encode()) % count == place - 1:

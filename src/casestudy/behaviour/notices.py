@@ -1,7 +1,8 @@
-"""What should a user know of how a behaviour's texts are read, before anything is measured?
+"""What should a user know about how a behaviour's texts are tokenised?
 
-Special tokens' texts that stay plain characters, answers that change their prompt's tokens where
-both are read as one text, a BOS that nobody uses. Cost: each text is tokenised once more.
+Notices say that the text of a special token is read as plain characters, that prompt and answer as
+one text have other tokens, or that a BOS exists but is not used. Cost: each text is tokenised once
+more.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from casestudy.model.tokens import Tokenizer
 
 
 def prompt_notices(tokenizer: Tokenizer, prompts: Iterable[Prompt]) -> tuple[str, ...]:
-    """A line for each kind of remark on these prompts, their partners and the answers they bring.
+    """One line for each kind of notice about prompts, corrupted prompts and given answers.
 
     Args:
-        tokenizer: which reads them.
-        prompts: those that cannot be read are left alone: they have an error of their own.
+        tokenizer: which tokenises them.
+        prompts: prompts that cannot be tokenised are skipped; they cause an error elsewhere.
     """
     notices = list(tokenizer.bos_notice())
     for prompt in prompts:

@@ -1,10 +1,10 @@
 """Which behaviours come with the package?
 
-`full-stop-capitals`, the flagship, has every prompt of the exploratory notebook this project starts
-from ("How does GPT-2 Small predict capital letters after full stops?"): the plain sentence and its
-cases, the numeric one, the ragged five, the eleven-token four and eight, with what the notebook
-meant to try next: all of them in lower and in upper case. `decimal-point` asks its numeric prompt's
-own question. `ioi` (Wang et al. 2022) and `greater-than` (Hanna et al. 2023) are the field's
+`full-stop-capitals`, the flagship, has every prompt of the exploratory notebook that this project
+started from ("How does GPT-2 Small predict capital letters after full stops?"): the plain sentence
+and its cases, the numeric one, the ragged five, the eleven-token four and eight. It also has all of
+them in lower and in upper case, which the notebook planned. `decimal-point` is about its numeric
+prompt. `ioi` (Wang et al. 2022) and `greater-than` (Hanna et al. 2023) are the field's
 reference behaviours. All four are written so that GPT-2's tokenizer and the bundled one read them.
 """
 
@@ -55,7 +55,7 @@ FULL_STOP_CAPITALS: dict[str, tuple[str, ...]] = {
     "uncapitalised": ("this is an uncapitalised sentence.",),
     "numeric": ("The probability of me getting to the bottom of this circuit is not 0.",),
 }
-"""The notebook's prompts by the set they were run in; a prompt may stand in several sets."""
+"""The notebook's prompts by the set they were run in; a prompt may be in several sets."""
 
 _ORDINARY = ("plain sentence", "ragged five", "eleven-token four", "eleven-token eight")
 
@@ -102,7 +102,7 @@ _NUMBERS = (
     ("The rate was less than", "8", "that"),
     ("The temperature fell to", "9", "nothing"),
 )
-"""Contexts that a number or a word can end: before the stop, the one and the other."""
+"""Contexts that can end in a number or in a word: the number, and the word, before the stop."""
 
 
 _WHOLE = (

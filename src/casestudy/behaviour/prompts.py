@@ -1,8 +1,8 @@
-"""What is asked of a model, of which prompts?
+"""Which question is studied, on which prompts?
 
-A `Behaviour` is the thing under study: its prompts, the question they put, how answers are chosen,
-and which token classes and positions matter. A `Prompt` may bring its own answer, counterpart,
-corrupted partner and roles; what it does not bring is chosen or found.
+A `Behaviour` is what a study explains: a question, its prompts, how answers are chosen, and which
+token classes and positions are measured. A `Prompt` may have its own answer, counterpart, corrupted
+prompt and roles; otherwise casestudy chooses or finds them.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Role:
     """A semantic position, found in any prompt by a pattern on its text.
 
     Attributes:
-        name: what it is called in results.
-        pattern: a regular expression searched for in the text; where it has a group `role`, that
-            group's span counts, otherwise the whole match.
+        name: its label in results.
+        pattern: a regular expression to search for in the text; the role is the span of its group
+            `role`, or the whole match if it has no such group.
         which: all matches, or the first, the last, or all but the last.
-        take: which tokens stand for a span that several share: all of them, the first (where a
-            word's capital is) or the last (which has read the whole word).
+        take: which tokens of a span to use: all, the first (which has a word's capital) or the
+            last (which can attend to the whole word).
     """
 
     name: str
@@ -54,7 +54,7 @@ class Role:
         compile_pattern(self.pattern, f"role {self.name!r}")
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Where in a text the role is, as (start, end) in characters; empty matches do not count.
+        """The spans of the role in a text, as (start, end) in characters; empty matches are ignored.
 
         Raises: BehaviourError for a pattern that takes more than a second.
         """
@@ -78,18 +78,18 @@ class Prompt:
     """One prompt.
 
     Attributes:
-        text: what the model reads (BOS is added by the model's rule, not here); an empty text is
-            BOS alone.
+        text: the prompt, without BOS, which the model adds by its own rule; an empty text is BOS
+            alone.
         answer: the token whose preference is explained; None to choose it from the predictions.
-        counterpart: what it is contrasted with; None to derive it from the answer.
+        counterpart: the token that the answer is compared with; None to derive it from the answer.
         answer_class, counterpart_class: patterns of token classes (see `TokenClass`) that replace
             the behaviour's class contrast for this prompt; both or neither.
-        corrupted: a partner prompt in which the behaviour should be gone.
-        groups: which sets of the behaviour it belongs to ("ragged five"); it may stand in several.
-        category: what kind of prompt it is ("sentence end", "abbreviation").
-        document: where it came from, so that intervals can resample documents.
-        next_token: the token that truly followed, where the prompt was cut from a text.
-        roles: positions named by the user, as token indices; BOS counts where it is prepended, and
+        corrupted: a partner prompt in which the behaviour should be absent.
+        groups: the groups of the behaviour that it belongs to ("ragged five").
+        category: the kind of prompt ("sentence end", "abbreviation").
+        document: the document that it comes from; intervals resample documents.
+        next_token: the token that followed in the source text, if there is one.
+        roles: positions named by the user, as token indices; BOS counts if it is prepended, and
             negative indices count from the end.
     """
 
@@ -140,25 +140,25 @@ def prompts_given(given: object) -> tuple[Prompt, ...]:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A question and the prompts that put it.
+    """A question with its prompts.
 
     Attributes:
         name: short, for file names and the command line.
-        question: the question in words, the report's title.
+        question: the question in words; the title of the report.
         prompts: in order, as Prompts or texts; results are labelled by index.
         answers: "space-capital" takes each prompt's first space+Capital prediction and its
-            lower-case form; "classes" the likeliest token of each of the two contrasted classes;
-            both unless the prompt gives its own. "given" requires both.
+            lower-case form; "classes" the most probable token of each of the two contrasted
+            classes; a prompt's own answer and counterpart replace these. "given" requires both.
         about: a sentence or two on what the prompts vary.
-        classes: how the vocabulary is sorted, for class masses and class contrasts.
-        class_contrast: two of these classes to weigh against each other; None for no such contrast
-            but where a prompt brings its own patterns.
+        classes: the token classes, for class masses and class contrasts.
+        class_contrast: the two classes to compare; None for no class contrast, except for prompts
+            with patterns of their own.
         roles: positions to average over besides the standard ones (see `roles`).
-        main: the groups whose prompts a study's headline means are taken over; empty for all. The
-            others are measured and shown by group.
-        notes: what a file's reader left out, for people; no part of what is measured.
+        main: the groups of prompts for a study's headline means; empty for all. The others are
+            measured and shown by group.
+        notes: what was left out when the file was read; it does not affect the measurements.
         parse_special: whether the text of a special token ("<|endoftext|>") in its prompts is read
-            as that token; otherwise as the model does (see `read_by`).
+            as that token; otherwise the model's setting applies (see `read_by`).
     """
 
     name: str = "prompts"
@@ -234,12 +234,12 @@ class Behaviour:
         return not self.main or any(name in self.main for name in prompt.groups)
 
     def read_by(self, model: Model) -> Model:
-        """The model, reading special tokens' texts as this behaviour asks."""
+        """The model, with this behaviour's setting for the texts of special tokens."""
         return model.with_special() if self.parse_special else model
 
     @cached_property
     def has_classes(self) -> bool:
-        """Whether a class contrast is asked for, by the behaviour or any of its prompts."""
+        """Whether the behaviour or any of its prompts has a class contrast."""
         return self.class_contrast is not None or any(
             prompt.answer_class is not None for prompt in self.prompts
         )
@@ -252,9 +252,10 @@ class Behaviour:
 
     @classmethod
     def of(cls, prompts: Prompts) -> Behaviour:
-        """A behaviour as it is; a text, texts or prompts as one of the flagship's kind.
+        """Make a behaviour of a text, texts or prompts, with the flagship's rules; return a
+        behaviour unchanged.
 
-        Raises: BehaviourError for no prompt at all, PromptError for one that is no text.
+        Raises: BehaviourError for no prompt at all, PromptError for a prompt that is not a text.
         """
         if isinstance(prompts, Behaviour):
             return prompts
@@ -272,16 +273,16 @@ def _spoken(prompt: Prompt) -> str:
 
 
 Prompts = Behaviour | Prompt | str | Sequence[str | Prompt]
-"""What every measurement takes: a behaviour, a text or texts, a prompt or prompts."""
+"""The input of every measurement: a behaviour, a text or texts, a prompt or prompts."""
 
 
 def reader_of(model: Model, prompts: Prompts) -> Model:
-    """The model as a behaviour has it read (see `Behaviour.read_by`); texts leave it as it is."""
+    """The model with a behaviour's setting (see `Behaviour.read_by`); unchanged for texts."""
     return prompts.read_by(model) if isinstance(prompts, Behaviour) else model
 
 
 def texts_of(prompts: Prompts) -> list[str]:
-    """The texts of a behaviour or prompts, for what needs no answers."""
+    """The texts of a behaviour or prompts, for measurements without answers."""
     if isinstance(prompts, str):
         return [prompts]
     if isinstance(prompts, Prompt):

@@ -2,14 +2,14 @@
 
 Results by position can only be averaged over prompts of one length; results by role can be averaged
 over any. A role is a pattern on the prompt's text; its tokens are those that share a character with
-a match, so that neither subwords nor stops inside a longer token get in the way. Cost: one
+a match, also for words of several tokens and stops inside a longer token. Cost: one
 tokenisation and a few searches per prompt.
 
-Conventions: a full stop is a single "." that no letter or digit follows (3.50 and U.S.A. hold none
-but the last), and no part of an ellipsis; "Mr." ends in one, since only a reader knows better. The
-final full stop ends the prompt, but for closing quotes, brackets and spaces. A word of several
-tokens is represented by its first token where it opens something (its capital is there) and by its
-last before a stop (which has read all of it).
+Conventions: a full stop is a single "." that no letter or digit follows (3.50 has none, U.S.A. only
+the last) and that is not part of an ellipsis; "Mr." ends in one, because a pattern cannot tell. The
+final full stop ends the prompt, except for closing quotes, brackets and spaces. A word of several
+tokens is represented by its first token at the start of a sentence (which has the capital), and by
+its last token before a stop (which can attend to the whole word).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHANGED = "changed tokens"
 """The role of the tokens in which a clean prompt differs from its corrupted partner."""
 
 PAIR_ROLES = frozenset({LAST, CHANGED})
-"""What every pair of prompts has, whatever its text says."""
+"""The roles that every pair of prompts has, whatever its text."""
 
 _STOP = r"(?<![.…])\.(?![.…\p{L}\p{Nd}])"
 _CLOSING = r"[\p{Pe}\p{Pf}\"'’\s]*\Z"
@@ -52,7 +52,7 @@ STANDARD_ROLES: tuple[Role, ...] = (
     ),
     Role("final full stop", rf"{_STOP}(?={_CLOSING})", which="last"),
 )
-"""Found in every prompt that has them, after BOS; in reading order."""
+"""The standard roles after BOS, in reading order."""
 
 
 def role_names(behaviour: Behaviour) -> tuple[str, ...]:
@@ -67,16 +67,16 @@ def roles_of(
     tokens: Sequence[int],
     roles: Iterable[Role] = (),
 ) -> Mapping[str, tuple[int, ...]]:
-    """Where a prompt's roles are.
+    """Find the roles of a prompt.
 
     Args:
         tokenizer: which made the tokens.
-        prompt: its text is searched; the positions it brings itself replace what would be found.
-        tokens: its ids as the model reads them, BOS included where it is prepended.
-        roles: to find besides the standard ones; one of the same name replaces a standard one.
+        prompt: its text is searched; its own positions replace those of the pattern.
+        tokens: its ids as the model reads them, BOS included if it is prepended.
+        roles: in addition to the standard roles; a role replaces a standard one of the same name.
 
-    Returns: token indices by role; a role that the prompt does not have is not there.
-    Raises: BehaviourError where `tokens` are not this prompt's, or a given index is out of range.
+    Returns: token indices by role; roles that the prompt does not have are absent.
+    Raises: BehaviourError if `tokens` are not this prompt's, or a given index is out of range.
     """
     ids, offsets = _with_offsets(tokenizer, prompt.text)
     shift = len(tokens) - len(ids)
@@ -100,12 +100,12 @@ def roles_of(
 def with_pair_roles(
     found: Mapping[str, tuple[int, ...]], tokens: Sequence[int], partner: Sequence[int] | None
 ) -> dict[str, tuple[int, ...]]:
-    """A prompt's roles, with the two that any pair of prompts has: `LAST` and `CHANGED`.
+    """A prompt's roles, and the two roles of every pair: `LAST` and `CHANGED`.
 
     Args:
-        found: by `roles_of`; a role of the same name that the prompt brings itself stays.
-        tokens: the prompt's ids, BOS included where it is prepended.
-        partner: those of its corrupted (or clean) partner; None where it has none.
+        found: from `roles_of`; the prompt's own role of the same name has priority.
+        tokens: the prompt's ids, BOS included if it is prepended.
+        partner: the ids of its corrupted (or clean) partner; None if it has none.
     """
     places = () if partner is None else changed_places(tokens, partner)
     own = {LAST: (len(tokens) - 1,)} | ({CHANGED: places} if places else {})
@@ -115,8 +115,8 @@ def with_pair_roles(
 def changed_places(tokens: Sequence[int], partner: Sequence[int]) -> tuple[int, ...]:
     """Where a prompt's tokens differ from its partner's.
 
-    Position by position where both have as many; otherwise what is left between the tokens that
-    they share at the start and at the end.
+    Position by position if both have the same number of tokens; otherwise all positions between the
+    shared tokens at the start and at the end.
     """
     n, m = len(tokens), len(partner)
     if n == m:
@@ -130,7 +130,7 @@ def changed_places(tokens: Sequence[int], partner: Sequence[int]) -> tuple[int, 
 
 
 def _given(prompt: Prompt, n: int) -> dict[str, tuple[int, ...]]:
-    """The positions a prompt brings itself, counted from the start."""
+    """The prompt's own positions, counted from the start."""
     given = {}
     for name, places in prompt.roles.items():
         for place in places:
@@ -145,10 +145,10 @@ def _given(prompt: Prompt, n: int) -> dict[str, tuple[int, ...]]:
 
 
 def check_roles(tokenizer: Tokenizer, behaviour: Behaviour) -> None:
-    """See that every role the behaviour defines occurs in at least one of its prompts, and that
-    the positions its prompts bring are theirs. Prompts that cannot be run are left alone.
+    """Check that each role of the behaviour occurs in at least one prompt, and that the prompts' own
+    positions exist. Prompts that cannot be run are skipped.
 
-    Standard roles may be absent: they are not asked for, only found.
+    Standard roles may be absent.
 
     Raises: BehaviourError naming a role that no prompt has, or a position out of range.
     """
@@ -171,7 +171,7 @@ def check_roles(tokenizer: Tokenizer, behaviour: Behaviour) -> None:
 
 
 def _with_offsets(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """A text's ids, and where in it each token's characters are, as (start, end)."""
+    """A text's ids, and the span of each token in the text, as (start, end) in characters."""
     encoding = tokenizer.encode(text)
     return list(encoding.ids), list(encoding.offsets)
 

@@ -1,9 +1,9 @@
-"""Which words of a prompt can be exchanged for another of their kind?
+"""Which words of a prompt can be replaced by another word of the same kind?
 
-A small built-in list, no model: singular and plural, names, numbers, pronouns, opposites and other
-words of a kind, each exchanged at one place in the text. The edits are offers to a person who looks
-for a corrupted prompt; whether one keeps the number of tokens and what it does to a contrast is for
-`measure/partners` to find out. English only. Cost: none to speak of.
+A small built-in list, without a model: singular and plural, names, numbers, pronouns, opposites and
+other words of one kind. Each edit replaces one word at one place in the text. The edits are
+suggestions for a corrupted prompt; `measure/partners` finds out whether an edit keeps the number of
+tokens and how it changes the contrast. English only. Cost: negligible.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import regex
 
 MOST_OTHERS = 2
-"""Other words tried for one of a kind that has many, such as names."""
+"""How many other words to try from a kind with many words, such as names."""
 
 
 @dataclass(frozen=True)
 class Swap:
-    """One word exchanged.
+    """One word replaced.
 
     Attributes:
-        kind: of exchange ("singular or plural").
+        kind: of replacement ("singular or plural").
         what: the two words ("dogs → dog").
         text: the whole edited prompt.
     """
@@ -81,9 +81,9 @@ _WORD = r"\p{L}+"
 
 
 def swaps(text: str) -> tuple[Swap, ...]:
-    """Every exchange of one word, or of one number's last digit, that the list knows for a text.
+    """Every replacement of one word, or of a number's last digit, that the list has for a text.
 
-    The exchanges that come last in the text come last; none is made twice.
+    They are in the order of the text, without repetitions.
     """
     found: dict[str, Swap] = {}
     for match in regex.finditer(rf"{_WORD}|\d+", text):
@@ -112,7 +112,7 @@ def _others(text: str, match: regex.Match[str]) -> Iterator[tuple[str, str]]:
 
 
 def _same(listed: str, word: str) -> bool:
-    """Names have their capital; other words may begin a sentence."""
+    """Whether two words are equal; words other than names may have a capital."""
     return listed == word or (listed.islower() and listed == word.lower())
 
 
@@ -121,7 +121,7 @@ def _cased(other: str, word: str) -> str:
 
 
 def _number_changed(text: str, match: regex.Match[str]) -> str | None:
-    """A regular noun's other number; None where the word is hardly a noun."""
+    """The plural or singular of a regular noun; None if the word is probably not a noun."""
     word = match.group()
     if word.lower() in _FUNCTION or len(word) < 3:
         return None

@@ -54,7 +54,7 @@ class Role:
         compile_pattern(self.pattern, f"role {self.name!r}")
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """The spans of the role in a text, as (start, end) in characters; empty matches are ignored.
+        """The spans of the role in a text, as (start, end) in characters; no empty matches.
 
         Raises: BehaviourError for a pattern that takes more than a second.
         """

@@ -145,8 +145,8 @@ def _given(prompt: Prompt, n: int) -> dict[str, tuple[int, ...]]:
 
 
 def check_roles(tokenizer: Tokenizer, behaviour: Behaviour) -> None:
-    """Check that each role of the behaviour occurs in at least one prompt, and that the prompts' own
-    positions exist. Prompts that cannot be run are skipped.
+    """Check that each role of the behaviour occurs in a prompt, and that the prompts' own positions
+    exist. Prompts that cannot be run are skipped.
 
     Standard roles may be absent.
 

@@ -1,8 +1,8 @@
-"""What does a measurement get to see?
+"""What is the input of a measurement?
 
-One `Batch`: some prompts of a behaviour, the single run made of them, and the contrasts chosen from
-its predictions. A measurement declares the sites it reads; the run keeps the union of what all of
-them ask, so that a study is one streaming pass and never holds more than a batch's activations.
+One `Batch`: some prompts of a behaviour, one run of them, and the contrasts chosen from its
+predictions. A measurement declares the sites it reads, and the run keeps the sites of all
+measurements. So a study is one pass over the prompts, with the activations of one batch in memory.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from casestudy.results.result import Axis, Result
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts, their run, and what is contrasted.
+    """Prompts, their run and their contrasts.
 
     Attributes:
-        index: each prompt's place in the behaviour; results are labelled with it.
+        index: each prompt's index in the behaviour; the label of its results.
         trace: the run, with logits at the last positions.
-        contrasts: by name, the main one first; the class contrast, where there is one, last.
-        behaviour: where the prompts come from; None for a batch made by hand, which has no roles.
+        contrasts: by name; the main one first, the class contrast (if there is one) last.
+        behaviour: of the prompts; None for a batch without behaviour, which has no roles.
     """
 
     model: Model
@@ -74,7 +74,7 @@ class Batch:
 
     @cached_property
     def roles(self) -> tuple[Mapping[str, tuple[int, ...]], ...]:
-        """Each prompt's roles, as token indices; a role it does not have is not there."""
+        """Each prompt's roles, as token indices; roles that it does not have are absent."""
         if self.behaviour is None:
             return ({},) * len(self.prompts)
         return tuple(
@@ -85,7 +85,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One question asked of every batch.
+    """One measurement, made on every batch.
 
     Attributes:
         name: as in `casestudy run --only NAME`.
@@ -93,8 +93,8 @@ class Measurement:
         measure: from a batch to named results. Grids with a prompt axis and tables are joined over
             chunks, and the grids averaged; a grid without one (a single prompt's pattern, the
             model's own profile) is kept as it is.
-        partial: names of results that only mean something once all chunks' are put together.
-        combine: from all chunks' partial results, by name, to what is kept instead of them.
+        partial: names of results that have a meaning only when all chunks are combined.
+        combine: maps all chunks' partial results, by name, to the results that replace them.
     """
 
     name: str
@@ -123,7 +123,7 @@ def run_batch(
     *,
     top_k: int = 100,
 ) -> Batch:
-    """Run some prompts of a behaviour once, keeping what the measurements ask."""
+    """Run some prompts of a behaviour once, and keep the sites that the measurements read."""
     model = behaviour.read_by(model)
     prompts = tuple(behaviour.prompts[i] for i in index)
     tokens = model.tokenize([p.text for p in prompts])

@@ -1,8 +1,8 @@
 """Which activations does a sweep replace, in which prompts?
 
-A cell names an activation; applied to a prompt it is a variant. Cells are checked against the model
-and the prompts before anything runs. Where the base and the source run agree, and where nothing
-that a cell changes can reach the last position, the value is known and there is no variant.
+A cell names an activation; a cell applied to one prompt is a variant. Cells are checked against the
+model and the prompts before anything runs. If the base and the source run agree at a cell's place,
+or if the patch cannot reach the last position, the value is known and there is no variant.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from casestudy.model.sites import Site, check_layer
 from casestudy.model.tokens import Tokens
 
 Values = Callable[[Site, int | None, Tensor, Tensor], Tensor]
-"""From a site, a layer, prompts (rows) and positions (rows) to activations that broadcast to
+"""Maps a site, a layer, prompts (rows) and positions (rows) to activations that broadcast to
 (rows, …), where … are the site's axes after batch and position."""
 
 # What a site's replacement changes first: a layer's input, its keys and values, the stream after
@@ -38,18 +38,18 @@ POST = frozenset({Site.MLP_OUT, Site.MLP_POST, Site.RESID_POST})
 SITES = PRE | KEYS | MID | POST
 """The sites a cell may replace."""
 SHARED = SITES - {Site.PATTERN, Site.MLP_POST}
-"""The sites that a source run has where it is computed from the first difference on only."""
+"""The sites of a source run that is computed only from the first difference on."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which positions of each prompt a cell covers, and where their replacements come from.
+    """The positions of a cell in each prompt, and the positions of their replacements.
 
     Attributes:
         label: a position's number, a role's name, "all", "last".
-        base: per prompt, positions in the run that is changed, ascending; empty where the prompt
-            has no such place.
-        source: per prompt, as many positions in the run the replacements come from.
+        base: per prompt, positions in the base run, ascending; empty if the prompt has no such
+            place.
+        source: per prompt, the same number of positions in the source run.
     """
 
     label: str
@@ -58,7 +58,7 @@ class Place:
 
     @classmethod
     def at(cls, position: int, tokens: Tokens) -> Place:
-        """One absolute position, absent from the prompts that are shorter."""
+        """One absolute position; prompts that are too short have no such place."""
         where = tuple((position,) if position < n else () for n in tokens.lengths.tolist())
         return cls(str(position), where, where)
 
@@ -78,7 +78,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One replacement, made in each prompt on its own.
+    """One patch, applied to each prompt separately.
 
     Attributes:
         site: what is replaced; one of `SITES`.
@@ -87,8 +87,8 @@ class Cell:
         head: one head (a key/value head for k and v), or None for all.
         neuron: one neuron of `mlp_post`, or None for all.
         subspace: orthonormal columns; only the stream's component in their span is replaced.
-        values: what is put in, (prompt, pos, …) by base position, instead of the sweep's source;
-            for a head, that head's alone.
+        values: the replacement, (prompt, pos, …) by base position, instead of the sweep's source;
+            for a head, only that head's values.
     """
 
     site: Site
@@ -107,8 +107,8 @@ class Variant:
     Attributes:
         cell: which, by index.
         prompt: which, by index among all of the sweep's.
-        positions: where the replacement changes anything, ascending.
-        sources: as many positions of the source run.
+        positions: the positions that the patch changes, ascending.
+        sources: the same number of positions of the source run.
         length: of the prompt.
     """
 
@@ -131,7 +131,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Task:
-    """The input of a sweep: cells, the run they change, and where replacements come from."""
+    """The input of a sweep: cells, the base run, and the source of the replacements."""
 
     model: Model
     base: Tokens
@@ -189,10 +189,10 @@ class Task:
 
     @cached_property
     def shares_prefix(self) -> bool:
-        """Whether the source run is computed from the first differences on only.
+        """Whether the source run is computed only from the first differences on.
 
-        Only where the pairs share more than half of their tokens: an unpatched run is a few percent
-        of a sweep.
+        True if the pairs share more than half of their tokens. Otherwise the gain is too small: an
+        unpatched run is a few percent of a sweep.
         """
         return (
             isinstance(self.source, Tokens)
@@ -202,7 +202,7 @@ class Task:
         )
 
     def variants(self) -> tuple[list[Variant], NDArray[np.bool_], NDArray[np.bool_]]:
-        """The (cell, prompt) pairs to compute; which are known; which are absent."""
+        """The (cell, prompt) pairs to compute; masks of known pairs and of absent pairs."""
         shape = (len(self.cells), len(self.base))
         known, absent = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         live: dict[tuple[int, bool, bool], list[tuple[tuple[int, int], ...]]] = {}
@@ -223,10 +223,11 @@ class Task:
         return variants, known, absent
 
     def _live(self, cell: Cell, ends: bool) -> list[tuple[tuple[int, int], ...]]:
-        """Per prompt, the (base, source) positions at which a cell changes the last position.
+        """Per prompt, the (base, source) positions where a cell can change the last position.
 
         Args:
-            ends: whether no attention reads what the cell changes, so that only the last counts.
+            ends: whether no attention layer reads the patched activation, so that only a patch
+                of the last position has an effect.
         """
         own = cell.values is not None
         return [
@@ -240,7 +241,7 @@ class Task:
 
 
 def first_differences(base: Tokens, source: Tokens) -> list[int]:
-    """Per pair, the first position at which the two differ (where one is a prefix: its length)."""
+    """Per pair, the first position that differs (if one is a prefix of the other: its length)."""
     found = []
     for a, b in zip(base.rows(), source.rows(), strict=True):
         same = [x == y for x, y in zip(a, b, strict=False)]
@@ -249,7 +250,7 @@ def first_differences(base: Tokens, source: Tokens) -> list[int]:
 
 
 def _check_site(model: Model, cell: Cell) -> None:
-    """Raise SiteError where the model has no such activation."""
+    """Raise SiteError if the model has no such activation."""
     site, config = cell.site, model.config
     if site not in SITES:
         names = ", ".join(sorted(s.value for s in SITES))
@@ -266,7 +267,7 @@ def _check_site(model: Model, cell: Cell) -> None:
 
 
 def _check_part(config: ModelConfig, cell: Cell) -> None:
-    """Raise SiteError where the site has no such head, neuron or subspace."""
+    """Raise SiteError if the site has no such head, neuron or subspace."""
     site = cell.site
     for what, index, axis, count in (
         ("head", cell.head, "head", config.n_heads),
@@ -286,7 +287,7 @@ def _check_part(config: ModelConfig, cell: Cell) -> None:
 
 
 def _check_place(cell: Cell, base: Tokens, source: Tokens | Values | None) -> None:
-    """Raise SiteError or MeasureError where a place is not in the prompts."""
+    """Raise SiteError or MeasureError if a place is not in the prompts."""
     site, place, lengths = cell.site, cell.place, base.lengths.tolist()
     others = source.lengths.tolist() if isinstance(source, Tokens) else lengths
     if len(place.base) != len(lengths) or len(place.source) != len(lengths):

@@ -2,8 +2,8 @@
 
 A climb runs variants through the layers, from the lowest patched layer to the top. Rows of all
 variants are packed in one matrix, so that every layer is a few large matrix products; only
-attention looks at which rows belong together. Variants that enter at a layer join those that
-entered below.
+attention needs to know which rows belong to the same variant. Variants that enter at a layer are
+added to those that entered below.
 
 Cost: 2 x parameters of a block x rows x layers above, where a variant has as many rows as there are
 positions from its first changed one to the last; in the last layer, after the keys and values, one.
@@ -32,7 +32,7 @@ from casestudy.model.sites import Site
 
 @dataclass(frozen=True)
 class Narrow:
-    """Rows of the stream whose change no attention has read yet: changed positions only."""
+    """Rows of patched positions that no attention layer has read yet (see the glossary)."""
 
     x: Float[Tensor, "row d_model"]
     ids: Int[Tensor, " row"]
@@ -41,7 +41,7 @@ class Narrow:
 
 @dataclass(frozen=True)
 class Group:
-    """Variants of one length and one first changed position, side by side in the packed rows."""
+    """Variants of one length and one first patched position, adjacent in the packed rows."""
 
     length: int
     first: int
@@ -64,10 +64,10 @@ class Climb:
 
     Args:
         runs: the unpatched runs of the variants' prompts.
-        cells: what the variants' cell numbers mean.
-        variants: what is run.
-        readout: from final rows to values; None where a subclass reads the rows itself.
-        operations: counts what is computed.
+        cells: the cells that the variants refer to by index.
+        variants: the variants to run.
+        readout: maps final rows to values; None if a subclass reads the rows itself.
+        operations: counts the operations.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Climb:
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
 
     def _sort_arrivals(self) -> None:
-        """Which variants enter where, and at which layer's attention they spread."""
+        """Sort the variants by the layer where they enter, and the attention that spreads them."""
         batches: dict[tuple[Any, ...], list[int]] = {}
         for i, variant in enumerate(self.variants):
             cell = self.cells[variant.cell]
@@ -141,11 +141,11 @@ class Climb:
     # Entering.
 
     def enter_input(self, entry: Entry) -> Narrow:
-        """Cells that replace what a layer reads."""
+        """Rows of cells that replace a layer's input."""
         return Narrow(entries.at_input(self.runs, entry), entry.ids, entry.positions)
 
     def enter(self, layer: int, arriving: Sequence[Entry]) -> tuple[list[Narrow], list[Narrow]]:
-        """Rows that join after attention, and rows that join after the layer."""
+        """Rows that are added after attention, and rows that are added after the layer."""
         middle, end = [], []
         for entry in arriving:
             if entry.site in MID and mlp_after_attention(self.config):
@@ -167,7 +167,7 @@ class Climb:
         groups: list[Group],
         narrow: list[Narrow],
     ) -> tuple[Float[Tensor, "rows d_model"], list[Group]]:
-        """Join the variants that spread here: the unpatched suffix with their changed rows in."""
+        """Add the variants that spread here: the unpatched suffix with their patched rows."""
         fresh = self.arrivals.get(layer, {})
         if not fresh:
             return x, groups
@@ -202,11 +202,11 @@ class Climb:
         return x, joined
 
     def row_of(self, ids: Int[Tensor, " n"], positions: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """Where variants' positions lie among the packed rows."""
+        """The packed row of each variant's position."""
         return self.offset[ids] + positions - self.first[ids]
 
     def last_rows(self, groups: list[Group]) -> Int[Tensor, " variant"]:
-        """Where each variant's last position lies among the packed rows."""
+        """The packed row of each variant's last position."""
         return torch.cat(
             [self.offset[group.ids] + group.length - 1 - group.first for group in groups]
         )
@@ -219,7 +219,7 @@ class Climb:
         joining: list[Narrow],
         arriving: list[Entry],
     ) -> tuple[Float[Tensor, "rows d_model"], list[Narrow]]:
-        """One block over the packed rows, and its MLP over the rows that join after attention."""
+        """One layer over the packed rows, and its MLP over the rows added after attention."""
         keys = [entry for entry in arriving if entry.site in KEYS]
         wide = 0
 
@@ -256,7 +256,7 @@ class Climb:
         groups: list[Group],
         replacing: list[Entry],
     ) -> Float[Tensor, "query d_model"]:
-        """attn_out of the packed rows; in the last layer, of each variant's last row only."""
+        """attn_out of the packed rows; in the last layer only of each variant's last row."""
         config, block = self.config, self.model.weights.blocks[layer]
         maps, last = head_maps(block.attn), layer == self.top
         normed = apply_norm(config, block.attn_norm, x)
@@ -335,7 +335,7 @@ class SourceClimb(Climb):
 
     Args:
         embedded: the source prompts' embeddings, all positions.
-        kept: what to keep, filled in where it differs from the base run.
+        kept: the activations to keep, updated where they differ from the base run.
     """
 
     def __init__(
@@ -362,17 +362,17 @@ class SourceClimb(Climb):
         return Narrow(rows, entry.ids, entry.positions)
 
     def read(self, x: Float[Tensor, "row d_model"], ids: Int[Tensor, " row"]) -> None:
-        """Keep the final rows: a variant per prompt, in the block's order."""
+        """Keep the final rows: one variant per prompt, in the block's order."""
         self.final[ids] = x
 
     def note(self, site: Site, layer: int, x: Tensor, groups: list[Group]) -> None:
-        """Keep an activation where a cell needs it."""
+        """Keep an activation that a cell needs."""
         if (site, layer) not in self.kept:
             return
         start = 0
         every = len(x) == sum(group.rows for group in groups)
         for group in groups:
-            first = group.first if every else group.length - 1  # last rows alone at the top
+            first = group.first if every else group.length - 1  # only last rows at the top
             end = start + group.size * (group.length - first)
             rows = x[start:end].unflatten(0, (group.size, -1))
             self.kept[site, layer][group.prompts, first : group.length] = rows

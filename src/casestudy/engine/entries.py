@@ -1,8 +1,9 @@
-"""What does a cell put into the stream, and where do its rows join?
+"""How does a cell change the residual stream, and where do its rows enter?
 
-An entry is the cells of a climb that replace one site of one layer, all their positions together.
-From the unpatched run and the replacement it computes the rows of the stream at the first point
-that the replacement reaches: the layer's input, the middle between attention and MLP, or its end.
+An entry has the cells of a climb that replace the same site of the same layer, with all their
+positions. From the unpatched run and the replacement it computes the rows of the residual stream at
+the first point that the patch changes: the layer's input, the point between attention and MLP, or
+the layer's output.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Runs:
 
     Attributes:
         task: the sweep's.
-        prompts: which, by index among all.
-        base, source: what each run kept; no source for an ablation.
+        prompts: the indices of the block's prompts.
+        base, source: the kept activations of each run; no source for an ablation.
     """
 
     task: Task
@@ -52,14 +53,14 @@ class Runs:
 
 @dataclass(frozen=True)
 class Entry:
-    """Cells that replace one site of one layer, a row per variant and position.
+    """Cells that replace one site of one layer, with one row per variant and position.
 
     Attributes:
-        cell: one of them, whose subspace and values all of them share.
-        ids: the variant, by its number in the climb.
-        prompts: by row of the block's traces.
-        positions, sources: in the base and the source run.
-        heads, neurons: which is replaced; -1 for all.
+        cell: one of them; all share its subspace and values.
+        ids: the variant's number in the climb.
+        prompts: the row in the block's traces.
+        positions, sources: the position in the base and in the source run.
+        heads, neurons: the head or neuron that is replaced; -1 for all.
     """
 
     site: Site
@@ -98,7 +99,7 @@ def base_rows(runs: Runs, site: Site, entry: Entry) -> Tensor:
 
 
 def source_rows(runs: Runs, entry: Entry) -> Tensor:
-    """What an entry's rows are replaced by: (row, …), all heads and neurons."""
+    """The replacement of an entry's rows: (row, …), all heads and neurons."""
     task = runs.task
     if entry.cell.values is None and runs.source is not None:
         kept = runs.source.values[entry.site, entry.layer]
@@ -140,7 +141,7 @@ def replaced(runs: Runs, entry: Entry) -> Tensor:
 
 
 def at_input(runs: Runs, entry: Entry) -> Float[Tensor, "row d_model"]:
-    """The stream at a layer's input, for cells that replace it or the embeddings."""
+    """The residual stream at a layer's input, for cells that replace it or the embeddings."""
     new = replaced(runs, entry)
     if entry.site is Site.RESID_PRE:
         return new
@@ -150,7 +151,7 @@ def at_input(runs: Runs, entry: Entry) -> Float[Tensor, "row d_model"]:
 
 
 def at_middle(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row d_model"]:
-    """The stream after attention, for cells that replace it or what attention adds to it."""
+    """The residual stream after attention, for cells that replace it or attention's output."""
     if entry.site is Site.RESID_MID:
         return replaced(runs, entry)
     site = after_attention(runs.task.config)
@@ -158,9 +159,9 @@ def at_middle(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row d_mode
 
 
 def at_end(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row d_model"]:
-    """The stream after a layer, for cells that replace it or what the layer's MLP adds to it.
+    """The residual stream after a layer, for cells that replace it or the MLP's output.
 
-    In a parallel block what attention adds joins here too.
+    In a parallel layer, attention's output is added here too.
     """
     if entry.site is Site.RESID_POST:
         return replaced(runs, entry)
@@ -201,9 +202,9 @@ def _new_z(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row head d_he
         if entry.site is Site.PATTERN:
             out[rows] = mix_values(new[rows].transpose(0, 1)[None], v)[0]
             continue
-        # queries of one prompt at any positions, over the prompt's unpatched keys
+        # queries of one prompt at several positions, over the prompt's unpatched keys
         q, at = new[rows][None], entry.positions[rows]
-        one = keys[prompt][None, :1]  # rotated already; only the queries are wanted here
+        one = keys[prompt][None, :1]  # already rotated; only the queries are needed here
         q, _ = position_queries_and_keys(config, attn, layer, q, one, at, everywhere[:1])
         visible = visible_keys(config, layer, at, everywhere)
         scores = attention_scores(config, layer, q, keys[prompt][None], visible)

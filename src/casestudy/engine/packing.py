@@ -1,8 +1,8 @@
 """How much is computed at once?
 
-The one planner: from lengths, first positions, costs and a limit to the batches that are computed
-together. Prompts of a batch are padded to one width (`pack`); what has no width of its own, such as
-cells, circuits or messages, is taken in order while it fits (`fill`).
+This planner turns lengths, first positions, costs and a limit into batches. `pack` makes batches of
+prompts, which are padded to one length. `fill` makes batches of items without a length, such as
+cells, circuits or messages, in their order.
 
 A plan decides how much memory and time something takes. Results do not depend on it beyond float
 rounding; the same plan and thread count give the same numbers.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 DEFAULT_MEMORY = 2 << 30
 USEFUL = 0.75
-"""Of the positions that a batch computes, at least so many are its prompts' own."""
+"""The least share of a batch's computed positions that are not padding."""
 
 
 @dataclass(frozen=True)

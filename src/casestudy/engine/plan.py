@@ -1,7 +1,7 @@
 """How is a sweep divided, and which activations must its unpatched runs keep?
 
-Prompts are taken in blocks whose unpatched runs fit in half of the memory. A block's variants are
-run in climbs whose rows fit in the rest. Both are decided from shapes, before anything runs.
+Prompts are divided into blocks whose unpatched runs fit in half of the memory. A block's variants
+are divided into climbs whose rows fit in the rest. Both follow from shapes, before anything runs.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def keeps(task: Task, variants: Sequence[Variant]) -> Keeps:
 
 
 def _by_site(addresses: set[tuple[Site, int | None]]) -> list[Keep]:
-    """One Keep per site, so that a run is asked once for each."""
+    """One Keep per site, so that each site is kept once."""
     layers: dict[Site, list[int]] = {}
     for site, layer in addresses:
         layers.setdefault(site, []).extend([] if layer is None else [layer])
@@ -127,7 +127,7 @@ def _by_site(addresses: set[tuple[Site, int | None]]) -> list[Keep]:
 
 
 def trace_bytes(config: ModelConfig, sites: Iterable[Keep], length: int, itemsize: int) -> int:
-    """What one prompt of this length takes in a block's unpatched run."""
+    """Bytes of one prompt of this length in a block's unpatched run."""
     sizes = {
         "d_model": config.d_model,
         "d_head": config.d_head,
@@ -145,10 +145,10 @@ def trace_bytes(config: ModelConfig, sites: Iterable[Keep], length: int, itemsiz
 
 
 def row_bytes(config: ModelConfig, longest: int, itemsize: int) -> int:
-    """Per row of a climb: the stream (four times at the peak), q, k, v, z and the scores."""
+    """Bytes per row of a climb: residual stream (four times at the peak), q, k, v, z, scores."""
     heads = 3 * config.n_heads * config.d_head + 2 * config.n_kv_heads * config.d_head
     scores = 3 * config.n_heads * longest
-    joined = 2 * config.n_heads * config.d_head * 5  # keys and values, up to four prefixes beside
+    joined = 2 * config.n_heads * config.d_head * 5  # keys and values, with up to four prefixes
     return (5 * config.d_model + heads + scores + joined) * itemsize
 
 
@@ -182,7 +182,7 @@ class Operations:
 
 
 class Planner:
-    """The sizes a task's plan is made from.
+    """Makes a task's plan from sizes.
 
     Args:
         most: the largest climb, in rows; by default what keeps the device busy.
@@ -199,7 +199,7 @@ class Planner:
         self.scratch = scratch * self.itemsize
 
     def runs(self, n: int, longest: int) -> int:
-        """Bytes of n prompts' unpatched runs: what is kept, and one layer's other values."""
+        """Bytes of n prompts' unpatched runs: kept activations, and one layer's other values."""
         config = self.task.config
         passing = longest * (8 * config.d_model + 3 * config.d_mlp) * self.itemsize
         kept = sum(
@@ -211,7 +211,7 @@ class Planner:
     def shares(self, variants: Sequence[Variant]) -> list[Share]:
         """Blocks of prompts, each with its climbs.
 
-        Raises: MeasureError where not even one cell fits.
+        Raises: MeasureError if not even one cell fits.
         """
         per_prompt: dict[int, list[Variant]] = {}
         for variant in variants:
@@ -229,7 +229,7 @@ class Planner:
         ]
 
     def climbs(self, prompts: Sequence[int], variants: list[Variant]) -> list[list[Variant]]:
-        """A block's variants, as many at once as fit beside its runs."""
+        """A block's variants, in climbs that fit into memory together with its runs."""
         runs = self.runs(len(prompts), max(self.task.lengths[b] for b in prompts))
         left = self.memory - runs - self.scratch
         least = max((v.rows for v in variants), default=1)

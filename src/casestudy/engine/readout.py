@@ -1,7 +1,7 @@
-"""What number is read at a prompt's last token?
+"""Which metric is computed at a prompt's last token?
 
-A linear contrast is a dot product of the final residual stream with one folded direction per
-prompt, which spares the unembedding; any other metric is a function of the logits.
+A linear contrast is a dot product of the final residual stream with one direction per prompt (final
+norm and unembedding combined), without an unembedding. Other metrics are functions of the logits.
 Cost: d_model operations per row for a linear contrast, the whole unembedding otherwise.
 """
 
@@ -19,11 +19,11 @@ from casestudy.model.decoder import apply_norm, unembed
 from casestudy.model.model import Model
 
 Metric = Callable[[Tensor, Tensor], Tensor]
-"""From last-position logits (rows, d_vocab) and each row's prompt (rows) to a value per row."""
+"""Maps last-position logits (rows, d_vocab) and each row's prompt (rows) to a value per row."""
 
 
 class Readout:
-    """From the final residual stream at the last position to the metric.
+    """Maps the final residual stream at the last position to the metric.
 
     A linear contrast is a dot product with Σ weight · W_U in float64; a soft-capped unembedding or
     any other function of the logits needs the logits.
@@ -55,7 +55,7 @@ class Readout:
     def __call__(
         self, x: Float[Tensor, "row d_model"], prompts: Int[Tensor, " row"]
     ) -> Float[Tensor, " row"]:
-        """The metric of rows of the final stream, each of its prompt."""
+        """The metric of rows of the final residual stream, each with its prompt."""
         return self.of_normed(
             apply_norm(self.model.config, self.model.weights.final_norm, x), prompts
         )
@@ -63,7 +63,7 @@ class Readout:
     def of_normed(
         self, normed: Float[Tensor, "row d_model"], prompts: Int[Tensor, " row"]
     ) -> Float[Tensor, " row"]:
-        """The metric of rows that the final norm has been applied to."""
+        """The metric of rows after the final norm."""
         if self.linear:
             found = (normed.double() * self.directions[prompts]).sum(-1)
             return found + self.constant[prompts]
@@ -84,6 +84,6 @@ class Readout:
         return self.metric(logits, prompts).double()
 
     def constant_of_logits(self, prompts: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
-        """The contrast's own constant: the logits have the unembedding's bias in them."""
+        """The contrast's constant alone: logits already include the unembedding's bias."""
         assert isinstance(self.metric, Contrast)
         return self.metric.constant.to(self.model.device)[prompts]

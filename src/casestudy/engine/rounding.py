@@ -1,12 +1,12 @@
-"""Do a fast way and the plain one agree up to rounding?
+"""Do the fast way and the plain way of a computation agree up to rounding?
 
-Two ways of computing one value differ by the rounding of what they sum. A small bound serves most
-models; where activations are large or layers many, float32 itself is further from float64 than
-that. Then both ways compute the sample again in float64, where a fault of the fast way remains and
-rounding does not, and the rounding of the plain way is measured beside.
+Two ways of computing one value differ by rounding. A small bound is enough for most models. With
+large activations or many layers, float32 itself differs from float64 by more than this bound. Then
+both ways compute the sample again in float64: an error of the fast way remains there, and rounding
+does not. The rounding of the plain way is measured as well.
 
-Assumes values of the same sample both ways. Cost: none, but where the small bound is exceeded a
-copy of the model in float64 and the sample twice.
+Assumes values of the same sample for both ways. Cost: none; if the small bound is exceeded, a copy
+of the model in float64, and the sample twice.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from casestudy.model.ram_check import check_room
 Array = NDArray[np.float64]
 
 BothWays = Callable[[Model], tuple[Array, Array]]
-"""From the model in float64 to the sample's values, the fast way and the plain one."""
+"""Maps the model in float64 to the sample's values, computed the fast way and the plain way."""
 
 _ROUNDINGS = 4
-"""A gap may be so many times what the plain way's rounding was measured to be: the fast way sums in
-another order, and a sample's largest rounding is not the largest there is."""
+"""A gap may be at most this multiple of the plain way's measured rounding: the fast way sums in
+another order, and the largest rounding in a sample is not the largest of all."""
 
 
 def rounding_bound(dtype: torch.dtype, size: float = 0.0) -> float:
-    """What two ways of computing one value may differ by; bfloat16 promises nothing.
+    """The allowed difference of two ways of computing one value; no bound for bfloat16.
 
     Args:
         dtype: of the model.
-        size: of the largest value; the bound grows with those above 10.
+        size: of the largest value; above 10 the bound grows with it.
     """
     least = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, float("inf"))
     return least * max(1.0, size / 10)
@@ -45,19 +45,19 @@ def rounding_bound(dtype: torch.dtype, size: float = 0.0) -> float:
 def checked(
     model: Model, fast: Array, plain: Array, again: BothWays, what: str
 ) -> dict[str, float]:
-    """What a sample says of the fast way.
+    """Compare the fast way with the plain way on a sample.
 
     Args:
-        model: whose values they are.
-        fast, plain: (sample,) the two ways' values.
-        again: both ways in float64.
-        what: the fast way's values, for an error ("the sweep").
+        model: of the values.
+        fast, plain: (sample,) the values of the two ways.
+        again: computes both ways in float64.
+        what: names the fast way in an error ("the sweep").
 
     Returns: {"gap": largest difference, "checked": sample size, "bound": what is allowed}, and,
-        where float64 was asked, {"float64": largest difference there, "rounding": the plain way's
-        from float64}. Without "bound" nothing is promised: in bfloat16 and float16, where there is
-        no room for float64, and where the gap is rounding but more than the plain way's.
-    Raises: MeasureError where the two ways differ by more than rounding.
+        if float64 was computed, {"float64": largest difference there, "rounding": of the plain way
+        from float64}. "bound" is absent if no bound is guaranteed: in bfloat16 and float16, if
+        there is no memory for float64, and if the gap is rounding but larger than the plain way's.
+    Raises: MeasureError if the two ways differ by more than rounding.
     """
     gap = float(np.abs(fast - plain).max(initial=0.0))
     size = float(np.abs(plain).max(initial=0.0))
@@ -91,7 +91,7 @@ def _differ(what: str, gap: float, bound: float) -> MeasureError:
 
 
 def _in_float64(model: Model) -> Model | None:
-    """The model in float64; None where the device has no such numbers or no room for them."""
+    """The model in float64; None if the device has no float64 or not enough memory."""
     if model.device.type == "mps":
         return None
     need = sum(t.numel() for name, t in model.weights.named() if name != "W_U") * 8

@@ -1,11 +1,11 @@
-"""How does one block of the model act on rows of the residual stream?
+"""How does one block (layer) of the model act on rows of the residual stream?
 
-The decoder runs whole prompts; sweeps, circuits and paths run rows of their own: some positions of
-many patched runs, side by side. What a block is made of and in which order stands here for all of
-them, so that a new architecture is one edit in `decoder` and one in this file. (What recomputes a
-sample the plain way runs the decoder itself, and uses nothing of this file.)
+The decoder runs whole prompts. Sweeps, circuits and paths run rows: some positions of many patched
+runs in one matrix. This file has the parts of a block and their order for all of these, so that a
+new architecture needs one change in `decoder` and one here. (The check that recomputes a sample the
+plain way runs the decoder itself and uses nothing from this file.)
 
-Assumes a causal decoder. Cost: of `attend_after`, a suffix's queries over prefix and suffix; the
+Assumes a causal decoder. Cost of `attend_after`: the suffix's queries over prefix and suffix; the
 prefix's keys and values are computed once, in the unpatched run.
 """
 
@@ -44,9 +44,9 @@ def through_block(
     """The order of a block: attention and then the MLP, or both from one input (parallel).
 
     Args:
-        attention: from the block's input to the rows that are computed further and attn_out there.
-        mlp: from what the MLP reads to mlp_out.
-        middle: what is done to the stream between the two; a parallel block has no such place.
+        attention: maps the block's input to the rows that are computed further and their attn_out.
+        mlp: maps the MLP's input to mlp_out.
+        middle: changes the residual stream between the two; not used by a parallel block.
     """
     x, added = attention(x)
     if not mlp_after_attention(config):
@@ -56,17 +56,17 @@ def through_block(
 
 
 def after_attention(config: ModelConfig) -> Site:
-    """The first point of the stream that attention's output is part of."""
+    """The first site of the residual stream that includes attention's output."""
     return Site.RESID_MID if mlp_after_attention(config) else Site.RESID_POST
 
 
 def mlp_reads(config: ModelConfig) -> Site:
-    """The point of the stream that the MLP reads."""
+    """The site of the residual stream that the MLP reads."""
     return Site.RESID_MID if mlp_after_attention(config) else Site.RESID_PRE
 
 
 def head_maps(attn: Attention) -> dict[Site, Map]:
-    """The weights and biases that make the heads' queries, keys and values."""
+    """The weights and biases of the heads' queries, keys and values."""
     return {
         Site.Q: (attn.W_Q, attn.b_Q),
         Site.K: (attn.W_K, attn.b_K),
@@ -77,7 +77,7 @@ def head_maps(attn: Attention) -> dict[Site, Map]:
 def attn_out(
     config: ModelConfig, block: Block, z: Float[Tensor, "*rows head d_head"]
 ) -> Float[Tensor, "*rows d_model"]:
-    """What attention adds to the stream, from the heads' outputs."""
+    """Attention's output to the residual stream, from the heads' outputs z."""
     return apply_norm(config, block.attn_post_norm, merge_heads(z, block.attn))
 
 
@@ -88,7 +88,7 @@ def mlp_out(
     *,
     weights: MLP | None = None,
 ) -> Float[Tensor, "*rows d_model"]:
-    """What the MLP adds to the stream, from the rows it reads.
+    """The MLP's output to the residual stream, from the rows it reads.
 
     Args:
         weights: some of the block's neurons as an MLP; all of them by default.
@@ -108,14 +108,14 @@ def attend_after(
     prefix: tuple[Tensor, Tensor],
     prompts: Int[Tensor, " n"],
 ) -> Float[Tensor, "n query head d_head"]:
-    """The heads' outputs where suffixes look at a prefix that many of them share, and themselves.
+    """The heads' outputs z of suffixes that attend to a shared prefix and to themselves.
 
     Args:
         q, k, v: of positions from `first` on, normalised and rotated; the queries are of the last
             positions, as many as there are.
         first: the length of the prefix.
         prefix: keys (normalised and rotated) and values, (prompt, pos, …), from position 0 on.
-        prompts: whose prefix each suffix follows.
+        prompts: the prompt whose prefix each suffix follows.
     """
     length = first + k.shape[1]
     key_positions = torch.arange(length, device=q.device)
@@ -124,7 +124,7 @@ def attend_after(
         return attend(config, layer, q, k, v, visible)
     prefix_k, prefix_v = prefix
     if 4 * q.shape[1] >= length:
-        # many queries: copying the prefix beside each suffix lets one fused kernel do it all
+        # many queries: copy the prefix to each suffix, so that one fused kernel computes all
         k = torch.cat((prefix_k[prompts, :first], k), 1)
         v = torch.cat((prefix_v[prompts, :first], v), 1)
         return attend(config, layer, q, k, v, visible)
@@ -152,7 +152,7 @@ def attend_after(
 
 
 def _slots(which: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], int]:
-    """Each row's number among those of its prompt, and the most rows a prompt has."""
+    """Each row's number within its prompt, and the largest number of rows of a prompt."""
     counts = which.bincount()
     order = which.argsort(stable=True)
     slot = torch.empty_like(which)

@@ -1,9 +1,9 @@
 """What is the metric when one activation is replaced, for thousands of activations at once?
 
-The entry point of the engine, behind every exact patch. A cell replaces one activation (a site, a
-layer, a place, perhaps a head or a neuron) in one prompt and reads the metric at the prompt's last
-token. The plain way is one full forward pass per cell; a sweep computes only what the replacement
-changes:
+This is the entry point of the engine, behind every exact patch. A cell replaces one activation (a
+site, a layer, a place, perhaps a head or a neuron) in one prompt; the metric is computed at the
+prompt's last token. The plain way is one full forward pass per cell. A sweep computes only what the
+patch changes:
 
 - nothing below its layer and nothing before its first position: keys and values there come from
   the unpatched run, and positions before the two runs first differ are known to change nothing;
@@ -14,12 +14,12 @@ changes:
 `cells` lists the patches, `plan` divides them, `climb` runs them, `readout` reads the metric.
 
 Assumes a causal decoder. Cost: 2 x parameters of a block x rows x layers above, where a cell has as
-many rows as there are positions from its first to the last. Memory is held under a budget: prompts
-are taken in blocks whose unpatched runs fit, their cells in climbs of so many rows.
+many rows as there are positions from its first to the last. Memory stays within a budget:
+prompts are divided into blocks whose unpatched runs fit, and cells into climbs of limited size.
 
-Exact: a sample of cells is recomputed with a full forward pass and one edit, and the sweep fails
-where the two differ by more than rounding: 1e-4 in float32 (1e-9 in float64), or, where values or
-activations are larger, what a second look in float64 shows (see `rounding`).
+Exact: a sample of cells is recomputed with a full forward pass and one edit. The sweep fails if the
+two differ by more than rounding: 1e-4 in float32 (1e-9 in float64), or, for large values or
+activations, more than a second computation in float64 allows (see `rounding`).
 """
 
 from __future__ import annotations
@@ -63,28 +63,28 @@ from casestudy.model.trace import Trace
 from casestudy.results.stats import ratio_of_means
 
 STAGE = "sweep"
-"""`Progress.stage` after each climb: so many of the (cell, prompt) pairs are done."""
+"""`Progress.stage` of a sweep; `done` and `total` count (cell, prompt) pairs."""
 
 Watch = Callable[["Sweep"], None]
-"""Called with the values found so far, NaN elsewhere; what it raises ends the sweep."""
+"""Called with the values computed so far, NaN elsewhere; an exception ends the sweep."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found.
+    """The values of a sweep.
 
     Attributes:
         cells: as given.
-        values: (cell, prompt) the metric with the cell's activation replaced; NaN where the prompt
+        values: (cell, prompt) the metric with the cell's activation replaced; NaN if the prompt
             has no such place.
-        base: (prompt,) the metric of the run that was changed.
-        other: (prompt,) that of the run the replacements come from; None for an ablation.
-        known: (cell, prompt) True where the value is the base's by construction: the two runs
-            agree at the cell's place, or nothing there can reach the last position.
-        error: {"gap": largest difference from the plain way in the sample, "bound": allowed (none
-            where nothing can be promised, as in bfloat16), "checked": sample size}; see
+        base: (prompt,) the metric of the unpatched base run.
+        other: (prompt,) the metric of the source run; None for an ablation.
+        known: (cell, prompt) True if the value equals the base's by construction: the two runs
+            agree at the cell's place, or the patch cannot reach the last position.
+        error: {"gap": largest difference from the plain way in the sample, "bound": allowed (absent
+            if there is no guarantee, as in bfloat16), "checked": sample size}; see
             `rounding.checked`.
-        plan: how it was divided.
+        plan: how the sweep was divided.
     """
 
     cells: tuple[Cell, ...]
@@ -98,7 +98,7 @@ class Sweep:
     def normalised(self) -> NDArray[np.float64]:
         """Per cell: (mean patched - mean base) / (mean other - mean base), over the same prompts.
 
-        1 is the other run, 0 the unpatched one; NaN where the two do not differ or no prompt has
+        1 is the other run, 0 the unpatched base run; NaN if the two do not differ or no prompt has
         the cell's place.
         """
         if self.other is None:
@@ -117,16 +117,17 @@ def sweep(
     progress: Tell | None = None,
     watch: Watch | None = None,
 ) -> Sweep:
-    """Every cell in every prompt, exactly.
+    """The metric of every cell in every prompt, exactly.
 
     Args:
         model: the decoder.
-        base: the run that is changed (denoising: the corrupted prompts; noising: the clean ones).
-        source: where replacements come from: the prompts of the other run, pair by pair; a function
-            (ablations); or None where every cell brings its own `values`.
+        base: the prompts of the patched run (denoising: the corrupted ones; noising: the clean
+            ones).
+        source: the source of the replacements: the prompts of the other run, pair by pair; a
+            function (ablations); or None if every cell has its own `values`.
         cells: what to replace.
         metric: a contrast, or any function of the logits at the last token.
-        budget: memory, rows of the largest climb, and how many computed (cell, prompt) pairs to
+        budget: memory, rows of the largest climb, and the number of (cell, prompt) pairs to
             recompute the plain way.
         progress, watch: called after every climb.
 
@@ -141,7 +142,7 @@ def sweep(
 
 
 class _Values:
-    """What was found so far; NaN where nothing was yet."""
+    """The values computed so far; NaN elsewhere."""
 
     def __init__(self, task: Task, known: NDArray[np.bool_]) -> None:
         self.cells, self.known = task.cells, known
@@ -159,7 +160,7 @@ class _Values:
         return self.values[[v.cell for v in variants], [v.prompt for v in variants]]
 
     def result(self, plan: Plan) -> Sweep:
-        """As a sweep that nothing has been checked of."""
+        """As a sweep without a check."""
         values = np.where(self.known, self.base[None, :], self.values)
         other = None if self.other is None else self.other.copy()
         return Sweep(self.cells, values, self.base.copy(), other, self.known, {}, plan)
@@ -218,8 +219,10 @@ class _Sweeping:
     def in_float64(
         self, sample: Sequence[Variant], memory: int, model: Model
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Some variants' values the fast way and the plain one, by the model in float64."""
-        metric = self.metric  # a contrast keeps directions of the model it last met: give a copy
+        """Some variants' values by the fast way and the plain way, with the model in float64."""
+        metric = (
+            self.metric
+        )  # a contrast keeps the directions of the last model it was used with: give a copy
         if isinstance(metric, Contrast):
             metric = metric[list(range(len(metric)))]
         wide = _Sweeping(_of_model(self.task, model), metric)
@@ -228,7 +231,7 @@ class _Sweeping:
     def both_ways(
         self, sample: Sequence[Variant], memory: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Some variants' values, the fast way and the plain one."""
+        """Some variants' values by the fast way and the plain way."""
         keep = keeps(self.task, sample)
         shape = (len(self.task.cells), len(self.task.base))
         found, plain = _Values(self.task, np.zeros(shape, dtype=bool)), []
@@ -245,7 +248,7 @@ class _Sweeping:
     # The unpatched runs.
 
     def open(self, share: Share, keep: Keeps, found: _Values) -> Runs:
-        """A block's unpatched runs; their metrics are stored with what is found."""
+        """A block's unpatched runs; their metrics are stored with the values."""
         task, prompts = self.task, share.prompts
         base = run(self.model, task.base[prompts], keep=keep.base)
         runs = Runs(task, tuple(prompts), base)
@@ -264,9 +267,9 @@ class _Sweeping:
         return replace(runs, source=source)
 
     def source_after_prefix(self, runs: Runs, keep: Sequence[Keep]) -> Trace:
-        """The source run from the first differences on; what is before them is the base run's.
+        """The source run from the first differences on, with the base run's values before them.
 
-        In the last layer only what reaches the last position is right, and only that is used.
+        In the last layer only the values for the last position are correct; only these are used.
         """
         task, weights = self.task, self.model.weights
         assert isinstance(task.source, Tokens)
@@ -291,7 +294,7 @@ class _Sweeping:
     def read_run(self, trace: Trace, prompts: list[int], what: str) -> NDArray[np.float64]:
         """The metric of an unpatched run.
 
-        Raises: MeasureError where it is not finite.
+        Raises: MeasureError if it is not finite.
         """
         index = torch.tensor(prompts, device=self.task.device)
         values = self.readout(trace.last(Site.FINAL_RESID), index).cpu().numpy()
@@ -301,7 +304,7 @@ class _Sweeping:
     # The plain way.
 
     def plain_values(self, runs: Runs, sample: Sequence[Variant]) -> list[tuple[Variant, float]]:
-        """Those of a sample whose prompts are in a block, with their values by the plain way."""
+        """A sample's variants with prompts in a block, and their values by the plain way."""
         mine = [v for v in sample if v.prompt in runs.local]
         return list(zip(mine, self.plainly(runs, mine).tolist(), strict=True)) if mine else []
 
@@ -316,7 +319,7 @@ class _Sweeping:
         return np.asarray(found, dtype=np.float64)
 
     def plain_edit(self, runs: Runs, variant: Variant, row: int) -> Edit:
-        """The cell as an edit of one row of a plain run, at all its positions, live or not."""
+        """The cell as an edit of one row of a plain run, at all positions of its place."""
         cell = self.task.cells[variant.cell]
         here, there = (side[variant.prompt] for side in (cell.place.base, cell.place.source))
         whole = replace(variant, positions=here, sources=there)

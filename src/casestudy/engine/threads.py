@@ -1,13 +1,13 @@
-"""How many threads does the arithmetic take?
+"""How many threads should torch use?
 
-On a CPU torch splits a product over threads that wait for each other at its end. GNU's OpenMP,
-which torch's Linux wheels bring, has them wait in a loop of some 20 ms (`GOMP_SPINCOUNT` turns).
-Where other processes hold a core, a product of 1 ms so costs 12 ms of computing and more of
-waiting. Two rules end that: products are split only as far as each thread has enough to do
+On a CPU torch splits a matrix product over threads, and the threads wait for each other at its end.
+GNU's OpenMP, which is part of torch's Linux wheels, lets them wait in a loop of about 20 ms
+(`GOMP_SPINCOUNT` turns). If other processes use the cores, a product of 1 ms costs 12 ms of CPU
+time and more of waiting. Two rules prevent this: products use only as many threads as have enough work
 (`suited`), and the command line lets threads sleep while they wait (`cli.wait_asleep`).
 
-A number that somebody chose is kept: by `OMP_NUM_THREADS`, `MKL_NUM_THREADS` or
-`torch.set_num_threads`. Another number may round otherwise, and so a study stores its own.
+The user's own number is kept: from `OMP_NUM_THREADS`, `MKL_NUM_THREADS` or `torch.set_num_threads`.
+Another number of threads may change rounding, so a study stores its number.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Environment variables by which a user chooses the number of threads."""
 
 RATE, BANDWIDTH = 5e10, 1e10
-"""What one core is taken to do: float32 operations and bytes of weights read, per second."""
+"""The assumed speed of one core: float32 operations, and bytes of weights read, per second."""
 
 SHARE = 4e-3
-"""Seconds of one product that are worth a thread: some hundred times what it costs to wake one, and
-about what a busy system makes it wait for a core."""
+"""Seconds of a product per thread: about a hundred times the cost of waking a thread, and about the
+time that a thread waits for a core on a busy system."""
 
 ROWS = 256
-"""Positions in a typical product of a study: between a prompt's own and a full climb's 2,048."""
+"""Positions in a typical product of a study: between one prompt's and the 2,048 of a full climb."""
 
 
 def suited(model: Model, rows: int = ROWS) -> int:
-    """How many threads help this model's largest product, of those torch would take.
+    """How many threads speed up this model's largest product, at most torch's own number.
 
     Args:
         rows: positions that are computed together.
 
-    Returns: torch's own number where it was chosen by somebody, or the model is not on the CPU.
+    Returns: torch's own number if the user chose it, or if the model is not on the CPU.
     """
     available = torch.get_num_threads()
     if model.device.type != "cpu" or _chosen(available):
@@ -54,7 +54,7 @@ def suited(model: Model, rows: int = ROWS) -> int:
 
 @contextlib.contextmanager
 def threads_set(threads: int) -> Generator[None, None, None]:
-    """So many threads for a while; torch's number before is put back."""
+    """Use this number of threads within the context, then torch's previous number again."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -64,12 +64,12 @@ def threads_set(threads: int) -> Generator[None, None, None]:
 
 
 def _chosen(count: int) -> bool:
-    """Whether torch's number of threads is not the one it starts with: the cores it may run on."""
+    """Whether torch's number of threads differs from its default: the cores it may run on."""
     return any(os.environ.get(name) for name in CHOSEN) or count != cores()
 
 
 def cores() -> int:
-    """Cores this process may run on, two hardware threads counted as one, as torch counts them."""
+    """Cores that this process may run on; as in torch, two hardware threads count as one."""
     try:
         usable = len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system

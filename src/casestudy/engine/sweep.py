@@ -220,9 +220,7 @@ class _Sweeping:
         self, sample: Sequence[Variant], memory: int, model: Model
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Some variants' values by the fast way and the plain way, with the model in float64."""
-        metric = (
-            self.metric
-        )  # a contrast keeps the directions of the last model it was used with: give a copy
+        metric = self.metric  # a contrast keeps directions of the model it last met: give a copy
         if isinstance(metric, Contrast):
             metric = metric[list(range(len(metric)))]
         wide = _Sweeping(_of_model(self.task, model), metric)

@@ -3,8 +3,8 @@
 On a CPU torch splits a matrix product over threads, and the threads wait for each other at its end.
 GNU's OpenMP, which is part of torch's Linux wheels, lets them wait in a loop of about 20 ms
 (`GOMP_SPINCOUNT` turns). If other processes use the cores, a product of 1 ms costs 12 ms of CPU
-time and more of waiting. Two rules prevent this: products use only as many threads as have enough work
-(`suited`), and the command line lets threads sleep while they wait (`cli.wait_asleep`).
+time and more of waiting. Two rules prevent this: products use only as many threads as have enough
+work (`suited`), and the command line lets threads sleep while they wait (`cli.wait_asleep`).
 
 The user's own number is kept: from `OMP_NUM_THREADS`, `MKL_NUM_THREADS` or `torch.set_num_threads`.
 Another number of threads may change rounding, so a study stores its number.

@@ -9,9 +9,13 @@ import pytest
 from markupsafe import Markup
 
 from casestudy import cli
+from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.cli.run import headline
 from casestudy.cli.schema import EXIT_CODES, KEYS, VERSION
 from casestudy.show.sections.summary import plain
+from casestudy.study.study import study
 from tests.helpers import call
+from tests.measure.worlds import decoder
 
 QUESTION = ("It was late. She went home.", "--answer", " He", "--counterpart", " he")
 
@@ -82,3 +86,13 @@ def test_what_is_about_studies(
     (tmp_path / "text.txt").write_text("It was late. She went home. He did not. " * 3)
     out = ("--out", str(tmp_path / "mined.jsonl"), "--min-tokens", "2")
     documented(capsys, "mine", str(tmp_path / "text.txt"), *out, *on)
+
+
+def test_the_mean_without_b_U_is_given_where_the_final_norm_has_a_bias(tmp_path: Path) -> None:
+    for variant, has in (("gpt2", True), ("llama", False)):
+        prompts = tuple(Prompt(text, " He", " he") for text in ("It was late.", "He came."))
+        behaviour = Behaviour("pairs", "Why?", prompts, answers="given")
+        only = ["predictions", "ledger"]
+        done = study(decoder(variant), behaviour, out=tmp_path / variant, only=only)
+        assert ("without_b_U" in headline(done)) == has, variant
+        assert "largest_gap" in headline(done)

@@ -205,8 +205,9 @@ def _difference(study: Study) -> dict[str, Any]:
     terms = dict(
         zip(account.axis("term").labels, account.select(contrast=main).values, strict=True)
     )
+    if B_U in terms:  # only a norm with a bias has such a term
+        figures["without_b_U"] = finite(value - terms[B_U])
     return figures | {
-        "without_b_U": finite(value - terms.get(B_U, 0.0)),
         "largest_gap": account.error.get("gap"),
         "bound": account.error.get("bound"),
     }
@@ -240,10 +241,9 @@ def _print_headline(h: dict[str, Any]) -> None:
         ("95 % interval", interval(h["interval"])),
     ]
     if "without_b_U" in h:
-        rows += [
-            ("the same without b_U", decimal(h["without_b_U"])),
-            ("largest gap of the ledger", gap(h["largest_gap"], h["bound"])),
-        ]
+        rows.append(("the same without b_U", decimal(h["without_b_U"])))
+    if "largest_gap" in h:
+        rows.append(("largest gap of the ledger", gap(h["largest_gap"], h["bound"])))
     print_table(f"{h['behaviour']} on {h['model']}", ("figure", "value"), rows)
     if h["groups"]:
         print_table(

@@ -80,7 +80,8 @@ KEYS: dict[str, dict[str, str]] = {
         "logit_difference": "mean over prompts, in logits",
         "interval": "95 %, over prompts",
         "groups": "the same by group of prompts: `group`, `n`, `logit_difference`, `interval`",
-        "without_b_U": "the mean without the final norm's bias through the unembedding",
+        "without_b_U": "the mean without the final norm's bias through the unembedding; absent "
+        "where the norm has none",
         "largest_gap": "of the ledger, over prompts",
         "bound": "what the gap must not exceed",
         "summary": "the report's first paragraph, a sentence or two each",

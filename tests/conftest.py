@@ -13,10 +13,10 @@ os.environ["CASESTUDY_CACHE"] = tempfile.mkdtemp(prefix="casestudy-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from jaxtyping import install_import_hook
+from tests.checked import install
 
 # Before anything imports casestudy: every annotated shape and type in it is checked.
-install_import_hook("casestudy", "beartype.beartype")
+install("casestudy")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxtyping import install_import_hook
+from tests.checked import install
 
-install_import_hook("training", "beartype.beartype")
+install("training")
 
 import pytest  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402

@@ -73,6 +73,18 @@ def test_the_same_study_twice_says_that_nothing_differs(folders: list[Path]) -> 
     assert "Each study has everything that the other has." in page.text
 
 
+def test_the_page_says_first_where_both_are_one_model(
+    folders: list[Path], found: Comparison
+) -> None:
+    one = compare(folders[0], folders[0])
+    text = Page(comparison_html(one)).text
+    assert one.one_model == one.notes[0]
+    assert one.one_model in text
+    assert text.index(one.one_model) < text.index("The answer leads")
+    assert found.one_model is None
+    assert "bit for bit" not in Page(comparison_html(found)).text
+
+
 def test_a_comparison_without_contrasts_has_a_page(found: Comparison) -> None:
     columns = found.rows.columns
     rest = [i for i, name in enumerate(columns["measurement"]) if name != "logit_difference"]

@@ -66,6 +66,7 @@ class Comparison(Shown):
             prompts behind either mean; intervals are None where there are too few of them.
         absent: what only one study has (`only_in`), or neither can be asked (`why`).
         notes: what to keep in mind.
+        one_model: the first of these notes, where both have the same weights; None elsewhere.
     """
 
     names: tuple[str, str]
@@ -76,6 +77,7 @@ class Comparison(Shown):
     rows: Table
     absent: Table
     notes: tuple[str, ...]
+    one_model: str | None = None
 
     @property
     def shown(self) -> Table:
@@ -149,6 +151,7 @@ def compare(
             + "; ".join(f"{what}: {why}" for what, _, why in absent[:5]),
             hint="Run both with the same measurements",
         )
+    one_model = _one_model(stores)
     return Comparison(
         names=(str(stores[0].folder), str(stores[1].folder)),
         about=(_about(stores[0]), _about(stores[1])),
@@ -159,7 +162,8 @@ def compare(
         absent=_table(
             "absent", ("what", "only_in", "why"), absent, "What is not compared, and why."
         ),
-        notes=tuple(_notes(stores, prompts)),
+        notes=(*filter(None, [one_model]), *_notes(stores, prompts)),
+        one_model=one_model,
     )
 
 
@@ -478,13 +482,18 @@ def same_weights(stores: Sequence[Store]) -> Iterator[tuple[Store, Store]]:
             first[digest] = store
 
 
-def _notes(stores: Two, prompts: SamePrompts) -> Iterator[str]:
+def _one_model(stores: Two) -> str | None:
+    """What to say first where both have the same weights."""
     for one, other in same_weights(stores):
         what = "the same study" if one.folder.resolve() == other.folder.resolve() else "one model"
-        yield (
+        return (
             f"A and B are {what}: their weights are the same bit for bit, so that differences come "
             "from prompts, settings or rounding alone."
         )
+    return None
+
+
+def _notes(stores: Two, prompts: SamePrompts) -> Iterator[str]:
     if not _same(stores, "model", "weight_hash") and _same(
         stores, "model", "family", "n_layers", "n_heads", "d_model"
     ):

@@ -63,7 +63,7 @@ def comparison_html(found: Comparison) -> str:
         .render(
             title=clean(title),
             description=shorten(answer[0].striptags(), 300),
-            answer=answer,
+            answer=[*(paragraph("{}", note) for note in [found.one_model] if note), *answer],
             sections=[section for section in sections if section is not None],
             absent=absent,
             facts=[

@@ -267,7 +267,7 @@ def test_prompts_left_out_are_counted_by_kind_and_none_left_is_a_failure(
 ) -> None:
     rows = [("Go.", " He"), ("Stay.", "no such token"), ("Run.", "nor is this one")]
     file = tmp_path / "some.csv"
-    options = ("--model", model, "--only", "predictions,ledger", "--json")
+    options = ("--model", model, "--only", "predictions,ledger,lens", "--json")
     for name, kept, expected in (("one", rows, 0), ("none", rows[1:], 1)):
         lines = [f"{text},{answer}, he" for text, answer in kept]
         file.write_text("\n".join(["text,answer,counterpart", *lines]) + "\n")
@@ -276,6 +276,21 @@ def test_prompts_left_out_are_counted_by_kind_and_none_left_is_a_failure(
         assert status == expected, err
         assert f"2 of {len(kept)} prompts left out" in said or said.count("prompts left out") == 2
     assert "No prompt has an answer that could be measured" in said
+
+
+def test_partners_that_cannot_be_used_are_named_where_others_replace_them(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "same.csv"
+    texts = ("It was late.", "She went home.")
+    rows = [f"{text},{text}, He, he" for text in texts]
+    file.write_text("\n".join(["text,corrupted,answer,counterpart", *rows]) + "\n")
+    options = ("--model", model, "--only", "predictions,patching", "--out", str(tmp_path / "s"))
+    status, out, err = call(capsys, "run", str(file), *options)
+    assert status == 0, err
+    said = " ".join(out.split())
+    assert "Your corrupted prompts were not used: too few can be used: 0 of 2 (the edit" in said
+    assert said.index("were not used") < said.index("are edits of the kind")
 
 
 def test_patch_shows_one_role_and_names_those_there_are(

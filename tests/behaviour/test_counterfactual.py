@@ -165,7 +165,7 @@ def test_prompts_without_a_contrast_are_excluded(toy_model: Model) -> None:
 def made(family: str, values: list[tuple[float, float]], first: int = 1) -> Score:
     """A score with these (clean, corrupted) values."""
     pair = Counterfactual(family, 0, Prompt("A b."), Prompt("a b."), first, 3, "position")
-    clean, corrupted = np.array(values).T
+    clean, corrupted = np.array(values).reshape(-1, 2).T
     return Score(family, (pair,) * len(values), clean, corrupted, ())
 
 
@@ -247,6 +247,13 @@ def test_partners_win_only_where_enough_of_them_are_brought_and_usable() -> None
     assert chosen.score is not None
     assert chosen.score.family == "found"
     assert "too few can be used: 2 of 11" in chosen.passed_over[GIVEN]
+
+
+def test_partners_of_which_none_can_be_used_are_passed_over_by_name() -> None:
+    chosen = choose_family([made("found", [(4.0, -9.0)] * 10), given(0, dropped=2)])
+    assert chosen.passed_over[GIVEN] == (
+        "too few can be used: 0 of 2 (the edit changes no token (2))"
+    )
 
 
 def test_partners_that_undo_nothing_are_not_replaced_by_others() -> None:

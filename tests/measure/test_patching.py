@@ -283,6 +283,18 @@ def test_resampling_puts_in_a_partner() -> None:
         ablate(model, tokens[[0]], contrast(1), "attn_out", kind="resample")
 
 
+def test_a_metric_that_is_constant_has_no_shares_and_says_so() -> None:
+    found = patch(
+        decoder(), some_pairs([5, 7]), lambda logits, rows: torch.full((len(rows),), 2.5), "z"
+    )
+    assert not found.shares_mean_something
+    assert np.isnan(found.normalised.values).all()
+    assert "the same mean, 2.5, so there are no shares" in found.normalised.about
+    assert (found.effect.values == 0).all()
+    apart = patch(decoder(), some_pairs([5, 7]), contrast(2), "z")
+    assert "no shares" not in apart.normalised.about
+
+
 class TestBadInput:
     def test_pairs_of_unequal_length_without_roles(self) -> None:
         clean, corrupted = pairs([5, 7])

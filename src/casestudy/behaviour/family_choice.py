@@ -41,7 +41,8 @@ class FamilyChoice:
     Attributes:
         score: of the family, over the pairs used; None if no family undoes the behaviour.
         why: the reason for the choice.
-        passed_over: for each rejected family with pairs, the reason.
+        passed_over: for each rejected family that has pairs, and for the partners that prompts bring,
+            the reason.
     """
 
     score: Score | None
@@ -178,7 +179,8 @@ def _effect(score: Score) -> str:
 def _passed_over(scores: Sequence[Score], best: Score | None) -> dict[str, str]:
     """For each rejected family, the reason."""
     chosen = None if best is None else best.family
-    return {s.family: _why_not(s, best) for s in scores if s.n and s.family != chosen}
+    tried = [s for s in scores if s.n or s.family == GIVEN]
+    return {s.family: _why_not(s, best) for s in tried if s.family != chosen}
 
 
 def _why_not(score: Score, best: Score | None) -> str:

@@ -50,13 +50,20 @@ class Patched(Shown):
     def shares_mean_something(self) -> bool:
         """Whether the two runs differ by enough to be a denominator.
 
-        Not where their mean difference is below `LEAST` of the larger of the two means: then shares
-        are of nearly nothing, and `effect` is what to read.
+        Not where their mean difference is below `LEAST` of the larger of the two means, or nothing:
+        then shares are of nearly nothing, and `effect` is what to read.
         """
         if "other" not in self.baselines.axis("run").labels:
             return False
+        unpatched, other = self._means
+        apart = abs(other - unpatched)
+        return apart > 0 and apart >= LEAST * max(abs(unpatched), abs(other))
+
+    @property
+    def _means(self) -> tuple[float, float]:
+        """Over prompts, of the unpatched run and the other."""
         unpatched, other = (float(np.nanmean(run)) for run in self.baselines.values)
-        return abs(other - unpatched) >= LEAST * max(abs(unpatched), abs(other))
+        return unpatched, other
 
     @property
     def normalised(self) -> Grid:
@@ -72,13 +79,19 @@ class Patched(Shown):
                 f"{self.raw.name} is an ablation: there is no other run to be a share of",
                 hint="Use `effect`, the change in logits",
             )
+        unpatched, other = self._means
+        same = (
+            f" Both runs have the same mean, {other:.4g}, so there are no shares; see `effect`."
+            if unpatched == other
+            else ""
+        )
         parts = ratio_in_parts(self.raw.values, *self.baselines.values)
         shares = replace(self.raw, unit="share of the difference between the runs")
         return replace(
             _averaged(shares, parts),
             name=self.raw.name.removesuffix(names.RAW),
             about=f"{self.raw.about} Normalised as a ratio of means: 0 is the unpatched run, 1 "
-            "the other.",
+            f"the other.{same}",
         )
 
     @property

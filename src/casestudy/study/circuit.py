@@ -196,6 +196,9 @@ def circuit_pairs(
     """
     assert batch.behaviour is not None
     contrast = batch.contrasts[0]
+    if bool(contrast.weights.isnan().any(1).all()):
+        why = "; ".join(dict.fromkeys(batch.answers.errors.values()))
+        raise MeasureError(f"no prompt has an answer and a counterpart: {why}".removesuffix(": "))
     if scores is None:
         proposals = propose(batch.model, batch.prompts, roles=batch.behaviour.roles)
         scores = score(batch.model, proposals, contrast)
@@ -213,7 +216,7 @@ def circuit_pairs(
             "no minimal edit leaves two of these prompts their number of tokens",
             hint="Bring corrupted partners of as many tokens in the behaviour file",
         )
-    choice = choose_family(usable)
+    choice = choose_family(usable if family is not None else scores)
     if family is not None and choice.score is None:  # asked for by name: measured as it is
         best = strongest(usable) or strongest(usable, before_last=False)
         choice = FamilyChoice(best, f"asked for; {choice.why}", choice.passed_over)

@@ -71,7 +71,10 @@ def corrupted(study: StoredStudy) -> Markup:
     choices = study.manifest.get("family_choice")
     choices = choices if isinstance(choices, Mapping) else {}
     sentences = []
-    for family, uses in _by_family(choices).items():
+    families = _by_family(choices)
+    if GIVEN not in families:
+        sentences += _unused(study, choices)
+    for family, uses in families.items():
         whole = max((choices[use] for use in uses), key=lambda choice: int(choice.get("n") or 0))
         said = _used(study, family, uses, whole)
         sentences.append(said)
@@ -108,6 +111,17 @@ def _used(
     if choice.get("undoes") is False:
         said += Markup(" They do not surely take the preference away, so read shares with care.")
     return said
+
+
+def _unused(study: StoredStudy, choices: Mapping[str, Any]) -> Iterator[Markup]:
+    """That corrupted prompts were brought and none was used, with the reason; nothing otherwise."""
+    for use in sorted(choices):
+        passed = choices[use].get("passed_over") if isinstance(choices[use], Mapping) else None
+        if isinstance(passed, Mapping) and passed.get(GIVEN):
+            yield Markup("{} were not used: {}.").format(
+                _capital(family_name(study, GIVEN)), clean(passed[GIVEN])
+            )
+            return
 
 
 def _capital(text: str) -> str:

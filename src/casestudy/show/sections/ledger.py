@@ -231,6 +231,8 @@ def lens(study: StoredStudy) -> list[Block]:
             contrast=study.contrast
         )
     depths, values, _ = _curve(frozen)
+    if not np.isfinite(values).any():
+        raise Missing("no prompt has a logit difference")
     steps = np.diff(values)
     n = Mean.of(frozen, depth=depths[0]).n
     largest = int(np.nanargmax(np.abs(steps))) if np.isfinite(steps).any() else 0

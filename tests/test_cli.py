@@ -223,9 +223,40 @@ def test_a_target_that_cannot_be_written_is_one_sentence(
     (tmp_path / "file").write_text("")
     pair = ("It was late.", "it was late.", "--model", model, "-a", " He", "-c", " he")
     target = str(tmp_path / "file" / "figure.html")
-    status, _, err = call(capsys, "patch", *pair, "--figure", target)
+    status, out, err = call(capsys, "patch", *pair, "--figure", target)
     assert status == 2
     assert "could not be written" in " ".join(err.split())
+    assert "Traceback" not in err
+    assert "logit difference" in out  # what was computed is shown all the same
+
+
+@pytest.mark.parametrize(
+    ("command", "suffix"),
+    [
+        (("run", "ioi"), ""),
+        (("circuit", "ioi"), ""),
+        (("compare", "ioi", "--model", "tiny"), ""),
+        (("new", "It was late.", "-a", " He", "-c", " he"), ".toml"),
+        (("mine", "TEXT"), ".jsonl"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_no_command_writes_through_a_file(
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    tmp_path: Path,
+    command: tuple[str, ...],
+    suffix: str,
+) -> None:
+    text = tmp_path / "file"
+    text.write_text("It was late. He went home. " * 20)
+    words = [str(text) if word == "TEXT" else word for word in command]
+    target = str(text / "x") + suffix
+    status, out, err = call(capsys, *words, "--model", model, "--out", target)
+    said = " ".join(err.split())
+    assert (status, out) == (2, "")
+    assert "file/x" in "".join(err.split())
+    assert "Not a directory" in said
     assert "Traceback" not in err
 
 

@@ -51,3 +51,13 @@ def test_an_existing_file_is_never_overwritten(
     assert "not overwritten" in " ".join(err.split())
     assert path.read_text("utf-8") == "mine"
     assert new(capsys, model, tmp_path / "mine.csv")[0] == 2
+
+
+def test_white_space_at_a_prompts_end_is_visible(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    options = ("-a", "He", "-c", "he", "--model", model, "--out", str(tmp_path / "x.toml"))
+    status, out, err = call(capsys, "new", "It was late. ", *options)
+    assert status == 0, err
+    assert "after It was late.·," in out
+    assert "it was late.·" in out

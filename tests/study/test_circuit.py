@@ -84,7 +84,7 @@ def test_where_there_is_none_a_study_says_so_and_a_search_fails(
     prompts = tuple(Prompt(text, "no such token", " he") for text in TEXTS[:3])
     none = study(Behaviour("none", "Why?", prompts), tiny, out=tmp_path / "none", only=ONLY)
     (why,) = (e["why"] for e in none.manifest["not_measured"] if e["what"] == "circuits")
-    assert why.startswith("no prompt has an answer and a counterpart: 'no such token' is 3 tokens")
+    assert why.startswith("no prompt has an answer and a counterpart: 'no such token' is 4 tokens")
     with pytest.raises(MeasureError, match="no two pairs"):
         study(
             behaviour(),

@@ -111,14 +111,14 @@ def compare(
     for note in dict.fromkeys(notes):
         if note not in behaviour.notes:  # those are said when the file is read
             say(escape(note))
-    write_figure(emerged.contrasts, figure)
+    for same in emerged.same_weights:
+        say(escape(same))
     if as_json:
         print_json("compare", emerged.as_dict() | {"folder": str(folder)})
     else:
-        for same in emerged.same_weights:
-            say(escape(same))
         _print_emergence(emerged)
         say(f"studies: {escape(str(folder))}")
+    write_figure(emerged.contrasts, figure)
 
 
 def check(

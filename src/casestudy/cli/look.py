@@ -194,7 +194,6 @@ def patch(
             budget=Budget(memory=read_memory(memory)),
             progress=progress.cells,
         )
-    write_figure(patched.normalised, figure)
     cells = _cells(patched, role)
     if as_json:
         shares = patched.normalised
@@ -204,6 +203,7 @@ def patch(
         _print_patched(patched, _weighed(patched, direction), cells, top)
     if not patched.shares_mean_something:
         say(_NO_SHARES)
+    write_figure(patched.normalised, figure)  # last: where it cannot be written, the rest was said
 
 
 def _baselines(patched: Patched) -> dict[str, float]:

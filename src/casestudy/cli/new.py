@@ -20,7 +20,7 @@ from casestudy.cli.options import (
 )
 from casestudy.cli.printing import escape, print_json, print_table, say
 from casestudy.errors import CasestudyError
-from casestudy.show.text import clean, visible
+from casestudy.show.text import clean, prompt_excerpt, visible
 
 if TYPE_CHECKING:
     from casestudy.measure.partners import Partner
@@ -198,7 +198,9 @@ def _print_standing(prompt: str, model: str, scores: list[AnswerScore], differen
     for side, score in zip(_SIDES, scores, strict=True):
         one = _standing(score)
         rows.append((side, visible(one["token"]), str(one["rank"]), f"{one['prob']:.2%}"))
-    print_table(f"after {prompt!r}, {model}", ("", "token", "rank", "probability"), rows)
+    print_table(
+        f"after {prompt_excerpt(prompt, 200)}, {model}", ("", "token", "rank", "probability"), rows
+    )
     first, second = (visible(score.tokens[0].label) for score in scores)
     if difference < 0:
         first, second = second, first
@@ -213,7 +215,12 @@ def _print_offers(offers: tuple[Partner, ...]) -> None:
         "corrupted prompts of as many tokens, and the logit difference that each leaves",
         ("corrupted prompt", "edit", "logits", "left"),
         [
-            (clean(offer.text), clean(offer.edit), f"{offer.corrupted:+.2f}", f"{offer.left:.0%}")
+            (
+                prompt_excerpt(offer.text, 200),
+                clean(offer.edit),
+                f"{offer.corrupted:+.2f}",
+                f"{offer.left:.0%}",
+            )
             for offer in offers[:OFFERED]
         ],
     )

@@ -8,6 +8,7 @@ torch here, and no pickle.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -203,6 +204,10 @@ def write_atomically(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
+_NO_PLACE = {errno.ENOTDIR, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS}
+"""Why nothing can be written at a path, however much room there is."""
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """A neighbour to write to, which then takes the file's name.
@@ -226,7 +231,9 @@ def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
         reason = getattr(error, "strerror", None) or str(error)
         raise StudyError(
             f"{path} could not be written: {reason}",
-            hint="Nothing already written was lost; make room and run the same command again",
+            hint="Choose another place with --out"
+            if getattr(error, "errno", None) in _NO_PLACE
+            else "Nothing already written was lost; make room and run the same command again",
         ) from error
     finally:
         with contextlib.suppress(OSError):  # a path through a file has no neighbour to remove

@@ -41,8 +41,7 @@ class FamilyChoice:
     Attributes:
         score: of the family, over the pairs used; None if no family undoes the behaviour.
         why: the reason for the choice.
-        passed_over: for each rejected family that has pairs, and for the partners that prompts bring,
-            the reason.
+        passed_over: for each rejected family with pairs, and for the given partners, the reason.
     """
 
     score: Score | None

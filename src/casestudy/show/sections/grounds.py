@@ -70,7 +70,7 @@ def corrupted(study: StoredStudy) -> Markup:
     """
     choices = study.manifest.get("family_choice")
     choices = choices if isinstance(choices, Mapping) else {}
-    sentences = []
+    sentences: list[Markup] = []
     families = _by_family(choices)
     if GIVEN not in families:
         sentences += _unused(study, choices)

@@ -1,1 +1,1 @@
-"""Which parts of a model carry a behaviour, and how good the evidence for that is."""
+"""Which subgraph of a model carries a behaviour, and how strong is the evidence?"""

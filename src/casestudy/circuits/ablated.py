@@ -1,7 +1,7 @@
-"""What does each node write into the stream when it is ablated?
+"""What does each node write to the residual stream when it is ablated?
 
-What the corrupted prompts have there, their mean at a token's role, or nothing. The fast way and
-the plain one of evaluating a circuit share this definition and nothing else.
+Its output on the corrupted prompts, the mean of these at a token's role, or zero. The fast way and
+the plain way of evaluating a circuit share only this definition.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from casestudy.model.decoder import run
 from casestudy.model.model import Model
 
 EdgeAblation = Literal["corrupted", "mean", "zero"]
-"""What edges outside a circuit carry; of single activations, see `measure.patching.Ablation`."""
+"""What edges outside a circuit carry. For single activations see `measure.patching.Ablation`."""
 
 _COPIES = 4
-"""Of what the senders write, in one run: the run's own sites, their contributions, those in
+"""Copies of the senders' outputs in one run: the run's own sites, the contributions, and these in
 float64."""
 
 
@@ -33,7 +33,7 @@ class Ablated:
 
     Args:
         ablation: "corrupted", "mean" (over the corrupted prompts, by role or position) or "zero".
-        memory: bytes for the runs that a mean is taken over; one prompt's always fits.
+        memory: bytes for the runs that a mean is over; one prompt is always run.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Ablated:
 
     @property
     def token_bytes(self) -> int:
-        """Of one token in what all senders write."""
+        """Bytes of all senders' outputs at one token."""
         numbers = len(self.graph.senders) * self.model.config.d_model
         return numbers * self.model.weights.W_E.element_size()
 
     def at(self, some: Sequence[int], start: int) -> Float[Tensor, "batch sender pos d_model"]:
-        """Of some prompts, from a position on; padding gets any."""
+        """Some prompts' ablated outputs, from a position on; padding has arbitrary values."""
         model, graph = self.model, self.graph
         tokens = self.pairs.corrupted[list(some)].to(model.device)
         width = tokens.ids.shape[1]

@@ -1,7 +1,7 @@
 """What is every edge's score, how certain is it, and do two scoring methods agree?
 
-What the scoring methods return, gradients and exact patching alike. Positive scores support the
-metric; ranks by sign count what supports the difference between clean and corrupted prompts.
+`EdgeScores` is the result of gradient scores and of exact patching. Positive scores support the
+metric; signed ranks count support for the difference between clean and corrupted prompts.
 Cost: a table of senders by receivers, and one more per bootstrap replicate; needs no torch.
 """
 
@@ -22,18 +22,18 @@ from casestudy.results.stats import midranks
 
 @dataclass(frozen=True)
 class EdgeScores(Shown):
-    """A number per edge.
+    """A score per edge.
 
     Attributes:
-        graph: whose edges.
+        graph: of the edges.
         method: the scoring method ("eap-ig-inputs", "exact noising").
-        values: (sender, receiver) means over the prompts; NaN where there is no edge, or where it
-            was not measured. Unit: the metric's.
+        values: (sender, receiver) means over the prompts; NaN if there is no edge, or if it was
+            not measured. Unit: the metric's.
         n: prompts.
         clean, corrupted: (prompt,) the metric of either run.
         replicates: (replicate, sender, receiver) the means under Poisson bootstrap weights.
-        flipped: (control, sender, receiver) the means with some prompts' signs reversed, as asked.
-        error: of exact scores, the sweeps' own check.
+        flipped: (control, sender, receiver) the means with the signs of some prompts reversed.
+        error: for exact scores, the check of the sweeps.
     """
 
     graph: Graph
@@ -52,24 +52,24 @@ class EdgeScores(Shown):
 
     @property
     def shown(self) -> Table:
-        """The first edges, as `table` gives them."""
+        """The highest-ranked edges (see `table`)."""
         return self.table()
 
     @property
     def nodes(self) -> NDArray[np.float64]:
-        """(sender,) the sum over the edges that leave it: attribution patching of the node."""
+        """(sender,) the sum over the sender's outgoing edges: attribution patching of the node."""
         return np.asarray(np.nansum(self.values, 1))
 
     @property
     def towards(self) -> float:
-        """1 where the clean metric is the larger on average, -1 where it is the smaller (KL, or
-        answer and counterpart exchanged): times a score, what counts towards that difference."""
+        """1 if the mean clean metric is larger than the corrupted one, -1 if it is smaller (KL, or
+        answer and counterpart exchanged). A score times this supports the difference."""
         return -1.0 if self.clean.mean() < self.corrupted.mean() else 1.0
 
     @property
     def ranked(self) -> Scores:
-        """(sender, receiver) scores that count towards the difference the pairs show, so that the
-        signed rank does not depend on the metric's sign."""
+        """(sender, receiver) scores, positive if they support the difference of the pairs, so that
+        the signed rank does not depend on the metric's sign."""
         return self.towards * self.values
 
     def __getitem__(self, edge: str) -> float:
@@ -93,8 +93,8 @@ class EdgeScores(Shown):
         )
 
     def stability(self, n: int, rank: Rank = "absolute") -> tuple[float, float, float]:
-        """How much the first n edges keep when prompts are resampled: mean Jaccard overlap of each
-        replicate's first n with these, and its 2.5 % and 97.5 % quantiles.
+        """How stable the first n edges are when prompts are resampled: the mean Jaccard overlap of
+        each replicate's first n edges with these, and its 2.5 % and 97.5 % quantiles.
 
         Raises: MeasureError where no replicates were kept.
         """
@@ -109,7 +109,7 @@ class EdgeScores(Shown):
         return float(np.mean(shared)), float(low), float(high)
 
     def table(self, n: int = 30, rank: Rank = "absolute", name: str = names.CIRCUIT_EDGES) -> Table:
-        """The first n edges, with intervals where replicates were kept."""
+        """The first n edges, with intervals if replicates were kept."""
         places = [
             divmod(int(i), len(self.graph.receivers)) for i in self.graph.order(self.ranked, rank)
         ]
@@ -133,8 +133,8 @@ class EdgeScores(Shown):
 
 
 def agreement(a: Scores, b: Scores) -> tuple[float, int]:
-    """Spearman's rank correlation over the edges that both have, ties at their mean rank, and how
-    many those are; NaN below three of them, or where one side is all equal."""
+    """Spearman's rank correlation over the edges that both have (ties at their mean rank), and the
+    number of these edges; NaN for fewer than three, or if all scores of one side are equal."""
     both = ~np.isnan(a) & ~np.isnan(b)
     n = int(both.sum())
     if n < 3:

@@ -1,6 +1,6 @@
 """A circuit with the evidence for and against it, as one value that can be saved.
 
-The module `evidence` states what the evidence is and what it costs; `card_tables` writes it up.
+The module `evidence` describes the evidence and its cost; `card_tables` makes its tables.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from casestudy.results.files import write_atomically
 from casestudy.results.result import Result, Shown, Table
 
 CARD = 1
-"""Version of a card's form."""
+"""Version of the card's format."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Card(Shown):
     """A circuit with its evidence.
 
     Attributes:
-        circuit: the smallest that is as faithful as asked, on the pairs it was looked for on.
-        scores: every edge's.
+        circuit: the smallest circuit with the required faithfulness on the search pairs.
+        scores: of every edge.
         results: the evidence as grids and tables, `circuit.*`.
-        model_name, model_hash: whose it is.
-        about: on what and how it was found, for people.
+        model_name, model_hash: of the model.
+        about: the prompts, the metric and the settings of the search.
     """
 
     circuit: Circuit
@@ -55,7 +55,7 @@ class Card(Shown):
     def __getitem__(self, name: str) -> Result:
         """A grid or table of the evidence by name.
 
-        Raises: MeasureError listing what there is.
+        Raises: MeasureError listing the existing names.
         """
         for result in self.results:
             if result.name == name:
@@ -75,7 +75,7 @@ class Card(Shown):
         return {row["figure"]: row for row in table.rows()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the circuit, its scores and its figures as JSON, whole or not at all.
+        """Write the circuit, its scores and its figures as JSON, completely or not at all.
 
         Raises: StudyError when the disk is full or the folder cannot be written.
         """
@@ -98,7 +98,7 @@ class Card(Shown):
 def read_card(path: str | os.PathLike[str], model: Model) -> tuple[Circuit, Scores]:
     """A saved card's circuit and scores.
 
-    Raises: MeasureError for a file that is no card, or one of another model; SiteError for edges
+    Raises: MeasureError for a file that is not a card, or of another model; SiteError for edges
     the model does not have.
     """
     try:
@@ -141,18 +141,18 @@ def circuit_card(
     Args:
         model: the decoder.
         pairs: clean and corrupted prompts of equal length.
-        contrast: what is read, or a function of the last token's logits with a gradient.
-        choices: how to look; see `Choices`.
-        graph: the model's own by default.
-        documents: per prompt, where it came from: kept on one side of the split, and resampled
-            together.
-        unit: of a metric that does not know its own (see `NamedMetric`).
-        budget: memory, and what is checked.
-        known: values of steps that were taken before; see `gather`.
+        contrast: a contrast, or a function of the last token's logits with a gradient.
+        choices: the settings of the search; see `Choices`.
+        graph: by default the model's own.
+        documents: per prompt, its document; the prompts of one document are on one side of the
+            split, and are resampled together.
+        unit: of a metric without a unit of its own (see `NamedMetric`).
+        budget: memory, and the size of the checks.
+        known: values of earlier steps; see `gather`.
         keep: called with each step's name and value, to store them.
-        progress: told which step begins.
+        progress: called when a step begins.
 
-    Raises: as `attribute_edges` and `evaluate_circuit`; MeasureError where no circuit is faithful
+    Raises: as `attribute_edges` and `evaluate_circuit`; MeasureError if no circuit is faithful
         enough.
     """
     choices = Choices() if choices is None else choices
@@ -165,12 +165,12 @@ def circuit_card(
 
 
 def write_card(question: Question, evidence: Evidence, unit: str | None = None) -> Card:
-    """The card of evidence that was gathered.
+    """Make the card from the evidence.
 
     Args:
-        question: what the evidence is about.
+        question: of the evidence.
         evidence: every step's value.
-        unit: of a metric that does not know its own.
+        unit: of a metric without a unit of its own.
     """
     name, own_unit = name_and_unit(question.search.metric)
     read = MetricRead(name, unit or own_unit, *metric_means(question, evidence))

@@ -1,6 +1,6 @@
-"""What does a circuit's evidence say, as grids and tables?
+"""What are the grids and tables of a circuit's evidence?
 
-Needs no model: the evidence's values alone. The results are named `circuit.*`.
+They are made from the evidence's values, without a model. The results are named `circuit.*`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from casestudy.results.result import Array, Axis, Grid, Result, Table
 
 @dataclass(frozen=True)
 class MetricRead:
-    """What a circuit is judged by, and what it is in the two runs.
+    """The metric that a circuit is evaluated with, and its means in the two runs.
 
     Attributes:
         name, unit: see `NamedMetric`.
-        clean, corrupted: the metric's mean over all pairs in either run.
+        clean, corrupted: the metric's mean over all pairs in each run.
     """
 
     name: str
@@ -34,7 +34,7 @@ class MetricRead:
 
     @property
     def about(self) -> dict[str, Any]:
-        """As a card's `about` has it."""
+        """As stored in a card's `about`."""
         return {
             "metric_name": self.name,
             "unit": self.unit,
@@ -62,7 +62,7 @@ def metric_means(question: Question, evidence: Evidence) -> tuple[float, float]:
 
 
 def card_tables(question: Question, evidence: Evidence, read: MetricRead) -> tuple[Result, ...]:
-    """The evidence written up; `read` is what the circuit is judged by."""
+    """All grids and tables of the evidence; `read` is the metric of the evaluation."""
     return (
         faithfulness_grid(question, evidence, read),
         sizes_grid(question, evidence.curves),
@@ -98,7 +98,7 @@ def faithfulness_grid(question: Question, evidence: Evidence, read: MetricRead) 
 
 
 def _spread(values: Array) -> tuple[Array, Array, Array]:
-    """(size,) mean over a control's circuits, and their 2.5 % and 97.5 % quantiles; NaN where no
+    """(size,) mean over a control's circuits, and their 2.5 % and 97.5 % quantiles; NaN if no
     circuit was measured."""
     there = ~np.isnan(values).all(1)
     mean, lower, upper = np.full((3, len(values)), np.nan)
@@ -145,7 +145,7 @@ def edge_table(question: Question, evidence: Evidence, read: MetricRead) -> Tabl
 
 
 def node_table(question: Question, evidence: Evidence) -> Table:
-    """The circuit's nodes: their scores, and the circuit without them."""
+    """The circuit's nodes: their scores, and the circuit's faithfulness without each."""
     knockouts, node_scores = evidence.knockouts, evidence.scores.nodes
     without = dict(zip(knockouts.nodes, knockouts.circuit[1:], strict=False))
     minimality = dict(zip(knockouts.nodes, knockouts.minimality, strict=True))
@@ -166,7 +166,7 @@ def node_table(question: Question, evidence: Evidence) -> Table:
 
 
 class Figure(NamedTuple):
-    """A row of the summary; lower and upper are None where a figure has no interval."""
+    """A row of the summary; lower and upper are None if the figure has no interval."""
 
     figure: str
     value: float
@@ -209,11 +209,12 @@ def _size_and_faithfulness(question: Question, evidence: Evidence) -> list[Figur
 
 
 HOLDS = 0.8
-"""Share of its faithfulness that the larger circuits on its curve must keep, or it is a spike."""
+"""The larger circuits on the curve must keep this share of the circuit's faithfulness; otherwise
+the circuit is a spike of the curve."""
 
 
 def _at_larger_sizes(question: Question, evidence: Evidence) -> list[Figure]:
-    """The least faithfulness of the larger circuits on the curve; nothing where there are none."""
+    """The least faithfulness of the larger circuits on the curve; empty if there are none."""
     found = _least_above(question, evidence)
     if found is None:
         return []
@@ -240,16 +241,16 @@ def _least_above(question: Question, evidence: Evidence) -> tuple[float, float] 
 
 
 def holds(question: Question, evidence: Evidence) -> bool:
-    """Whether larger circuits on its curve are about as faithful as the circuit, on the pairs for
-    judging; if not, the circuit may owe its size to luck."""
+    """Whether larger circuits on the curve are about as faithful as the circuit, on the held-out
+    pairs; if not, the circuit may be that small by chance."""
     found = _least_above(question, evidence)
     own = [f.mean for name, f in evidence.faithfulness.items() if name.startswith("on ")]
     return found is None or not own or found[0] >= HOLDS * own[0]
 
 
 def headline(question: Question, evidence: Evidence) -> dict[str, Any]:
-    """What belongs beside a circuit's size and faithfulness, by name: whether it holds at larger
-    sizes, what zero ablation leaves, and what the strong control carries at the same size."""
+    """The figures to show with a circuit's size and faithfulness, by name: whether it holds at
+    larger sizes, its faithfulness under zero ablation, and the strong control's at its size."""
     values = {name.partition(", ")[2]: f.mean for name, f in evidence.faithfulness.items()}
     return {
         "holds_at_larger_sizes": holds(question, evidence),
@@ -288,7 +289,7 @@ def _completeness(question: Question, evidence: Evidence) -> list[Figure]:
 
 
 def _reliability(question: Question, evidence: Evidence) -> list[Figure]:
-    """How the scores fare under resampling, and against exact patching."""
+    """How stable the scores are under resampling, and how they agree with exact patching."""
     circuit, scores, exact = evidence.circuit, evidence.scores, evidence.exact
     figures, n = [], len(question.search)
     if scores.replicates is not None:
@@ -304,5 +305,5 @@ def _reliability(question: Question, evidence: Evidence) -> list[Figure]:
 
 
 def _measured(value: Any) -> float | None:
-    """None where a number was not measured."""
+    """None if a number was not measured."""
     return None if value is None or np.isnan(value) else float(value)

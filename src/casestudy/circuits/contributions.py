@@ -1,8 +1,8 @@
-"""What does each node write into the stream?
+"""What does each node write to the residual stream?
 
-The residual stream is a sum: embeddings, every head, every MLP (or its neurons), and what no input
-changes, the attention biases. A norm after attention or MLP (OLMo 2, Gemma) is taken at the layer's
-own scale in that run, which makes it linear, so that the parts still add up exactly.
+The residual stream is a sum: embeddings, every head, every MLP (or its neurons), and the attention
+biases, which do not depend on the input. A norm after attention or MLP (OLMo 2, Gemma) is frozen at
+the layer's own scale in that run. This makes it linear, so the outputs still add up exactly.
 
 Assumes a trace that kept `contribution_sites`. Cost: one matrix product with W_O, and d_model
 numbers per node and token.
@@ -27,7 +27,7 @@ from casestudy.model.weights import Block
 
 
 def contribution_sites(model: Model, graph: Graph) -> Sequence[Keep]:
-    """What a run must keep for `contributions`.
+    """The sites that a run must keep for `contributions`.
 
     Raises: MeasureError for neurons before a norm, and for an attention bias before a norm,
         which belongs to no single head.
@@ -84,6 +84,6 @@ def contributions(
 
 
 def attention_bias(config: ModelConfig, block: Block) -> Float[Tensor, " d_model"] | None:
-    """What a layer's attention writes that no head does: b_O, or the bias of a norm after it."""
+    """The output of a layer's attention that belongs to no head: b_O, or a later norm's bias."""
     norm = block.attn_post_norm
     return block.attn.b_O if norm is None else norm.bias

@@ -1,8 +1,8 @@
 """How does a circuit's faithfulness rise with its size, and which is the smallest faithful one?
 
-Circuits of the first edges by score, at ten shares of the graph's edges, dangling edges pruned
-after the cut. CPR is the area under the curve and CMD the area between the curve and 1, both by
-linear trapezoids over the shares, as in Mueller et al. 2025, "MIB".
+The circuits are the highest-ranked edges, at ten shares of the graph's edges, without edges that
+lead nowhere (pruned). CPR is the area under the curve, CMD the area between the curve and 1, both
+by linear trapezoids over the shares, as in Mueller et al. 2025, "MIB".
 
 Assumes pairs of equal length that differ. Cost: an evaluation of ten circuits for a curve, and of
 about forty circuits for the smallest one.
@@ -38,7 +38,7 @@ class Curve(Shown):
     """Faithfulness by size.
 
     Attributes:
-        proportions: shares of the graph's edges that were taken, before pruning.
+        proportions: the shares of the graph's edges, before pruning.
         evaluation: of the pruned circuits, one per share.
     """
 
@@ -98,7 +98,7 @@ def curve_circuits(
     rank: Rank = "absolute",
     proportions: Sequence[float] = PROPORTIONS,
 ) -> list[Circuit]:
-    """For each share, the circuit of that many first edges, dangling ones pruned."""
+    """For each share, the circuit of the highest-ranked edges, pruned."""
     sizes = [round(p * graph.n_edges) for p in proportions]
     return [graph.top(scores, n, rank).pruned() for n in sizes]
 
@@ -115,7 +115,7 @@ def curve(
     budget: Budget = CIRCUIT_BUDGET,
     progress: Tell | None = None,
 ) -> Curve:
-    """Faithfulness of the first edges by these scores, at each share of all edges.
+    """Faithfulness of the highest-ranked edges by these scores, at each share of all edges.
 
     Raises: as `evaluate_circuit`.
     """
@@ -138,13 +138,13 @@ def smallest(
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
 ) -> Circuit:
-    """The smallest circuit of first edges whose faithfulness is at least `faithful`.
+    """The smallest circuit of highest-ranked edges whose faithfulness is at least `faithful`.
 
-    Twenty sizes are tried, evenly spaced by ratio, then twice the sizes between the smallest that
-    is faithful and the largest below it; each round is one evaluation. Where faithfulness does not
-    rise with size, a smaller faithful circuit may lie between the sizes tried.
+    The first round tries twenty sizes with constant ratios. Two more rounds try sizes between the
+    smallest faithful one and the next smaller one. Each round is one evaluation. If faithfulness
+    does not rise with size, a smaller faithful circuit may exist between the sizes tried.
 
-    Raises: MeasureError where not even the whole graph is faithful enough (a metric that ablation
+    Raises: MeasureError if not even the whole graph is faithful enough (a metric that ablation
     does not change).
     """
     graph = scores.graph

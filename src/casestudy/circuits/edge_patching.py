@@ -1,14 +1,14 @@
-"""What does each edge carry, exactly?
+"""What is the exact effect of each edge?
 
-Exact edge patching: one edge of the computation graph carries the other run's activation, all else
-is computed as usual (Wang et al. 2022's direct path, from every sender to every receiver). Noising
-runs the clean prompts and corrupts an edge: is it needed? Denoising runs the corrupted prompts and
-cleans one: is it enough? A score is what the edge is worth to the metric either way, m(clean) -
-m(edge corrupted) or m(edge clean) - m(corrupted), so that positive edges support it.
+Exact edge patching: one edge of the computation graph carries the other run's activation, and
+everything else is computed as usual (Wang et al. 2022's direct path, from every sender to every
+receiver). Noising runs the clean prompts and corrupts one edge: is the edge necessary? Denoising
+runs the corrupted prompts and restores one edge: is the edge sufficient? The score is m(clean) -
+m(edge corrupted) or m(edge clean) - m(corrupted), so positive edges support the metric.
 
-Assumes pairs of equal length. Cost: a cell of the incremental sweep per edge and prompt, from the
-receiver's layer up; edges into the logits cost a dot product. All edges of a small model, a
-shortlist of a large one.
+Assumes pairs of equal length. Cost: one cell of a sweep per edge and prompt, from the receiver's
+layer up; edges into the logits cost a dot product. Use it for all edges of a small model, or for
+selected edges of a large one.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ def patch_edges(
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
 ) -> EdgeScores:
-    """Score edges by exchanging what they carry, each on its own.
+    """Score edges by patching each one separately, exactly.
 
     Args:
         model: the decoder.
         pairs: clean and corrupted prompts of equal length.
-        contrast: what is read, or a function of the last token's logits.
-        edges: which, as a mask or by name; all by default.
+        contrast: a contrast, or a function of the last token's logits.
+        edges: as a mask or by name; all by default.
         direction: "denoising" runs the corrupted prompts (unpatched) and gives an edge what it
             carries in the clean run; "noising" runs the clean prompts and gives it what it carries
             in the corrupted run.
         budget: memory, checking.
-        progress: told how many cells of a sweep are done.
+        progress: called with the number of finished cells of a sweep.
 
-    Error:  the sweeps' own: the largest gap from full forward passes in a sample of cells.
+    Error:  of the sweeps: the largest gap from full forward passes in a sample of cells.
     Raises: MeasureError for pairs that are identical or of unequal length; SiteError for edges the
             model does not have.
     """
@@ -98,10 +98,10 @@ def patch_edges(
 
 
 class _Edges(Path):
-    """Direct paths on which a sender's change is that of its share of the stream.
+    """Direct paths on which a sender's change is the change of its contribution to the stream.
 
-    They differ from `path_patch` after a norm of attention's output (OLMo 2, Gemma), where that
-    lets a changed head move the norm's scale, and heads would not add up.
+    They differ from `path_patch` for models with a norm after attention (OLMo 2, Gemma): there a
+    patched head also changes that norm's scale in `path_patch`, so heads would not add up.
     """
 
     def __init__(self, model: Model, graph: Graph, base: Tokens, source: Tokens) -> None:
@@ -110,15 +110,15 @@ class _Edges(Path):
         ours, theirs = (contributions(model, graph, trace) for trace in (self.base, self.source))
         self.changes = theirs - ours  # batch sender pos d_model
 
-    def told(self, senders: Sequence[int]) -> Float[Tensor, "sender row d_model"]:
-        """The stream that the receiver reads, sender by sender."""
+    def with_change(self, senders: Sequence[int]) -> Float[Tensor, "sender row d_model"]:
+        """The residual stream at the receiver with each sender's change."""
         site, layer = self.read_from()
         changes = self.changes[self.prompts[None], torch.tensor(senders)[:, None], self.positions]
         return self.rows(site, layer) + changes
 
 
 def _blocks(model: Model, graph: Graph, pairs: Pairs, memory: int) -> list[list[int]]:
-    """Prompts whose senders' messages to one receiver fit in a quarter of the memory."""
+    """Blocks of prompts whose senders' changes at one receiver fit in a quarter of the memory."""
     per_prompt = 5 * len(graph.senders) * pairs.clean.ids.shape[1] * model.config.d_model
     cost = per_prompt * model.weights.W_E.element_size()
     return fill([cost] * len(pairs.clean), memory // 4)
@@ -132,7 +132,7 @@ def _of_block(
     budget: Budget,
     progress: Tell | None,
 ) -> tuple[Array, list[dict[str, float]], Array]:
-    """Sums over a block's prompts of the metric with each edge exchanged, checks, and both runs."""
+    """Sums over a block's prompts of the metric with each edge patched; checks; both runs."""
     readout = Readout(path.model, metric, len(path.tokens))
     runs = np.stack(
         [
@@ -146,9 +146,9 @@ def _of_block(
     last = len(graph.receivers) - 1
     if last in chosen:
         senders = np.flatnonzero(mask[:, last])
-        found = path.read(path.told(senders.tolist()), metric, budget, progress)
+        found = path.read(path.with_change(senders.tolist()), metric, budget, progress)
         total[senders, last] = found.values.sum(1)
-    # whatever their layers: each sweep takes the unpatched run anew
+    # of any layer: each sweep computes the unpatched run again
     for receivers in _shares(graph, mask, [r for r in chosen if r != last], path, budget.memory):
         places = [(s, r) for r in receivers for s in np.flatnonzero(mask[:, r]).tolist()]
         values, error = _swept(path, graph, places, metric, budget, progress)
@@ -161,7 +161,7 @@ def _of_block(
 def _shares(
     graph: Graph, mask: Mask, receivers: Sequence[int], path: _Edges, memory: int
 ) -> list[list[int]]:
-    """Receivers, as many at once as their cells' values fit in a quarter of memory."""
+    """Batches of receivers whose cells' values fit in a quarter of the memory."""
     config, size = path.config, path.model.weights.W_E.element_size()
 
     def cost(r: int) -> int:
@@ -180,10 +180,10 @@ def _swept(
     budget: Budget,
     progress: Tell | None,
 ) -> tuple[Array, dict[str, float]]:
-    """The metric with each of these edges exchanged, (edge, prompt)."""
+    """The metric with each of these edges patched, (edge, prompt)."""
     cells: list[Cell] = []
     for r, group in groupby(places, key=lambda place: place[1]):
         there = path.to(graph.receivers[r])
-        cells += there.cells(there.told([s for s, _ in group]))
+        cells += there.cells(there.with_change([s for s, _ in group]))
     found = sweep(path.model, path.tokens, None, cells, metric, budget=budget, progress=progress)
     return found.values, found.error

@@ -1,27 +1,26 @@
 """Which edges matter, to first order?
 
-Edge attribution patching scores every edge at once: what the sender would write differently, times
-the metric's gradient at what the receiver reads. Three ways to take that gradient:
+Edge attribution patching scores all edges at once: the change of the sender's output between the
+runs, times the metric's gradient at the receiver's input. Three ways to take the gradient:
 
 - `eap` (Syed et al. 2023, "Attribution Patching Outperforms Automated Circuit Discovery"): at one
   run, the clean one for noising, the corrupted one for denoising;
 - `eap-ig-inputs` (Hanna et al. 2024, "Have Faith in Faithfulness", section 3): averaged over runs
   whose embeddings lie between the corrupted and the clean ones, at the midpoints of equal steps;
 - `eap-ig-activations` (the same authors' later code; Marks et al. 2024): for the edges that leave a
-  layer's heads, or its MLP, averaged over clean runs in which that output alone is moved.
+  layer's heads, or its MLP, averaged over clean runs in which only that output is changed.
 
 A score is an estimate of m(clean) - m(clean with the corrupted activation on that edge), or, for
 `eap` at the corrupted run (denoising), of m(corrupted with the clean activation on that edge) -
 m(corrupted): positive edges support the metric. (The sources write the metric as a loss, which
-comes to the same sign.)
-A node's score, attribution patching, is the sum over the edges that leave it.
+gives the same sign.) A node's score (attribution patching) is the sum over its outgoing edges.
 
-These are approximations: `patch_edges` has the exact values, and `agreement` compares.
+These are approximations. `patch_edges` computes the exact values, and `agreement` compares both.
 
-Assumes pairs of equal length. Cost: two forward passes and one backward for eap, about a fifth more
-for the scores; one forward and one backward per step more for the integrals, and (2 layers + 1)
-times that for activations. Prompts are streamed and nothing is kept of them but sums: of scores,
-and of scores weighted at random for the bootstrap.
+Assumes pairs of equal length. Cost: two forward passes and one backward pass for eap, and about a
+fifth more for the scores; for the integrals one more forward and backward pass per step, and for
+activations (2 layers + 1) times that. Prompts are streamed; only sums are kept: of scores, and of
+scores with random weights for the bootstrap.
 """
 
 from __future__ import annotations
@@ -83,19 +82,19 @@ def attribute_edges(
     Args:
         model: the decoder.
         pairs: clean and corrupted prompts of equal length.
-        contrast: what is read, or a function of the last token's logits with a gradient.
+        contrast: a contrast, or a function of the last token's logits with a gradient.
         method: see above.
-        graph: the model's own by default; another to have neurons as nodes.
-        steps: of the integrals.
+        graph: by default the model's own; give another graph to have neurons as nodes.
+        steps: number of points of the integrals.
         direction: the run in which `eap` takes its gradient: the corrupted one for "denoising", the
             clean one for "noising" (the unpatched run of `patch_edges`). The integrals do not
             depend on it.
-        replicates: how many Poisson-bootstrap means to keep.
-        documents: per prompt, where it came from; resampled together.
-        signs: controls: per prompt 1 or -1, with which its scores are to count; each gives a mean
-            of its own (`flipped`), with nothing in it but chance.
+        replicates: number of Poisson-bootstrap means to keep.
+        documents: per prompt, its document; resampled together.
+        signs: controls: 1 or -1 per prompt, by which its scores are multiplied; each control gives
+            a mean of its own (`flipped`), which has only chance in it.
         budget: memory of a chunk of prompts, seed of the bootstrap.
-        progress: told how many prompts are done.
+        progress: called with the number of finished prompts.
 
     Error:  none of its own; compare with exact values (`agreement`).
     Raises: MeasureError for pairs that are identical or of unequal length, a metric without a
@@ -146,7 +145,7 @@ def attribute_edges(
 
 
 def differing(pairs: Pairs) -> list[int]:
-    """Where each pair first differs.
+    """Each pair's first position that differs.
 
     Raises: MeasureError for pairs of unequal length or identical ones.
     """
@@ -158,18 +157,18 @@ def differing(pairs: Pairs) -> list[int]:
 def _poisson(
     n: int, replicates: int, documents: Sequence[str] | None, seed: int
 ) -> Float[Tensor, "replicate prompt"]:
-    """Poisson(1) weights per resampled unit: a bootstrap that can be streamed."""
+    """Poisson(1) weights per resampled unit, for a streamed bootstrap."""
     unit = units_of(n, documents, seed=seed)
     rng = np.random.default_rng(seed)
     drawn = rng.poisson(1.0, size=(replicates, int(unit.max()) + 1))
-    drawn[drawn.sum(1) == 0] = 1  # a replicate of nothing would be no mean
+    drawn[drawn.sum(1) == 0] = 1  # a replicate without prompts has no mean
     return torch.tensor(drawn[:, unit], dtype=torch.float64)
 
 
 def _chunks(
     model: Model, graph: Graph, pairs: Pairs, firsts: Sequence[int], memory: int
 ) -> list[list[int]]:
-    """Prompts of like length and first difference, as many as the memory takes."""
+    """Batches of prompts of similar length and first difference that fit into memory."""
     lengths = pairs.clean.lengths.tolist()
     config = model.config
     # activations and their gradients of a pass, contributions, and one layer's receivers
@@ -188,7 +187,7 @@ def _most(graph: Graph) -> int:
 
 
 class _Chunk:
-    """Some pairs, with what their senders write."""
+    """Some pairs, with their senders' outputs."""
 
     def __init__(
         self,
@@ -241,7 +240,7 @@ class _Chunk:
         return out / steps
 
     def groups(self) -> Iterator[tuple[slice, Site, int]]:
-        """Senders whose outputs are moved together, and where."""
+        """Senders whose outputs are changed together, with their site and layer."""
         yield slice(0, 1), Site.RESID_PRE, 0
         for layer in range(self.config.n_layers):
             first = self.graph.first_sender(layer)
@@ -250,7 +249,7 @@ class _Chunk:
             yield slice(first + self.config.n_heads, end), Site.MLP_OUT, layer
 
     def moved(self, traces: dict[str, Trace], site: Site, layer: int, point: float) -> list[Edit]:
-        """A site between the corrupted (0) and the clean (1) run's."""
+        """Edits that set a site between the corrupted (0) and the clean (1) run's values."""
         clean, corrupted = (traces[side][site, layer].detach() for side in _SIDES)
         return [Edit.replace(site, layer, corrupted + point * (clean - corrupted))]
 
@@ -272,7 +271,7 @@ class _Chunk:
         return run(self.model, tokens, keep=keep, edit=edits, grad=grad)
 
     def value(self, trace: Trace) -> Float[Tensor, " batch"]:
-        """The metric at the last tokens, part of the trace's graph."""
+        """The metric at the last tokens, with gradients to the trace."""
         rows = torch.arange(len(self.clean), device=self.model.device)
         last = trace.lasts[Site.FINAL_RESID, None]
         with torch.set_grad_enabled(last.requires_grad):
@@ -288,7 +287,7 @@ class _Chunk:
     def difference(
         self, clean: Trace, corrupted: Trace
     ) -> Float[Tensor, "batch sender pos d_model"]:
-        """What each sender writes in the clean run and not in the corrupted; 0 in the padding."""
+        """Each sender's clean output minus its corrupted output; 0 in the padding."""
         if any(site is Site.ATTN_POST_SCALE for site, _ in corrupted.values):
             delta = contributions(self.model, self.graph, clean, self.start)
             delta -= contributions(self.model, self.graph, corrupted, self.start)
@@ -318,7 +317,7 @@ class _Chunk:
             out, delta: rows of some senders, from `first` on.
         """
         graph = self.graph
-        # receivers of earlier layers read none of these senders
+        # receivers of earlier layers do not read these senders
         layer = self.graph.senders[first].layer or 0
         for start, end, limit, gradient in self.gradients(trace, value, layer):
             read = min(max(limit - first, 0), delta.shape[1])  # of these senders, the first so many
@@ -331,11 +330,11 @@ class _Chunk:
     def gradients(
         self, trace: Trace, value: Float[Tensor, " batch"], lowest: int
     ) -> Iterator[tuple[int, int, int, Float[Tensor, "batch receiver pos d_model"]]]:
-        """The metric's gradient at what each receiver reads, from a layer on, some receivers at a
-        time: where they begin and end, and how many senders they read.
+        """The metric's gradient at each receiver's input, from a layer on, for some receivers at a
+        time: their start, their end, and the number of senders they read.
 
-        Of heads the gradient is taken at q, k and v and carried back through weights and norm,
-        which is a matrix product: an input of its own for each head is never made.
+        For heads the gradient is taken at q, k and v and propagated back through weights and norm
+        by a matrix product, without a separate input for each head.
         """
         config, graph = self.config, self.graph
         sites = [Site.Q, Site.K, Site.V, Site.MLP_IN, Site.MLP_PRE, Site.MLP_GATE]
@@ -416,9 +415,9 @@ class _Chunk:
     ) -> Float[Tensor, "batch head pos d_model"]:
         """The gradient at each head's own input, from that at `out` = norm(x) W + b.
 
-        The norm's gradient at a fixed scale is a product with W folded into the norm; what the
-        scale's own change takes away (`through_scale`) needs its product with x̂, which is
-        gradient · (out - out at x̂ = 0), so that one pass over the heads' inputs is enough.
+        The norm's gradient at a fixed scale is a product with W folded into the norm; the
+        term for the change of the scale (`through_scale`) needs the product of the gradient with
+        x̂, which is gradient · (out - out at x̂ = 0). So one pass over the heads' inputs is enough.
         """
         config = self.config
         if norm is None:
@@ -436,8 +435,8 @@ class _Chunk:
     def onto(
         self, slope: Float[Tensor, "batch pos head d_head"], W: Float[Tensor, "head d_model d_head"]
     ) -> Float[Tensor, "batch head pos d_model"]:
-        """Σ_e slope_e W_e of each head, in a buffer that the next call takes again: these are the
-        largest tensors of a pass, and fresh memory for each layer's costs as much as the product.
+        """Σ_e slope_e W_e of each head, in a buffer that the next call uses again: these are the
+        largest tensors of a pass, and new memory for each layer costs as much as the product.
         """
         batch, pos, heads, _ = slope.shape
         rows = slope.permute(2, 0, 1, 3).flatten(1, 2)  # head (batch pos) d_head

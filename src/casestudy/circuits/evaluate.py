@@ -1,22 +1,22 @@
-"""How much of a behaviour does a subgraph carry on its own?
+"""How much of a behaviour does a subgraph keep on its own?
 
-Edge ablation: the clean prompts are run with every edge outside the circuit carrying an ablated
-activation, the corrupted run's, a mean, or zero. What is left of the metric between everything
-ablated (0) and the whole model (1) is the circuit's faithfulness.
+Edge ablation: the clean prompts are run, and every edge outside the circuit carries an ablated
+activation: the corrupted run's, a mean, or zero. The circuit's faithfulness is its metric, scaled
+from everything ablated (0) to the whole model (1).
 
-Many circuits are evaluated at once, and no more than differs is computed. Let a_s be what sender s
-writes when ablated; a receiver reads Σ_s a_s + Σ over its edges in the circuit of (out_s - a_s). So
-only senders with an edge into the circuit are followed, and where the ablation is the corrupted run
+Many circuits are evaluated at once, and only differences are computed. Let a_s be the ablated
+output of sender s; a receiver reads Σ_s a_s + Σ over its edges in the circuit of (out_s - a_s). So
+only senders with an edge into the circuit are computed, and if the ablation is the corrupted run,
 only positions from a pair's first difference on. The sums over edges are one matrix product per
-circuit and layer; projections, MLPs and attention run over all circuits' rows together, each head's
-weights once. The whole graph needs nothing but the clean run, and a graph that lacks whole nodes
-(knockouts) is a forward pass in which those write what they write when ablated.
+circuit and layer. Projections, MLPs and attention run over all circuits' rows together, each head's
+weights once. The whole graph is the clean run. A graph without some whole nodes (knockouts) is a
+forward pass in which these nodes have their ablated outputs.
 
-Circuits are pruned first: a node that nothing in the circuit reaches stays ablated (where the
-ablation is not a run of its own, its output for ablated inputs would be another thing), and one
-that reaches nothing is left out. A norm's scale is each run's own, and so is the pattern: nothing
-is frozen. A random sample is computed again the plain way, with a full forward pass in which every
-head's inputs are edited, and the largest gap is kept.
+Circuits are pruned first. A node that is not reached from the embeddings within the circuit stays
+ablated (with mean or zero ablation, its output for ablated inputs would be different). A node that
+does not reach the logits is left out. Nothing is frozen: each run has its own norm scales and
+patterns. A random sample is computed again the plain way, with a full forward pass in which every
+head's inputs are edited; the largest gap is kept.
 
 Assumes pairs of equal length. Cost: per circuit, its nodes' share of a forward pass without the
 unembedding, plus 2 · edges · d_model operations per token.
@@ -72,21 +72,21 @@ CIRCUIT_BUDGET = Budget(check=4)
 """By default: a plain run of a circuit takes a forward pass for each of its receivers' inputs."""
 
 _ROWS = 1024
-"""Tokens per block and circuit: matrix products at full rate, buffers still near the cache."""
+"""Tokens per block and circuit: matrix products at full rate, buffers that nearly fit the cache."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What circuits carry.
+    """The metric of each circuit.
 
     Attributes:
-        circuits: as they were evaluated, pruned.
+        circuits: as evaluated: pruned.
         values: (circuit, prompt) the metric with all other edges ablated.
         full: (prompt,) the metric of the whole model.
         empty: (prompt,) the metric with everything ablated.
-        ablation: what the other edges carried.
-        error: {"gap": largest difference from the plain way in the sample, "bound": allowed (none
-            where nothing can be promised, as in bfloat16), "checked": sample size}; see
+        ablation: what the edges outside the circuits carried.
+        error: {"gap": largest difference from the plain way in the sample, "bound": allowed (absent
+            if there is no guarantee, as in bfloat16), "checked": sample size}; see
             `rounding.checked`.
     """
 
@@ -99,7 +99,8 @@ class Evaluation:
 
     @property
     def faithfulness(self) -> NDArray[np.float64]:
-        """(circuit,) (mean value - mean empty) / (mean full - mean empty); NaN where those agree.
+        """(circuit,) (mean value - mean empty) / (mean full - mean empty); NaN if full and
+        empty are equal.
 
         1 is the whole model, 0 everything ablated; above 1 a circuit overshoots.
         """
@@ -129,13 +130,13 @@ def evaluate_circuit(
     Args:
         model: the decoder.
         pairs: clean and corrupted prompts of equal length.
-        contrast: what is read, or a function of the last token's logits.
+        contrast: a contrast, or a function of the last token's logits.
         circuits: subsets of one graph's edges.
-        ablation: "corrupted" puts in what the corrupted prompts have there, "mean" the mean of the
-            corrupted prompts at a token's role (or position, where roles are not known), "zero"
-            nothing.
+        ablation: what edges outside a circuit carry: "corrupted" the activation of the corrupted
+            prompt, "mean" the mean of the corrupted prompts at a token's role (or position, if
+            roles are not known), "zero" zero.
         budget: memory, and how many (circuit, prompt) pairs to compute again the plain way.
-        progress: told how many (circuit, prompt) pairs are done.
+        progress: called with the number of finished (circuit, prompt) pairs.
 
     Shape:  values (circuit, prompt).
     Unit:   the metric's.
@@ -152,7 +153,7 @@ def evaluate_circuit(
         raise MeasureError("a circuit of another model", hint="Its config differs from this one's")
     firsts = differing(pairs)
     pruned = tuple(circuit.pruned() for circuit in circuits)
-    # Equal circuits, as the smallest of a curve often are, are evaluated once.
+    # Equal circuits are evaluated once: the smallest of a curve are often equal.
     place: dict[Circuit, int] = {}
     for circuit in (graph.full, graph.empty, *pruned):
         place.setdefault(circuit, len(place))
@@ -202,8 +203,8 @@ class _Engine:
         memory: int,
         progress: Tell | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(circuit, prompt) values, NaN for prompts that are not asked for, and those of a sample
-        of (circuit, prompt) by the plain way."""
+        """(circuit, prompt) values (NaN for prompts that are not needed), and a sample of (circuit,
+        prompt) values by the plain way."""
         chosen = set(prompts)
         values, done = np.full((len(circuits), len(self.pairs.clean)), np.nan), 0
         for some in self.blocks(memory, sorted(chosen)):
@@ -227,7 +228,7 @@ class _Engine:
         memory: int,
         model: Model,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """A sample's values, the fast way and the plain one, by the model in float64."""
+        """A sample's values by the fast way and the plain way, with the model in float64."""
         kind, firsts = self.ablation, self.firsts
         wide = _Engine(model, self.graph, self.pairs, self.metric, kind, firsts, memory)
         which = sorted({i for i, _ in sample})
@@ -237,9 +238,9 @@ class _Engine:
         return np.array([values[place] for place in here]), plain
 
     def knocked_out(self, circuit: Circuit, block: _Block) -> tuple[int, ...] | None:
-        """The senders that a circuit lacks, where it is the graph without those and has all else.
+        """The senders that a circuit lacks, if it has all edges between the others.
 
-        None where it is not, and where a forward pass would be dearer than its edges: a norm after
+        None if it has not, or if a forward pass would cost more than its edges: a norm after
         attention mixes the heads, neurons are no site, and most positions may be the clean run's.
         """
         gone = tuple(np.flatnonzero(~circuit.senders).tolist())
@@ -254,7 +255,7 @@ class _Engine:
         return gone if self.graph.full.without(gone).pruned() == circuit else None
 
     def blocks(self, memory: int, prompts: Sequence[int]) -> list[list[int]]:
-        """Prompts of like length and first difference; one circuit's rows fit in the memory."""
+        """Blocks of prompts of similar length and first difference; a circuit's rows fit."""
         lengths = [int(self.pairs.clean.lengths[b]) for b in prompts]
         start = [self.firsts[b] if self.ablation == "corrupted" else 0 for b in prompts]
         most = max(1, min(_ROWS, memory // 2 // (self.row_floats() * self.itemsize)))
@@ -262,7 +263,7 @@ class _Engine:
         return [sorted(prompts[i] for i in batch) for batch in batches]
 
     def groups(self, circuits: Sequence[Circuit], block: _Block, memory: int) -> list[list[int]]:
-        """Circuits that are run together, as many as fit."""
+        """Batches of circuits that fit in memory together."""
 
         def cost(circuit: Circuit) -> int:
             senders = int(circuit.senders.sum())
@@ -293,7 +294,7 @@ class _Engine:
 
 
 class _Block:
-    """Some prompts with what their senders write when ablated, from the first difference on."""
+    """Some prompts with their senders' ablated outputs, from the first difference on."""
 
     def __init__(self, engine: _Engine, some: Sequence[int]) -> None:
         self.engine, self.model, self.graph = engine, engine.model, engine.graph
@@ -305,7 +306,10 @@ class _Block:
         self.start = min(engine.firsts[b] for b in some) if from_run else 0
         keep: list[Keep | Site] = [Site.RESID_PRE.at(0), Site.FINAL_RESID.at(last=True)]
         if self.start:
-            keep += [Site.ROT_K, Site.V]  # before the first difference they are every run's
+            keep += [
+                Site.ROT_K,
+                Site.V,
+            ]  # before the first difference all runs share them
         trace = run(model, clean, keep=keep)
         self.ablated = engine.ablated.at(some, self.start)
         self.embed = trace[Site.RESID_PRE, 0][:, self.start :] - self.ablated[:, 0]
@@ -341,7 +345,7 @@ class _Block:
         return found
 
     def without(self, sets: Sequence[tuple[int, ...]]) -> Float[Tensor, "set batch"]:
-        """The metric with sets of nodes writing what they write when ablated."""
+        """The metric with the outputs of sets of nodes ablated."""
         n, layers = len(self.clean), self.model.weights.blocks
         tokens = self.clean[list(range(n)) * len(sets)]
         heads: dict[int, list[tuple[int, int]]] = {}
@@ -397,7 +401,7 @@ class _Circuits:
         live = masks.any(2)
         self.live = live.cpu().numpy()
         batch, pos, d_model = block.embed.shape
-        # what each live sender writes beyond its ablated output, in the order they are computed
+        # each live sender's output minus its ablated output, in the order of computation
         self.deltas = [block.embed.new_empty(int(n), batch, pos, d_model) for n in self.live.sum(1)]
         self.slot = self.live.cumsum(1) - 1
         self.senders = [row.nonzero()[:, 0] for row in live]
@@ -431,7 +435,7 @@ class _Circuits:
     def mixed(
         self, c: int, receivers: Int[Tensor, " receiver"], limit: int
     ) -> Float[Tensor, "receiver batch pos d_model"]:
-        """What a circuit's edges add to what some receivers read."""
+        """The sum over a circuit's edges of each sender's change, for some receivers."""
         n = int(self.live[c, :limit].sum())
         deltas = self.deltas[c][:n]
         shares = self.shares[c][self.senders[c][:n]][:, receivers]  # sender receiver
@@ -440,8 +444,8 @@ class _Circuits:
     def inputs(
         self, start: int, end: int, limit: int, x: Float[Tensor, "batch pos d_model"]
     ) -> tuple[Int[Tensor, " read"], Int[Tensor, " read"], Float[Tensor, "read batch pos d_model"]]:
-        """What the live receivers among some read, receiver by receiver: which circuits', which
-        receivers (counted from `start`), and the streams."""
+        """The inputs of the live receivers among some, receiver by receiver: their circuits, their
+        numbers (from `start`), and the residual streams they read."""
         entered = self.masks[:, :limit, start:end].any(1)  # circuit receiver
         which, circuits = entered.T.nonzero(as_tuple=True)
         read = x.new_empty(len(which), *x.shape)
@@ -451,7 +455,7 @@ class _Circuits:
         return circuits, which, read
 
     def keep(self, circuits: Sequence[int], sender: int, out: Tensor) -> None:
-        """Store what a sender writes beyond its ablated output, circuit by circuit."""
+        """Store a sender's output minus its ablated output, for each circuit."""
         ablated = self.block.ablated[:, sender]
         for c, rows in zip(circuits, out, strict=True):
             torch.sub(rows, ablated, out=self.deltas[c][self.slot[c, sender]])
@@ -473,7 +477,7 @@ class _Circuits:
         base = apply_norm(config, norm, x)
         found, place = [], 0
         for W, b in head_maps(attn).values():
-            # what no edge enters is projected from the ablated stream
+            # inputs without an edge come from the ablated stream
             out = project(base, W, b).expand(len(active), -1, -1, -1, -1).clone()
             for head in range(len(W)):
                 mine = (which == place + head).nonzero()[:, 0]
@@ -513,7 +517,7 @@ class _Circuits:
         return attend_after(config, layer, q, k, v, block.start, prefix, prompts)
 
     def mlps(self, layer: int, x: Float[Tensor, "batch pos d_model"]) -> None:
-        """The live parts of a layer's MLP: chosen neurons one by one, and the rest of it."""
+        """The live nodes of a layer's MLP: chosen neurons one by one, and the rest of the MLP."""
         config, graph = self.config, self.graph
         weights = self.block.weights.blocks[layer]
         end = graph.first_receiver(layer + 1)
@@ -545,7 +549,7 @@ class _Circuits:
 
 
 def _mlp_part(weights: MLP, neuron: int | None, chosen: Sequence[int]) -> MLP:
-    """One neuron as an MLP, or (None) all that are not chosen, with the bias."""
+    """One neuron as an MLP, or (None) all neurons that are not chosen, with the bias."""
     if neuron is not None:
         return neurons_as_mlp(weights, [neuron])
     if not chosen:

@@ -1,21 +1,21 @@
 """How far can a circuit be trusted?
 
-A circuit is found on half of the pairs and judged on the others (on all of them where there are too
-few to part). The evidence, as the circuits papers ask for it, one step each:
+A circuit is found on half of the pairs and evaluated on the other half (on all pairs if there are
+too few to split). Each step gives one kind of evidence, as in the circuits papers:
 
-- `scores`: every edge's score, resampled where there are prompts enough, and with signs flipped;
-- `exact`: exact patching of the first edges and of a random sample;
+- `scores`: every edge's score, resampled if there are enough prompts, and with random signs;
+- `exact`: exact patching of the highest-ranked edges and of a random sample;
 - `curves`: faithfulness by size, ranked by absolute and by signed score, and with the other edges
   corrupted, at their mean or at zero;
-- `controls`: random circuits of the same sizes, and the circuits that the method finds where each
-  pair's metric counts with a random sign, so that there is nothing to find;
-- `circuit`: the smallest circuit for a stated faithfulness;
-- `faithfulness`: that circuit's, on the pairs it was found on and on the others;
+- `controls`: random circuits of the same sizes, and the circuits that the method finds if each
+  pair's metric is multiplied by a random sign, so that there is nothing to find;
+- `circuit`: the smallest circuit with a required faithfulness;
+- `faithfulness`: of that circuit, on the pairs for the search and on the held-out pairs;
 - `knockouts`: its completeness and minimality.
 
-Each step is a function from values to a value; `CARD_STEPS` lists them in order with what each
-needs, and `gather` runs those whose values are not there yet. `packed` turns every value into
-arrays and plain data, so that a long search can be stored step by step and continued.
+Each step is a function of earlier values. `CARD_STEPS` lists the steps in order with their inputs,
+and `gather` runs those without a value. `packed` turns every value into arrays and plain data, so
+a long search can be stored step by step and continued.
 
 Assumes pairs of equal length that differ. Cost: two or three attributions, and a few hundred
 circuit evaluations, most of them small (see `evaluate_circuit`).
@@ -48,28 +48,28 @@ from casestudy.model.model import Model
 from casestudy.results.stats import BOOTSTRAP_FROM, ratio_of_means, units_of
 
 FEWEST = 6
-"""Pairs from which some are held out."""
+"""With at least this many pairs, some are held out."""
 
 FLIPS = 5
-"""How often signs are flipped at random."""
+"""The number of controls with random signs."""
 
 _FIRST_EDGES = 30
-"""How many of the first edges are patched exactly, beside the random sample."""
+"""How many of the highest-ranked edges are patched exactly, in addition to the random sample."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """How a circuit is looked for.
+    """The settings of the search for a circuit.
 
     Attributes:
         method, steps: of the scores.
         rank: by absolute or by signed score.
-        ablation: what the other edges carry.
+        ablation: what edges outside the circuit carry.
         faithful: the faithfulness that the smallest circuit must reach.
-        random_circuits: how many per size.
-        exact_edges: how many edges, drawn at random, are patched exactly to compare.
-        replicates: of the bootstrap over prompts.
-        seed: of everything random.
+        random_circuits: number of random circuits per size.
+        exact_edges: number of random edges that are patched exactly for comparison.
+        replicates: number of bootstrap replicates over prompts.
+        seed: of all random choices.
     """
 
     method: Method = "eap-ig-inputs"
@@ -84,18 +84,18 @@ class Choices:
 
     @property
     def other_ablations(self) -> list[EdgeAblation]:
-        """The ablations that were not chosen, which the evidence compares with."""
+        """The other ablations, which the evidence compares with."""
         kinds: tuple[EdgeAblation, ...] = get_args(EdgeAblation)
         return [kind for kind in kinds if kind != self.ablation]
 
     @property
     def curve_name(self) -> str:
-        """The curve of circuits as they are looked for."""
+        """The name of the curve with the settings of the search."""
         return f"{self.method}, {self.rank}"
 
 
 def choices_of(**typed: Any) -> Choices:
-    """Choices as typed by a person.
+    """Choices from the values that a user typed.
 
     Raises: MeasureError for a name that is not one of those allowed.
     """
@@ -116,7 +116,7 @@ class Half:
     Attributes:
         pairs: clean and corrupted prompts of equal length.
         metric: a contrast, or a function of the last token's logits with a gradient.
-        documents: per pair, where it came from; None where nobody said.
+        documents: per pair, its document; None if not known.
     """
 
     pairs: Pairs
@@ -127,7 +127,7 @@ class Half:
         return len(self.pairs)
 
     def __getitem__(self, rows: list[int]) -> Half:
-        """Of some of the pairs."""
+        """The same for some of the pairs."""
         documents = self.documents
         return Half(
             self.pairs[rows],
@@ -138,17 +138,17 @@ class Half:
 
 @dataclass(frozen=True)
 class Question:
-    """What evidence is gathered about.
+    """The input of a search for a circuit.
 
     Attributes:
         model: the decoder.
-        graph: whose edges are scored.
-        search: the pairs that the circuit is found on.
-        judge: the pairs that it is judged on.
-        held_out: whether `judge` holds other pairs than `search`.
-        choices: how to look.
-        budget: memory, and what is checked; whatever is drawn has the seed of the choices.
-        progress: told how far a step is.
+        graph: of the edges that are scored.
+        search: the pairs for the search.
+        judge: the pairs for the evaluation.
+        held_out: whether `judge` has other pairs than `search`.
+        choices: the settings of the search.
+        budget: memory and checks; random choices use the seed of `choices`.
+        progress: called with the progress within a step.
     """
 
     model: Model
@@ -170,7 +170,7 @@ class Question:
         graph: Graph | None = None,
         budget: Budget = DEFAULT_BUDGET,
     ) -> Question:
-        """With the pairs split in halves, whole documents on one side."""
+        """Split the pairs into halves; each document is in one half."""
         search, judge = split(len(everything), everything.documents, choices.seed)
         graph = Graph(model.config) if graph is None else graph
         halves = everything[search], everything[judge]
@@ -178,7 +178,7 @@ class Question:
 
     @property
     def drawing(self) -> Budget:
-        """The budget of what draws at random: with the seed of the choices."""
+        """The budget for random choices: with the seed of `choices`."""
         return replace(self.budget, seed=self.choices.seed)
 
     @property
@@ -196,8 +196,8 @@ class ExactSample:
     """Edges that were patched exactly.
 
     Attributes:
-        drawn: (sender, receiver) the random sample, without the first edges by score.
-        scores: exact scores of both.
+        drawn: (sender, receiver) the random sample, without the highest-ranked edges.
+        scores: the exact scores of both.
     """
 
     drawn: Mask
@@ -221,17 +221,17 @@ class Faithfulness:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Every step's value, named as the step is.
+    """Every step's value; each attribute has the name of its step.
 
     Attributes:
         scores: of every edge.
-        exact: None where the graph has neurons, or no edge was to be patched.
-        curves: by how edges are ranked and what the other edges carry.
+        exact: None if the graph has neurons, or no edge was to be patched.
+        curves: by rank and ablation.
         controls: (size, circuit) faithfulness of each kind of control; NaN for sizes of no or all
             edges.
-        circuit: the smallest that is as faithful as asked, on the pairs it was found on.
-        faithfulness: the circuit's, by pairs and ablation.
-        knockouts: the circuit's.
+        circuit: the smallest circuit with the required faithfulness on the search pairs.
+        faithfulness: of the circuit, by pairs and ablation.
+        knockouts: of the circuit.
     """
 
     scores: EdgeScores
@@ -244,8 +244,8 @@ class Evidence:
 
 
 def score_edges(question: Question) -> EdgeScores:
-    """Every edge's score, with bootstrap replicates where there are prompts enough, and the means
-    with signs flipped at random."""
+    """Every edge's score, with bootstrap replicates if there are enough prompts, and the means
+    with random signs."""
     choices, search = question.choices, question.search
     n = len(search)
     rng = np.random.default_rng(choices.seed)
@@ -271,7 +271,7 @@ def score_edges(question: Question) -> EdgeScores:
 
 
 def patch_sample(question: Question, scores: EdgeScores) -> ExactSample | None:
-    """Exact noising of the first edges and of a random sample; None for a graph with neurons."""
+    """Exact noising of the highest-ranked edges and a random sample; None for neurons."""
     graph, choices = question.graph, question.choices
     if any(graph.neurons.values()) or not choices.exact_edges:
         return None
@@ -292,7 +292,7 @@ def patch_sample(question: Question, scores: EdgeScores) -> ExactSample | None:
 
 
 def size_curves(question: Question, scores: EdgeScores) -> dict[str, Curve]:
-    """Faithfulness by size, by how edges are ranked and what the other edges carry."""
+    """Faithfulness by size, for each rank and ablation."""
     choices = question.choices
     curves: dict[str, tuple[Rank, EdgeAblation]] = {
         f"{choices.method}, {rank}": (rank, choices.ablation) for rank in get_args(Rank)
@@ -309,8 +309,8 @@ def size_curves(question: Question, scores: EdgeScores) -> dict[str, Curve]:
 def control_circuits(
     question: Question, scores: EdgeScores, curves: dict[str, Curve]
 ) -> dict[str, NDArray[np.float64]]:
-    """(size, circuit) faithfulness of random circuits of the curve's sizes, and of those that the
-    method finds where each pair's metric counts with a random sign."""
+    """(size, circuit) faithfulness of random circuits of the curve's sizes, and of circuits that
+    the method finds if each pair's metric is multiplied by a random sign."""
     sizes = [c.n_edges for c in curves[question.choices.curve_name].evaluation.circuits]
     assert scores.flipped is not None
     flipped = [
@@ -327,7 +327,7 @@ def control_circuits(
 
 
 def _random_circuits(question: Question, sizes: Sequence[int]) -> NDArray[np.float64]:
-    """(size, circuit) faithfulness; NaN for the sizes that hold no edge or all."""
+    """(size, circuit) faithfulness; NaN for the sizes with no edge or all edges."""
     graph, count = question.graph, question.choices.random_circuits
     rng = np.random.default_rng(question.choices.seed)
     values = np.full((len(sizes), count), np.nan)
@@ -343,7 +343,7 @@ def _random_circuits(question: Question, sizes: Sequence[int]) -> NDArray[np.flo
 
 
 def _judged(question: Question, circuits: list[Circuit]) -> NDArray[np.float64]:
-    """(circuit,) faithfulness on the pairs for judging."""
+    """(circuit,) faithfulness on the pairs for evaluation."""
     return evaluate_circuit(
         *question.on(question.judge),
         circuits,
@@ -354,7 +354,7 @@ def _judged(question: Question, circuits: list[Circuit]) -> NDArray[np.float64]:
 
 
 def smallest_circuit(question: Question, scores: EdgeScores) -> Circuit:
-    """The smallest circuit that is as faithful as the choices ask, on the pairs for searching."""
+    """The smallest circuit with the required faithfulness on the search pairs."""
     choices = question.choices
     return smallest(
         *question.on(question.search),
@@ -370,9 +370,9 @@ def smallest_circuit(question: Question, scores: EdgeScores) -> Circuit:
 def judge_circuit(
     question: Question, scores: EdgeScores, circuit: Circuit
 ) -> dict[str, Faithfulness]:
-    """Faithfulness of the circuit on the pairs it was found on and on the others, by ablation, and
-    that of circuits of its size which the method finds where signs are flipped at random (of these
-    the ends are the smallest and the largest)."""
+    """Faithfulness of the circuit on the search pairs and on the held-out pairs, by ablation, and
+    that of circuits of its size which the method finds with random signs (their `lower` and
+    `upper` are the smallest and the largest)."""
     choices, judge = question.choices, question.judge
     others = "on the same pairs: too few to hold any out"
     if question.held_out:
@@ -402,7 +402,7 @@ def judge_circuit(
 
 
 def _of_size(question: Question, scores: NDArray[np.float64], n_edges: int) -> Circuit:
-    """The first edges by these scores, as many as leave so many after pruning."""
+    """The highest-ranked edges that leave `n_edges` edges after pruning."""
     graph, rank = question.graph, question.choices.rank
 
     def size(n: int) -> int:
@@ -413,7 +413,7 @@ def _of_size(question: Question, scores: NDArray[np.float64], n_edges: int) -> C
 
 
 def knock_out_nodes(question: Question, scores: EdgeScores, circuit: Circuit) -> Knockouts:
-    """Completeness and minimality of the circuit on the pairs for judging."""
+    """Completeness and minimality of the circuit on the pairs for evaluation."""
     return knock_out(
         *question.on(question.judge),
         circuit,
@@ -426,12 +426,12 @@ def knock_out_nodes(question: Question, scores: EdgeScores, circuit: Circuit) ->
 
 @dataclass(frozen=True)
 class CardStep:
-    """One step to a card.
+    """One step of a card.
 
     Attributes:
         name: of its value, a field of `Evidence`.
         title: for progress.
-        run: from the question and the values named in `needs` to the step's value.
+        run: computes the step's value from the question and the values named in `needs`.
         needs: earlier steps.
     """
 
@@ -450,26 +450,26 @@ CARD_STEPS = (
     CardStep("faithfulness", "its faithfulness elsewhere", judge_circuit, ("scores", "circuit")),
     CardStep("knockouts", "completeness and minimality", knock_out_nodes, ("scores", "circuit")),
 )
-"""The steps, in an order in which each finds what it needs."""
+"""The steps, in an order in which each comes after those it needs."""
 
 STAGE = "circuit"
-"""`Progress.stage` when a step of a card begins; the note is the step's title."""
+"""`Progress.stage` of a card's steps; the note is the title of the step that begins."""
 
 
 def writing_up() -> Progress:
-    """How far a card is when all steps are taken."""
+    """The progress of a card when all steps are done."""
     return Progress(STAGE, len(CARD_STEPS), len(CARD_STEPS) + 1, "writing it up")
 
 
 def take_steps(
     question: Question, values: dict[str, Any], progress: Tell | None = None
 ) -> Generator[tuple[str, Any], None, None]:
-    """Take the steps whose values are not there, put each value there, and yield it with its name.
+    """Run the steps without a value, add each value to `values`, and yield it with its name.
 
     Args:
-        question: what about.
+        question: of the evidence.
         values: by step, of the same question.
-        progress: told which step begins, and how far it is.
+        progress: called when a step begins, and with the progress within it.
 
     Raises: as `gather`.
     """
@@ -492,18 +492,17 @@ def gather(
     keep: Callable[[str, Any], None] | None = None,
     progress: Tell | None = None,
 ) -> Evidence:
-    """Take the steps whose values are not known.
+    """Run the steps without a known value.
 
     Args:
-        question: what about.
+        question: of the evidence.
         known: values of earlier calls by step, of the same question.
-        keep: called with a step's name and its value as soon as it is there; `packed.pack` makes
-            the value storable.
-        progress: told which step begins, and how far it is.
+        keep: called with each step's name and its value as soon as it is computed; `packed.pack`
+            makes the value storable.
+        progress: called when a step begins, and with the progress within it.
 
-    Raises: as `attribute_edges` and `evaluate_circuit`; MeasureError where no circuit is faithful
-        enough,
-    or for a known value of no step.
+    Raises: as `attribute_edges` and `evaluate_circuit`; MeasureError if no circuit is faithful
+        enough, or a known value belongs to no step.
     """
     values = dict(known or {})
     names = [step.name for step in CARD_STEPS]
@@ -516,9 +515,9 @@ def gather(
 
 
 def split(n: int, documents: Sequence[str] | None, seed: int) -> tuple[list[int], list[int]]:
-    """Pairs to find a circuit on and pairs to judge it on, whole documents on one side.
+    """The pairs for the search and the pairs for evaluation; each document is in one half.
 
-    All on both sides where there are fewer than `FEWEST`.
+    With fewer than `FEWEST` pairs, all pairs are in both halves.
     """
     everything = list(range(n))
     unit = units_of(n, documents)

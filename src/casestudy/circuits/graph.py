@@ -1,4 +1,4 @@
-"""Which parts of a model read which others, and which of those edges make a circuit?
+"""Which components of a model read which others, and which of these edges form a circuit?
 
 The computation graph of the circuits papers: nodes are the embeddings, every head, every MLP (or
 chosen neurons of one) and the logits. An edge runs from a node's output to a later node's input
@@ -6,7 +6,7 @@ through the residual stream; a head has three inputs, q, k and v, the latter two
 queries are grouped. GPT-2 small has 32,491 edges. A `Circuit` is a subset of them.
 
 Names are those of `results/components` ("head 3.2", "mlp 4", "head 0.1->head 3.2<q>"); MIB's are
-read as well, and are written in its importances.json alone. Assumes nothing about weights; needs no
+also accepted, and are written only in importances.json. Assumes nothing about weights; needs no
 torch. Cost: a table of senders by receivers.
 Sources: Elhage et al. 2021 (the stream as a sum); Hanna et al. 2024, "Have Faith in Faithfulness"
 (greedy growth, pruning); Mueller et al. 2025, "MIB".
@@ -32,10 +32,10 @@ Mask = NDArray[np.bool_]
 """(sender, receiver): True at the chosen edges."""
 
 Scores = NDArray[np.float64]
-"""(sender, receiver): a number per edge; NaN where there is no edge, or none was measured."""
+"""(sender, receiver): a score per edge; NaN if there is no edge or it was not measured."""
 
 Rank = Literal["absolute", "signed"]
-"""Whether edges rank by signed score or by size. Circuits often fail to reproduce over this."""
+"""Rank by absolute or by signed score. The two give different circuits."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Sender:
     """A node that writes into the residual stream.
 
     Attributes:
-        kind: "embed" is the sum of token and position embeddings; an "mlp" with chosen neurons is
-            the rest of it, with its bias.
+        kind: "embed" is the sum of token and position embeddings; an "mlp" of which some neurons
+            are nodes is the rest of the MLP, with its bias.
         layer: None for the embeddings.
-        head: of a head.
-        neuron: of a neuron.
+        head: its index, for a head.
+        neuron: its index, for a neuron.
     """
 
     kind: Literal["embed", "head", "mlp", "neuron"]
@@ -57,7 +57,7 @@ class Sender:
 
     @property
     def component(self) -> Component:
-        """What it is, by the one spelling of components."""
+        """The component, for its spelling."""
         return Component(self.kind, self.layer, self.neuron if self.head is None else self.head)
 
     def __str__(self) -> str:
@@ -74,8 +74,8 @@ class Receiver:
     """A node's input that reads the residual stream.
 
     Attributes:
-        kind: the query, key or value of a head, an MLP's or a neuron's input, or the logits' final
-            stream.
+        kind: the query, key or value of a head, an MLP's or a neuron's input, or the final residual
+            stream for the logits.
         layer: None for the logits.
         head: for q; for k and v the key/value head, which grouped queries share.
         neuron: of a neuron.
@@ -90,7 +90,7 @@ class Receiver:
 
     @property
     def component(self) -> Component:
-        """What it is, by the one spelling of components; a shared key/value head is a kv_head."""
+        """The component, for its spelling; a shared key/value head is a kv_head."""
         if self.kind in ("logits", "mlp", "neuron"):
             return Component(self.kind, self.layer, self.neuron)
         return Component("kv_head" if self.shared else "head", self.layer, self.head, self.kind)
@@ -100,12 +100,12 @@ class Receiver:
 
     @property
     def node(self) -> str:
-        """The node's name, without the input that is meant: "head 3.2"."""
+        """The node's name without its input: "head 3.2"."""
         return str(replace(self.component, side=""))
 
     @property
     def input(self) -> str:
-        """The node's name with the input that is meant: "head 3.2<q>"."""
+        """The node's name with its input: "head 3.2<q>"."""
         return str(self)
 
 
@@ -115,7 +115,7 @@ LOGITS = Receiver("logits")
 def checked_receiver(config: ModelConfig, receiver: Receiver) -> Receiver:
     """The receiver with its layer counted from the start.
 
-    Raises: SiteError where the model does not have it.
+    Raises: SiteError if the model does not have it.
     """
     if receiver.kind == "logits":
         return LOGITS
@@ -132,9 +132,9 @@ def checked_receiver(config: ModelConfig, receiver: Receiver) -> Receiver:
 
 
 def reaches(config: ModelConfig, sender: Sender, receiver: Receiver) -> bool:
-    """Whether the receiver reads the sender's output from the stream.
+    """Whether the receiver reads the sender's output from the residual stream.
 
-    Raises: SiteError where the model does not have the sender.
+    Raises: SiteError if the model does not have the sender.
     """
     if sender.kind == "embed":
         return True
@@ -150,7 +150,7 @@ def reaches(config: ModelConfig, sender: Sender, receiver: Receiver) -> bool:
 
 
 def senders_before(config: ModelConfig, receiver: Receiver) -> tuple[Sender, ...]:
-    """Everything whose output the receiver reads: embeddings, heads and MLPs, layer by layer."""
+    """All senders that the receiver reads: embeddings, heads and MLPs, layer by layer."""
     receiver = checked_receiver(config, receiver)
     return tuple(s for s in Graph(config).senders if reaches(config, s, receiver))
 
@@ -181,7 +181,7 @@ class Graph:
 
     @cached_property
     def senders(self) -> tuple[Sender, ...]:
-        """All that write: embeddings, then layer by layer heads, chosen neurons and the MLP."""
+        """All senders: embeddings, then layer by layer heads, chosen neurons and the MLP."""
         found = [Sender("embed")]
         for layer in range(self.config.n_layers):
             found += [Sender("head", layer, head) for head in range(self.config.n_heads)]
@@ -191,7 +191,7 @@ class Graph:
 
     @cached_property
     def receivers(self) -> tuple[Receiver, ...]:
-        """All that read: layer by layer q, k, v, chosen neurons and the MLP; then the logits."""
+        """All receivers: layer by layer q, k, v, chosen neurons and the MLP; then the logits."""
         config, found = self.config, []
         shared = config.n_kv_heads < config.n_heads
         for layer in range(config.n_layers):
@@ -205,12 +205,12 @@ class Graph:
 
     @cached_property
     def real(self) -> Mask:
-        """(sender, receiver): where there is an edge. Each receiver reads the first so many."""
+        """(sender, receiver): True for an edge. A receiver reads the first `limit` senders."""
         limits = [self.limit(receiver) for receiver in self.receivers]
         return np.asarray(np.arange(len(self.senders))[:, None] < np.array(limits)[None])
 
     def limit(self, receiver: Receiver) -> int:
-        """How many of the senders, from the first, a receiver reads."""
+        """The number of senders, from the first, that a receiver reads."""
         if receiver.layer is None:
             return len(self.senders)
         if receiver.kind in ("mlp", "neuron") and mlp_after_attention(self.config):
@@ -218,18 +218,18 @@ class Graph:
         return self.first_sender(receiver.layer)
 
     def first_sender(self, layer: int) -> int:
-        """Where a layer's senders begin: its heads, then its neurons, then its MLP."""
+        """The index of a layer's first sender; the order is heads, neurons, MLP."""
         before = sum(len(self.neurons.get(i, ())) for i in range(layer))
         return 1 + layer * (self.config.n_heads + 1) + before
 
     def first_receiver(self, layer: int) -> int:
-        """Where a layer's receivers begin: q, k, v, its neurons, its MLP."""
+        """The index of a layer's first receiver; the order is q, k, v, neurons, MLP."""
         before = sum(len(self.neurons.get(i, ())) for i in range(layer))
         return layer * (self.config.n_heads + 2 * self.config.n_kv_heads + 1) + before
 
     @cached_property
     def feeds(self) -> Mask:
-        """(receiver, sender): whether what is read there goes into what is written there."""
+        """(receiver, sender): whether the receiver is an input of the sender's node."""
         found = np.zeros((len(self.receivers), len(self.senders)), dtype=bool)
         place = {sender: i for i, sender in enumerate(self.senders)}
         group = self.config.n_heads // self.config.n_kv_heads
@@ -252,7 +252,7 @@ class Graph:
 
     @property
     def n_edges(self) -> int:
-        """How many edges there are."""
+        """The number of edges."""
         return int(self.real.sum())
 
     @cached_property
@@ -270,9 +270,9 @@ class Graph:
         return [self.name(int(s), int(r)) for s, r in zip(*where, strict=True)]
 
     def edge(self, name: str) -> tuple[int, int]:
-        """Where an edge of this name is, in this or MIB's spelling: (sender, receiver).
+        """The (sender, receiver) of an edge's name, in this spelling or MIB's.
 
-        Raises: SiteError with the nearest names there are.
+        Raises: SiteError with the most similar names.
         """
         spelled = respelled(name)
         if spelled not in self._place:
@@ -282,9 +282,9 @@ class Graph:
         return self._place[spelled]
 
     def node(self, name: str) -> int:
-        """Which sender a node's name means, in this or MIB's spelling.
+        """The sender of a node's name, in this spelling or MIB's.
 
-        Raises: SiteError listing the kinds of names there are.
+        Raises: SiteError listing the kinds of names.
         """
         spelled = respelled(name)
         for i, sender in enumerate(self.senders):
@@ -326,7 +326,7 @@ class Graph:
         return Circuit(self, self.mask(names))
 
     def order(self, scores: Scores, rank: Rank = "absolute") -> NDArray[np.int64]:
-        """Edges, as places in the flattened table, largest score first; those unmeasured not."""
+        """Measured edges as indices of the flattened table, largest score first."""
         if scores.shape != self.real.shape:
             raise MeasureError(
                 f"scores {scores.shape} for {self.real.shape} senders and receivers",
@@ -337,7 +337,7 @@ class Graph:
         return np.asarray(there[np.argsort(-flat[there], kind="stable")], dtype=np.int64)
 
     def top(self, scores: Scores, n: int, rank: Rank = "absolute") -> Circuit:
-        """The n edges with the largest scores, dangling ones among them (see `pruned`)."""
+        """The n edges with the largest scores; some may lead nowhere (see `pruned`)."""
         mask = np.zeros(self.real.size, dtype=bool)
         mask[self.order(scores, rank)[:n]] = True
         return Circuit(self, mask.reshape(self.real.shape))
@@ -355,10 +355,10 @@ class Graph:
         return Circuit(self, mask.reshape(self.real.shape))
 
     def greedy_order(self, scores: Scores, rank: Rank = "absolute") -> NDArray[np.int64]:
-        """The order in which greedy growth takes edges."""
+        """The order in which greedy growth adds edges."""
         n_receivers = len(self.receivers)
         order = self.order(scores, rank)
-        place = np.full(self.real.shape, -1)  # in the order; -1 where nothing was measured
+        place = np.full(self.real.shape, -1)  # rank in the order; -1 if not measured
         place.ravel()[order] = np.arange(len(order))
         inputs_of = [np.flatnonzero(self.feeds[:, s]).tolist() for s in range(len(self.senders))]
         open_receivers = np.zeros(n_receivers, dtype=bool)
@@ -382,8 +382,8 @@ class Graph:
     def random(self, n: int, seed: int) -> Circuit:
         """A circuit of n edges, grown greedily by random scores and pruned.
 
-        A control for circuits of the same size: edges drawn at random would hardly connect. Growth
-        continues until n edges are left after pruning, or a few more where several join at once.
+        A control for circuits of the same size. Edges drawn at random would hardly be connected.
+        Growth continues until at least n edges are left after pruning.
         """
         scores = np.random.default_rng(seed).random(self.real.shape)
         order = self.greedy_order(scores)
@@ -431,7 +431,7 @@ class Circuit:
 
     @property
     def n_edges(self) -> int:
-        """How many edges it has."""
+        """The number of its edges."""
         return int(self.mask.sum())
 
     @property
@@ -441,20 +441,20 @@ class Circuit:
 
     @property
     def senders(self) -> Mask:
-        """(sender,): which have an edge that leaves them."""
+        """(sender,): True for senders with an outgoing edge."""
         return np.asarray(self.mask.any(1))
 
     @property
     def nodes(self) -> list[str]:
-        """The names of the nodes an edge leaves or enters, the logits not counted."""
+        """The names of the nodes with an edge, without the logits."""
         entered = self.graph.feeds[self.mask.any(0)].any(0)
         there = np.flatnonzero(np.logical_or(self.senders, entered))
         return [self.graph.senders[i].node for i in there]
 
     def pruned(self) -> Circuit:
-        """Without dangling edges: every node left is on a path from the embeddings to the logits.
+        """Without edges that lead nowhere: each node is on a path from embeddings to logits.
 
-        A head is entered through any of its inputs.
+        A path may enter a head through any of its inputs.
         """
         graph, mask = self.graph, self.mask.copy()
         fed_by = np.ascontiguousarray(graph.feeds.T)
@@ -474,8 +474,8 @@ class Circuit:
         return Circuit(graph, mask)
 
     def without(self, nodes: Sequence[int]) -> Circuit:
-        """Without the edges that leave or enter these senders; keys and values that another
-        head of the circuit reads stay."""
+        """Without the edges of these senders; edges into keys and values that another head of the
+        circuit shares stay."""
         mask = self.mask.copy()
         mask[list(nodes)] = False
         gone = np.zeros(len(self.graph.senders), dtype=bool)
@@ -491,10 +491,11 @@ class Circuit:
         return int((self.mask & other.mask).sum()) / union if union else float("nan")
 
     def importances(self, scores: Scores) -> dict[str, Any]:
-        """What MIB's importances.json holds: every edge with its score and whether it is in.
+        """The content of MIB's importances.json: every edge with its score, and whether it is in
+        the circuit.
 
-        Neurons have no place in that format. Keys and values shared by several heads are written
-        once per head, as MIB has them.
+        The format has no neurons. Keys and values that several heads share are written once per
+        head, as in MIB.
 
         Raises: MeasureError for a graph with neurons, or for scores that leave edges out.
         """

@@ -1,9 +1,9 @@
 """Is a circuit complete, and does it need every node?
 
 A node is knocked out by ablating all of its edges. Completeness: without any set K of its nodes, a
-circuit should do what the model does without K; tried are single nodes, those that matter most by
-their scores, random halves of all nodes, and a greedy search for the worst K among the single ones.
-Minimality: knocking out a node should change the circuit's faithfulness, alone or on top of some K.
+circuit should do what the model does without K. The sets are single nodes with the largest scores,
+random halves of all nodes, and the result of a greedy search for the worst K among the single ones.
+Minimality: knocking out a node should change the circuit's faithfulness, alone or together with K.
 
 Assumes pairs of equal length that differ. Cost: two circuit evaluations per set, about 18 per node
 tried (`MOST_NODES` at most) and 40 more, however large the circuit.
@@ -31,33 +31,33 @@ from casestudy.model.model import Model
 Array = NDArray[np.float64]
 
 _MASKS = 64
-"""Circuits are made and pruned in lists, whose masks take this share of the memory at most."""
+"""Circuits are made and pruned in batches whose masks use at most 1 / this of the memory."""
 
 Faithfulness = Callable[[list[Circuit], list[Circuit]], Array]
-"""Of two lists of as many circuits, (list, circuit), in one evaluation of what they share."""
+"""Faithfulness of two lists of equal length, (list, circuit), in one evaluation."""
 
 MOST_NODES = 24
-"""Nodes that are knocked out one by one."""
+"""The largest number of nodes that are knocked out one by one."""
 
 _MINIMALITY_SETS = 5
-"""Random sets on top of which each node is knocked out."""
+"""The number of random sets together with which each node is knocked out."""
 
 
 @dataclass(frozen=True)
 class Knockouts:
-    """What happens when nodes of a circuit are knocked out.
+    """The effects of knocking out nodes of a circuit.
 
     Attributes:
-        nodes: those tried one by one: the circuit's, the embeddings not counted, or as many as may
-            be tried of those with the largest scores.
-        sets: (set, member) which were knocked out: none, then each alone, then random halves, then
-            the sets of the greedy search.
+        nodes: the nodes that were knocked out one by one: the circuit's without the embeddings, or
+            those with the largest scores if there are too many.
+        sets: (set, member) the sets that were knocked out: none, each node alone, random halves,
+            and the sets of the greedy search.
         circuit: (set,) faithfulness of the circuit without the set.
         model: (set,) faithfulness of the whole model without the set.
-        minimality: (node,) the largest change in faithfulness that knocking out the node made,
-            alone or on top of one of the random sets.
-        members: all of the circuit's nodes; () where they are `nodes`.
-        evaluations: of circuits, what this cost.
+        minimality: (node,) the largest change in faithfulness from knocking out the node, alone or
+            together with one of the random sets.
+        members: all of the circuit's nodes; () if they are `nodes`.
+        evaluations: the number of circuit evaluations.
     """
 
     nodes: tuple[str, ...]
@@ -96,16 +96,16 @@ def knock_out(
         pairs: clean and corrupted prompts of equal length.
         metric: a contrast, or a function of the last token's logits.
         circuit: pruned first.
-        importance: (sender,) by whose size nodes are chosen where there are more than may be tried;
-            by default how many of the circuit's edges leave them.
-        most_nodes: how many are tried one by one.
-        random_sets: how many random halves of the nodes.
-        greedy_steps: how many nodes the greedy search adds at most.
+        importance: (sender,) if there are too many nodes, those with the largest importance are
+            chosen; by default the number of outgoing edges in the circuit.
+        most_nodes: the largest number of nodes to knock out one by one.
+        random_sets: the number of random halves of the nodes.
+        greedy_steps: the largest number of nodes that the greedy search adds.
         ablation: what ablated edges carry.
         budget: memory, seed of the random sets.
-        progress: told how far each evaluation is.
+        progress: called with the progress of each evaluation.
 
-    Raises: MeasureError for a circuit of no nodes; as `evaluate_circuit`.
+    Raises: MeasureError for a circuit without nodes; as `evaluate_circuit`.
     """
     circuit = circuit.pruned()
     nodes = [circuit.graph.node(name) for name in circuit.nodes if name != "embed"]
@@ -148,14 +148,14 @@ def knock_out(
 
 
 def _first(nodes: list[int], circuit: Circuit, importance: Array | None, most: int) -> list[int]:
-    """Which nodes are tried one by one, by place among them, ascending."""
+    """The indices of the nodes to knock out one by one, ascending."""
     weight = circuit.mask.sum(1) if importance is None else np.abs(importance)
     order = np.argsort(-weight[nodes], kind="stable")[:most]
     return sorted(order.tolist())
 
 
 def _parts(n: int, at_once: int) -> list[slice]:
-    """n rows, so many at once."""
+    """n rows in slices of at most `at_once`."""
     return [slice(i, i + at_once) for i in range(0, n, at_once)]
 
 
@@ -179,8 +179,8 @@ def _circuit_and_model(
 def _worst_sets(
     of_both: Callable[[Mask], Array], alone: Mask, greedy_steps: int
 ) -> list[tuple[Mask, Array]]:
-    """Sets that grow by the node which parts circuit and model the most, while the gap grows, each
-    with its two values."""
+    """Sets that grow by the node with the largest gap between circuit and model, while the gap
+    grows, each with its two values."""
     found: list[tuple[Mask, Array]] = []
     worst, gap = np.zeros(alone.shape[1], dtype=bool), -1.0
     for _ in range(min(greedy_steps, len(alone))):
@@ -203,7 +203,7 @@ def _minimality_on_top(
     alone: Mask,
     tops: Mask,
 ) -> Array:
-    """(node,) the largest change that knocking out a node makes where one of these sets is gone."""
+    """(node,) the largest change from knocking out a node together with one of these sets."""
     sets = tops[:, None]  # set 1 member
     kept, gone = (rows.reshape(-1, len(nodes)) for rows in (sets & ~alone, sets | alone))
     found = [

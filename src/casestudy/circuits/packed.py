@@ -1,10 +1,10 @@
 """How is a step's value stored?
 
-As named arrays beside plain data (dicts, lists, numbers, text), which npz without pickles and JSON
-hold, so that nothing is executed when they are read. A `Circuit` is stored as its mask and the
-graph is left out: the reader gives the graph, of the same model.
+As named arrays and plain data (dicts, lists, numbers, text). These can be stored as npz without
+pickles and as JSON, so reading them runs no code. A `Circuit` is stored as its mask, without the
+graph: the reader gives the graph of the same model.
 
-Assumes values of the types below. Cost: none; arrays are passed on, not copied.
+Assumes values of the types below. Cost: none; arrays are not copied.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Packed:
-    """A value taken apart.
+    """A value as arrays and plain data.
 
     Attributes:
-        arrays: by the path to them ("evaluation.values").
-        plain: the rest, as JSON holds it; arrays stand there as {"array": path}.
+        arrays: by their path ("evaluation.values").
+        plain: the rest, as for JSON; an array is {"array": path} there.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -46,7 +46,7 @@ class Packed:
 def pack(value: Any) -> Packed:
     """A step's value as arrays and plain data.
 
-    Raises: MeasureError for a value of a type that no step has.
+    Raises: MeasureError for a value of an unknown type.
     """
     arrays: dict[str, NDArray[Any]] = {}
     return Packed(arrays, _plain(value, "", arrays))
@@ -76,7 +76,7 @@ def _plain(value: Any, path: str, arrays: dict[str, NDArray[Any]]) -> Any:
 def unpack(packed: Packed, graph: Graph) -> Any:
     """The value that was packed, with this graph.
 
-    Raises: MeasureError for plain data that `pack` did not write, or a circuit of another graph.
+    Raises: MeasureError for plain data that are not from `pack`, or a circuit of another graph.
     """
     return _value(packed.plain, packed.arrays, graph)
 
@@ -86,7 +86,7 @@ def _value(plain: Any, arrays: Mapping[str, NDArray[Any]], graph: Graph) -> Any:
         return tuple(_value(part, arrays, graph) for part in plain)
     if not isinstance(plain, dict):
         return plain
-    kind = ", ".join(plain)  # one, where `pack` wrote it
+    kind = ", ".join(plain)  # exactly one if `pack` wrote it
     content: Any = plain.get(kind)
     try:
         if kind == "graph":

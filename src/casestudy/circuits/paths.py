@@ -1,15 +1,15 @@
-"""By which path does one part of the model speak to another?
+"""Along which path does one component of the model affect another?
 
-Path patching (Wang et al. 2022, "Interpretability in the Wild", appendix B): a sender's output is
-taken from the other run, carried along one kind of path to a receiver, and only what the receiver
-reads is changed; after the receiver everything is computed as usual. Two modes:
+Path patching (Wang et al. 2022, "Interpretability in the Wild", appendix B): a sender's output from
+the other run is propagated along one kind of path to a receiver, and only the receiver's input is
+patched; after the receiver everything is computed as usual. Two modes:
 
-- `through_mlps`, the paper's: all other heads are frozen at the unpatched run, MLPs between sender
-  and receiver are recomputed;
-- `direct`: one edge, all else frozen.
+- `through_mlps`, as in the paper: all other heads are frozen at the unpatched run, and the MLPs
+  between sender and receiver are recomputed;
+- `direct`: one edge; everything else is frozen.
 
-The norms on the path are recomputed, or frozen at the unpatched run's scales where asked, which
-makes a direct effect on the logits linear in the sender.
+The norms on the path are recomputed, or frozen at the unpatched run's scales with
+`norms="frozen"`, which makes a direct effect on the logits linear in the sender.
 
 Senders are the embeddings, heads and MLPs; receivers a later head's query, key or value, an MLP, or
 the logits. Assumes pairs of equal length. Cost: for `through_mlps` one MLP per sender, position and
@@ -77,28 +77,28 @@ def path_patch(
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
 ) -> Patched:
-    """What each sender does to the contrast through one receiver.
+    """The effect of each sender on the contrast through one receiver.
 
     Args:
         model: the decoder.
         pairs: clean and corrupted prompts of equal length.
-        contrast: what is read, or a function of the last token's logits and each row's prompt.
-        receiver: whose input changes, at every position.
-        senders: whose outputs are taken from the other run, at every position; all that come
-            before the receiver by default.
+        contrast: a contrast, or a function of the last token's logits and each row's prompt.
+        receiver: its input is patched, at every position.
+        senders: their outputs come from the other run, at every position; by default all senders
+            before the receiver.
         mode: "through_mlps" or "direct".
         norms: of the MLPs on the path and of the receiver: "recomputed", or "frozen" at the scales
             of the unpatched run.
         direction: "denoising" runs the corrupted prompts (unpatched) with senders from the clean
             run; "noising" runs the clean prompts with senders from the corrupted run.
         budget: memory, checking.
-        progress: told how many cells of a block of prompts are done.
+        progress: called with the number of finished cells of a block of prompts.
 
     Shape:  raw (sender, prompt); a head's label is "layer.head".
     Unit:   logits, for a contrast.
     Error:  of the sweep at the receiver; none for the logits, which need no sweep.
     Raises: MeasureError for pairs of unequal length or identical ones; SiteError for a sender that
-            does not come before the receiver, and for parts the model does not have.
+            does not come before the receiver, and for components that the model does not have.
     """
     config = model.config
     equal_lengths(pairs.clean, pairs.corrupted, "a path by position")
@@ -116,7 +116,7 @@ def path_patch(
             )
     sides = pairs.sides(direction)
     base, source = sides.base.to(model.device), sides.source.to(model.device)
-    # what the senders say to the receiver is held for a block of prompts at a time
+    # the senders' changes at the receiver are in memory for one block of prompts at a time
     per_prompt = 4 * len(chosen) * base.ids.shape[1] * config.d_model
     per_prompt *= model.weights.W_E.element_size()
     found = []
@@ -135,7 +135,7 @@ def path_patch(
 
 
 def _joined(found: list[Sweep]) -> Sweep:
-    """Sweeps of blocks of prompts as one."""
+    """Join the sweeps of blocks of prompts into one."""
     plans, shift, blocks = [part.plan for part in found], 0, []
     for part in found:
         blocks += [
@@ -191,7 +191,7 @@ class Path:
         self._take_rows()
 
     def _take_rows(self) -> None:
-        """Which (prompt, position) rows are crossed: the logits are read at the last alone."""
+        """The (prompt, position) rows of the paths: for the logits only the last positions."""
         last_only = self.receiver.kind == "logits"
         rows = [
             (b, p)
@@ -237,7 +237,7 @@ class Path:
         )
 
     def cells(self, x: Float[Tensor, "sender row d_model"]) -> list[Cell]:
-        """What the receiver makes of each stream, as cells of a sweep."""
+        """The receiver's output for each residual stream, as cells of a sweep."""
         values = self.received(x)
         ends = self.tokens.lengths.tolist()
         where = tuple(tuple(range(d, n)) for d, n in zip(self.first, ends, strict=True))
@@ -258,14 +258,14 @@ class Path:
         return torch.arange(len(self.tokens), device=self.model.device)
 
     def rows(self, site: Site, layer: int | None, trace: Trace | None = None) -> Tensor:
-        """(row, …) a kept activation at the rows that paths cross."""
+        """(row, …) a kept activation at the rows of the paths."""
         trace = self.base if trace is None else trace
         return trace.values[site, layer][self.prompts, self.positions]
 
     # Sender to receiver.
 
     def change(self, sender: Sender) -> Float[Tensor, "row d_model"]:
-        """What the stream gains when the sender says what it said in the other run."""
+        """The change of the residual stream if the sender's output comes from the other run."""
         if sender.kind == "embed":
             site, layer = Site.RESID_PRE, 0
             return self.rows(site, layer, self.source) - self.rows(site, layer)
@@ -336,12 +336,12 @@ class Path:
         return x[back]
 
     def enters(self, sender: Sender) -> tuple[int, int]:
-        """The order in which senders join the climb."""
+        """The order in which senders are added."""
         rank = {"embed": -1, "head": 0, "mlp": 1}[sender.kind]
         return (sender.layer or 0, rank)
 
     def read_from(self) -> tuple[Site, int | None]:
-        """Where in the stream the receiver reads."""
+        """The site and layer of the residual stream that the receiver reads."""
         if self.receiver.kind == "logits":
             return Site.FINAL_RESID, None
         at_mlp = self.receiver.kind == "mlp"
@@ -350,7 +350,7 @@ class Path:
     def mlp(
         self, layer: int, x: Float[Tensor, "sender row d_model"]
     ) -> Float[Tensor, "sender row d_model"]:
-        """mlp_out of changed streams, sender by sender, so that the hidden layer stays small."""
+        """mlp_out of the changed streams, sender by sender, to keep the hidden layer small."""
         block = self.model.weights.blocks[layer]
         out = torch.empty_like(x)
         if self.norms == "recomputed":
@@ -369,7 +369,7 @@ class Path:
     # At the receiver.
 
     def received(self, x: Float[Tensor, "sender row d_model"]) -> Float[Tensor, "sender row d_out"]:
-        """What the receiver makes of the stream: its q, k or v, or its mlp_out."""
+        """The receiver's output for the residual stream: its q, k or v, or its mlp_out."""
         layer = self.receiver.layer
         assert layer is not None
         if self.receiver.kind == "mlp":
@@ -388,7 +388,7 @@ class Path:
         budget: Budget,
         progress: Tell | None,
     ) -> Sweep:
-        """Effects on the logits: a row per prompt is its last position."""
+        """Effects on the logits; each prompt has one row, its last position."""
         readout = Readout(self.model, metric, len(self.tokens))
         base_rows = self.base.last(Site.FINAL_RESID)
         base = readout(base_rows, self.every).cpu().numpy()

@@ -1,7 +1,7 @@
-"""What is a circuit worth by a full forward pass in which every reader's input is edited?
+"""What is a circuit's metric by a full forward pass in which every receiver's input is edited?
 
-The proof of `evaluate`: a random sample of its values is computed again this way.
-Cost: a forward pass per circuit and prompt, with every head's inputs apart.
+This checks `evaluate`: a random sample of its values is computed again in this way.
+Cost: a forward pass per circuit and prompt, with separate inputs for every head.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from casestudy.model.weights import MLP, Block
 
 
 class Plain:
-    """One circuit on one prompt by a full forward pass, every reader's input edited.
+    """One circuit on one prompt, by a full forward pass with every receiver's input edited.
 
-    Shares nothing with the fast way but the ablated outputs' definition: the decoder's own blocks
-    run, each head's q, k and v, each MLP and the final norm reading what the circuit lets through.
+    It shares only the definition of ablated outputs with the fast way. The decoder's own blocks
+    run; each head's q, k and v, each MLP and the final norm read the sum over their edges.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""One module per question asked of a model over a behaviour."""
+"""One module per measurement of a model on a behaviour."""

@@ -1,15 +1,15 @@
-"""Where does each head look?
+"""Which tokens does each head attend to?
 
-From each prompt's last token, where the prediction is made: the attention given to the tokens of
-each role ("final full stop", "last token", "BOS", the tokens that a corrupted partner changes),
-summed, so that prompts of unequal length can be averaged, and how spread it is. For up to
-`MOST_DESCRIBED` main prompts, every token that gets a share worth naming. For a few prompts the
-whole pattern, every query and every key.
+The query is each prompt's last token, where the prediction is made. The attention to the tokens of
+each role ("final full stop", "last token", "BOS", the tokens that differ in the corrupted prompt)
+is summed, so that prompts of unequal length can be averaged. The entropy is measured as well. For
+up to `MOST_DESCRIBED` main prompts, every token with at least `LEAST_SHARE` of the attention is
+listed. For a few prompts the whole pattern is stored, with every query and every key.
 
 Roles may overlap (a final full stop can be the last token of a sentence start), so their shares
-need not add up to 1; every position's attention is in the whole patterns, whose rows do. Looking is
-not using: what a head moves is in the attribution, what is needed in the patching. Cost: one row of
-scores per head and prompt; the patterns of a few short prompts are run again by themselves.
+need not sum to 1; the rows of the whole patterns do. Attention does not show what a head writes
+(see attribution), nor whether it is necessary (see patching). Cost: one row of scores per head and
+prompt; the patterns of a few short prompts need another run.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def keep_for_attention(model: Model) -> Sequence[Keep]:
 
 
 def last_rows(batch: Batch) -> Float[Tensor, "layer batch head key_pos"]:
-    """Attention from each prompt's last token; zero in the padding, as to anything unseen."""
+    """Attention from each prompt's last token; zero in the padding."""
     layers = range(batch.model.config.n_layers)
     return torch.stack([batch.trace.last((Site.PATTERN, i)) for i in layers])
 
 
 def entropy(pattern: Float[Tensor, "*rows key_pos"]) -> Float[Tensor, "*rows"]:
-    """-Σ p ln p over keys, in nats and float64: 0 for one key, ln n for n keys alike."""
+    """-Σ p ln p over keys, in nats and float64: 0 for one key, ln n for n equal keys."""
     terms: Tensor = torch.special.entr(pattern.double())
     return terms.sum(-1)
 
@@ -57,11 +57,11 @@ def attention_to_roles(batch: Batch, source: str | None = None) -> Grid:
 
     Args:
         batch: made with `keep_for_attention`, or with every pattern whole for a `source`.
-        source: the role that looks, its tokens averaged; the last token by default.
+        source: the role of the queries, averaged over its tokens; the last token by default.
 
-    Shape:  (layer, head, role, prompt); NaN where a prompt lacks the role that is looked at, or the
-            one that looks.
-    Unit:   share of a query's attention, summed over the positions looked at.
+    Shape:  (layer, head, role, prompt); NaN if a prompt does not have the role of the keys or of
+            the queries.
+    Unit:   share of a query's attention, summed over the role's positions.
     """
     config, seen = batch.model.config, role_axis(batch)
     layers, heads = Axis.count("layer", config.n_layers), Axis.count("head", config.n_heads)
@@ -82,7 +82,7 @@ def attention_to_roles(batch: Batch, source: str | None = None) -> Grid:
 
 
 def role_axis(batch: Batch) -> tuple[str, ...]:
-    """Every role that attention is given by, the same in all batches of a behaviour."""
+    """The labels of the role axis, the same in all batches of a behaviour."""
     behaviour = batch.behaviour
     partners = behaviour is not None and any(p.corrupted for p in behaviour.prompts)
     changed = (CHANGED,) if partners else ()
@@ -90,7 +90,7 @@ def role_axis(batch: Batch) -> tuple[str, ...]:
 
 
 def roles_seen(batch: Batch) -> list[Mapping[str, tuple[int, ...]]]:
-    """Each prompt's roles, with its last token and the tokens that its own partner changes."""
+    """Each prompt's roles, with its last token and the tokens that its corrupted prompt changes."""
     return [
         with_pair_roles(roles, row, _partner(batch, prompt))
         for roles, row, prompt in zip(batch.roles, batch.tokens.rows(), batch.prompts, strict=True)
@@ -98,7 +98,7 @@ def roles_seen(batch: Batch) -> list[Mapping[str, tuple[int, ...]]]:
 
 
 def _partner(batch: Batch, prompt: Prompt) -> list[int] | None:
-    """The tokens of the corrupted partner that a prompt brings; None where it cannot be run."""
+    """The tokens of a prompt's own corrupted prompt; None if there is none that can be run."""
     if not prompt.corrupted:
         return None
     try:
@@ -111,15 +111,15 @@ MOST_DESCRIBED = 64
 """Main prompts, from the first, whose tokens are listed head by head."""
 
 LEAST_SHARE = 0.02
-"""A token that gets less of a head's attention is not listed."""
+"""The least share of a head's attention for a token to be listed."""
 
 
 def attention_to_tokens(batch: Batch) -> Table:
     """Every token that gets at least `LEAST_SHARE` of a head's attention from the last token.
 
-    Rows:   one per prompt, layer, head and position; `role` is the first that the token has of the
-            changed tokens, the behaviour's own roles, the standard ones from the stop backwards,
-            BOS and the last token, and "" where it has none.
+    Rows:   one per prompt, layer, head and position; `role` is the first role of the token in
+            this order: changed tokens, the behaviour's own roles, the standard ones from the stop
+            backwards, BOS, last token; "" if it has none.
     Unit:   share of the head's attention.
     """
     columns: dict[str, list[Any]] = {name: [] for name in TOKEN_COLUMNS}
@@ -156,7 +156,7 @@ def _described(batch: Batch) -> set[int]:
 
 
 def _first_roles(roles: Mapping[str, tuple[int, ...]], names: Sequence[str], n: int) -> list[str]:
-    """One role per position: the most telling of those it has."""
+    """One role per position: the most specific of its roles."""
     standard = [role.name for role in STANDARD_ROLES]
     own = [name for name in names if name not in (*standard, BOS, LAST, CHANGED)]
     found = [""] * n
@@ -223,7 +223,7 @@ ATTENTION = Measurement("attention", keep_for_attention, measure_attention)
 def attention_by_role(model: Model, behaviour: Prompts) -> Grid:
     """How much each head attends, from the last token, to each role of a behaviour's prompts.
 
-    Shape:  (layer, head, role, prompt); NaN where a prompt does not have the role.
+    Shape:  (layer, head, role, prompt); NaN if a prompt does not have the role.
     Unit:   share of the head's attention, summed over the role's positions.
     """
     batch = run_whole(model, behaviour, [ATTENTION])

@@ -1,22 +1,22 @@
 """Which heads and which neurons wrote a logit difference?
 
-The ledger's attention terms split by head and its MLP terms split by neuron, each with one row of
-biases, so that the account still closes at the finer grain:
+The ledger's attention terms are split by head and its MLP terms by neuron, each with one row of
+biases, so that the sum still equals the logit difference:
 
     attention layer = Σ heads + bias,   head = Σ_key pattern · (x W_V) W_O · u
     MLP layer       = Σ neurons + bias, neuron = post-activation · W_out · u
 
-where u is the contrast's direction before the final norm, whose scale is frozen. Since a pattern's
-rows sum to 1, what is the same in every value gives a head the same whatever it looks at: b_V, and
-the attention norm's bias through W_V. Both stand, through W_O, in the bias row beside b_O, so that
-heads come out alike however the checkpoint writes its biases, and as in TransformerLens after its
+where u is the contrast's direction before the final norm, whose scale is frozen. A pattern's
+rows sum to 1, so the constant part of the values (b_V, and the attention norm's bias through W_V)
+gives the same output for every pattern. It is in the bias row, with b_O. So the values of heads do
+not depend on how the checkpoint stores its biases, and equal those of TransformerLens after its
 default rewrites (fold_ln and fold_value_biases). A norm after the attention or the MLP (Gemma 2,
-OLMo 2) is folded into u with its own frozen scale, and its bias joins the bias row.
+OLMo 2) is folded into u with its own frozen scale, and its bias is in the bias row.
 
-This sees only what is written for the unembedding to read: a head that writes for a later layer has
-little of its own here. Source: Elhage et al. 2021, "A Mathematical Framework for Transformer
+This measures only direct contributions to the logits: a head that writes for a later layer has a
+small one. Source: Elhage et al. 2021, "A Mathematical Framework for Transformer
 Circuits"; Geva et al. 2022 for neurons. Cost: per layer one product of the contrasts' directions
-with W_O or W_out; heads and neurons are never written out as vectors of d_model.
+with W_O or W_out; no vector of d_model per head or neuron.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from casestudy.results.result import Array, Axis, Grid, Result, Table
 from casestudy.results.stats import t_interval
 
 Check = tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]
-"""Per prompt, how far a sum is from the logit difference, and how far it may be."""
+"""Per prompt, the gap between a sum and the logit difference, and the bound of the gap."""
 
 TOP_NEURONS = 50
 
@@ -64,7 +64,7 @@ def keep_for_neurons(model: Model) -> Sequence[Keep]:
 def final_directions(
     model: Model, trace: Trace, directions: Sequence[Float[Tensor, "batch d_model"]]
 ) -> Float[Tensor, "contrast batch d_model"]:
-    """What a part of the final stream is dotted with, for each contrast, in float64.
+    """Each contrast's direction in the final residual stream, final norm folded in, in float64.
 
     Args:
         model: which was run.
@@ -76,7 +76,7 @@ def final_directions(
 
 
 def value_bias(config: ModelConfig, block: Block) -> Float[Tensor, "head d_head"]:
-    """What every value of each head has in common, in float64: b_V, and the norm's bias by W_V."""
+    """The constant part of each head's values, in float64: b_V, and the norm's bias by W_V."""
     attn, norm = block.attn, block.attn_norm
     common = attn.W_V.new_zeros(attn.W_V.shape[::2], dtype=torch.float64)
     if attn.b_V is not None:
@@ -89,7 +89,7 @@ def value_bias(config: ModelConfig, block: Block) -> Float[Tensor, "head d_head"
 def head_shares(
     model: Model, trace: Trace, layer: int, u: Float[Tensor, "contrast batch d_model"]
 ) -> Float[Tensor, "contrast head batch"]:
-    """What each head of a layer, and last its biases, give along u; they sum to attn_out · u."""
+    """Each head's contribution along u, and last the biases'; they sum to attn_out · u."""
     block = model.weights.blocks[layer]
     attn, z = block.attn, trace.last((Site.Z, layer))
     norm, scale = block.attn_post_norm, norm_scale(model.config, merge_heads(z, attn))
@@ -106,7 +106,7 @@ def head_shares(
 def neuron_shares(
     model: Model, trace: Trace, layer: int, u: Float[Tensor, "contrast batch d_model"]
 ) -> tuple[Float[Tensor, "contrast batch d_mlp"], Float[Tensor, "contrast batch"]]:
-    """What each neuron of a layer gives along u, at least in float32, and what the biases give."""
+    """Each neuron's contribution along u, at least in float32, and the biases'."""
     mlp, norm = model.weights.blocks[layer].mlp, model.weights.blocks[layer].mlp_post_norm
     post = trace.last((Site.MLP_POST, layer))
     out = post @ mlp.W_out
@@ -114,7 +114,7 @@ def neuron_shares(
     v, bias = pull_back(model.config, norm, u, scale), bias_along(norm, u)
     if mlp.b_out is not None:
         bias = bias + v @ mlp.b_out.to(v)
-    # Each neuron is one number times one number: float32 is enough where the model has that.
+    # Each neuron is one number times one number: float32 is enough for a model in float32.
     post = post if post.dtype == torch.float64 else post.float()
     shares = (v.to(post) @ mlp.W_out.to(post).T).mul_(post)
     return shares, bias
@@ -133,8 +133,8 @@ def check_sum(
         batch: made with `keep_for_ledger`.
         contrast: which of the batch's.
         part: "attn" or "mlp".
-        finer: what replaces those terms.
-        sizes: absolute values that add up to the size of all that was summed in `finer`.
+        finer: the terms that replace them.
+        sizes: the sum of the absolute values of everything that was summed in `finer`.
     """
     one, u = batch.contrasts[contrast], batch.directions[contrast]
     labels, terms = ledger_terms(batch.model, batch.trace, one, directions=u)
@@ -146,7 +146,7 @@ def check_sum(
 def _worst(
     checks: Sequence[Check],
 ) -> dict[str, float]:
-    """The gap that comes nearest to its bound, and that bound; empty where nothing was measured."""
+    """The gap closest to its bound, and that bound; empty if nothing was measured."""
     gaps, bounds = (torch.cat(parts) for parts in zip(*checks, strict=True))
     known = ~gaps.isnan()
     if not bool(known.any()):
@@ -157,7 +157,7 @@ def _worst(
 
 
 def measure_heads(batch: Batch) -> list[Result]:
-    """Every head's share of every contrast, with each layer's biases."""
+    """Every head's direct contribution to every contrast, with each layer's biases."""
     config = batch.model.config
     u = final_directions(batch.model, batch.trace, batch.directions)
     layers = [head_shares(batch.model, batch.trace, i, u) for i in range(config.n_layers)]
@@ -181,7 +181,7 @@ def measure_heads(batch: Batch) -> list[Result]:
 
 
 def measure_neurons(batch: Batch) -> list[Result]:
-    """Every neuron's share, summed over the batch's prompts, and each MLP's biases."""
+    """Every neuron's direct contribution, summed over the prompts, and each MLP's biases."""
     config = batch.model.config
     u = final_directions(batch.model, batch.trace, batch.directions)
     known = ~u.isnan().any(-1)  # contrast batch
@@ -228,10 +228,10 @@ def measure_neurons(batch: Batch) -> list[Result]:
 
 
 def top_of_sums(chunks: Mapping[str, Sequence[Result]]) -> list[Result]:
-    """The neurons with the largest mean shares over all chunks' prompts.
+    """The neurons with the largest mean contributions over all chunks' prompts.
 
-    The sums are added in float64 and the neurons chosen from the whole, so that which chunk a
-    prompt was in makes no difference.
+    The sums are added in float64, and the neurons are chosen from the total, so the result does not
+    depend on the chunks.
     """
     sums = [r for r in chunks.get(names.NEURON_SUMS, ()) if isinstance(r, Grid)]
     counts = [r for r in chunks.get(names.NEURON_COUNTS, ()) if isinstance(r, Grid)]
@@ -288,12 +288,12 @@ ATTRIBUTION = Measurement(
 
 
 def head_attribution(model: Model, behaviour: Prompts) -> Grid:
-    """Share every contrast of a behaviour among the attention heads.
+    """Every attention head's direct contribution to every contrast of a behaviour.
 
-    Shape:  (contrast, layer, head, prompt), at each prompt's last position; the head axis ends in
-            "bias". Summed over it, a layer's row is its attention term of the ledger.
+    Shape:  (contrast, layer, head, prompt), at each prompt's last position; the last head label is
+            "bias". The sum over heads is the layer's attention term of the ledger.
     Unit:   logits.
-    Error:  as the ledger's, with its attention terms replaced by these.
+    Error:  as in the ledger, with its attention terms replaced by these.
     """
     batch = run_whole(model, behaviour, [HEADS])
     (grid,) = measure_heads(batch)
@@ -302,12 +302,12 @@ def head_attribution(model: Model, behaviour: Prompts) -> Grid:
 
 
 def neuron_attribution(model: Model, behaviour: Prompts) -> Grid:
-    """Share every contrast of a behaviour among the MLPs' neurons, prompt by prompt.
+    """Every MLP neuron's direct contribution to every contrast of a behaviour, per prompt.
 
-    Shape:  (contrast, layer, neuron, prompt), at each prompt's last position; the neuron axis ends
-            in "bias". Summed over it, a layer's row is its MLP term of the ledger.
+    Shape:  (contrast, layer, neuron, prompt), at each prompt's last position; the last neuron label
+            is "bias". The sum over neurons is the layer's MLP term of the ledger.
     Unit:   logits.
-    Cost:   memory for as many numbers; `top_neurons` keeps sums only.
+    Cost:   memory for all these numbers; `top_neurons` keeps only sums.
     """
     batch = run_whole(model, behaviour, [NEURONS])
     u = final_directions(batch.model, batch.trace, batch.directions)
@@ -334,10 +334,10 @@ def top_neurons(
     *,
     top: int = TOP_NEURONS,
 ) -> Table:
-    """The neurons with the largest mean share of each contrast of a behaviour.
+    """The neurons with the largest mean direct contribution to each contrast of a behaviour.
 
     Rows:   one per contrast and rank, with layer, neuron, mean, 95 % interval and n; see the
-            table's `about` for what the interval leaves out.
+            table's `about` for the assumptions of the interval.
     """
     batch = run_whole(model, behaviour, [NEURONS])
     grids = {r.name: r for r in measure_neurons(batch) if isinstance(r, Grid)}

@@ -1,6 +1,6 @@
-"""Is it the capital, the space, or both at once that the model prefers?
+"""Does the model prefer the capital, the space, or their combination?
 
-An answer and its three counterparts are a 2 × 2 of case and space:
+An answer and its three counterparts form a 2 × 2 table of case and space:
 
                   capital        lower case
     space         a " He"        b " he"
@@ -8,16 +8,16 @@ An answer and its three counterparts are a 2 × 2 of case and space:
 
 With their logits, per prompt:
 
-    case        = ((a - b) + (c - d)) / 2    a capital rather than none, averaged over the space
-    space       = ((a - c) + (b - d)) / 2    a space rather than none, averaged over case
+    case        = ((a - b) + (c - d)) / 2    a capital over lower case, averaged over space
+    space       = ((a - c) + (b - d)) / 2    a space over no space, averaged over case
     interaction = (a - b) - (c - d)          how much more a capital is preferred after a space
 
-so that the three logit differences are sums of them: a - b = case + interaction / 2,
-a - c = space + interaction / 2, a - d = case + space. If something forces capitals wherever a word
-starts, case is large; if a capitalised word is chosen as a whole, the interaction is.
+The three logit differences are sums of these: a - b = case + interaction / 2,
+a - c = space + interaction / 2, a - d = case + space. If the model writes a capital at the start of
+any word, case is large; if it chooses a capitalised word as a whole, the interaction is large.
 
-All are linear in the logits, so every ledger and lens of the three differences gives theirs, by the
-same sums. Cost: four logits per prompt.
+All are linear in the logits, so the same sums of the three differences' ledgers and lenses give
+their ledgers and lenses. Cost: four logits per prompt.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ EFFECTS = ("case", "space", "interaction")
 
 
 def effects_of(differences: Float[Tensor, "three ..."]) -> Float[Tensor, "three ..."]:
-    """Case, space and interaction from anything linear in the three logit differences.
+    """Case, space and interaction of values that are linear in the three logit differences.
 
     Args:
         differences: a - b, a - c and a - d, in the order of `FORMS`: logit differences, or their
-            shares in a ledger, a lens or an attribution.
+            terms in a ledger, a lens or an attribution.
     """
     ab, ac, ad = differences
     interaction = ab + ac - ad
@@ -50,7 +50,7 @@ def effects_of(differences: Float[Tensor, "three ..."]) -> Float[Tensor, "three 
 
 
 def measure_case_by_space(batch: Batch) -> list[Result]:
-    """The main effects and the interaction; nothing where answers are not capitals by rule."""
+    """The main effects and the interaction; empty if answers are not capitals by rule."""
     named = {contrast.name: contrast for contrast in batch.contrasts}
     if not all(form in named for form in FORMS):
         return []
@@ -81,7 +81,7 @@ def case_by_space(
         model: which predicts.
         behaviour: one whose answers are capitals by rule, a text or texts.
 
-    Shape:  (effect, prompt); NaN where an answer lacks one of its forms.
+    Shape:  (effect, prompt); NaN if an answer lacks one of its forms.
     Unit:   logits; see the module for the definitions.
     Raises: MeasureError for a behaviour whose answers have no such forms.
     """

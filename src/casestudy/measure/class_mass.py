@@ -1,4 +1,4 @@
-"""How much probability goes to each kind of next token?
+"""How much probability does each class of next token get?
 
 The probabilities after each prompt, summed over the classes of a `ClassSet`: capitals after a
 space, digits, quotation marks, …. They sum to 1. Cost: one softmax per prompt.
@@ -54,12 +54,12 @@ def class_mass(
     Args:
         model: which predicts.
         behaviour: a behaviour, a text or texts (see `Prompts`).
-        classes: another set than the behaviour's (the standard one for texts).
+        classes: replaces the behaviour's class set (for texts the standard set).
 
-    Shape:  (class, prompt); NaN for a class that this vocabulary has no token of.
+    Shape:  (class, prompt); NaN for a class without tokens in this vocabulary.
     Unit:   probability; a prompt's classes sum to 1 (`error["gap"]` is the largest difference).
-    Raises: PromptError for a prompt that cannot be run; BehaviourError for a class that takes no
-        token of this vocabulary.
+    Raises: PromptError for a prompt that cannot be run; BehaviourError for a required class
+        without tokens in this vocabulary.
     """
     behaviour = Behaviour.of(behaviour)
     if classes is not None:

@@ -1,20 +1,20 @@
-"""Would the difference be there anyway?
+"""Do simpler explanations give the same logit difference?
 
-Four cheap explanations, beside each prompt's own logit difference:
+Four controls, next to each prompt's own logit difference:
 
-- **b_U**: the final norm's bias through the unembedding gives every token a constant. Its part in
-  the difference does not depend on the prompt, but through the choice of the answer.
-- **unigram**: what the model itself says about the two tokens without a prompt, after BOS alone.
-  The training text's own token counts would be the unigram baseline proper; a model does not come
-  with them. Absent where the prompts do not start with BOS: the model never saw it alone.
-- **copied**: whether the answer's word already stands in the prompt, in any case (" Go" after
-  "Go."), so that repeating it would do.
-- **shuffled**: the same words in another order, every stop, comma and space left where it is. What
-  stays does not need the sentence. The order is drawn from the prompt's text and a seed, not from
-  its neighbours.
+- **b_U**: the final norm's bias through the unembedding gives every token a constant. Its
+  contribution depends on the prompt only through the choice of the answer.
+- **unigram**: the model's logit difference of the two tokens after BOS alone, without a prompt. The
+  token counts of the training text would be the proper unigram baseline, but a model does not come
+  with them. Absent if prompts do not start with BOS.
+- **copied**: whether the answer's word is already in the prompt, in any case (" Go" after "Go."),
+  so that copying would be enough.
+- **shuffled**: the same words in another order, with every stop, comma and space in place. A
+  difference that remains does not need the sentence. The order depends on the prompt's text and a
+  seed, not on the other prompts.
 
 For a class contrast, the unigram and shuffled values are log p(A) - log p(B) there, with weights
-frozen anew. Cost: one forward pass of the shuffled prompts, and one of BOS.
+frozen at these logits. Cost: one forward pass of the shuffled prompts, and one of BOS.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’.\-][\p{L}\p{M}\p{N}]+)*")
 
 
 def shuffle_words(text: str, *, seed: int = SEED) -> str | None:
-    """A prompt's words in another order, all else kept in place; None where there is no other.
+    """A prompt's words in another order, everything else in place; None if there is no other order.
 
     Args:
-        text: its words are runs of letters and digits, with what joins them (don't, 3.50).
+        text: its words are sequences of letters and digits, with characters that join them (don't,
+            3.50).
         seed: of the order, together with the text itself.
     """
     words = _WORD.findall(text)
@@ -69,7 +70,7 @@ def is_copied(answer: str, prompt: str) -> bool:
 
 
 def measure_controls(batch: Batch) -> list[Result]:
-    """Every contrast beside its controls, and a table of them for the main contrast."""
+    """Every contrast with its controls, and a table of them for the main contrast."""
     texts, shuffled = _after_shuffling(batch)
     alone = _after_bos(batch)
     per_contrast = []
@@ -93,7 +94,7 @@ def measure_controls(batch: Batch) -> list[Result]:
 
 
 def _about(model: Model, after_bos: bool) -> str:
-    """What the controls are; one that this model has nothing of is not named."""
+    """A description of the controls that exist for this model."""
     norm = model.weights.final_norm
     parts = ["The difference"]
     if norm is not None and norm.bias is not None:
@@ -135,7 +136,7 @@ def _table(batch: Batch, main: Grid, texts: Sequence[str | None]) -> Table:
 
 
 def _after_bos(batch: Batch) -> Float[Tensor, "batch d_vocab"] | None:
-    """What the model expects after BOS alone, for each prompt; None where no BOS is prepended."""
+    """The logits after BOS alone, for each prompt; None if no BOS is prepended."""
     model = batch.model
     if model.tokenizer.bos_id is None or not batch.tokens.bos:
         return None
@@ -146,7 +147,7 @@ def _after_bos(batch: Batch) -> Float[Tensor, "batch d_vocab"] | None:
 
 
 def _after_shuffling(batch: Batch) -> tuple[list[str | None], Float[Tensor, "batch d_vocab"]]:
-    """Each prompt in another order and what follows it; NaN where it has none that can be run."""
+    """Each prompt in another order, with its logits; NaN if there is none that can be run."""
     model = batch.model
     texts = [shuffle_words(prompt.text) for prompt in batch.prompts]
     rows: dict[int, list[int]] = {}
@@ -155,7 +156,7 @@ def _after_shuffling(batch: Batch) -> tuple[list[str | None], Float[Tensor, "bat
             continue
         try:
             (rows[i],) = model.tokenize(text).rows()
-        except PromptError:  # another order can take more tokens than the model reads
+        except PromptError:  # another order can have more tokens than the context
             texts[i] = None
     logits = torch.full_like(batch.logits, float("nan"))
     if rows:
@@ -174,13 +175,13 @@ def controls(
     model: Model,
     behaviour: Prompts,
 ) -> Table:
-    """The main contrast of each prompt beside what simpler explanations give.
+    """The main contrast of each prompt, and its controls.
 
     Args:
         model: which predicts.
         behaviour: a behaviour, a text or texts (see `Prompts`).
 
-    Rows:   one per prompt: difference, b_U and its share, unigram, copied, shuffled; None where a
+    Rows:   one per prompt: difference, b_U and its share, unigram, copied, shuffled; None if a
             control does not exist (see the module).
     Unit:   logits.
     """

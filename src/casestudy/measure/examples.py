@@ -1,8 +1,8 @@
-"""Which prompts are shown whole?
+"""For which prompts are all positions shown?
 
-Averages hide what a single prompt looks like, and whole prompts are large: every position of every
-layer. So a study shows the first few prompts of the behaviour that are short enough. Which they are
-follows from the behaviour alone, not from how its prompts were packed.
+Averages do not show single prompts, and the values at every position of every layer are large. So a
+study shows the first few prompts of the behaviour that are short enough. The choice depends only on
+the behaviour, not on batches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EXAMPLE_TOKENS = 64
 
 
 def examples(batch: Batch) -> Iterator[tuple[int, Tokens]]:
-    """The batch's example prompts: their place in the behaviour and their tokens alone."""
+    """The batch's example prompts: index in the behaviour, and tokens without padding."""
     for row, index in enumerate(batch.index):
         if index < EXAMPLES and int(batch.tokens.lengths[row]) <= EXAMPLE_TOKENS:
             yield index, batch.tokens[[row]]

@@ -1,18 +1,19 @@
-"""Why does a head look there?
+"""Why does a head attend to a token?
 
-An attention score is a query times a key, and both are read from a residual stream that is a sum:
-embedding, positions, and what every layer before wrote. With the norms' scales frozen at their
-traced values everything in between is linear, so the score splits exactly over pairs of components:
+An attention score is the product of a query and a key. Both are read from the residual stream,
+which is a sum: embedding, positions, and the outputs of all earlier layers. With the norms' scales
+frozen at their traced values everything in between is linear, so the score splits exactly over
+pairs of components:
 
     score = Σᵢ Σⱼ scale · (norm(xᵢ) W_Q) · (norm(yⱼ) W_K)
 
-where xᵢ wrote the stream at the query's position, yⱼ at the key's, and on either side one more row,
-"bias", holds what no component wrote: the norm's bias through W_Q, and b_Q. A normalisation of
-queries and keys is linear too once its scale is frozen, and so is the rotation of rotary positions.
-Where scores are soft-capped, the split is of the score before the cap.
+where xᵢ is a component's output at the query position, and yⱼ at the key position. On each side one
+more row, "bias", has what no component wrote: for queries the norm's bias through W_Q, and b_Q. A
+normalisation of queries and keys is linear too with a frozen scale, and so is the rotation of
+rotary positions. If scores are soft-capped, the score before the cap is split.
 
-A score alone does not say where a head looks: the softmax compares it with the query's other
-scores, so explain two keys and compare. Source: Elhage et al. 2021 (the QK circuit); Kamath et al.
+One score does not determine the attention: the softmax compares it with the query's other scores,
+so explain two keys and compare. Source: Elhage et al. 2021 (the QK circuit); Kamath et al.
 2025, "Tracing Attention Computation Through Feature Interactions", for features. Cost: one run of
 the prompt, and for n components 2n products with W_Q and W_K.
 """
@@ -51,20 +52,20 @@ def explain_attention_score(
     *,
     grain: Literal["layer", "head"] = "layer",
 ) -> Grid:
-    """Split one attention score over the parts that wrote the query's and the key's streams.
+    """Split one attention score over the components that wrote at the query and key positions.
 
     Args:
         model: any decoder.
         prompt: one text.
-        layer, head: whose score.
-        query_pos, key_pos: token positions, BOS counted; negative ones count from the end.
-        grain: "layer" takes each attention layer as one component, "head" each of its heads, with
-            the layer's biases as one more.
+        layer, head: of the score.
+        query_pos, key_pos: token positions, BOS included; negative ones count from the end.
+        grain: with "layer" each attention layer is one component; with "head" each head is one, and
+            the layer's biases are another.
 
     Shape:  (query_component, key_component); the last of each is "bias".
     Unit:   the score's own, before the softmax (and before a soft cap).
-    Error:  the cells sum to the score; `gap` is what is left, `bound` what law 1 allows.
-    Raises: SiteError for a layer, head or position there is not, or a key the query cannot see.
+    Error:  the cells sum to the score; `gap` is the difference, `bound` what law 1 allows.
+    Raises: SiteError for a layer, head or position that does not exist, or a key after the query.
     """
     config = model.config
     layer = check_layer(layer, config.n_layers)
@@ -127,7 +128,7 @@ def _side(
     grain: str,
     side: Literal["query", "key"],
 ) -> tuple[tuple[str, ...], Float[Tensor, "component d_head"]]:
-    """What each component, and last the biases, puts into a query or a key."""
+    """The contribution of each component, and last of the biases, to a query or a key."""
     config, block = model.config, model.weights.blocks[layer]
     attn = block.attn
     labels, components = _components(model, trace, layer, pos, grain)
@@ -159,7 +160,7 @@ def _side(
 def _components(
     model: Model, trace: Trace, layer: int, pos: int, grain: str
 ) -> tuple[list[str], Float[Tensor, "component d_model"]]:
-    """Everything that was added into the stream at a position before a layer."""
+    """Every component's output to the residual stream at a position, before a layer."""
     parts = {names.EMBED: trace[Site.EMBED][0, pos]}
     if model.weights.W_pos is not None:
         parts[names.POS_EMBED] = trace[Site.POS_EMBED][0, pos]
@@ -173,7 +174,7 @@ def _components(
 
 
 def _heads(model: Model, trace: Trace, layer: int, pos: int) -> dict[str, Tensor]:
-    """What each head of a layer wrote, and what its biases did, as in the head attribution."""
+    """The output of each head of a layer, and of its biases, as in the head attribution."""
     block, z = model.weights.blocks[layer], trace[Site.Z, layer][0, pos]
     attn, norm = block.attn, block.attn_post_norm
     out = merge_heads(z, attn)
@@ -198,7 +199,7 @@ def _normalised(
     head: int,
     vectors: Float[Tensor, "component d_head"],
 ) -> Float[Tensor, "component d_head"]:
-    """The normalisation of one head's queries or keys, its scale frozen at that of all of them."""
+    """The normalisation of one head's queries or keys, at the frozen scale of the full run."""
     whole = whole.double()
     own = whole.flatten() if config.qk_norm == "all" else whole[head]
     if config.qk_norm_kind == "layer":

@@ -1,12 +1,12 @@
 """Why does the model prefer this token to that one after this prompt, in one object?
 
-The contrast, its ledger, the parts that matter most by exact patching, the checks and what to
-beware of: what a program asks for first, and what a person reads before a study. Where a corrupted
-prompt is given or can be offered (`partners`), heads and MLPs of the clean run are put into the
-corrupted run one by one (denoising); where there is none, each is set to zero in the clean run.
-One prompt gives no interval: a study over several prompts does.
+The result has the contrast, its ledger, the heads and MLPs with the largest effects by exact
+patching, the checks, and the warnings. It is a first answer before a study. If a corrupted prompt
+is given or found (`partners`), the output of each head and MLP is patched from the clean run into
+the corrupted run (denoising). If there is none, each is zero-ablated in the clean run. One prompt
+gives no interval; a study over several prompts does.
 
-Cost: one forward pass per offered partner, and one patched run per head and per MLP.
+Cost: one forward pass per candidate for the corrupted prompt, one patched run per head and MLP.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from casestudy.model.token import Token
 from casestudy.results import names
 
 SITES = {"z": "head", "mlp_out": "mlp"}
-"""The sites that are patched part by part, and what one of their parts is called."""
+"""The sites that are patched, and the kind of component of each."""
 
 UNLIKELY = 100
-"""Rank from which an answer is called unlikely."""
+"""An answer of this rank or beyond gets a warning."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Part:
     Attributes:
         name: "head 3.1", "mlp 3".
         effect: change of the logit difference, in logits, from the unpatched run.
-        share: of the difference between the two runs; None without a corrupted prompt, or where
-            the runs differ by almost nothing.
+        share: of the difference between the two runs; None without a corrupted prompt, or if the
+            difference is almost zero.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Check:
-    """Something computed twice.
+    """A comparison of two computations of the same values.
 
     Attributes:
-        what: is compared.
-        gap: the largest difference found, in logits.
-        bound: what it must not exceed; None where none is promised.
+        what: the values that are compared.
+        gap: the largest difference, in logits.
+        bound: the largest allowed gap; None if there is no guarantee.
     """
 
     what: str
@@ -72,7 +72,7 @@ class Check:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the gap keeps to its bound; None without a bound."""
+        """Whether the gap is within its bound; None without a bound."""
         return None if self.bound is None else self.gap <= self.bound
 
     def as_dict(self) -> dict[str, Any]:
@@ -86,16 +86,16 @@ class Explanation:
 
     Attributes:
         model: its name.
-        prompt, tokens: what the model read.
-        answer, counterpart: where both stand.
+        prompt, tokens: the text and the tokens that the model read.
+        answer, counterpart: both tokens with rank and probability.
         logit_difference: logit(answer) - logit(counterpart), at the last token.
         ledger: its terms, in the model's order; they sum to it.
-        partner: the corrupted prompt used; None where parts were set to zero instead.
-        method: what was done to each part, in words.
+        partner: the corrupted prompt; None if parts were zero-ablated.
+        method: the patch or ablation of each part, in words.
         parts: every head and MLP, the largest effect first.
-        checks: what was computed twice.
-        warnings: what to know before believing it.
-        n: prompts behind every figure.
+        checks: the results of the checks.
+        warnings: reasons for caution.
+        n: number of prompts.
     """
 
     model: str
@@ -150,22 +150,22 @@ def explain(
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
 ) -> Explanation:
-    """Everything quick about one preference, with the parts that matter most by exact patching.
+    """Explain one preference: contrast, ledger, and exact effects of heads and MLPs.
 
     Args:
         model: the decoder.
         prompt: a text.
-        answer, counterpart: two tokens, as texts that continue the prompt, "id:1234" or ids; those
-            not given are chosen as `probe` does.
-        corrupted: a partner of as many tokens; by default the best that `partners` offers, if it
-            takes at least half of the difference away.
-        budget: memory and checking of the patches.
-        progress: told how far the patches are.
+        answer, counterpart: two tokens, as texts that continue the prompt, "id:1234" or ids; by
+            default chosen as in `probe`.
+        corrupted: a corrupted prompt with the same number of tokens; by default the best of
+            `partners`, if it removes at least half of the difference.
+        budget: memory and checks of the patches.
+        progress: called with the progress of the patches.
 
     Unit:   logits.
     Error:  see `checks`: the ledger's gap, and a sample of patched runs computed again in full.
-    Raises: PromptError, TokenError for texts that cannot be read; BehaviourError where the
-        corrupted prompt does not fit.
+    Raises: PromptError, TokenError for texts that cannot be read; BehaviourError if the
+        corrupted prompt does not have the same number of tokens.
     """
     first, second = weighed(model, prompt, answer, counterpart)
     found = probe(model, [prompt], answer=first, counterpart=second)
@@ -205,7 +205,7 @@ _ZEROED = "each head and MLP set to zero at all positions: the change of the log
 def _partner(
     model: Model, prompt: str, answer: Token, counterpart: Token, corrupted: str | None
 ) -> tuple[Counterfactual | None, Partner | None]:
-    """The pair to patch between; None where no partner is given and none offered does."""
+    """The pair to patch between; None if no partner is given and none is good enough."""
     offers = partners(model, prompt, answer, counterpart) if corrupted is None else ()
     offered = next((one for one in offers if one.undoes), None)
     text = offered.text if offered else corrupted
@@ -290,7 +290,7 @@ def _check(what: str, error: Any) -> Check | None:
 def _prompt_warnings(
     found: Probe, sides: Sequence[AnswerScore], difference: float
 ) -> tuple[str, ...]:
-    """What to know of the prompt and its two tokens before believing the figures."""
+    """Warnings about the prompt and its two tokens."""
     warnings = ["One prompt: no interval, and nothing about other prompts. Run a study on several."]
     warnings += [str(notice) for notice in found.notices]
     for name, side in zip(("answer", "counterpart"), sides, strict=True):
@@ -307,7 +307,7 @@ def _prompt_warnings(
 def _patch_warnings(
     partner: Partner | None, patches: dict[str, Patched], parts: Sequence[Part]
 ) -> tuple[str, ...]:
-    """What to know of the corrupted prompt, and of what was patched between the two."""
+    """Warnings about the corrupted prompt and the patches."""
     warnings = []
     if partner is None:
         warnings.append(

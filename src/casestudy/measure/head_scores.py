@@ -1,7 +1,7 @@
-"""What kind of head is each, whatever the prompts?
+"""What kind of head is each, independent of the prompts?
 
-Scores of every head that follow from the model alone, most of them from its attention on random
-tokens, where nothing but the mechanism itself can be at work:
+These scores depend only on the model. Most are measured on its attention over random tokens, which
+have no content but their repetition:
 
     text     = BOS r₁ … r_L r₁ … r_L,  r random, distinct, not special;  pattern[q, k]
     previous_token   mean of pattern[q, q - 1]           over queries past the first random token
@@ -11,21 +11,22 @@ tokens, where nothing but the mechanism itself can be at work:
     bos              mean of pattern[q, 0]               over all queries but the first
     copying          Σ Re λ / Σ |λ|                      λ: eigenvalues of W_E W_V W_O W_U
 
-A score is 1 for a head that does exactly that (entropy aside, which is 0 for a head that looks at
-one key). Attending where an induction head would is not yet copying what is there: that is the last
-score's question. Without BOS the text is the random tokens alone, and `bos` is the share on the
-first of them: the attention sink of such a model.
+A score is 1 for a head that does exactly this (entropy is 0 for a head that attends to one key).
+The induction score measures only attention; the copying score measures whether the head also copies
+the token it attends to. Without BOS the text is the random tokens alone, and `bos` is the attention
+to the first of them, the attention sink of such a model.
 
 Sources: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits" (copying, by the
 eigenvalues of the full OV circuit; previous-token heads); Olsson et al. 2022, "In-context Learning
 and Induction Heads" (prefix matching on repeated random tokens); Wang et al. 2023 (duplicate-token
 heads). Where we differ: the models of Elhage et al. had no norms, so here the layer's and the final
-norm's weights and mean subtraction are folded in and their scales, which differ by position, left
-out; and W_U is centred over the vocabulary, since adding the same to every logit changes nothing.
+norm's weights and mean subtraction are folded in, and their scales, which differ by position, are
+left out. W_U is centred over the vocabulary, because a constant added to every logit changes
+nothing.
 
 Cost: a forward pass over a few hundred tokens, one product of W_U with W_E, and the eigenvalues of
-d_head × d_head matrices: W_E W_V · W_O W_U has the same non-zero ones as W_O W_U · W_E W_V. Kept by
-weight hash in this process and in the user's cache directory.
+d_head × d_head matrices: W_E W_V · W_O W_U has the same non-zero ones as W_O W_U · W_E W_V. Results
+are cached by weight hash in this process and in the user's cache directory.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ from casestudy.results.result import Array, Axis, Grid, Result
 
 SCORES = ("previous_token", "duplicate_token", "induction", "copying", "entropy", "bos")
 HALF = 50
-"""Random tokens before they repeat, where the vocabulary and the context have room."""
+"""Random tokens in each half, if the vocabulary and the context are large enough."""
 TEXTS = 4
 _BLOCK = 8192
 _VERSION = 2
-"""Of the definitions above: a change of any of them makes old caches useless."""
+"""Version of the definitions above: a change invalidates old caches."""
 
 _known: dict[str, Array] = {}
 
@@ -73,7 +74,7 @@ def head_profile(model: Model, *, seed: int = 0) -> Grid:
 
     Shape:  (score, layer, head).
     Unit:   share of attention; copying from -1 to 1, entropy in nats.
-    Raises: MeasureError where context or vocabulary have no room for repeated tokens.
+    Raises: MeasureError if context or vocabulary are too small for repeated tokens.
     """
     bos = model.tokenizer.bos_id if model.tokenizer.prepend_bos else None
     settings = repr((_VERSION, model.config, bos, seed, HALF, TEXTS))
@@ -107,9 +108,9 @@ def _profile(model: Model, seed: int) -> Array:
 
 
 def repeated_tokens(model: Model, *, seed: int = 0) -> Tokens:
-    """Random distinct tokens, twice over, after BOS where the model's texts start with it.
+    """Random distinct tokens, repeated once, after BOS if the model's texts start with it.
 
-    Raises: MeasureError where context or vocabulary have no room for two of each.
+    Raises: MeasureError if context or vocabulary are too small for two of each.
     """
     usable, half = _room(model)
     if half < 2:
@@ -138,7 +139,7 @@ def _control(model: Model, id: int) -> bool:
 
 
 def attention_scores(model: Model, tokens: Tokens) -> dict[str, Float[Tensor, "layer head"]]:
-    """The scores that are read off attention patterns, one text's patterns at a time."""
+    """The scores from attention patterns, one text at a time."""
     texts = [_scores_of_text(model, tokens[[i]]) for i in range(len(tokens))]
     return {name: torch.stack([text[name] for text in texts]).mean(0) for name in texts[0]}
 
@@ -166,7 +167,7 @@ def _scores_of_text(model: Model, tokens: Tokens) -> dict[str, Float[Tensor, "la
 def copying(model: Model) -> Float[Tensor, "layer head"]:
     """Σ Re λ / Σ |λ| over the eigenvalues of every head's W_E W_V W_O W_U, norms folded.
 
-    1 where seeing any token raises that same token's logit, -1 where it lowers it.
+    1 if attention to any token raises that token's logit, -1 if it lowers it.
     """
     config, weights = model.config, model.weights
     core = fold_into(config, weights.final_norm, _unembedding_of_embedding(model))
@@ -206,7 +207,7 @@ def _cache_folder() -> Path:
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> Array | None:
-    """A kept profile; None where there is none, or what is there is not one."""
+    """A cached profile; None if there is none, or the file is not a profile."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         values = np.array(entries["scores"], dtype=np.float64)
@@ -216,7 +217,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> Array | None:
 
 
 def _write(path: Path, values: Array) -> None:
-    """Keep a profile, whole or not at all; a cache that cannot be written costs only time."""
+    """Write a profile to the cache, completely or not at all; ignore a cache that is read-only."""
     part = ""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +231,7 @@ def _write(path: Path, values: Array) -> None:
 
 
 def measure_profile(batch: Batch) -> list[Result]:
-    """The model's profile; none for a model with no room for it, whose study goes on without."""
+    """The model's profile; empty for a model that is too small for it."""
     return [head_profile(batch.model)] if _room(batch.model)[1] >= 2 else []
 
 

@@ -1,13 +1,14 @@
-"""Who wrote a logit difference? An account whose terms add up to it exactly.
+"""Which parts of the model wrote a logit difference? The terms sum to it exactly.
 
 The residual stream before the final norm is the sum of the embedding, the positions, and every
 attention and MLP layer's output. With the final norm's scale frozen at its traced value, the norm
-and the unembedding are linear, so each of these parts has its own share in the contrast. What a
-projection of the stream leaves out is the norm's own bias: through the unembedding it gives every
-token a constant, b_U, and between " He" and " he" it does not cancel. It is a term like the others.
+and the unembedding are linear, so each of these parts has a direct contribution to the contrast. A
+projection of the residual stream leaves out the norm's own bias: through the unembedding it gives
+every token a constant, b_U, and between " He" and " he" it does not cancel. It is a term like the
+others.
 
 Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; folding as in
-TransformerLens, done here on the fly: no weight is rewritten. Cost: one projection per part.
+TransformerLens, but without rewriting any weight. Cost: one projection per part.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ def final_direction(
     directions: Float[Tensor, "batch d_model"],
     scale: Float[Tensor, "batch one"] | None,
 ) -> Float[Tensor, "batch d_model"]:
-    """What a part of the final stream is dotted with to give its share of a contrast, in float64.
+    """The direction whose dot product with a part is its contribution to a contrast, in float64.
 
-    The norm's weight and (for LayerNorm) mean subtraction are folded into Σₜ weightₜ W_U[:, t], and
-    its frozen scale divides.
+    The norm's weight and (for LayerNorm) mean subtraction are folded into Σₜ weightₜ W_U[:, t],
+    divided by the frozen scale.
 
     Args:
-        model: whose norm and unembedding.
+        model: has the norm and the unembedding.
         directions: of the contrast, before the norm is folded in (`Contrast.directions`).
         scale: the final norm's scale at each prompt's last position; None leaves it out.
     """
@@ -72,7 +73,7 @@ def ledger_terms(
         model: which was run.
         trace: the run.
         contrast: one row per prompt of the run.
-        directions: of the contrast, where they are known already (`Batch.directions`).
+        directions: of the contrast, if already computed (`Batch.directions`).
 
     Shape:  (term, batch), at each prompt's last position, in float64.
     Unit:   logits; the final norm's scale is frozen at its traced value.
@@ -104,7 +105,7 @@ def ledger_terms(
 
 
 def _soft_cap(model: Model, trace: Trace, contrast: Contrast) -> Float[Tensor, " batch"]:
-    """What capping the logits takes from, or gives to, the contrast."""
+    """The change of the contrast from the soft-cap of the logits."""
     cap = model.config.final_softcap
     assert cap is not None
     raw = contrast.project(trace.last(Site.FINAL_NORMED), model.weights)
@@ -115,10 +116,10 @@ def _soft_cap(model: Model, trace: Trace, contrast: Contrast) -> Float[Tensor, "
 
 
 def gap_bound(dtype: torch.dtype, terms: Float[Tensor, "term batch"]) -> Float[Tensor, " batch"]:
-    """How far the terms may be from the logit difference: law 1.
+    """The allowed gap between the sum of the terms and the logit difference: law 1.
 
     max(1e-4, 1e-6 Σ|terms|) in float32, 1e-9 in float64 (scaled likewise); infinite in bfloat16,
-    where the gap is shown and promises nothing.
+    where the gap is shown without a guarantee.
     """
     size = terms.abs().sum(0)
     if dtype == torch.float64:
@@ -176,7 +177,7 @@ LEDGER = Measurement("ledger", keep_for_ledger, measure_ledger)
 
 
 def ledger(model: Model, behaviour: Prompts) -> Grid:
-    """Share every contrast of a behaviour among the parts of the model that wrote it.
+    """Split every contrast of a behaviour into the direct contributions of the model's parts.
 
     Shape:  (contrast, term, prompt), at each prompt's last position.
     Unit:   logits.

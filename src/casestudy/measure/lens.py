@@ -1,26 +1,28 @@
-"""When on its way through the layers does the preference appear?
+"""At which depth does the preference appear?
 
-Two readings of the residual stream at each depth, before a layer ("3_pre"), between its attention
-and its MLP ("3_mid"; a parallel block has none) and after the last ("final_post"):
+Two projections of the residual stream at each depth, before a layer ("3_pre"), between its
+attention and its MLP ("3_mid"; a parallel block has none) and after the last layer ("final_post"):
 
 `lens` projects the stream at each prompt's last position on the contrast, with the final norm's
-scale of the full run at every depth. It is linear, so depths add up: from one to the next it rises
-by exactly the ledger's term of the layer in between. It leaves out the norm's bias (b_U); the row
-"logits" after the last depth is the logit difference itself, and the last step is b_U and whatever
-else the ledger lists after the layers. (TransformerLens: `accumulated_resid`, `apply_ln_to_stack`.)
+scale of the full run at every depth. It is linear, so depths add up: each step is exactly
+the ledger's term of the layer in between. It leaves out the norm's bias (b_U); the row
+"logits" after the last depth is the logit difference itself, and the last step is b_U and all
+other terms that the ledger has after the layers. (TransformerLens: `accumulated_resid`,
+`apply_ln_to_stack`.)
 
-`lens.own_norm` is the plain logit lens (nostalgebraist 2020): each depth goes through the final
+`lens.own_norm` is the usual logit lens (nostalgebraist 2020): each depth goes through the final
 norm, with its own scale and with the norm's bias, and the unembedding, as if the model ended there.
-It is not additive. `lens.top` reads the whole vocabulary in that way, at every position, for a few
+It is not additive. `lens.top` applies it to the whole vocabulary, at every position, for a few
 prompts.
 
-`lens.by_role` asks whether the preference is already there before the last position: the stream at
+`lens.by_role` shows whether the preference exists before the last position: the residual stream at
 every role's tokens, projected on the prompt's own contrast with the final scale at each position.
 
-Assumes that a direction means the same early as it does at the end, which Belrose et al. 2023
-("Eliciting Latent Predictions from Transformers with the Tuned Lens") show to fail in some models.
+Assumes that a direction has the same meaning in early layers as at the end. Belrose et al. 2023
+("Eliciting Latent Predictions from Transformers with the Tuned Lens") show that this fails in some
+models.
 Cost: one projection per depth; `lens.top` one unembedding per depth and position; `lens.by_role` a
-second run of up to a hundred prompts, a few at a time, since it reads every position.
+second run of up to a hundred prompts, because it reads every position.
 """
 
 from __future__ import annotations
@@ -51,14 +53,14 @@ from casestudy.results.result import Axis, Grid, Result, Table, concatenate_tabl
 
 TOP_K = 5
 ROLE_PROMPTS = 100
-"""A study reads the lens by role for so many of the behaviour's first prompts."""
+"""A study computes the lens by role for at most this many prompts, from the first."""
 _TOGETHER = 8
 _LOGIT_BYTES = 64 << 20
-"""Logits of several depths are held together up to this size."""
+"""Bytes: logits of several depths are computed together up to this size."""
 
 
 def depth_sites(config: ModelConfig) -> dict[str, tuple[Site, int | None]]:
-    """Where the stream is read, by the field's labels, in order."""
+    """The sites of each depth, by the field's labels, in order."""
     sites: dict[str, tuple[Site, int | None]] = {}
     for layer in range(config.n_layers):
         sites[f"{layer}_pre"] = (Site.RESID_PRE, layer)
@@ -68,7 +70,7 @@ def depth_sites(config: ModelConfig) -> dict[str, tuple[Site, int | None]]:
 
 
 def keep_for_lens(model: Model) -> Sequence[Keep]:
-    """The stream at every depth and the final scale, at the last positions only."""
+    """The residual stream at every depth and the final scale, at the last positions only."""
     sites = {site for site, _ in depth_sites(model.config).values()}
     if model.weights.final_norm is not None:
         sites.add(Site.FINAL_SCALE)
@@ -100,7 +102,7 @@ def lens_values(
 
 
 def own_norm_values(batch: Batch) -> Float[Tensor, "contrast depth batch"]:
-    """The contrasts as if the model ended at each depth: own scale, biases and soft cap included.
+    """The contrasts as if the model ended at each depth: with own scale, biases and soft-cap.
 
     Shape:  (contrast, depth, batch), depths as `depth_sites`, in float64.
     Cost:   a projection per contrast of tokens; a class contrast needs the logits of its classes,
@@ -128,10 +130,10 @@ def own_norm_values(batch: Batch) -> Float[Tensor, "contrast depth batch"]:
 def _log_odds(
     model: Model, normed: Float[Tensor, "depth batch d_model"], contrast: Contrast
 ) -> Float[Tensor, "depth batch"]:
-    """log p(A) - log p(B) of each prompt's classes at each depth, some of the vocabulary a time.
+    """log p(A) - log p(B) of each prompt's classes at each depth, in blocks of the vocabulary.
 
-    The softmax's normaliser cancels, and what is left is the difference of two log-sum-exps; NaN
-    for a prompt without classes.
+    The softmax's normaliser cancels, so this is the difference of two log-sum-exps; NaN for a
+    prompt without classes.
     """
     found = normed.new_zeros(normed.shape[:2], dtype=torch.float64)
     for prompts, *sides in contrast.classes():
@@ -156,7 +158,7 @@ def _log_mass(
 def _weighed_tokens(
     model: Model, normed: Float[Tensor, "depth batch d_model"], contrast: Contrast
 ) -> Float[Tensor, "depth batch"]:
-    """A contrast of tokens by its own tokens' logits, soft cap included."""
+    """A contrast of tokens from its own tokens' logits, with the soft-cap."""
     device = normed.device
     own = [
         unembed(model.config, model.weights, normed[:, i], ids.to(device))
@@ -179,7 +181,7 @@ def _projected(
 
 
 def measure_lens(batch: Batch) -> list[Result]:
-    """Both readings of every contrast, and the whole vocabulary for the example prompts."""
+    """Both lenses of every contrast, and the whole vocabulary for the example prompts."""
     frozen, own = curves(batch)
     roles = _by_role(batch, [i for i, n in enumerate(batch.index) if n < ROLE_PROMPTS])
     tops = [_top(batch.model, tokens, index, TOP_K) for index, tokens in examples(batch)]
@@ -187,7 +189,7 @@ def measure_lens(batch: Batch) -> list[Result]:
 
 
 def curves(batch: Batch) -> tuple[Grid, Grid]:
-    """Both readings of every contrast at the last positions: `lens` and `lens.own_norm`."""
+    """Both lenses of every contrast at the last positions: `lens` and `lens.own_norm`."""
     labels = tuple(depth_sites(batch.model.config))
     frozen = []
     for contrast, u in zip(batch.contrasts, batch.directions, strict=True):
@@ -239,7 +241,7 @@ def _by_role(batch: Batch, rows: Sequence[int]) -> Grid:
 def _at_every_position(
     batch: Batch, rows: Sequence[int]
 ) -> Float[Tensor, "contrast depth row pos"]:
-    """As `lens_values`, at every position of some prompts, the final scale being each one's own."""
+    """As `lens_values`, at every position of some prompts, with each position's final scale."""
     model, tokens = batch.model, batch.tokens[rows]
     sites = depth_sites(model.config)
     keep = {site for site, _ in sites.values()}
@@ -266,13 +268,13 @@ def lens(
     *,
     norm: Literal["final", "own"] = "final",
 ) -> Grid:
-    """Read a behaviour's contrasts off the residual stream at every depth.
+    """Project the residual stream at every depth on a behaviour's contrasts.
 
     Args:
         model: what `load` returns.
-        behaviour: the prompts and how their answers are chosen.
+        behaviour: a behaviour, a text or texts (see `Prompts`).
         norm: "final" freezes the final norm's scale of the full run, so that depths add up; "own"
-            is the plain logit lens, each depth with its own scale and with b_U.
+            is the usual logit lens, each depth with its own scale and with b_U.
 
     Shape:  (contrast, depth, prompt), at each prompt's last position.
     Unit:   logits. With "final" the depths leave out b_U and the row "logits", after the last, is
@@ -284,9 +286,9 @@ def lens(
 
 
 def lens_by_role(model: Model, behaviour: Prompts) -> Grid:
-    """Read a behaviour's contrasts off the stream at the tokens of every role, not the last alone.
+    """Project the residual stream at the tokens of every role on a behaviour's contrasts.
 
-    Shape:  (contrast, depth, role, prompt); NaN where a prompt does not have the role.
+    Shape:  (contrast, depth, role, prompt); NaN if a prompt does not have the role.
     Unit:   logits, without b_U; a role's tokens are averaged.
     """
     batch = run_whole(model, behaviour, [])
@@ -300,15 +302,15 @@ def logit_lens(
     *,
     top_k: int = TOP_K,
 ) -> Table:
-    """What each position would predict if the model ended at each depth.
+    """The prediction at each position if the model ended at each depth (logit lens).
 
     Args:
         model: which predicts.
         behaviour: a behaviour, a text or texts (see `Prompts`).
         top_k: how many tokens per depth and position.
 
-    Rows:   one per prompt, depth, position and rank, with the token read there, the predicted
-            token, its id and probability.
+    Rows:   one per prompt, depth, position and rank, with the token at the position, the
+            predicted token, its id and probability.
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     Raises: PromptError for a prompt that cannot be run.
     """

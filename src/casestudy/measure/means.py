@@ -1,7 +1,7 @@
-"""What does an activation amount to on average, where a token plays the same role?
+"""What is the mean of an activation over tokens with the same role?
 
-Means for ablations, of patches and of circuits alike: over reference prompts, at the same role, or
-at the same position where a token has no role.
+These means are used for mean ablation, of activations and of circuits. They are over reference
+prompts, at the same role, or at the same position if a token has no role.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from casestudy.model.trace import Trace
 Key = TypeVar("Key")
 
 _RUN_AT_ONCE = 16
-"""Reference prompts per run while their mean is taken."""
+"""Reference prompts per run."""
 
 
 def mean_values(
@@ -41,11 +41,11 @@ def mean_values(
 ) -> Values:
     """A site's mean over reference prompts at a token's role, as a source of replacements.
 
-    A token that plays several roles counts for the first; one that plays none is averaged with the
-    tokens at its position that play none either. The roles that any pair has (`PAIR_ROLES`) say
-    where two prompts differ and end, not what a token is: they do not count here.
+    A token with several roles counts for the first. A token without a role is averaged with the
+    other tokens without a role at its position. The roles that every pair has (`PAIR_ROLES`) are
+    not used: they say where two prompts differ and end, not what a token is.
 
-    Raises: MeasureError where a role or position of `tokens` occurs in no reference prompt.
+    Raises: MeasureError if a role or position of `tokens` occurs in no reference prompt.
     """
     if site is Site.PATTERN:
         raise MeasureError("a pattern has no mean over prompts of other lengths", allowed="zero")
@@ -70,11 +70,12 @@ def mean_values(
 def token_classes(
     tokens: Tokens, roles: Roles | None, reference: Tokens, reference_roles: Roles | None
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "reference reference_pos"], int]:
-    """Which tokens are averaged together: each token's class, the reference tokens', how many.
+    """The class of each token and of each reference token, and the number of classes. Tokens of one
+    class are averaged.
 
-    A token's class is its first role's, else its position's; padding is -1.
+    A token's class is that of its first role, or of its position if it has none; padding is -1.
 
-    Raises: MeasureError where a role or position of `tokens` occurs in no reference prompt.
+    Raises: MeasureError if a role or position of `tokens` occurs in no reference prompt.
     """
     names = {name for row in (*(roles or ()), *(reference_roles or ())) for name in row}
     names -= PAIR_ROLES
@@ -96,7 +97,7 @@ def token_classes(
 def _classes(
     tokens: Tokens, roles: Roles | None, classes: Mapping[str, int]
 ) -> Int[Tensor, "batch pos"]:
-    """Each token's class: its first role's, else its position's after all the roles; -1 padding."""
+    """Each token's class: of its first role, else of its position (after all roles); padding -1."""
     width = tokens.ids.shape[1]
     found = torch.arange(width).repeat(len(tokens), 1) + len(classes)
     found[~tokens.mask.cpu()] = -1
@@ -128,12 +129,12 @@ def class_means(
     read: Callable[[Trace], Mapping[Key, Float[Tensor, "batch pos ..."]]],
     most_tokens: int | None = None,
 ) -> dict[Key, Float[Tensor, "n_classes ..."]]:
-    """Means over all reference tokens of a class, as `token_classes` has them, in float64.
+    """Means over all reference tokens of each class (see `token_classes`), in float64.
 
     Args:
         known: each reference token's class.
-        keep: what the runs over the reference keep.
-        read: from a run to the activations that are averaged.
+        keep: the sites that the runs over the reference keep.
+        read: maps a run to the activations to average.
         most_tokens: so many are run together at most, padding included; one prompt always is.
 
     Cost: a run of the reference, a few prompts at a time; only sums are held.

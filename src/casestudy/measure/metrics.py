@@ -1,8 +1,9 @@
-"""What can an intervention be judged by, besides a logit difference?
+"""Which metrics other than the logit difference can measure an intervention?
 
-Each is a function of the logits at the last token, as sweeps, gradients and circuits take it: rows
-of logits and each row's prompt in, a number per row out, in float64, with a gradient. A contrast of
-single tokens needs none of them: it is linear in the logits, and is handed over as it is.
+Each metric is a function of the logits at the last token, for sweeps, gradients and circuits. Its
+input is rows of logits and each row's prompt, its output a number per row, in float64, with a
+gradient. A contrast of single tokens needs no such function: it is linear in the logits, and is
+used directly.
 Cost: the whole unembedding at every row, where a linear contrast needs a dot product.
 """
 
@@ -27,7 +28,7 @@ Kind = Literal["contrast", "class", "probability", "kl"]
 
 @dataclass(frozen=True)
 class NamedMetric:
-    """A metric that knows what it is, so that every sentence about it can say so.
+    """A metric with a name and a unit, for tables and sentences.
 
     Attributes:
         name: in the field's words ("logit difference").
@@ -40,7 +41,7 @@ class NamedMetric:
     of: Metric
 
     def __call__(self, logits: Tensor, prompts: Tensor) -> Tensor:
-        """(rows,) the metric of rows of logits, each of its prompt."""
+        """(rows,) the metric of rows of logits, each with its prompt."""
         return self.of(logits, prompts)
 
 
@@ -54,7 +55,7 @@ NAMES: dict[Kind, tuple[str, str]] = {
 
 
 def name_and_unit(metric: Contrast | Metric) -> tuple[str, str]:
-    """What a metric is called and measured in; "metric" in its own unit where nobody said."""
+    """A metric's name and unit; "metric" in its own unit if it has no name."""
     if isinstance(metric, NamedMetric):
         return metric.name, metric.unit
     if isinstance(metric, Contrast):
@@ -70,10 +71,9 @@ def metric_of(
     Args:
         model: the decoder.
         contrast: of the prompts, row by row.
-        kind: "contrast" is the logit difference; "class", also of a class contrast asked for as
-            "contrast", log p(A) - log p(B) at each run's own probabilities; "probability" the same
-            weights over probabilities, p(answer) - p(counterpart) or p(A) - p(B); "kl" how far a
-            run is from the clean one, KL(clean ‖ run), in nats.
+        kind: "contrast" is the logit difference; "class" (and "contrast" of a class contrast) is
+            log p(A) - log p(B) at each run's own probabilities; "probability" is p(answer) -
+            p(counterpart) or p(A) - p(B); "kl" is KL(clean ‖ run), in nats.
         clean: the clean prompts, for "kl".
 
     Raises: MeasureError for "kl" without clean prompts, and for "class" without classes.
@@ -94,7 +94,7 @@ def metric_of(
 
 
 def read_kind(name: str) -> Kind:
-    """A metric's name as typed by a person.
+    """A metric's name from the command line.
 
     Raises: MeasureError listing the names.
     """
@@ -137,7 +137,7 @@ def probability_difference(contrast: Contrast) -> Metric:
 
 
 def kl_divergence(reference: Float[Tensor, "prompt d_vocab"]) -> Metric:
-    """KL(reference ‖ run) in nats: 0 where a run predicts what the reference predicts."""
+    """KL(reference ‖ run) in nats: 0 if a run predicts the same as the reference."""
     log_p = reference.detach().double().log_softmax(1)
 
     def metric(logits: Tensor, prompts: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def kl_divergence(reference: Float[Tensor, "prompt d_vocab"]) -> Metric:
 
 
 def rows_of(metric: Contrast | Metric, prompts: list[int]) -> Contrast | Metric:
-    """The metric of some of the prompts, which count from zero there."""
+    """The metric for some of the prompts, which are numbered from zero."""
     if isinstance(metric, Contrast):
         return metric[prompts]
 

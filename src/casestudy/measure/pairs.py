@@ -1,7 +1,7 @@
 """Which prompts are compared, and which of their tokens correspond?
 
-Clean and corrupted prompts side by side, with the positions of their roles: what patching, paths
-and circuits are given. `counterfactual_table` has the scores of the edits that made them.
+Clean and corrupted prompts in pairs, with the positions of their roles: the input of patching, path
+patching and circuits. `counterfactual_table` has the scores of the edits that made them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Direction = Literal["denoising", "noising"]
 
 @dataclass(frozen=True)
 class Sides:
-    """Which prompts are run and which are patched from, with the roles of both."""
+    """The prompts that are run and the prompts that are patched from, with the roles of both."""
 
     base: Tokens
     source: Tokens
@@ -44,11 +44,11 @@ class Pairs:
     """Clean and corrupted prompts, pair by pair.
 
     Attributes:
-        clean, corrupted: as many prompts of each.
+        clean, corrupted: the same number of prompts.
         roles: each clean prompt's positions by role, for patching by role.
-        corrupted_roles: the corrupted prompts'; the clean ones' by default, which needs pairs of
-            equal length. A pair that has a role on one side only, or with another number of
-            tokens, has no value there.
+        corrupted_roles: of the corrupted prompts; by default those of the clean prompts, which
+            needs pairs of equal length. If only one prompt of a pair has a role, or the numbers of
+            tokens differ, the pair has no value for this role.
         labels: the prompts' names; their indices by default.
     """
 
@@ -155,7 +155,7 @@ UNEQUAL = (
 def equal_lengths(
     a: Tokens, b: Tokens, what: str, sides: tuple[str, str] = ("clean", "corrupted")
 ) -> None:
-    """Raise MeasureError, naming the pairs, where two sides differ in length and `what` cares."""
+    """Raise MeasureError, naming the pairs, if two sides differ in length."""
     lengths = zip(a.lengths.tolist(), b.lengths.tolist(), strict=True)
     unequal = [(i, m, n) for i, (m, n) in enumerate(lengths) if m != n]
     if unequal:
@@ -178,12 +178,12 @@ def pairs_of(
 ) -> Pairs:
     """Counterfactuals as pairs of tokens, with the roles of both sides.
 
-    A partner of as many tokens has its prompt's roles; another's are found in its own text. Every
-    pair has the last token and the changed tokens besides.
+    A corrupted prompt with the same number of tokens has its prompt's roles; otherwise roles are
+    found in its own text. Every pair also has the roles of the last token and the changed tokens.
 
     Args:
-        counterfactuals: of one family, as `Score.pairs` has them.
-        roles: to find besides the standard ones.
+        counterfactuals: of one family (`Score.pairs`).
+        roles: in addition to the standard roles.
         labels: of the prompts; their indices in the behaviour by default.
     """
     roles = tuple(roles)
@@ -215,7 +215,7 @@ def pairs_of(
 
 
 def counterfactual_table(scores: Sequence[Score]) -> Table:
-    """The families' scores, a row each, with 95 % intervals of the means."""
+    """The families' scores, one row each, with 95 % intervals of the means."""
     columns: dict[str, list[Any]] = {
         name: []
         for name in (

@@ -1,9 +1,9 @@
-"""Which corrupted prompt would take a preference away?
+"""Which corrupted prompt removes a preference?
 
-For one prompt and one contrast, every small edit that casestudy knows (`behaviour/swaps`, and the
-families of `behaviour/counterfactual`) is made, those that keep the number of tokens are run, and
-each is listed with the contrast that is left. An offer, not a proof: the person chooses the edit
-that changes what the question is about. Cost: one forward pass per edit.
+For one prompt and one contrast, all known edits (`behaviour/swaps`, and the families of
+`behaviour/counterfactual`) are made. Those that keep the number of tokens are run, and each is
+listed with the contrast that remains. These are suggestions: choose the edit that changes what your
+question is about. Cost: one forward pass per edit.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Partner:
         edit: what was changed ("singular or plural: dogs → dog").
         text: the corrupted prompt.
         clean, corrupted: the logit difference of either prompt, for the same two tokens.
-        before_last: whether the two differ before their last token, so that patching by position
-            can tell something.
+        before_last: whether the two differ before their last token, as patching by position
+            needs.
     """
 
     edit: str
@@ -39,12 +39,12 @@ class Partner:
 
     @property
     def left(self) -> float:
-        """The share of the clean difference that is left; negative where the sign changes."""
+        """The share of the clean difference that remains; negative if the sign changes."""
         return self.corrupted / self.clean if self.clean else float("nan")
 
     @property
     def undoes(self) -> bool:
-        """Whether at least half of the difference is gone."""
+        """Whether at least half of the difference is removed."""
         return self.left <= 0.5
 
     def as_dict(self) -> dict[str, object]:
@@ -59,10 +59,10 @@ class Partner:
 
 
 def partners(model: Model, prompt: str, answer: Token, counterpart: Token) -> tuple[Partner, ...]:
-    """The corrupted prompts of as many tokens that casestudy can offer, best first.
+    """The possible corrupted prompts with the same number of tokens, best first.
 
-    First come those that differ before the last token, then the others; among them those that
-    leave the least of the difference, a difference of the other sign being least.
+    Those that differ before the last token come first. Within both groups the order is by the
+    remaining difference, smallest (most negative) first.
 
     Args:
         model: the decoder.
@@ -88,7 +88,7 @@ def partners(model: Model, prompt: str, answer: Token, counterpart: Token) -> tu
         for one in found
         if one.n
     ]
-    distinct = {offer.text: offer for offer in reversed(offers)}  # the first of a kind stays
+    distinct = {offer.text: offer for offer in reversed(offers)}  # keep the first of each text
     return tuple(sorted(distinct.values(), key=lambda o: (not o.before_last, o.left)))
 
 

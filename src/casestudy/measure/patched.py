@@ -1,6 +1,6 @@
-"""What did a grid of patches find, prompt by prompt and on average?
+"""What are the values of a grid of patches, per prompt and on average?
 
-Raw values are the contrast itself. Normalised ones are ratios of means, (mean patched - mean
+Raw values are the contrast itself. Normalised values are ratios of means, (mean patched - mean
 unpatched) / (mean other - mean unpatched); effects are mean changes. Both come with the number of
 prompts and a 95 % interval over them.
 """
@@ -22,22 +22,22 @@ from casestudy.results.result import Array, Axis, Grid, Shown
 from casestudy.results.stats import mean_interval, ratio_in_parts
 
 LEAST = 0.05
-"""Of the larger logit difference: two runs that differ by less are no denominator for shares."""
+"""Two runs that differ by less than this share of the larger logit difference give no shares."""
 
 
 @dataclass(frozen=True)
 class Patched(Shown):
-    """One grid of patches, with what is needed to read it.
+    """One grid of patches, with its baselines.
 
     Attributes:
-        raw: the contrast with each activation replaced; the last axis is `prompt`. NaN where a
-            prompt has no such position or role.
+        raw: the contrast with each activation patched; the last axis is `prompt`. NaN if a prompt
+            has no such position or role.
         baselines: the same prompts' contrast without a patch, axes `run` ("unpatched", and "other"
             for a pair) and `prompt`.
-        known: 1 where a raw value is the unpatched one by construction, 0 where it was computed;
+        known: 1 if a raw value equals the unpatched one by construction, 0 if it was computed;
             axes as `raw`.
-        plan: how the work was cut up; the same plan gives the same numbers.
-        weighed: each prompt's answer and counterpart, where tokens are weighed and known.
+        plan: how the sweep was divided; the same plan gives the same numbers.
+        weighed: each prompt's answer and counterpart, for a contrast of known tokens.
     """
 
     raw: Grid
@@ -69,8 +69,8 @@ class Patched(Shown):
     def normalised(self) -> Grid:
         """Ratios of means over prompts, with n and a 95 % interval; no `prompt` axis.
 
-        1 is the other run, 0 the unpatched one, NaN where those two do not differ. The interval is
-        that of the ratio linearised (`ratio_in_parts`).
+        1 is the other run, 0 the unpatched one, NaN if the two do not differ. The interval is that
+        of the linearised ratio (`ratio_in_parts`).
 
         Raises: MeasureError for an ablation, which has no other run.
         """
@@ -111,13 +111,13 @@ class Patched(Shown):
 
     @property
     def summary(self) -> tuple[Grid, ...]:
-        """`normalised`, where there is another run to be a share of, and `effect`."""
+        """`normalised` (if there is another run) and `effect`."""
         if "other" in self.baselines.axis("run").labels:
             return self.normalised, self.effect
         return (self.effect,)
 
     def grids(self) -> tuple[Grid, ...]:
-        """All there is to keep of it."""
+        """All grids to store."""
         return (*self.summary, self.raw, self.baselines, self.known)
 
 
@@ -144,7 +144,7 @@ def patched(
     labels: tuple[str, ...] | None,
     contrast: Contrast | Metric,
 ) -> Patched:
-    """A sweep's values laid out along named axes, with its baselines."""
+    """A sweep's values as a grid with named axes, with its baselines."""
     n = len(found.base)
     prompts = Axis.count("prompt", n) if labels is None else Axis("prompt", labels)
     unit = "logits" if isinstance(contrast, Contrast) else "metric"

@@ -1,14 +1,15 @@
-"""Which activations carry the difference between two runs, or between a run and none?
+"""Which activations carry the difference between two runs, and which are necessary?
 
-Activation patching, exactly: run one prompt of a pair, put in an activation of the other, read the
-contrast at the last token. Denoising runs the corrupted prompts and puts clean activations in (is
-this enough to restore the behaviour?); noising runs the clean ones and puts corrupted activations
-in (is this needed?). An ablation puts in zero, a mean or another prompt's activation instead.
+Exact activation patching: run one prompt of a pair, replace an activation by that of the other
+prompt, and compute the contrast at the last token. Denoising runs the corrupted prompts with clean
+activations (is the activation sufficient to restore the behaviour?). Noising runs the clean prompts
+with corrupted activations (is it necessary?). An ablation uses zero, a mean or another prompt's
+activation instead.
 
-A grid has one axis per thing patched and one per prompt. Its raw values are the contrast itself;
-normalised ones are ratios of means, (mean patched - mean unpatched) / (mean other - mean
-unpatched), so that a prompt whose own difference is near zero cannot blow them up. Prompts of equal
-length can be patched position by position, others by role or at the last token.
+A grid has axes for the patched activation and one for the prompts. Its raw values are the contrast
+itself; normalised values are ratios of means, (mean patched - mean unpatched) / (mean other - mean
+unpatched), so a prompt whose own difference is near zero has little weight. Prompts of equal length
+can be patched by position, others by role or at the last token.
 
 Assumes a causal decoder. Cost: see `sweep`.
 Sources: Meng et al. 2022 (causal tracing); Wang et al. 2022 (IOI); Heimersheim and Nanda 2024, "How
@@ -77,11 +78,11 @@ __all__ = [
 
 By = Literal["position", "role", "all", "last"]
 Ablation = Literal["zero", "mean", "resample"]
-"""What `ablate` puts in place of an activation; for edges see `circuits.ablated.EdgeAblation`."""
+"""The replacement of an activation in `ablate`; for edges see `circuits.ablated.EdgeAblation`."""
 
 
 Watch = Callable[[Patched], None]
-"""Shown the grid so far, NaN where a cell is not known yet; what it raises ends the sweep."""
+"""Called with the grid so far, NaN in cells not yet computed; an exception ends the sweep."""
 
 
 def patch(
@@ -97,20 +98,20 @@ def patch(
     progress: Tell | None = None,
     watch: Watch | None = None,
 ) -> Patched:
-    """Patch one site in every layer, everywhere it can be.
+    """Patch one site in every layer, at every place.
 
     Args:
         model: the decoder.
         pairs: clean and corrupted prompts.
-        contrast: what is read, or a function of the last token's logits and each row's prompt.
+        contrast: a contrast, or a function of the last token's logits and each row's prompt.
         site: resid_pre, resid_mid, resid_post, attn_out, mlp_out: one cell per layer and place.
             z, q, k, v, pattern: one per layer, head (of k and v, key/value head) and place.
-        by: at every "position" on its own, at every "role", over "all" positions together, or at
-            the "last" token only; by default "all" for heads and "position" for the others.
+        by: at each "position", at each "role", at "all" positions together, or at the "last" token
+            only; by default "all" for heads and "position" for the others.
         direction: "denoising" runs the corrupted prompts (unpatched) with activations from the
             clean run; "noising" runs the clean prompts with activations from the corrupted run.
-        layers: which; all by default.
-        budget: memory, checking.
+        layers: indices; all by default.
+        budget: memory, checks.
         progress, watch: called after each batch of cells.
 
     Shape:  raw (layer, pos, prompt), (layer, head, pos, prompt), … with `role` for `pos`; without
@@ -143,9 +144,10 @@ def patch_prompts(
     progress: Tell | None = None,
     watch: Watch | None = None,
 ) -> Patched:
-    """Patch one site between prompts and the corrupted partners they bring.
+    """Patch one site between prompts and their own corrupted prompts.
 
-    Answers are the prompts' own or the model's, against their lower case (see `choose_answers`).
+    Answers are the prompts' own or the model's, with their lower case as counterpart (see
+    `choose_answers`).
     They are read after the last token, or after the position `readout`: then the prompts are cut
     there, since nothing later changes what is read. For a single pair of one length, positions are
     labelled with the clean prompt's tokens.
@@ -193,7 +195,7 @@ def patch_prompts(
 def _not_paired(
     model: Model, prompts: Sequence[Prompt], excluded: Sequence[Excluded]
 ) -> BehaviourError:
-    """The error for prompts whose partners do not correspond, with both lengths where they tell."""
+    """The error for pairs that cannot be aligned, with both lengths if they differ."""
     lines = []
     for one in excluded:
         prompt, why = prompts[one.index], one.why
@@ -225,7 +227,7 @@ def _with_tokens(grid: Grid, tokens: Sequence[str]) -> Grid:
 
 
 def read_by(text: str | None) -> By | None:
-    """A way to cut a prompt into places, from the command line.
+    """The option `by`, from the command line.
 
     Raises: MeasureError listing them.
     """
@@ -255,7 +257,7 @@ def neurons(
     """Patch single MLP neurons, (layer, neuron) each; `neurons_by_gradient` chooses some.
 
     Shape:  raw (neuron, prompt), or (neuron, pos, prompt); a neuron's label is "layer.index".
-            All else as `patch`.
+            Everything else as `patch`.
     """
     sides = pairs.sides(direction)
     axis, places = _places(by, sides)
@@ -285,10 +287,11 @@ def subspace(
     progress: Tell | None = None,
     watch: Watch | None = None,
 ) -> Patched:
-    """Patch only the part of the stream along some directions: columns, made orthonormal here.
+    """Patch only the component of the residual stream along some directions (columns, which are
+    made orthonormal).
 
-    Shape and all else as `patch`.
-    Raises: MeasureError where the columns are dependent or zero.
+    Shape and everything else as `patch`.
+    Raises: MeasureError if the columns are dependent or zero.
     """
     site = Site(site)
     q, r = torch.linalg.qr(directions.double())
@@ -324,23 +327,23 @@ def ablate(
     progress: Tell | None = None,
     watch: Watch | None = None,
 ) -> Patched:
-    """Take one site's activations away, everywhere it can be done.
+    """Ablate one site in every layer, at every place.
 
     Args:
         model: the decoder.
         tokens: the prompts, as tokens or texts.
         contrast, site, by, layers: as in `patch`.
-        kind: put in "zero"; the "mean" over the reference prompts at the same role, or at the same
-            position where a token has no role; or "resample", another prompt's activation.
+        kind: the replacement: "zero"; the "mean" over the reference prompts at the same role, or at
+            the same position if a token has no role; or "resample", another prompt's activation.
         roles: each prompt's positions by role.
-        reference: the prompts a mean is taken over; `tokens` by default.
+        reference: the prompts that a mean is over; `tokens` by default.
         reference_roles: their roles; those of `tokens` by default.
-        partners: for "resample", each prompt's donor; by default drawn by the budget's seed, none
-            its own.
+        partners: for "resample", each prompt's donor; by default random (the budget's seed), never
+            the prompt itself.
         labels: of the prompts.
 
-    Shape, unit, error: as `patch`, but without another run there is nothing to normalise by.
-    Raises: as `patch`; MeasureError where a role or position occurs in no reference prompt.
+    Shape, unit, error: as `patch`, but there is no other run, so no normalised values.
+    Raises: as `patch`; MeasureError if a role or position occurs in no reference prompt.
     """
     tokens = tokens if isinstance(tokens, Tokens) else model.tokenize(tokens)
     site = Site(site)
@@ -372,7 +375,7 @@ def ablate(
 def neurons_by_gradient(
     model: Model, pairs: Pairs, contrast: Contrast, k: int
 ) -> list[tuple[int, int]]:
-    """The k neurons whose patch promises most, by attribution patching; largest first.
+    """The k neurons with the largest scores by attribution patching, largest first.
 
     Score: |mean over prompts of Σ_pos (clean - corrupted activation) · gradient at the corrupted
     run|, a first-order estimate that only chooses which neurons to patch exactly.
@@ -388,7 +391,7 @@ def neurons_by_gradient(
     assert ours.logits is not None
     layers = range(model.config.n_layers)
     activations = [ours[Site.MLP_POST, layer] for layer in layers]
-    with torch.enable_grad():  # whatever the caller has switched off
+    with torch.enable_grad():  # even if the caller has disabled gradients
         value = contrast.value(ours.logits).sum()
     gradients = torch.autograd.grad(value, activations)
     mask = corrupted.to(model.device).mask[..., None]
@@ -408,7 +411,7 @@ def _zero(model: Model) -> Values:
 
 
 def _partners(n: int, seed: int) -> list[int]:
-    """Each prompt's donor: the next one around a shuffled circle, so that none is its own."""
+    """Each prompt's donor: the next one in a random cycle, so never the prompt itself."""
     if n < 2:
         raise MeasureError("one prompt has no other to resample from", allowed="two or more")
     order = list(range(n))
@@ -431,7 +434,7 @@ def _places(by: By, sides: Sides) -> tuple[Axis | None, list[Place]]:
     if by == "role":
         if sides.base_roles is None or sides.source_roles is None:
             raise MeasureError("by role, but no roles came", hint="Give each prompt's roles")
-        # in the order of the prompts' own text, which does not hang on which prompt comes first
+        # in the order of the prompts' text, which does not depend on the order of the prompts
         names = _in_text_order(sides.base_roles)
         places = [_role(name, sides.base_roles, sides.source_roles) for name in names]
         return Axis("role", names), places
@@ -443,7 +446,7 @@ def _places(by: By, sides: Sides) -> tuple[Axis | None, list[Place]]:
 
 
 def _in_text_order(roles: Roles) -> tuple[str, ...]:
-    """Every role's name, by how far along a prompt it stands on average."""
+    """Every role's name, ordered by its mean position in the prompts."""
     far: dict[str, list[float]] = {}
     for row in roles:
         end = 1 + max((max(places) for places in row.values() if places), default=0)
@@ -499,11 +502,11 @@ def _cells(
 
 @dataclass(frozen=True)
 class _Job:
-    """What a grid will be called, and how it is laid out.
+    """The name and the axes of a grid.
 
     Attributes:
-        of_pairs: whether the source is the base's other side, so that its own contrast is what a
-            patch restores; a donor's is about another prompt's answer.
+        of_pairs: whether the source is the other prompt of the pair, so that a patch restores its
+            contrast; the contrast of a donor is about another prompt's answer.
     """
 
     name: str
@@ -523,7 +526,7 @@ class _Job:
         progress: Tell | None,
         watch: Watch | None,
     ) -> Patched:
-        """The cells, swept and laid out along the axes."""
+        """Sweep the cells, and arrange the values along the axes."""
 
         def laid_out(found: Sweep) -> Patched:
             found = found if self.of_pairs else replace(found, other=None)

@@ -1,8 +1,8 @@
-"""What does the model expect next, and where does a given answer stand?
+"""Which next tokens does the model predict, and what rank and probability has an answer?
 
 Top-k tokens with logit and probability at each prompt's last position, the answers' ranks (rank 0
 is the first), and the exact log-probability of an answer of several tokens. Cost: the unembedding
-at the positions asked for.
+at the needed positions.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def predictions(
 def top_tokens(
     model: Model, logits: Float[Tensor, "batch d_vocab"], labels: Sequence[int], top_k: int
 ) -> Table:
-    """The table of `predictions`, from logits that are there; `labels` are the prompts' numbers."""
+    """The table of `predictions`, from given logits; `labels` are the prompts' numbers."""
     top_k = min(top_k, logits.shape[1])
     best = logits.topk(top_k, dim=1)
     probs = _probabilities(logits).gather(1, best.indices)
@@ -80,13 +80,13 @@ def _probabilities(logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, "bat
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """Where an answer stands after a prompt.
+    """An answer's rank and probability after a prompt.
 
     Attributes:
         tokens: the answer's tokens, in order.
         log_prob: natural logarithm of its probability, by the chain rule over its tokens.
         rank, logit: of a single token among the next-token predictions; None for several tokens.
-        notices: how the answer was read, where that is not plain.
+        notices: about the tokenisation of the answer, if it needs one.
     """
 
     answer: str
@@ -141,7 +141,7 @@ def score_answer(model: Model, prompt: str, answer: AnswerLike) -> AnswerScore:
 
 
 def measure_predictions(batch: Batch) -> list[Result]:
-    """Top-k, answers with their counterparts, what was passed over, and the logit differences."""
+    """Top-k, answers with their counterparts, skipped candidates, and the logit differences."""
     return [
         top_tokens(batch.model, batch.logits, batch.index, TOP_K),
         _answers(batch),
@@ -197,7 +197,7 @@ def logit_difference(model: Model, behaviour: Prompts) -> Grid:
     """The contrasts of a behaviour's prompts.
 
     Shape:  (contrast, prompt), at each prompt's last position.
-    Unit:   logits; NaN where a prompt has no such answer and counterpart.
+    Unit:   logits; NaN if a prompt has no such answer and counterpart.
     """
     batch = run_whole(model, behaviour, [PREDICTIONS])
     return next(r for r in measure_predictions(batch) if isinstance(r, Grid))

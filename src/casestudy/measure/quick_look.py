@@ -1,8 +1,8 @@
-"""What does one prompt, alone or beside a corrupted one, say to every quick question at once?
+"""What are all quick measurements of one prompt, alone or with a corrupted prompt?
 
-For looking around before there is a study: one run of both prompts, and from it the predictions,
-the class masses and, for one answer against one counterpart, the ledger, the lens, the heads'
-shares and where each head looks from the last token. The measurements are the same as a study's.
+For exploration before a study: one run of both prompts gives the predictions, the class masses and,
+for one answer and one counterpart, the ledger, the lens, the heads' direct contributions and their
+attention from the last token. The measurements are the same as in a study.
 Cost: one forward pass, a few projections; the embedding's width times its vocabulary once.
 """
 
@@ -38,17 +38,17 @@ CONTRAST = "answer against counterpart"
 
 @dataclass(frozen=True)
 class Probe:
-    """One prompt's account, or two prompts'.
+    """The quick measurements of one prompt, or of two.
 
     Attributes:
         tokens: each prompt's tokens.
         predictions: as `predictions`, with `written`: how to ask for the token after the first
             prompt, its text or "id:1234" (see `Tokenizer.written`).
         classes: (class, prompt) probabilities.
-        answer, counterpart: the two tokens weighed, given or chosen; None where there are none.
-        notices: how the texts were read, where that is not plain; a line per kind.
-        problem: why there is no contrast; None where there is one.
-        grids: where there is a contrast, by name: `logit_difference`, `ledger`, `ledger.check`,
+        answer, counterpart: the two tokens of the contrast, given or chosen; None if there is none.
+        notices: about the tokenisation of the texts, one line per kind.
+        problem: the reason if there is no contrast, else None.
+        grids: if there is a contrast, by name: `logit_difference`, `ledger`, `ledger.check`,
             `lens`, `lens.own_norm`, `attribution.head` as a study has them; and always
             `attention.0`, `attention.1` with the axes layer, head and key_pos, from each prompt's
             last token.
@@ -72,18 +72,18 @@ def probe(
     counterpart: str | int | Token | None = None,
     top_k: int = TOP_K,
 ) -> Probe:
-    """Run a prompt, or a clean and a corrupted one, and ask everything quick.
+    """Run a prompt, or a clean and a corrupted one, and make all quick measurements.
 
     Args:
         model: which predicts.
         texts: the prompts; answer and counterpart are chosen from the first one's predictions.
         answer: a token, as a text that continues the first prompt, "id:1234" or an id; by default
             the most probable one.
-        counterpart: a token; by default the answer's lower case where it is a space and a capital,
-            and otherwise the most probable of the others.
+        counterpart: a token; by default the answer's lower case if the answer is a space and a
+            capital, and otherwise the most probable other token.
         top_k: how many predictions to list.
 
-    An answer or counterpart that is not one token costs the contrast alone: see `Probe.problem`.
+    If an answer or counterpart is not one token, there is no contrast: see `Probe.problem`.
 
     Raises: PromptError for a prompt that cannot be run.
     """
@@ -128,7 +128,7 @@ def choose_pair(
     answer: str | int | Token | None,
     counterpart: str | int | Token | None,
 ) -> tuple[Token, Token]:
-    """The answer and counterpart that `probe` weighs, where one or both are not given.
+    """The answer and counterpart of `probe`, if one or both are not given.
 
     Raises: TokenError where one that is given is not one token; BehaviourError where the
         predictions hold nothing to choose.

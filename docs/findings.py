@@ -1,11 +1,12 @@
-"""Write docs/findings.md's blocks: how the bundled model comes to write a capital after a stop.
+"""Write docs/findings.md's blocks: how two models come to write a capital after a stop.
 
-    python -m docs.findings [--corpus FOLDER]
+    python -m docs.findings [MODEL …] [--corpus FOLDER]
 
-Run it from the repository's root. Measures `tiny` on the presets and on contexts mined from the
-kept-out books (those of `training.corpus.HELD_OUT`; no other is read), keeps the numbers in
-findings.json and words them in findings.md. Without the books the presets are measured and the
-mined figures stay as they are. Nothing is drawn at random without a seed. Cost: a minute or two.
+Run it from the repository's root. Measures `tiny`, and `smollm2` where it is installed, on the
+presets and on contexts mined from the kept-out books (those of `training.corpus.HELD_OUT`; no other
+is read), keeps the numbers in findings.json and words them in findings.md. What is not measured
+anew, for want of the books or of the model, stays as it is. Nothing is drawn at random without a
+seed. Cost: a minute or two for `tiny`; for `smollm2` about half an hour of one core.
 """
 
 from __future__ import annotations
@@ -15,24 +16,22 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from docs.findings_page import (
+from docs.findings_page import PAGE, RESULTS, filled
+from docs.findings_tables import (
     COMMA,
     FIRST,
     LOWERED,
     NO_STOPS,
     OWN,
     OWN_LOWERED,
-    PAGE,
     REST_LOWERED,
-    RESULTS,
     STARTS,
-    filled,
 )
 from numpy.typing import NDArray
 from training.corpus import HELD_OUT
@@ -48,6 +47,7 @@ from casestudy.circuits.card import Card, circuit_card
 from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.evidence import Choices
 from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.errors import CasestudyError
 from casestudy.measure.attention import attention_by_role
 from casestudy.measure.attribution import HEADS
 from casestudy.measure.class_mass import CLASS_MASS, class_mass
@@ -67,10 +67,42 @@ CORPUS = "CASESTUDY_CORPUS"
 
 FOUR = (LOWERED, STARTS, FIRST, COMMA)
 KINDS = ("sentence end", "abbreviation", "decimal point")
-MINED, LONGEST, PATCHED = 900, 64, 40
-CIRCUIT_PAIRS, CIRCUIT_LONGEST = 48, 32
-PRESET_CHOICES = Choices(random_circuits=5)
-MINED_CHOICES = Choices(random_circuits=3, replicates=50, exact_edges=100)
+MINED, LONGEST = 900, 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured of a model, and on which edit.
+
+    Attributes:
+        preset, mined: how the circuits are looked for.
+        edit: the family of edits whose pairs heads and circuits are looked for on: the one that
+            undoes the behaviour in this model.
+        patched: most pairs that are patched.
+        pairs, longest: most mined pairs of the circuit, and their most tokens.
+    """
+
+    preset: Choices
+    mined: Choices
+    edit: str = LOWERED
+    patched: int = 40
+    pairs: int = 48
+    longest: int = 32
+
+
+PLANS = {
+    "tiny": Plan(
+        preset=Choices(random_circuits=5),
+        mined=Choices(random_circuits=3, replicates=50, exact_edges=100),
+    ),
+    "smollm2": Plan(
+        edit=COMMA,
+        patched=24,
+        pairs=24,
+        preset=Choices(random_circuits=2, exact_edges=100),
+        mined=Choices(random_circuits=1, replicates=20, exact_edges=50),
+    ),
+}
 
 _START = next(role.pattern for role in STANDARD_ROLES if role.name == "sentence starts")
 OWN_ROLE = Role(OWN, _START, which="last", take="first")
@@ -126,6 +158,25 @@ def batch_of(model: Model, behaviour: Behaviour, index: Sequence[int]) -> Batch:
     return run_batch(model, behaviour, index, [LEDGER, HEADS, CLASS_MASS])
 
 
+# Does it?
+
+
+def predicted(batch: Batch) -> Found:
+    """How often the answer is preferred, and is the likeliest token of all."""
+    contrast, logits = batch.contrasts[0], batch.logits
+    likeliest = logits.argmax(-1).tolist()
+    top = [
+        answer.token.id == best
+        for answer, best in zip(batch.answers.chosen, likeliest, strict=True)
+        if answer is not None
+    ]
+    return {
+        "n": len(top),
+        "preferred": number(float((contrast.value(logits) > 0).double().mean())),
+        "likeliest": number(float(np.mean(top))),
+    }
+
+
 # Who writes it?
 
 
@@ -158,7 +209,7 @@ def written(batch: Batch, units: Sequence[str] | None = None) -> Found:
             | mean(heads[divmod(int(i), heads.shape[1])], units)
             for i in order
         ],
-        "b_U": mean(values[terms.index(B_U)], units),
+        "b_U": mean(values[terms.index(B_U)], units) if B_U in terms else None,
     }  # fmt: skip
 
 
@@ -298,26 +349,28 @@ def told(made: Card) -> Found:
 # The two halves
 
 
-def measure_preset(model: Model) -> tuple[Found, Card]:
+def measure_preset(model: Model, plan: Plan) -> tuple[Found, Card]:
     """All that the presets say, and the circuit found on the flagship's pairs."""
     behaviour = preset("full-stop-capitals")
     index = [i for i, prompt in enumerate(behaviour.prompts) if behaviour.is_main(prompt)]
     batch = batch_of(model, behaviour, index)
     scores = families(batch, (f for f in FAMILIES if f.name in FOUR))
     pairs = {s.family: aligned(s) for s in scores}
-    lowered = pairs[FOUR[0]]
-    noising = by_head(batch, lowered, "noising")
-    made = circuit_card(model, *paired(batch, lowered), PRESET_CHOICES)
+    undone = pairs[plan.edit]
+    noising = by_head(batch, undone, "noising")
+    made = circuit_card(model, *paired(batch, undone), plan.preset)
     ordinary = replace(behaviour, prompts=batch.prompts, main=())
     numbers = preset("decimal-point")
     found = {
         "weight_hash": model.weight_hash,
+        "edit": plan.edit,
+        "prompts": predicted(batch),
         "written": written(batch),
         "edits": edits(scores, None),
         "places": {name: by_place(batch, pairs[name]) for name in FOUR},
         "noising": noising,
-        "denoising": by_head(batch, lowered, "denoising"),
-        "by_hand": by_hand(batch, lowered, noising[0]["head"]),
+        "denoising": by_head(batch, undone, "denoising"),
+        "by_hand": by_hand(batch, undone, noising[0]["head"]),
         "looks": looks(model, ordinary, noising[0]["head"]),
         "card": told(made),
         "decimal": decimal(model, numbers),
@@ -390,7 +443,7 @@ EDITS = (
 )
 
 
-def measure_mined(model: Model, books: Sequence[Path], known: Card) -> Found:
+def measure_mined(model: Model, books: Sequence[Path], known: Card, plan: Plan) -> Found:
     """All that the kept-out books say."""
     mined = mine(books, model.tokenizer, n=MINED, seed=0, max_tokens=LONGEST)
     behaviour = mined.behaviour
@@ -411,11 +464,12 @@ def measure_mined(model: Model, books: Sequence[Path], known: Card) -> Found:
     first_person = np.array([answer == " I" for answer in ends.contrasts[0].answers])
     comma = families(ends, (f for f in FAMILIES if f.name == FOUR[3]))[0]
     flipped = comma.clean * comma.corrupted < 0
-    lowered = evenly(aligned(next(s for s in scores if s.family == FOUR[0])), PATCHED)
-    noising = by_head(many, lowered, "noising")
+    undone = evenly(aligned(next(s for s in scores if s.family == plan.edit)), plan.patched)
+    noising = by_head(many, undone, "noising")
     return {
         "weight_hash": model.weight_hash,
         "books": len(books),
+        "prompts": predicted(ends),
         "taken": {k: len(of_kind[k]) for k in KINDS},
         "written": written(ends, units),
         "by_book": by_book,
@@ -424,13 +478,13 @@ def measure_mined(model: Model, books: Sequence[Path], known: Card) -> Found:
                         "other": number(flipped[~first_person].mean())},
         "several": len(some),
         "edits": edits(scores, their),
-        "places": {s.family: by_place(many, evenly(aligned(s), PATCHED))
+        "places": {s.family: by_place(many, evenly(aligned(s), plan.patched))
                    for s in scores if s.family in FOUR},
         "noising": noising,
-        "by_hand": by_hand(many, lowered, noising[0]["head"]),
+        "by_hand": by_hand(many, undone, noising[0]["head"]),
         "looks": looks(model, replace(behaviour, prompts=many.prompts), noising[0]["head"]),
         "kinds": kinds(model, behaviour, of_kind),
-        **circuit(model, ends, known),
+        **circuit(model, ends, known, plan),
     }  # fmt: skip
 
 
@@ -478,14 +532,14 @@ def kinds(model: Model, behaviour: Behaviour, of_kind: dict[str, list[int]]) -> 
     }  # fmt: skip
 
 
-def circuit(model: Model, ends: Batch, known: Card) -> Found:
+def circuit(model: Model, ends: Batch, known: Card, plan: Plan) -> Found:
     """A circuit of the mined pairs, and what each of the two circuits carries on them."""
-    short = [f for f in FAMILIES if f.name == FOUR[0]]
+    short = [f for f in FAMILIES if f.name == plan.edit]
     s = aligned(families(ends, short)[0])
-    s = evenly(s.only(lambda pair: pair.last < CIRCUIT_LONGEST), CIRCUIT_PAIRS)
+    s = evenly(s.only(lambda pair: pair.last < plan.longest), plan.pairs)
     pairs, contrast = paired(ends, s)
     documents = [ends.prompts[pair.index].document for pair in s.pairs]
-    made = circuit_card(model, pairs, contrast, MINED_CHOICES, documents=documents)
+    made = circuit_card(model, pairs, contrast, plan.mined, documents=documents)
     carried = evaluate_circuit(model, pairs, contrast, [known.circuit, made.circuit])
     values, low, high = carried.interval()
     shared = set(known.circuit.edges) & set(made.circuit.edges)
@@ -494,7 +548,7 @@ def circuit(model: Model, ends: Batch, known: Card) -> Found:
         "carried": {"mean": number(values[0]), "low": number(low[0]), "high": number(high[0]),
                     "n": len(pairs.clean)},
         "shared_edges": len(shared),
-        "longest": CIRCUIT_LONGEST,
+        "longest": plan.longest,
     }  # fmt: skip
 
 
@@ -503,28 +557,34 @@ def books_in(folder: Path) -> list[Path]:
     return [path for name in HELD_OUT if (path := folder / name).is_file()]
 
 
-def measure(folder: Path, before: Found) -> Found:
-    """Both halves, or the presets' with the mined one as it was."""
-    model = casestudy.load("tiny")
-    print("the presets", file=sys.stderr)
-    found, made = measure_preset(model)
+def measure(name: str, folder: Path, before: Found | None) -> Found | None:
+    """Both halves of a model, or the presets' with the mined one as it was."""
+    try:
+        model, plan = casestudy.load(name), PLANS[name]
+    except CasestudyError as problem:
+        print(f"{name} stays as it was: {problem}", file=sys.stderr)
+        return before
+    print(f"{name}: the presets", file=sys.stderr)
+    found, made = measure_preset(model, plan)
     books = books_in(folder)
     if not books:
         print(f"no kept-out book in {folder}: the mined figures stay as they are; name a folder "
               f"with --corpus or {CORPUS}", file=sys.stderr)  # fmt: skip
-        return {"preset": found, "mined": before["mined"]}
-    print(f"contexts of {len(books)} books", file=sys.stderr)
-    return {"preset": found, "mined": measure_mined(model, books, made)}
+        return {"preset": found, "mined": before and before["mined"]}
+    print(f"{name}: contexts of {len(books)} books", file=sys.stderr)
+    return {"preset": found, "mined": measure_mined(model, books, made, plan)}
 
 
 def main() -> None:
     """Measure, keep the numbers, and put the words into the page."""
     parser = argparse.ArgumentParser(description="Measure docs/findings.md again.")
+    parser.add_argument("models", nargs="*", default=list(PLANS), metavar="MODEL")
     parser.add_argument("--corpus", type=Path, default=os.environ.get(CORPUS, "../shared/corpus"))
     # Small matrices: a second thread mostly waits for the first, and for long on a busy machine.
     torch.set_num_threads(1)
     before = json.loads(RESULTS.read_text("utf-8"))
-    found = measure(Path(parser.parse_args().corpus), before)
+    asked = parser.parse_args()
+    found = before | {name: measure(name, asked.corpus, before.get(name)) for name in asked.models}
     RESULTS.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text("utf-8"), found), encoding="utf-8")
 

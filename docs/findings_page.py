@@ -9,66 +9,36 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+from docs import findings_two as two
+from docs.findings_tables import (
+    COMMA,
+    FIRST,
+    HELD,
+    METHOD,
+    NO_STOPS,
+    OWN,
+    OWN_LOWERED,
+    REST_LOWERED,
+    Found,
+    between,
+    card_table,
+    claim,
+    clear,
+    curves_table,
+    edits_table,
+    ledgers_table,
+    masses_table,
+    parts_table,
+    share,
+    streams_table,
+)
 
 from casestudy.show.text import interval, listing, number, percent, signed
 
 HERE = Path(__file__).parent
 PAGE, RESULTS = HERE / "findings.md", HERE / "findings.json"
 RECORDED = HERE.parent / "tests" / "golden" / "data"
-
-Found = dict[str, Any]
-
-LOWERED, STARTS, FIRST, COMMA = (
-    "all lowered",
-    "sentence starts lowered",
-    "first letter lowered",
-    "final stop to comma",
-)
-EDITS = (LOWERED, STARTS, FIRST, COMMA)
-OWN_LOWERED = "last sentence's first letter lowered"
-REST_LOWERED = "all but these two letters lowered"
-NO_STOPS = "earlier stops to commas"
-OWN = "the last sentence's first word"
-LOOKED, HELD = "faithfulness where it was looked for", "faithfulness on pairs held out"
-METHOD = "eap-ig-inputs, absolute"
-
-
-def between(x: Found, write: Callable[[float], str] = signed) -> str:
-    """A mean with its interval."""
-    return f"{write(x['mean'])} ({interval(x['low'], x['high'])})"
-
-
-def shares(x: Found) -> str:
-    """A share of probability with its interval in points."""
-    low, high = max(x["low"], 0), min(x["high"], 1)
-    return f"{percent(x['mean'])} ({percent(low)} to {percent(high)})"
-
-
-def share(value: float) -> str:
-    """A share of a difference with two decimals, and no sign before nothing."""
-    return number(round(value, 2) + 0.0)
-
-
-def claim(holds: bool, words: str) -> str:
-    """Words that the figures have to bear out.
-
-    Raises: ValueError where they do not, and the page has to say something else.
-    """
-    if not holds:
-        raise ValueError(f"the figures no longer say: {words}")
-    return words
-
-
-def clear(x: Found) -> bool:
-    """Whether an interval leaves zero out."""
-    return bool(x["low"] > 0 or x["high"] < 0)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns but the first are numbers."""
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def answer(found: Found) -> str:
@@ -95,11 +65,6 @@ def answer(found: Found) -> str:
 def parts(found: Found) -> str:
     """Who writes the capital."""
     p, m = found["preset"]["written"], found["mined"]["written"]
-    kinds = list(p["kinds"])
-    rows = [[kind, between(p["kinds"][kind]), between(m["kinds"][kind])] for kind in kinds]
-    rows += [[f"mlp {i}", between(a), between(b)]
-             for i, (a, b) in enumerate(zip(p["mlps"], m["mlps"], strict=True))]  # fmt: skip
-    rows.append(["in all", between(p["difference"]), between(m["difference"])])
     attention = [side["kinds"]["attention"] for side in (p, m)]
     said = ["cannot be told from none" if not clear(x) else signed(x["mean"]) for x in attention]
     heads = [listing([f"{h['head']} ({signed(h['mean'])})" for h in side["heads"]])
@@ -108,14 +73,7 @@ def parts(found: Found) -> str:
     share = [side["b_U"]["mean"] / side["difference"]["mean"] for side in (p, m)]
     flips = found["mined"]["comma_flips"]
     return (
-        table(
-            [
-                "written by",
-                f"preset, n = {p['difference']['n']}",
-                f"mined sentence ends, n = {m['difference']['n']}",
-            ],
-            rows,
-        )
+        parts_table(p, m)
         + f"\nThe sum of the attention layers {said[0]} on the preset and {_is(said[1])} on mined "
         f"contexts. b_U, which is the same whatever the prompt says, is {percent(share[0])} of the "
         f"contrast there and {percent(share[1])} here. The largest direct shares of heads are "
@@ -140,16 +98,7 @@ def places(found: Found) -> str:
 
 
 def _edits(p: Found, m: Found) -> str:
-    rows = []
-    for name in (*EDITS, OWN_LOWERED, REST_LOWERED, NO_STOPS):
-        row = [name]
-        for side in (p, m):
-            x = side["edits"].get(name)
-            row += ["", ""] if x is None else [_moved(x), f"{percent(x['flips'])} of {x['n']}"]
-        rows.append(row)
-    text = "Edits of the text, and what they do to the contrast:\n\n"
-    text += table(["edit", "preset", "turned round", "several sentences, mined", "turned round"],
-                  rows)  # fmt: skip
+    text = "Edits of the text, and what they do to the contrast:\n\n" + edits_table(p, m)
     kept = [m["edits"][n]["edited"]["mean"] / m["edits"][n]["clean"]["mean"]
             for n in (FIRST, OWN_LOWERED, REST_LOWERED, NO_STOPS)]  # fmt: skip
     first = m["edits"][FIRST]["edited"]["mean"]
@@ -170,27 +119,7 @@ def _edits(p: Found, m: Found) -> str:
 
 def _streams(p: Found, m: Found) -> str:
     text = "Clean residual streams put into the edited run, one place at a time, as a share of "
-    text += "the difference before layers 0, 1 and the last:\n\n"
-    rows = []
-    for name in EDITS:
-        for place in ("first word", OWN, "earlier full stops", "final full stop"):
-            row = [name, place]
-            for side in (p, m):
-                values = side["places"][name]["shares"].get(place)
-                # the preset's sentences are mostly alone: this role is the first word there
-                skip = values is None or (side is p and place == OWN)
-                row.append("" if skip else " / ".join(share(values[i])
-                                                      for i in (0, 1, -1)))  # fmt: skip
-            rows.append(row)
-    text += table(
-        [
-            "edit",
-            "place",
-            f"preset, n = {p['places'][LOWERED]['n']} or {p['places'][COMMA]['n']}",
-            f"several sentences, n = {m['places'][LOWERED]['n']}",
-        ],
-        rows,
-    )
+    text += "the difference before layers 0, 1 and the last:\n\n" + streams_table(p, m)
     early, late = (m["places"][FIRST]["shares"]["final full stop"][i] for i in (1, -1))
     alone = p["places"][FIRST]["shares"]["final full stop"][1]
     words = [x["places"][FIRST]["shares"]["first word"] for x in (p, m)]
@@ -233,10 +162,6 @@ def _one_head(p: Found, m: Found) -> str:
     )
 
 
-def _moved(x: Found) -> str:
-    return f"{signed(x['clean']['mean'])} → {between(x['edited'])}"
-
-
 def _next(side: Found) -> str:
     return _heads(side["noising"][1:])
 
@@ -247,12 +172,8 @@ def _heads(heads: Sequence[Found]) -> str:
 
 def kinds(found: Found) -> str:
     """Decimal points and abbreviations."""
-    k, taken = found["mined"]["kinds"], found["mined"]["taken"]
-    classes = ("space+Capital", "space+lower", "digit", "newline")
-    rows = [[f"{kind}, n = {taken[kind]}", *(shares(k["mass"][kind][c]) for c in classes),
-             shares(k["lowered"][kind])] for kind in taken]  # fmt: skip
-    text = "Probability after mined contexts:\n\n"
-    text += table(["after", *classes, "space+Capital, text lowered"], rows)
+    k = found["mined"]["kinds"]
+    text = "Probability after mined contexts:\n\n" + masses_table(found["mined"])
     d = found["preset"]["decimal"]
     n = {group: x["digit"]["n"] for group, x in d["mass"].items()}
     digit = [
@@ -261,11 +182,8 @@ def kinds(found: Found) -> str:
     ]
     text += f"\nOn the `decimal-point` preset digits get {listing(digit)}.\n\n"
     text += "What each part writes beyond what it writes at sentence ends, with b_U's change:\n\n"
+    text += ledgers_table(found["mined"])
     a, b = k["decimal_ledger"], k["abbreviation_ledger"]
-    text += table(
-        ["part", "decimal point: digit against capital", "abbreviation: capital against lower"],
-        [[part, between(a[part]), between(b[part])] for part in a],
-    )
     largest = max((x for x in a if x != "sum"), key=lambda part: abs(a[part]["mean"]))
     gone = min((x for x in b if x != "sum"), key=lambda part: b[part]["mean"])
     text += (
@@ -314,34 +232,9 @@ def circuit(found: Found) -> str:
     """The cards."""
     p, m = found["preset"]["card"], found["mined"]["card"]
 
-    def row(label: str, figure: str, **how: Any) -> list[str]:
-        return [label, *(_figure(side["summary"].get(figure), **how) for side in (p, m))]
-
-    rows = [
-        ["pairs it was looked for on / judged on",
-         *(f"{x['about']['n_found_on']} / {x['about']['n_judged_on']}" for x in (p, m))],
-        row(f"edges, of {p['about']['n_edges']:,}", "edges", digits=0),
-        row("nodes", "nodes", digits=0),
-        row("faithfulness where it was looked for", LOOKED),
-        row("faithfulness held out", HELD),
-        row("the same, other edges at their mean", f"{HELD}, mean ablation"),
-        row("the same, other edges at zero", f"{HELD}, zero ablation"),
-        row("CPR", f"CPR ({METHOD})"),
-        row("CMD", f"CMD ({METHOD})"),
-        row("incompleteness, single nodes", "incompleteness, single nodes", about=True),
-        row("incompleteness, sets", "incompleteness, sets of nodes", about=True),
-        row("minimality, least of a node", "minimality, least of a node", about=True),
-        row("edge overlap under resampling", "edge overlap under resampling"),
-        row("rank correlation with exact patching", "rank correlation with exact patching",
-            about=True),
-    ]  # fmt: skip
-    text = table(["", "preset", "mined sentence ends"], rows) + "\n"
+    text = card_table(p, m) + "\n"
     text += "Faithfulness held out, by share of the edges, beside the controls:\n\n"
-    curves = (METHOD, "eap-ig-inputs, signed", "random circuits of the same size",
-              "signs flipped at random")  # fmt: skip
-    body = [[f"{side}: {name}", *("" if v is None else share(v) for v in x["curves"][name])]
-            for side, x in (("preset", p), ("mined", m)) for name in curves]  # fmt: skip
-    text += table(["first edges by score", *(percent(float(s)) for s in p["shares"])], body)
+    text += curves_table(p, m)
     strongest = [listing([f"`{e['edge']}` ({number(e['score'])})" for e in x["edges"][:4]])
                  for x in (p, m)]  # fmt: skip
     path = claim(
@@ -372,15 +265,6 @@ def circuit(found: Found) -> str:
 
 def _holds(carried: Found, p: Found) -> bool:
     return bool(carried["high"] >= p["summary"][HELD]["value"])
-
-
-def _figure(row: Found | None, *, digits: int = 2, about: bool = False) -> str:
-    if row is None:
-        return "not measured"
-    text = number(row["value"], digits)
-    if row["lower"] is not None:
-        text += f" ({interval(row['lower'], row['upper'])})"
-    return f"{text}: {row['about']}" if about else text
 
 
 def gaps(found: Found) -> str:
@@ -475,16 +359,26 @@ def gpt2(found: Found) -> str:
     )
 
 
-BLOCKS: dict[str, Callable[[Found], str]] = {
+def _of_tiny(make: Callable[[Found], str]) -> Callable[[Found], str]:
+    return lambda found: make(found["tiny"])
+
+
+_TINY = {
     "answer": answer,
     "parts": parts,
     "places": places,
     "kinds": kinds,
     "circuit": circuit,
     "gaps": gaps,
-    "gpt2": gpt2,
 }
-"""The page's blocks, in order."""
+
+BLOCKS: dict[str, Callable[[Found], str]] = {
+    "two": lambda found: two.short(found) + "\n" + two.beside(found),
+    **{name: _of_tiny(make) for name, make in _TINY.items()},
+    "smollm2": two.published,
+    "gpt2": _of_tiny(gpt2),
+}
+"""The page's blocks, in order, from all models' figures."""
 
 
 def ends(name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""docs/findings.md says what docs/findings.json holds, and that is of the bundled model."""
+"""docs/findings.md says what docs/findings.json holds, and that is of the models it names."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docs import findings, findings_page
+from docs import findings, findings_page, findings_tables, findings_two
 
 from casestudy.model.loading import load
+from casestudy.model.model import Model
 
 FOUND = json.loads(findings_page.RESULTS.read_text("utf-8"))
+TINY = FOUND["tiny"]
 PAGE = findings_page.PAGE.read_text("utf-8")
 
 
@@ -22,7 +24,13 @@ def test_the_pages_blocks_are_the_stored_figures() -> None:
 
 def test_the_figures_are_the_bundled_models() -> None:
     ours = load("tiny").weight_hash
-    assert {side: FOUND[side]["weight_hash"] for side in FOUND} == {"preset": ours, "mined": ours}
+    assert {side: TINY[side]["weight_hash"] for side in TINY} == {"preset": ours, "mined": ours}
+
+
+@pytest.mark.real
+def test_the_figures_are_the_published_models(smollm2: Model) -> None:
+    theirs = FOUND["smollm2"]
+    assert {x["weight_hash"] for x in theirs.values()} == {smollm2.weight_hash}
 
 
 def test_what_is_written_by_hand_has_no_measured_figure() -> None:
@@ -34,22 +42,35 @@ def test_what_is_written_by_hand_has_no_measured_figure() -> None:
 
 
 def test_other_figures_make_other_words() -> None:
-    other = json.loads(json.dumps(FOUND))
-    other["mined"]["edits"][findings_page.FIRST]["edited"]["mean"] = 9.0
+    other = json.loads(json.dumps(TINY))
+    other["mined"]["edits"][findings_tables.FIRST]["edited"]["mean"] = 9.0
     text = findings_page.places(other)
     assert "leaves its sign (+9.00 in the mean)" in text
     assert "So the start of the text is not what decides." in text
 
 
-def test_a_conclusion_the_figures_do_not_bear_out_is_not_written() -> None:
+def test_what_decides_in_a_model_follows_from_its_figures() -> None:
     other = json.loads(json.dumps(FOUND))
+    edits = other["smollm2"]["mined"]["edits"]
+    edits[findings_tables.COMMA]["flips"] = 0.0
+    for name in findings_two.CASE:
+        edits[name]["flips"] = 1.0
+    assert "Here the case of the text decides more often" in findings_two.short(other)
+    edits[findings_tables.COMMA]["flips"] = 1.0
+    assert "Here stop and case turn the preference round about as often" in findings_two.short(
+        other
+    )
+
+
+def test_a_conclusion_the_figures_do_not_bear_out_is_not_written() -> None:
+    other = json.loads(json.dumps(TINY))
     other["preset"]["noising"][0]["low"] = 0.1
     with pytest.raises(ValueError, match="One head does it"):
         findings_page.places(other)
 
 
 def test_exact_patching_agrees_with_two_plain_runs() -> None:
-    for side in FOUND.values():
+    for side in (side for model in FOUND.values() for side in model.values()):
         assert side["by_hand"] == pytest.approx(side["noising"][0]["mean"], abs=2e-4)
 
 
@@ -64,18 +85,18 @@ def test_gpt2s_figures_are_the_recorded_ones() -> None:
 def test_without_the_books_the_mined_figures_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(findings, "measure_preset", lambda model: ({"new": 1}, None))
-    found = findings.measure(tmp_path, FOUND)
-    assert found == {"preset": {"new": 1}, "mined": FOUND["mined"]}
+    monkeypatch.setattr(findings, "measure_preset", lambda model, plan: ({"new": 1}, None))
+    found = findings.measure("tiny", tmp_path, TINY)
+    assert found == {"preset": {"new": 1}, "mined": TINY["mined"]}
     assert "the mined figures stay as they are" in capsys.readouterr().err
 
 
 def test_edits_change_the_letters_they_name() -> None:
     text = "One day he came. Then Anna left."
     edited = {family.name: family.edit(text) for family in findings.EDITS}
-    assert edited[findings_page.OWN_LOWERED] == "One day he came. then Anna left."
-    assert edited[findings_page.REST_LOWERED] == "One day he came. Then anna left."
-    assert edited[findings_page.NO_STOPS] == "One day he came, Then Anna left."
+    assert edited[findings_tables.OWN_LOWERED] == "One day he came. then Anna left."
+    assert edited[findings_tables.REST_LOWERED] == "One day he came. Then anna left."
+    assert edited[findings_tables.NO_STOPS] == "One day he came, Then Anna left."
     assert findings.several(text)
     assert not findings.several("One day he came.")
 
@@ -98,5 +119,5 @@ def assert_alike(new: Any, old: Any, where: str = "") -> None:
 
 @pytest.mark.slow
 def test_the_presets_figures_are_measured_again() -> None:
-    made, _ = findings.measure_preset(load("tiny"))
-    assert_alike(json.loads(json.dumps(made)), FOUND["preset"])
+    made, _ = findings.measure_preset(load("tiny"), findings.PLANS["tiny"])
+    assert_alike(json.loads(json.dumps(made)), TINY["preset"])

@@ -254,13 +254,16 @@ def paired(batch: Batch, s: Score) -> tuple[Pairs, Contrast]:
     return pairs, batch.contrasts[0][[pair.index for pair in s.pairs]]
 
 
-def by_place(batch: Batch, s: Score) -> Found:
-    """Clean streams put into the edited run at each place, layer by layer."""
+def by_place(batch: Batch, s: Score, places: Sequence[str] = PLACES) -> Found:
+    """Clean streams put into the edited run at each place, layer by layer; nothing where no edit
+    leaves a prompt its number of tokens."""
+    if not s.n:
+        return {"n": 0, "shares": {}}
     pairs, contrast = paired(batch, s)
     grid = patch(batch.model, pairs, contrast, "resid_pre", by="role").normalised
     names = grid.axis("role").labels
     shares = {p: [number(v) for v in grid.values[:, names.index(p)]]
-              for p in PLACES if p in names}  # fmt: skip
+              for p in places if p in names}  # fmt: skip
     return {"n": s.n, "shares": shares}
 
 
@@ -308,9 +311,10 @@ def looks(model: Model, behaviour: Behaviour, head: str) -> dict[str, float | No
     values = grid.select(layer=layer, head=index)
     names = values.axis("role").labels
     dim = values.dim("prompt")
-    means = np.nanmean(values.values, axis=dim)
-    return {place: number(means[names.index(place)]) for place in ("BOS", *PLACES)
-            if place in names}  # fmt: skip
+    there = np.isfinite(values.values).any(axis=dim)  # no prompt of this model may have the place
+    means = np.nansum(values.values, axis=dim) / np.isfinite(values.values).sum(axis=dim).clip(1)
+    return {place: number(means[i]) if there[i] else None for place in ("BOS", *PLACES)
+            if place in names for i in (names.index(place),)}  # fmt: skip
 
 
 # How faithful is the smallest circuit?
@@ -387,17 +391,13 @@ def decimal(model: Model, behaviour: Behaviour) -> Found:
               for g in behaviour.groups}  # fmt: skip
     given = aligned(score(model, propose(model, batch.prompts, ()), batch.contrasts[0])[0])
     given = given.only(lambda pair: "number" in pair.clean.groups)
-    pairs, contrast = paired(batch, given)
-    grid = patch(model, pairs, contrast, "resid_pre", by="role").normalised
-    roles = grid.axis("role").labels
+    places = ("last word before the stop", "final full stop")
     return {
         "mass": {g: {c: mean(mass.values[classes.index(c), some])
                      for c in ("digit", "space+Capital", "newline")}
                  for g, some in groups.items()},
-        "n": given.n,
-        "shares": {place: [number(v) for v in grid.values[:, roles.index(place)]]
-                   for place in ("last word before the stop", "final full stop")},
-        "heads": by_head(batch, given, "noising"),
+        **by_place(batch, given, places),
+        "heads": by_head(batch, given, "noising") if given.n else [],
     }  # fmt: skip
 
 

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from docs.findings_heads import measure_heads
+from docs.findings_kept import difference, mean, number
 from docs.findings_page import PAGE, RESULTS, filled
 from docs.findings_tables import (
     COMMA,
@@ -61,7 +63,6 @@ from casestudy.results import names
 from casestudy.results.components import layer_kind
 from casestudy.results.names import B_U
 from casestudy.results.result import Grid
-from casestudy.results.stats import Sums, difference_interval, mean_interval, units_named
 
 CORPUS = "CASESTUDY_CORPUS"
 
@@ -110,35 +111,6 @@ OWN_ROLE = Role(OWN, _START, which="last", take="first")
 PLACES = ("first word", OWN, "earlier full stops", "final full stop")
 
 Found = dict[str, Any]
-
-
-# Numbers
-
-
-def mean(values: NDArray[np.float64], units: Sequence[str] | None = None) -> Found:
-    """A mean with its interval; paragraphs are resampled where they are known."""
-    middle, low, high, n = mean_interval(np.asarray(values, float)[:, None], documents=units)
-    return {"mean": number(middle[0]), "low": number(low[0]), "high": number(high[0]),
-            "n": int(n[0])}  # fmt: skip
-
-
-def number(value: float) -> float | None:
-    """As it is kept: digits enough for the page, too few to differ between machines."""
-    return None if np.isnan(value) else round(float(value), 4)
-
-
-def difference(
-    a: NDArray[np.float64], b: NDArray[np.float64], units: tuple[Sequence[str], Sequence[str]]
-) -> Found:
-    """The second mean minus the first with its interval."""
-    place = units_named([*units[0], *units[1]])
-    sides = []
-    for values, unit in ((a, place[: len(a)]), (b, place[len(a) :])):
-        sums = Sums(int(place.max()) + 1, 1)
-        sums.add(np.asarray(values, float)[:, None], unit)
-        sides.append(sums)
-    found = difference_interval(*sides)
-    return dict(zip(("mean", "low", "high"), (number(float(x[0])) for x in found), strict=True))
 
 
 def paragraph(text: str) -> str:
@@ -566,13 +538,18 @@ def measure(name: str, folder: Path, before: Found | None) -> Found | None:
         return before
     print(f"{name}: the presets", file=sys.stderr)
     found, made = measure_preset(model, plan)
+    heads = measure_heads(model)
     books = books_in(folder)
     if not books:
         print(f"no kept-out book in {folder}: the mined figures stay as they are; name a folder "
               f"with --corpus or {CORPUS}", file=sys.stderr)  # fmt: skip
-        return {"preset": found, "mined": before and before["mined"]}
+        return {"preset": found, "heads": heads, "mined": before and before["mined"]}
     print(f"{name}: contexts of {len(books)} books", file=sys.stderr)
-    return {"preset": found, "mined": measure_mined(model, books, made, plan)}
+    return {
+        "preset": found,
+        "heads": heads,
+        "mined": measure_mined(model, books, made, plan),
+    }
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from docs import findings_two as two
+from docs.findings_heads import heads_page
 from docs.findings_tables import (
     COMMA,
     FIRST,
@@ -376,6 +377,7 @@ BLOCKS: dict[str, Callable[[Found], str]] = {
     "two": lambda found: two.short(found) + "\n" + two.beside(found),
     **{name: _of_tiny(make) for name, make in _TINY.items()},
     "smollm2": two.published,
+    "heads": heads_page,
     "gpt2": _of_tiny(gpt2),
 }
 """The page's blocks, in order, from all models' figures."""

@@ -12,6 +12,9 @@ from casestudy.show.text import interval, number, percent, signed
 
 Found = dict[str, Any]
 
+NAMES = {"tiny": "`tiny`", "smollm2": "SmolLM2"}
+"""The models that are measured, as the page names them."""
+
 LOWERED, STARTS, FIRST, COMMA = (
     "all lowered",
     "sentence starts lowered",

@@ -11,6 +11,7 @@ from docs.findings_tables import (
     HELD,
     LOOKED,
     LOWERED,
+    NAMES,
     NO_STOPS,
     OWN_LOWERED,
     Found,
@@ -29,7 +30,6 @@ from docs.findings_tables import (
 
 from casestudy.show.text import interval, listing, number, percent, signed
 
-NAMES = {"tiny": "`tiny`", "smollm2": "SmolLM2"}
 APART = 0.25
 """Two models disagree about an edit where the shares of contexts that it turns round are so far
 apart."""

@@ -24,7 +24,7 @@ def test_the_pages_blocks_are_the_stored_figures() -> None:
 
 def test_the_figures_are_the_bundled_models() -> None:
     ours = load("tiny").weight_hash
-    assert {side: TINY[side]["weight_hash"] for side in TINY} == {"preset": ours, "mined": ours}
+    assert {side["weight_hash"] for side in TINY.values()} == {ours}
 
 
 @pytest.mark.real
@@ -70,7 +70,7 @@ def test_a_conclusion_the_figures_do_not_bear_out_is_not_written() -> None:
 
 
 def test_exact_patching_agrees_with_two_plain_runs() -> None:
-    for side in (side for model in FOUND.values() for side in model.values()):
+    for side in (model[kind] for model in FOUND.values() for kind in ("preset", "mined")):
         assert side["by_hand"] == pytest.approx(side["noising"][0]["mean"], abs=2e-4)
 
 
@@ -86,8 +86,9 @@ def test_without_the_books_the_mined_figures_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(findings, "measure_preset", lambda model, plan: ({"new": 1}, None))
+    monkeypatch.setattr(findings, "measure_heads", lambda model: {"new": 2})
     found = findings.measure("tiny", tmp_path, TINY)
-    assert found == {"preset": {"new": 1}, "mined": TINY["mined"]}
+    assert found == {"preset": {"new": 1}, "heads": {"new": 2}, "mined": TINY["mined"]}
     assert "the mined figures stay as they are" in capsys.readouterr().err
 
 

@@ -12,6 +12,8 @@ from casestudy.show.text import interval, number, percent, signed
 
 Found = dict[str, Any]
 
+LEAST = 0.1
+"""Share of a contrast that an edit must change before shares of the change are given."""
 NAMES = {"tiny": "`tiny`", "smollm2": "SmolLM2"}
 """The models that are measured, as the page names them."""
 
@@ -104,6 +106,8 @@ def streams_table(p: Found, m: Found) -> str:
         # the preset's sentences are mostly alone: this role is the first word there
         if values is None or (side is p and place == OWN):
             return ""
+        if not changes_enough(side["edits"][edit]):
+            return "–"
         return " / ".join("–" if values[i] is None else share(values[i]) for i in (0, 1, -1))
 
     rows = [
@@ -114,6 +118,12 @@ def streams_table(p: Found, m: Found) -> str:
     n = [p["places"][edit]["n"] for edit in (LOWERED, COMMA)]
     heads = ["edit", "place", f"preset, n = {n[0]} or {n[1]}"]
     return table([*heads, f"several sentences, n = {m['places'][LOWERED]['n']}"], rows)
+
+
+def changes_enough(x: Found) -> bool:
+    """Whether an edit changes the contrast by enough for shares of that change to say something."""
+    clean, edited = x["clean"]["mean"], x["edited"]["mean"]
+    return bool(abs(clean - edited) >= LEAST * abs(clean))
 
 
 def masses_table(m: Found) -> str:

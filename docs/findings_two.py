@@ -109,9 +109,22 @@ def _apart(models: list[Found]) -> str:
         a, b = (m["mined"]["edits"][edit]["flips"] for m in models)
         if abs(a - b) >= APART:
             lines.append(f"“{edit}” turns {percent(a)} round in `tiny` and {percent(b)} in SmolLM2")
-    said = [f"In {name} {_decides(m)}." for name, m in zip(NAMES.values(), models, strict=True)]
-    apart = f"They disagree: {listing(lines)}. " if lines else "They agree about every edit here. "
+    said = [
+        f"In {name} {_decides(m)}; {_read_off(m)}."
+        for name, m in zip(NAMES.values(), models, strict=True)
+    ]
+    apart = f"They disagree: {listing(lines)}." if lines else "They agree about every edit here."
     return f"**What decides?** {' '.join(said)} {apart}\n"
+
+
+def _read_off(model: Found) -> str:
+    """Which letter the case is read off, in contexts of several sentences."""
+    text, own = (model["mined"]["edits"][name]["flips"] for name in (FIRST, OWN_LOWERED))
+    if text >= own + APART:
+        return "the case is read off the text's first letter"
+    if own >= text + APART:
+        return "the case is read off the first letter of the sentence that ends"
+    return "no one letter decides the case"
 
 
 def _decides(model: Found) -> str:
@@ -139,7 +152,8 @@ def published(found: Found) -> str:
             "### Where its information comes from\n",
             edits_table(p, m),
             "Clean residual streams put into the edited run, as a share of the difference before "
-            "layers 0, 1 and the last:\n",
+            "layers 0, 1 and the last; a dash where the edit changes less than a tenth of the "
+            "contrast:\n",
             streams_table(p, m),
             _carried(p, m),
             "### Its decimal points and abbreviations\n",
@@ -225,6 +239,8 @@ def _left(p: Found, m: Found) -> str:
         f"{cards[1]['about']['n_found_on']} pairs, and judged on "
         f"{cards[0]['about']['n_judged_on']} and {cards[1]['about']['n_judged_on']}, of at most "
         f"{m['longest']} tokens.",
+        f"The mined decimal points (n = {m['taken']['decimal point']}) are from "
+        f"{m['kinds']['decimal_books']} of {m['books']} books.",
     ]  # fmt: skip
     return "".join(f"- {line}\n" for line in lines)
 
@@ -240,5 +256,6 @@ def short(found: Found) -> str:
         f"sentence ends (n = {m['prompts']['n']}); it is the likeliest token of all in "
         f"{percent(likeliest)} of them. Most is written by the {most} "
         f"({signed(kinds[most]['mean'])}). Here {_decides(found['smollm2'])}; "
-        f"in `tiny` {_decides(found['tiny'])}.\n"
+        f"in `tiny` {_decides(found['tiny'])}. In SmolLM2 {_read_off(found['smollm2'])}; in "
+        f"`tiny` {_read_off(found['tiny'])}.\n"
     )

@@ -1,7 +1,7 @@
-"""What can go wrong, said to the person who can mend it.
+"""The errors that casestudy raises on purpose.
 
-Every error casestudy raises on purpose is one of these. The message says what came, what is
-allowed, and what to try; the command line prints it without a traceback.
+The message says what was given, what is allowed, and what to try. The command line prints it
+without a traceback.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TypeVar
 
 
 class CasestudyError(Exception):
-    """The root of the tree: catch this to catch everything casestudy raises on purpose.
+    """The base class: catch this to catch every error that casestudy raises on purpose.
 
     Args:
-        came: what was received or found.
-        allowed: what would have been accepted.
+        came: what was given or found.
+        allowed: what is accepted.
         hint: what to try.
     """
 
@@ -37,11 +37,11 @@ class PromptError(CasestudyError, ValueError):
 
 
 class TokenError(CasestudyError, ValueError):
-    """A text that is not the single token it has to be, or ids the vocabulary does not hold."""
+    """A text that is not a single token, or ids that are not in the vocabulary."""
 
 
 class BehaviourError(CasestudyError, ValueError):
-    """A behaviour, contrast, class or role that is not well formed, or a file that holds one."""
+    """A behaviour, contrast, class or role that is not well formed, or such a file."""
 
 
 class SiteError(CasestudyError, ValueError):
@@ -49,14 +49,14 @@ class SiteError(CasestudyError, ValueError):
 
 
 class SiteNotKept(SiteError, KeyError):
-    """A trace was asked for a site that the run was not told to keep."""
+    """A trace does not have a site, because the run did not keep it."""
 
     def __str__(self) -> str:  # KeyError would print the repr
         return str(self.args[0])
 
 
 class EditError(CasestudyError, ValueError):
-    """An edit that returned a wrong shape, or never met its site."""
+    """An edit that returned a wrong shape, or whose site did not occur in the run."""
 
 
 class ModelError(CasestudyError):
@@ -68,11 +68,11 @@ class RewriteError(ModelError, ValueError):
 
 
 class MeasureError(CasestudyError):
-    """A measurement whose own check failed, or which is not defined for its input."""
+    """A measurement whose own check failed, or that is not defined for its input."""
 
 
 class FindingError(CasestudyError, ValueError):
-    """A finding that is not well formed, or about what the model or the prompts do not have."""
+    """A finding that is not well formed, or about something that the model or behaviour lacks."""
 
 
 class StudyError(CasestudyError):
@@ -80,7 +80,7 @@ class StudyError(CasestudyError):
 
 
 class ServeError(CasestudyError):
-    """An address at which nothing can be served."""
+    """An address that cannot be used by the server."""
 
 
 Error = TypeVar("Error", bound=CasestudyError)
@@ -88,7 +88,7 @@ Choice = TypeVar("Choice", bound=str)
 
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str | None:
-    """A hint with the names nearest to one that is not allowed, None where nothing is near."""
+    """A hint with the names most similar to an unknown one; None if none is similar."""
     names = {known.casefold(): known for known in allowed}
     close = difflib.get_close_matches(str(name).casefold(), names, n=3)
     return f"Did you mean {' or '.join(repr(names[c]) for c in close)}?" if close else None
@@ -106,10 +106,10 @@ def unknown(
 
     Args:
         error: its class.
-        came: what is said of the name, as in "no site is called 'patern'".
-        name: what came, to find the nearest by.
-        allowed: the names there are.
-        described: what is said of them, where they are too many to list.
+        came: a sentence about the name, such as "no site is called 'patern'".
+        name: the unknown name, to find the most similar ones.
+        allowed: the existing names.
+        described: a description of the names, if there are too many to list.
     """
     names = list(allowed)
     said = ", ".join(names) if described is None else described
@@ -119,7 +119,7 @@ def unknown(
 def one_of(what: str, value: object, allowed: Iterable[Choice], error: type[Error]) -> Choice:
     """The value itself, as one of the names allowed.
 
-    Raises: the error given, with what came, what is allowed and the nearest of it.
+    Raises: the given error, with the value, the allowed names and the most similar ones.
     """
     names = list(allowed)
     for name in names:

@@ -1,1 +1,1 @@
-"""What is said of studies: compared, checked, followed along training."""
+"""Claims about studies: comparisons, checks of findings, behaviours over checkpoints."""

@@ -1,12 +1,12 @@
 """Do the findings still hold?
 
-A file of findings (docs/checking-explanations.md) is an explanation written so that it can be
-wrong: each names a number, as `findings` has them, and what it has to be. Here they are measured on
-a model, this one or another, and each holds, fails, or is not measurable; what was measured stands
-beside what was claimed, with n and a 95 % interval.
+A file of findings (docs/checking-explanations.md) is an explanation that can be false: each finding
+names a number (see `findings`) and makes a claim about it. This module measures the findings on a
+model. Each finding holds, fails, or is not measurable; the result has the measured value with n and
+a 95 % interval, and the claim.
 
-By default the mean decides. A finding that says `confidently` holds only where the whole interval
-does what is claimed, and fails also where it might not. Cost: see `findings`.
+By default the mean decides. With `confidently` a finding holds only if the claim is true for the
+whole interval; otherwise it fails. Cost: see `findings`.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ Verdict = Literal["holds", "fails", "not measurable"]
 
 @dataclass(frozen=True)
 class Claim:
-    """What a number has to be.
+    """The claim about a number.
 
     Attributes:
-        at_least, at_most: bounds, the ends included.
-        sign: "positive" or "negative": zero is neither.
-        among_first: one of so many with the largest sizes, among its like.
-        confidently: whether the whole interval has to, not the mean alone.
+        at_least, at_most: bounds, ends included.
+        sign: "positive" or "negative"; zero is neither.
+        among_first: k: ranked by absolute value, it is among the first k of its kind.
+        confidently: whether the claim has to be true for the whole interval, not only the mean.
     """
 
     at_least: float | None = None
@@ -69,7 +69,7 @@ class Claim:
         return " and ".join(said) + (", confidently" if self.confidently else "")
 
     def met_by(self, value: float) -> bool:
-        """Whether a number is as claimed, its place aside."""
+        """Whether a number satisfies the claim, without its rank."""
         return (
             (self.at_least is None or value >= self.at_least)
             and (self.at_most is None or value <= self.at_most)
@@ -83,9 +83,9 @@ class Asked:
 
     Attributes:
         claim: in words.
-        finding: which number.
-        must: what it has to be.
-        group: of which prompts; the headline prompts by default.
+        finding: the number to measure.
+        must: the claim about the number.
+        group: of the prompts; the headline prompts by default.
     """
 
     claim: str
@@ -101,7 +101,7 @@ class Findings:
     Attributes:
         asked: the findings.
         behaviour: a preset's name or a behaviour file's path.
-        model: what `load` takes; None where the file names none.
+        model: what `load` takes; None if the file has none.
         prepend_bos: whether texts start with BOS; None leaves it to the model.
     """
 
@@ -113,17 +113,17 @@ class Findings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one finding.
+    """The result of one finding.
 
     Attributes:
         claim: in words.
-        must: what was claimed of the number.
+        must: the claim about the number.
         verdict: "holds", "fails" or "not measurable".
-        value, lower, upper, n, unit: what was measured, where something was; an interval needs two
-            prompts or documents.
-        place: by size among its like, the first is 1, with the ends of its 95 % interval where it
-            has one; None where it was not asked for.
-        why: of what is not measurable, and of what is not sure.
+        value, lower, upper, n, unit: the measured value, if any; an interval needs two prompts or
+            documents.
+        place: its rank by absolute value (the first is 1), with the ends of its 95 % interval if
+            it has one; None if no rank is claimed.
+        why: the reason if it is not measurable or not certain.
     """
 
     claim: str
@@ -140,10 +140,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Checked(Shown):
-    """A model put to the test.
+    """The results of all findings on a model.
 
     Attributes:
-        model, behaviour: which.
+        model, behaviour: their names.
         outcomes: one per finding, in order.
     """
 
@@ -186,14 +186,15 @@ def check(
         behaviour: a `Behaviour`, texts, a preset's name or the path of a behaviour file, instead
             of the file's.
         budget: of each sweep.
-        progress: told how far each sweep is.
+        progress: called with the progress of each sweep.
 
-    A finding about what this model or behaviour does not have (a layer, a role, a contrast) is not
-    measurable, with the reason, and the others are measured; a check of nothing else is refused.
+    A finding about something that this model or behaviour lacks (a layer, a role, a contrast) is
+    not measurable, with the reason, and the others are measured. If all are like this, it is an
+    error.
 
     Raises: FindingError, before any sweep, for a file or a finding that is not well formed, and
-        where no finding is about what the model and the behaviour have; ModelError and
-        BehaviourError as they do.
+        if no finding is about something that the model and the behaviour have; ModelError and
+        BehaviourError for these.
     """
     if not isinstance(findings, Findings):
         findings = read_findings(findings)
@@ -226,9 +227,9 @@ def check(
 
 
 def _absent(bench: Bench, one: Asked) -> Inapplicable | None:
-    """Why a finding does not apply to this model and behaviour; None where it does.
+    """The reason if a finding does not apply to this model and behaviour; else None.
 
-    Raises: FindingError for one that would not apply to any.
+    Raises: FindingError for a finding that applies to no model and behaviour.
     """
     with _said_of(one.claim):
         if one.must.among_first is not None and one.finding.alone:
@@ -248,7 +249,7 @@ def _unmeasured(one: Asked, why: str) -> Outcome:
 
 @contextmanager
 def _said_of(claim: str) -> Iterator[None]:
-    """Errors say which finding they are about."""
+    """Adds the finding to errors."""
     try:
         yield
     except FindingError as error:
@@ -260,7 +261,7 @@ def _said_of(claim: str) -> Iterator[None]:
 
 
 def _outcome(bench: Bench, one: Asked) -> Outcome:
-    """Measure a finding, and see."""
+    """Measure a finding, and decide."""
     ranked = one.must.among_first is not None
     try:
         values = one.finding.values(bench, one.group, ranked=ranked)
@@ -294,7 +295,7 @@ def _outcome(bench: Bench, one: Asked) -> Outcome:
 
 
 def _place(sums: Sums, mean: float, values: Values) -> tuple[int, ...]:
-    """Where a cell is by size among its like, the first being 1, and the place's interval."""
+    """A cell's rank by absolute value (the first is 1), and the interval of the rank."""
     found = place_interval(sums, values.which)
     if found is not None:
         return tuple(place + 1 for place in found)
@@ -305,7 +306,7 @@ def _place(sums: Sums, mean: float, values: Values) -> tuple[int, ...]:
 def verdict(
     must: Claim, mean: float, ends: tuple[float, float] | None, place: tuple[int, ...] | None
 ) -> tuple[Verdict, str]:
-    """Whether it is as claimed, and why it is not sure."""
+    """Whether the claim holds, and the reason if it is not certain."""
 
     def first_enough(where: int) -> bool:
         return must.among_first is None or where <= must.among_first
@@ -331,9 +332,9 @@ _COMMON = ("claim", "group", "confidently", *_CLAIMS)
 
 
 def read_findings(file: Mapping[str, Any] | str | os.PathLike[str]) -> Findings:
-    """Read a file of findings, or what one would hold.
+    """Read a file of findings, or its contents as a mapping.
 
-    A behaviour file it names is looked for beside it.
+    The path of a behaviour file is relative to it.
 
     Raises: FindingError naming the finding, the key and what is allowed there.
     """

@@ -1,20 +1,20 @@
-"""What differs between two studies, and how sure is that?
+"""How do two studies differ, and how certain is the difference?
 
-Two finished studies, of two models, two checkpoints, two sets of prompts, side by side: what their
-manifests disagree about, and for every measurement that both have each cell's mean in either, the
-difference, and a 95 % interval of the difference. Where the same prompts ran in both (matched by
-their text) a prompt is compared with itself, and only prompts measured in both count; otherwise the
-studies are two samples. Documents, where they are known, are what is resampled (see
-`measure/stats`). What only one study has is named, never taken for zero; what cannot be compared
-says why.
+The comparison of two finished studies (two models, checkpoints or sets of prompts) lists the
+entries in which their manifests differ. For every measurement that both have it gives each cell's
+mean in both studies, the difference, and a 95 % interval of the difference. If the same prompts ran
+in both (matched by their text), each prompt is compared with itself, and only prompts measured in
+both count; otherwise the studies are two samples. Documents are resampled if they are known (see
+`results/stats`). Results that only one study has are named, never treated as zero; results that
+cannot be compared have a reason.
 
-A cell's `size` is its difference over the largest mean of its measurement in either study, so that
-logits, shares and probabilities stand in one order. Among hundreds of cells one in twenty intervals
-leaves out zero where nothing differs: read the first rows, not the last clear one.
+A cell's `size` is its difference divided by the largest mean of its measurement in either study, so
+logits, shares and probabilities can be ranked together. Even if nothing differs, one in twenty
+intervals excludes zero: among hundreds of cells, trust the first rows, not the last clear one.
 
-Assumes that layers and heads correspond where two models have as many of both, which holds for
-checkpoints and rewrites of one model, not for models trained apart. No model and no torch is
-needed. Cost: reading both studies' stored numbers, one measurement at a time.
+Assumes that layers and heads correspond if two models have the same numbers of them. This is true
+for checkpoints and rewrites of one model, not for models trained separately. No model and no torch
+is needed. Cost: reading both studies' stored numbers, one measurement at a time.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from casestudy.results.stats import difference_interval
 from casestudy.study.store import Store, differences
 
 _COMPARED = ("model", "behaviour", "settings", "measurements", "versions")
-"""The parts of a manifest in which two studies may differ."""
+"""The parts of a manifest that are compared."""
 _BY_LAYER = frozenset({"layer", "head", "kv_head", "neuron", "depth"})
 _PLAIN = frozenset({"contrast", "term", "class", "role", "score", "control", "effect", "part"})
-"""Axes whose labels say by themselves what they are."""
+"""Axes whose labels need no axis name."""
 
 
 @runtime_checkable
@@ -56,17 +56,17 @@ class Comparison(Shown):
     """Two studies side by side; "a" and "b" throughout.
 
     Attributes:
-        names: what to call them: their folders.
-        about: behaviour and model of either.
-        differs: what the manifests disagree about; columns what, a, b.
+        names: their folders.
+        about: behaviour and model of each.
+        differs: the entries in which the manifests differ; columns what, a, b.
         paired: whether prompts are compared with themselves.
         prompts: how many of the headline prompts are in "both", only in "a", only in "b".
-        rows: a row per cell that both have, what differs most first: cells whose interval leaves
-            out zero (`clear`) before the others, by `size` within each. `a_n` and `b_n` are the
-            prompts behind either mean; intervals are None where there are too few of them.
-        absent: what only one study has (`only_in`), or neither can be asked (`why`).
-        notes: what to keep in mind.
-        one_model: the first of these notes, where both have the same weights; None elsewhere.
+        rows: a row per cell that both have, largest difference first: cells whose interval excludes
+            zero (`clear`) before the others, by `size` within each. `a_n` and `b_n` are the numbers
+            of prompts; intervals are None if there are too few.
+        absent: results of only one study (`only_in`), or that cannot be compared (`why`).
+        notes: cautions for the reader.
+        one_model: the first note, if both have the same weights; else None.
     """
 
     names: tuple[str, str]
@@ -81,7 +81,7 @@ class Comparison(Shown):
 
     @property
     def shown(self) -> Table:
-        """The rows, what differs most first."""
+        """The rows, largest difference first."""
         return self.rows
 
     def of(self, measurement: str) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ def compare(
     *,
     paired: bool | None = None,
 ) -> Comparison:
-    """Set two finished studies side by side.
+    """Compare two finished studies.
 
     Args:
         a, b: studies, or their folders.
@@ -122,9 +122,9 @@ def compare(
             study's headline prompts are in the other.
 
     Unit:   of each row's measurement; `difference` is b minus a.
-    Raises: StudyError where a folder holds no finished study, where the two share no contrast, and
-        where pairs are asked for and no prompt is in both.
-    Source: intervals as `stats.difference_interval` has them.
+    Raises: StudyError if a folder has no finished study, if the two share no contrast, and if
+        `paired` is true and no prompt is in both.
+    Source: of the intervals, see `stats.difference_interval`.
     """
     stores = _finished(a), _finished(b)
     _check_contrasts(stores)
@@ -207,7 +207,7 @@ def _same(stores: Two, part: str, *entries: str) -> bool:
 
 
 def _incomparable(name: str, stores: Two) -> str | None:
-    """Why a measurement means another thing in either study, where its manifest says so."""
+    """The reason if a measurement has different definitions in the two studies."""
     if name == names.CLASS_MASS and not _same(stores, "behaviour", "classes"):
         return "the classes are defined otherwise"
     if name.startswith(names.PATCHING):
@@ -223,7 +223,7 @@ def _incomparable(name: str, stores: Two) -> str | None:
 def _shared_axes(
     name: str, a: Grid, b: Grid, stores: Two
 ) -> tuple[list[Axis] | None, list[_Absent]]:
-    """The cells that both grids have, axis by axis, None for none; and what is left out."""
+    """The cells that both grids have, axis by axis (None if none); and those left out."""
     one, other = ([axis for axis in grid.axes if axis.name != "prompt"] for grid in (a, b))
     if a.unit != b.unit:
         return None, [(name, None, f"in {a.unit} in a, in {b.unit} in b")]
@@ -274,7 +274,7 @@ def _cells(
     prompts: SamePrompts,
     stores: Two,
 ) -> tuple[list[_Row], list[_Absent]]:
-    """One measurement's rows, and what of it is not compared."""
+    """One measurement's rows, and its cells that are not compared."""
     parts = read_a(), read_b()
     first = [part if isinstance(part, Grid) else next(part) for part in parts]
     axes, absent = _shared_axes(name, first[0], first[1], stores)
@@ -325,7 +325,7 @@ def _first(names: Sequence[str], most: int = 3) -> str:
 def _of_models(
     name: str, a: Grid, b: Grid, axes: Sequence[Axis], labels: Sequence[_Label]
 ) -> list[_Row]:
-    """What the models have by themselves, whatever the prompts: no n, and no interval."""
+    """Results that depend only on the models, not on prompts: without n and interval."""
     values = []
     for grid in (a, b):
         for axis in axes:
@@ -408,9 +408,9 @@ _ROUNDING = 1e-5
 
 
 def _weight(row: _Row, largest: float) -> _Row:
-    """Whether a difference is clear of zero, and how large it is for its measurement.
+    """Whether a difference excludes zero, and its size relative to its measurement.
 
-    It has to be larger than rounding, too: of logits at least that of a logit of 1.
+    It also has to be larger than rounding; for logits at least the rounding of a logit of 1.
     """
     known = row["lower"] is not None and row["upper"] is not None
     rounding = _ROUNDING * max(largest, 1.0 if row["unit"] == "logits" else 0.0)
@@ -472,7 +472,7 @@ def _differs(stores: Two) -> Table:
 
 
 def same_weights(stores: Sequence[Store]) -> Iterator[tuple[Store, Store]]:
-    """Stored studies whose models are bit for bit one: each with the first that has its weights."""
+    """Stored studies with bit-identical models: each with the first study of the same weights."""
     first: dict[str, Store] = {}
     for store in stores:
         digest = store.manifest.get("model", {}).get("weight_hash")
@@ -483,7 +483,7 @@ def same_weights(stores: Sequence[Store]) -> Iterator[tuple[Store, Store]]:
 
 
 def _one_model(stores: Two) -> str | None:
-    """What to say first where both have the same weights."""
+    """The first note, if both have the same weights."""
     for one, other in same_weights(stores):
         what = "the same study" if one.folder.resolve() == other.folder.resolve() else "one model"
         return (

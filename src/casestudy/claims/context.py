@@ -1,10 +1,10 @@
-"""On what are findings tried?
+"""On which model and prompts are findings measured?
 
-A model and the prompts of a behaviour: run once, with all that the findings need kept; pairs of
-edited prompts and batches for ablation are made when one asks for them, and kept for the next.
+The prompts of a behaviour are run once, with all sites that the findings need. Pairs of edited
+prompts and batches for ablation are made when a finding needs them, and reused.
 
-Cost: one forward pass over the prompts. Sweeps take at most `MOST_PAIRS` prompts, evenly taken, as
-a study's do.
+Cost: one forward pass over the prompts. Sweeps use at most `MOST_PAIRS` prompts, evenly spaced, as
+in a study.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _CHUNK_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Values:
-    """The numbers a finding is about, prompt by prompt.
+    """The numbers of a finding, per prompt.
 
     Attributes:
-        cells: (prompt, cell): what is meant, beside what it is ranked among; NaN where a prompt
+        cells: (prompt, cell): the finding's number and those it is ranked among; NaN if a prompt
             has none.
-        which: the cell that is meant.
+        which: the cell of the finding.
         prompts: the prompts, by index in the behaviour.
         unit: of the numbers, and of their mean.
         yes_or_no: whether each number is 0 or 1, so that the mean is a share of prompts.
@@ -72,18 +72,18 @@ class Values:
 
 
 class Unmeasurable(Exception):
-    """A finding that these prompts say nothing about; the reason."""
+    """The reason why a finding cannot be measured on these prompts."""
 
 
 class Inapplicable(FindingError):
-    """A well-formed finding about what this model or this behaviour does not have."""
+    """A well-formed finding about something that this model or this behaviour lacks."""
 
 
 class Bench:
     """A model and a behaviour, measured once for all findings.
 
     Attributes:
-        model, behaviour: what is asked of which.
+        model, behaviour: as given.
         prompts: those that can be run, by index.
         grids, tables: results by name, over all of these prompts.
     """
@@ -199,7 +199,7 @@ class Bench:
         )
 
     def _score(self, edit: str, contrast: str, group: str | None) -> Score:
-        """What one edit does to a group's prompts, made once."""
+        """The score of one edit on a group's prompts, computed once."""
         key = (edit, contrast, group)
         if key not in self._scores:
             asked = self.asked(contrast, group)
@@ -231,7 +231,7 @@ class _Edited:
 
     Attributes:
         index: the prompts, by index in the behaviour.
-        score: what the edit does to the contrast.
+        score: the effect of the edit on the contrast.
         pairs: to patch between.
         contrast: of the clean prompts.
     """

@@ -48,10 +48,10 @@ class Patched(Shown):
 
     @property
     def shares_mean_something(self) -> bool:
-        """Whether the two runs differ by enough to be a denominator.
+        """Whether the two runs differ enough for shares.
 
-        Not where their mean difference is below `LEAST` of the larger of the two means, or nothing:
-        then shares are of nearly nothing, and `effect` is what to read.
+        False if their mean difference is zero or below `LEAST` of the larger of the two means. Then
+        the denominator of a share is almost zero; use `effect`.
         """
         if "other" not in self.baselines.axis("run").labels:
             return False

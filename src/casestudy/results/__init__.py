@@ -1,1 +1,1 @@
-"""What a measurement gives: grids and tables with axes, units, n and intervals."""
+"""The results of measurements: grids and tables with axes, units, n and intervals."""

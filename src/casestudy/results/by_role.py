@@ -1,7 +1,7 @@
-"""What does a by-position result say about prompts of unequal length?
+"""How can results by position be averaged over prompts of unequal length?
 
 Positions are averaged within each prompt over the tokens of a role ("final full stop", "first
-word"), so that roles, not positions, can be averaged over prompts. Cost: none to speak of.
+word"), and then roles can be averaged over prompts. Cost: negligible.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def by_role(
     Args:
         grid: has the axes `prompt` and `axis`; NaN cells were not measured and are left out.
         roles: each prompt's positions by role, in the order of the prompt axis (`Batch.roles`).
-        names: the roles wanted, in order (`Batch.role_names`).
+        names: the roles to return, in order (`Batch.role_names`).
         axis: the axis of positions ("pos", "key_pos", …), which counts tokens from the first.
 
-    Shape:  the grid's, with `role` in place of `axis`; NaN where a prompt does not have the role,
-            or has no measured cell there. Intervals are not carried over.
-    Raises: MeasureError where `roles` are not one per prompt, or point past the grid's positions.
+    Shape:  the grid's, with `role` in place of `axis`; NaN if a prompt does not have the role, or
+            has no measured cell there. The result has no intervals.
+    Raises: MeasureError if `roles` is not one per prompt, or has positions outside the grid.
     """
     if len(roles) != len(grid.axis("prompt")):
         raise MeasureError(
@@ -69,7 +69,7 @@ def by_role(
 
 
 def _mean(cells: Array) -> Array:
-    """The mean over the last axis of what was measured; NaN where nothing was."""
+    """The mean of the measured cells over the last axis; NaN if there are none."""
     present = ~np.isnan(cells)
     n = present.sum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,16 +1,17 @@
-"""How is a part of the model spelled? One way to write it, one to read it; no torch here.
+"""How is a component of the model spelled? One function writes it, one reads it; without torch.
 
     embed, pos_embed    the embeddings
-    attn 3              the attention layer of layer 3, all heads and biases together
-    attn 3 bias         what the biases of layer 3's attention give
-    head 3.1            head 1 of layer 3; kv_head 3.1 where several heads share keys and values
+    attn 3              the attention of layer 3, all heads and biases together
+    attn 3 bias         the biases of layer 3's attention
+    head 3.1            head 1 of layer 3; kv_head 3.1 if several heads share keys and values
     mlp 3               the MLP of layer 3
     neuron 3.512        neuron 512 of layer 3
-    logits              the end, as a receiver
+    logits              the logits, as a receiver
 
-An input of a head is `head 3.1<q>`, an edge `head 0.1->head 3.2<q>`. Read are also the spellings of
-MIB (a3.h1, m3, m3.n512, input), which cards and tables of version 0.1.0 hold, and those that people
-type: 3.1, 3.1.q, L3H1, MLP 3. Assumes nothing of a model: whether it has a layer 3 is not asked.
+An input of a head is `head 3.1<q>`, an edge `head 0.1->head 3.2<q>`. The
+spellings of MIB (a3.h1, m3, m3.n512, input) are also read, because cards and tables of version
+0.1.0 have them; so are the spellings 3.1, 3.1.q, L3H1 and MLP 3. Does not check whether a model has
+the component.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Component:
-    """A part of the model; `str` gives its one spelling.
+    """A component of the model; `str` gives its spelling.
 
     Attributes:
-        kind: what it is.
-        layer: None for what stands before or after the layers.
+        kind: of component.
+        layer: None for embeddings and logits.
         index: of a head or neuron, within its layer.
-        side: "q", "k" or "v" where one input of a head is meant.
+        side: "q", "k" or "v" for one input of a head.
     """
 
     kind: Kind
@@ -49,7 +50,7 @@ class Component:
 
     @property
     def mib(self) -> str:
-        """MIB's name, which its files and the cards of version 0.1.0 have: "a3.h1<q>", "m3"."""
+        """MIB's name, as in its files and in cards of version 0.1.0: "a3.h1<q>", "m3"."""
         side = f"<{self.side}>" if self.side else ""
         match self.kind:
             case "head" | "kv_head":
@@ -81,17 +82,17 @@ def mlp(layer: int) -> str:
 
 
 def head(layer: int | str, index: int | str) -> str:
-    """ "head 3.1"; labels of axes will do as numbers."""
+    """ "head 3.1"; labels of axes are accepted as numbers."""
     return str(Component("head", int(layer), int(index)))
 
 
 def head_of(axis: str, layer: str, label: str) -> str:
-    """What a label of an axis of heads means beside its layer: "head 3.1", or "attn 3 bias".
+    """The component of a label of a head axis and its layer: "head 3.1", or "attn 3 bias".
 
     Args:
-        axis: "head", or "kv_head" where several heads share keys and values.
+        axis: "head", or "kv_head" if several heads share keys and values.
         layer: the label of the layer.
-        label: a number, or "bias" for what the layer's biases give.
+        label: a number, or "bias" for the layer's biases.
     """
     if not label.isdigit():
         return attn_bias(int(layer))
@@ -118,11 +119,11 @@ _FORMS: tuple[tuple[Kind, str], ...] = (
     ("attn", r"(?:attn|attention)[ ._]?(?P<layer>\d+)"),
     ("mlp", r"(?:mlp[ ._]?|m)(?P<layer>\d+)"),
 )
-"""How a component may be written, the first that fits the whole text."""
+"""The accepted spellings; the first one that matches the whole text is used."""
 
 
 def read_component(text: str) -> Component | None:
-    """What a spelling means, today's or an older one; None for what is no component."""
+    """The component of a spelling, current or older; None if it is not a component."""
     for kind, form in _FORMS:
         if found := re.fullmatch(form, text.strip().lower()):
             parts = found.groupdict()
@@ -137,12 +138,12 @@ def read_component(text: str) -> Component | None:
 
 
 def respelled(name: str) -> str:
-    """A component's or an edge's name in today's spelling; what cannot be read, as it is."""
+    """A component's or an edge's name in the current spelling; other names unchanged."""
     ends = name.split("->")
     return "->".join(str(read_component(end) or end) for end in ends)
 
 
 def layer_kind(name: str) -> Literal["attn", "mlp"] | None:
-    """Which kind of layer a ledger's term is of; None for the other terms."""
+    """The kind of layer of a ledger's term; None for the other terms."""
     part = read_component(name)
     return part.kind if part is not None and part.kind in ("attn", "mlp") else None

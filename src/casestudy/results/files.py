@@ -1,8 +1,8 @@
-"""How do results stand in files?
+"""How are results stored in files?
 
-Grids are safetensors files that describe themselves (axes, unit, error in the header); tables are
-Parquet files. Every file is written whole or not at all, next to its place and then renamed. No
-torch here, and no pickle.
+Grids are safetensors files with axes, unit and error in the header; tables are Parquet files. Every
+file is written completely or not at all: under a temporary name in the same folder, and then
+renamed. Without torch and without pickle.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ R = TypeVar("R")
 def read_grid(path: Path) -> Grid:
     """The first grid of a file.
 
-    Raises: StudyError where there is none, or the file is damaged.
+    Raises: StudyError if there is none, or the file is damaged.
     """
     for result in read_results(path):
         if isinstance(result, Grid):
@@ -40,9 +40,9 @@ def read_grid(path: Path) -> Grid:
 
 
 def reading_parquet(read: Callable[[], R], path: Path) -> R:
-    """What `read` reads of a Parquet file.
+    """The result of `read` on a Parquet file.
 
-    Raises: StudyError naming a file that is not there or damaged.
+    Raises: StudyError naming a file that does not exist or is damaged.
     """
     import polars as pl
 
@@ -53,7 +53,7 @@ def reading_parquet(read: Callable[[], R], path: Path) -> R:
 
 
 def about_table(path: Path) -> str:
-    """What a stored table says about itself.
+    """The `about` of a stored table.
 
     Raises: StudyError naming a file that is damaged.
     """
@@ -65,7 +65,7 @@ def about_table(path: Path) -> str:
 def write_parquet(
     path: Path, frame: pl.DataFrame | pl.LazyFrame, about: str, *, lasting: bool = True
 ) -> None:
-    """Write one table whole or not at all; a lazy frame is streamed to the disk.
+    """Write one table completely or not at all; a lazy frame is streamed to disk.
 
     Raises: StudyError when the disk is full or the folder cannot be written.
     """
@@ -79,11 +79,11 @@ def write_parquet(
 
 
 def read_table(path: Path, *, most: int | None = None) -> Table:
-    """Read one table that `write_parquet` wrote.
+    """Read one table written by `write_parquet`.
 
     Args:
         path: of the Parquet file.
-        most: read at most so many rows; `about` then says that there are more.
+        most: the largest number of rows to read; `about` then says that there are more.
 
     Raises: StudyError naming a file that is damaged.
     """
@@ -106,9 +106,9 @@ def write_results(path: Path, results: Sequence[Result], *, lasting: bool = True
     """Write grids and tables to one safetensors file; its header describes them.
 
     Args:
-        path: written whole or not at all.
-        results: what to write.
-        lasting: flush to the disk, so that a power cut does not undo it.
+        path: of the file, which is written completely or not at all.
+        results: the results to write.
+        lasting: flush to disk, so that the file survives a power cut.
 
     Raises: StudyError when the disk is full or the folder cannot be written.
     """
@@ -135,7 +135,7 @@ def write_results(path: Path, results: Sequence[Result], *, lasting: bool = True
 
 
 def read_results(path: Path, *, only: str | None = None) -> list[Result]:
-    """Read what `write_results` wrote, or one result of it by name.
+    """Read a file written by `write_results`, or one result of it by name.
 
     Raises: StudyError naming a file that is truncated or damaged.
     """
@@ -168,12 +168,12 @@ def read_results(path: Path, *, only: str | None = None) -> list[Result]:
 
 
 def axes_described(entry: Mapping[str, Any]) -> tuple[Axis, ...]:
-    """The axes of an entry that `described_in` gave."""
+    """The axes of an entry from `described_in`."""
     return tuple(Axis(a["name"], tuple(a["labels"])) for a in entry["axes"])
 
 
 def described_in(path: Path) -> list[dict[str, Any]]:
-    """What a file of results says is in it."""
+    """The descriptions of the results in a file, from its header."""
     with reading(path), safe_open(path, framework="numpy") as file:
         described: list[dict[str, Any]] = json.loads((file.metadata() or {})["results"])
     return described
@@ -181,9 +181,9 @@ def described_in(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Read a file within this.
+    """A context for reading a file.
 
-    Raises: StudyError naming a file that is not there, truncated or damaged.
+    Raises: StudyError naming a file that does not exist, is truncated or damaged.
     """
     try:
         yield
@@ -196,24 +196,24 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
-    Raises: StudyError when the disk is full or the folder cannot be written; what was there stays.
+    Raises: StudyError when the disk is full or the folder cannot be written; an older file stays.
     """
     with replacing(path) as part:
         part.write_bytes(data)
 
 
 _NO_PLACE = {errno.ENOTDIR, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS}
-"""Why nothing can be written at a path, however much room there is."""
+"""Errors of a path that cannot be written, for reasons other than a full disk."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
-    """A neighbour to write to, which then takes the file's name.
+    """A temporary file in the same folder, which is then renamed to `path`.
 
-    It is flushed to the disk first where it has to outlast a power cut; what can be made again from
-    the shards has not, and flushing a hundred files takes its time.
+    With `lasting` it is flushed to disk first, so that it survives a power cut. Files that can be
+    made again from the shards need no flush, and flushing a hundred files takes time.
     """
     import polars as pl
 
@@ -236,12 +236,12 @@ def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
             else "Nothing already written was lost; make room and run the same command again",
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # a path through a file has no neighbour to remove
+        with contextlib.suppress(OSError):  # a path through a file has no temporary file to remove
             part.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a renaming last through a power cut, where folders can be flushed."""
+    """Make a renaming survive a power cut, on systems where folders can be flushed."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

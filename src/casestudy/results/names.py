@@ -1,8 +1,9 @@
-"""What are results and their terms called, where several rooms have to agree? No torch here.
+"""The names of results and of their terms that several rooms use; without torch.
 
-A study keeps each grid and table in a file of its name, and reports, comparisons and findings look
-it up there: a name that was released stays as it is. Each is given with its axes and unit (grids)
-or with what a row is (tables); `prompt` is an axis of every grid unless a mean was taken over it.
+A study stores each grid and table in a file of its name, and reports, comparisons and findings read
+it by this name, so released names do not change. Each name is documented with the axes and the unit
+of the grid, or with the rows of the table. `prompt` is an axis of every grid, unless it is a mean
+over prompts.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 # Every study.
 
 PROMPTS = "prompts"
-"""A row per prompt: its text, tokens, roles, groups, and why it was left out if it was."""
+"""A row per prompt: its text, tokens, roles, groups, and the reason if it was left out."""
 PASSED_OVER = "passed_over"
 """A row per prompt that measurements left out, with the reason."""
 CHUNKS = "chunks"
@@ -31,9 +32,10 @@ CLASS_MASS = "class_mass"
 CASE_BY_SPACE = "case_by_space"
 """(effect, prompt), logits: of the case, of the leading space, and of both together."""
 CONTROLS = "controls"
-"""A row per prompt and control: which token the control is."""
+"""A row per prompt, for the main contrast: its value, b_U, unigram, copied, shuffled."""
 CONTROL_LOGITS = "controls.logits"
-"""(contrast, control, prompt), logits: the same contrast between tokens of no interest."""
+"""(contrast, control, prompt), logits: the contrast's value in each control (see
+`measure/controls`)."""
 
 
 def answer(what: str) -> str:
@@ -46,11 +48,11 @@ def answer(what: str) -> str:
 LEDGER = "ledger"
 """(contrast, term, prompt), logits; the terms sum to the logit difference."""
 LEDGER_CHECK = "ledger.check"
-"""(contrast, quantity, prompt), logits: the sum of the terms beside the logit difference."""
+"""(contrast, quantity, prompt), logits: the sum of the terms, the logit difference, and the gap."""
 LENS = "lens"
 """(contrast, depth, prompt), logits; the final norm's scale frozen at its traced value."""
 LENS_OWN_NORM = "lens.own_norm"
-"""(contrast, depth, prompt), logits; each depth with the norm's scale of its own, b_U included."""
+"""(contrast, depth, prompt), logits; each depth with its own norm scale, and with b_U."""
 LENS_TOP = "lens.top"
 """A row per example prompt, depth, position and rank: a token that the logit lens predicts."""
 HEAD_SHARES = "attribution.head"
@@ -61,22 +63,22 @@ NEURON_SHARES = "attribution.neuron"
 """A row per contrast and rank: a neuron with one of the largest means, in logits. In a finding or a
 function of one layer, a grid (contrast, neuron, prompt)."""
 NEURON_SUMS, NEURON_COUNTS = "attribution.neuron.sums", "attribution.neuron.n"
-"""What a study's chunks hold of the neurons: too many to keep one by one for every prompt."""
+"""Sums over each chunk's prompts: there are too many neurons to store every prompt's values."""
 
 # Attention.
 
 ATTENTION_LAST = "attention.last"
 """(layer, head, role, prompt), share of the attention from the last token."""
 ATTENTION_TOKENS = "attention.tokens"
-"""A row per prompt, head and position that gets a share of the attention worth naming."""
+"""A row per prompt, head and position with at least 2 % of the head's attention."""
 ATTENTION_ENTROPY = "attention.entropy"
-"""(layer, head, prompt), nats: how spread the attention from the last token is."""
+"""(layer, head, prompt), nats: the entropy of the attention from the last token."""
 ATTENTION_SCORE = "attention_score"
 """(query_component, key_component), attention score before the softmax; of one head and prompt."""
 PATTERN = "pattern"
 """(layer, head, query_pos, key_pos), share of the query's attention; of one prompt."""
 HEAD_PROFILE = "head_profile"
-"""(score, layer, head): scores that tell kinds of heads apart; no prompts of the behaviour."""
+"""(score, layer, head): scores for kinds of heads, independent of the behaviour's prompts."""
 
 
 def attention_from(source: object) -> str:
@@ -90,16 +92,16 @@ def pattern_of(prompt: object) -> str:
 
 
 PATTERNS = f"{PATTERN}."
-"""What the names by `pattern_of` begin with."""
+"""The start of the names from `pattern_of`."""
 
 # Causal effects.
 
 COUNTERFACTUALS = "counterfactuals"
-"""A row per family of minimal edits: how many prompts it fits, and how often it reverses them."""
+"""A row per family of minimal edits: its number of pairs, and its effect on the contrast."""
 PATCHING = "patching."
-"""What the names of patch grids begin with: "patching.resid_pre.role", "patching.noising.z.all"."""
+"""The start of the names of patch grids: "patching.resid_pre.role", "patching.noising.z.all"."""
 NOISING = "noising."
-"""What follows where corrupted activations were put into the clean run."""
+"""The next part of the name if corrupted activations were patched into the clean run."""
 
 
 def patching(what: str, by: str, direction: str = "denoising") -> str:
@@ -114,16 +116,16 @@ def patching(what: str, by: str, direction: str = "denoising") -> str:
 
 
 def ablation(kind: str, site: str, by: str) -> str:
-    """(layer, head or place), logits that an ablation changes the contrast by."""
+    """(layer, head or place), logits: the change of the contrast from an ablation."""
     return f"{ABLATION}{kind}.{site}.{by}"
 
 
 ABLATION = "ablation."
-"""What the names of ablation grids begin with."""
+"""The start of the names of ablation grids."""
 
 
 def paths(mode: str, receiver: str, direction: str = "denoising") -> str:
-    """(sender), share of the difference between the runs that goes along a sender's paths."""
+    """(sender), share of the difference between the runs, by path patching from each sender."""
     kind = "paths" if direction == "denoising" else "paths.noising"
     place = receiver.removeprefix("head ").replace("<", ".").replace(">", "").replace(" ", "_")
     return f"{kind}.{mode}.{place}"
@@ -132,22 +134,22 @@ def paths(mode: str, receiver: str, direction: str = "denoising") -> str:
 # The circuit's card.
 
 CIRCUIT = "circuit."
-"""What the names of a circuit's results begin with."""
+"""The start of the names of a circuit's results."""
 CIRCUIT_SUMMARY = "circuit.summary"
 """A row per figure of the evidence: its value, interval, pairs and note."""
 CIRCUIT_FAITHFULNESS = "circuit.faithfulness"
-"""(method, proportion of edges), share of the difference that circuits of that size carry."""
+"""(method, proportion of edges), faithfulness of circuits of that size."""
 CIRCUIT_SIZES = "circuit.sizes"
 """(method, proportion of edges), edges left after pruning."""
 CIRCUIT_CURVE = "circuit.curve"
-"""(proportion of edges), share of the difference; of one method."""
+"""(proportion of edges), faithfulness; of one method."""
 CIRCUIT_EDGES = "circuit.edges"
 """A row per edge of the circuit, strongest first: its score and exact effect, in the metric's
 unit."""
 CIRCUIT_NODES = "circuit.nodes"
 """A row per node of the circuit: its score, and the circuit's faithfulness without it."""
 
-# What is made of a grid, and stored beside it.
+# Grids and tables that are computed from a grid.
 
 MEAN = ".mean"
 BY_GROUP = ".by_group"
@@ -195,27 +197,27 @@ def baselines(name: str) -> str:
 
 
 def known(name: str) -> str:
-    """Of a patch grid: 1 where a patch changes nothing by construction and was not computed."""
+    """Of a patch grid: 1 if a patch changes nothing by construction and was not computed."""
     return name + KNOWN
 
 
 # Terms of the ledger; attention and MLP layers are spelled as in `casestudy.results.components`.
 
 EMBED, POS_EMBED = "embed", "pos_embed"
-"""The token's embedding, and the position's where the model adds one."""
+"""The token embedding, and the position embedding if the model adds one."""
 B_U = "final norm bias (b_U)"
 """The ledger's term of the final norm's bias through the unembedding, which a projection of the
 residual stream leaves out."""
 UNEMBEDDING_BIAS = "unembedding bias"
 """A bias of the unembedding itself, which few models have."""
 SOFT_CAP = "soft cap"
-"""What capping the logits takes from the contrast, or gives to it."""
+"""The change of the contrast from the soft-cap of the logits."""
 ENTROPY = "entropy term"
 """H(p(·|A)) - H(p(·|B)) of a class contrast; no other contrast has this term."""
 
 # Other labels of axes.
 
 BIAS = "bias"
-"""The last place of an axis of heads, neurons or components: what the biases alone give."""
+"""The last label of an axis of heads, neurons or components: the biases."""
 LOGITS = "logits"
 """The lens's last depth: the logit difference itself, with b_U."""

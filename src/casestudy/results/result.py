@@ -1,8 +1,8 @@
 """What does a measurement return?
 
-A `Grid`: numbers with named, labelled axes, a unit, the number of prompts behind each number, an
-interval where one was computed, the largest error of its own check, and where it came from. A cell
-that was not measured is NaN, never zero. No torch here: a report is made from grids alone.
+A `Grid`: numbers with named, labelled axes, a unit, the number of prompts of each value, an
+interval if one was computed, the largest error of its own check, and its source. A cell that was
+not measured is NaN, never zero. Without torch: a report is made from grids and tables alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST_SHOWN = 12
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a grid: its name ("prompt", "layer", "component", …) and a label per place."""
+    """One axis of a grid: its name ("prompt", "layer", "component", …) and its labels."""
 
     name: str
     labels: tuple[str, ...]
@@ -48,17 +48,17 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """A measured array that knows what it is.
+    """A measured array with axes, unit, n and interval.
 
     Attributes:
         name: the measurement's name, also its file name in a study ("ledger", "lens.resid_pre").
-        values: floats; NaN where nothing was measured.
+        values: floats; NaN if not measured.
         axes: one per dimension of `values`.
         unit: "logits", "probability", "share", …
-        lower, upper: ends of a 95 % interval, same shape as values, where one was computed.
-        n: how many prompts each number summarises, same shape; None where each is one prompt's.
-        error: what the measurement's own check found, as {"gap": 3e-6, "bound": 1e-4}.
-        about: one sentence: what it is, what was frozen, which source.
+        lower, upper: ends of a 95 % interval, same shape as values, if computed.
+        n: the number of prompts of each value, same shape; None if each value is of one prompt.
+        error: the result of the measurement's own check, as {"gap": 3e-6, "bound": 1e-4}.
+        about: one sentence: the measurement, what was frozen, the source.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Grid:
     def axis(self, name: str) -> Axis:
         """The axis of this name.
 
-        Raises: MeasureError listing the axes there are.
+        Raises: MeasureError listing the existing axes.
         """
         return self.axes[self.dim(name)]
 
@@ -127,7 +127,7 @@ class Grid:
         return self._map(lambda a: np.take(a, i, dim), self.axes[:dim] + self.axes[dim + 1 :])
 
     def take(self, axis: str, labels: Sequence[str]) -> Grid:
-        """These places of one axis, in this order."""
+        """The given labels of one axis, in the given order."""
         dim, known = self.dim(axis), self.axis(axis).labels
         place = {label: i for i, label in enumerate(known)}
         index = [place[label] for label in labels]
@@ -136,7 +136,7 @@ class Grid:
 
     def _map(self, function: Callable[[Array], Array], axes: tuple[Axis, ...]) -> Grid:
         def maybe(a: Array | None) -> Array | None:
-            # numpy answers with a bare number once the last axis is gone
+            # numpy returns a scalar when the last axis is removed
             return None if a is None else np.asarray(function(a))
 
         return replace(
@@ -179,10 +179,10 @@ class Grid:
 def concatenate(grids: Sequence[Grid], axis: str = "prompt") -> Grid:
     """Join chunks of one measurement along an axis.
 
-    Other axes may differ in length where their labels agree as far as they go (positions): the
-    shorter are filled with NaN, which means "not measured".
+    Other axes may differ in length if the labels of the shorter are the first of the longer
+    (positions). The shorter are filled with NaN, which means "not measured".
 
-    Raises: MeasureError where their labels disagree.
+    Raises: MeasureError if their labels disagree.
     """
     first = grids[0]
     dim = first.dim(axis)
@@ -208,9 +208,9 @@ def concatenate(grids: Sequence[Grid], axis: str = "prompt") -> Grid:
 
 
 def worst_error(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of several checks' outcomes, the worst: the gap that is largest against its own bound.
+    """The worst of several checks: the one with the largest gap in units of its own bound.
 
-    What has no gap and bound keeps the largest of each entry.
+    Checks without gap and bound give the largest value of each entry.
     """
     checked = [error for error in errors if {"gap", "bound"} <= error.keys()]
     worst = max(checked, key=lambda error: error["gap"] / error["bound"], default={})
@@ -221,7 +221,7 @@ def worst_error(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Table:
-    """Measured rows that are not an array: predictions, exclusions, scores.
+    """Measured rows that do not form an array: predictions, exclusions, scores.
 
     Attributes:
         name: also the file name in a study ("predictions").
@@ -277,7 +277,7 @@ class Table:
         return self.to_polars().to_pandas()
 
     def plot(self, **options: Any) -> Any:
-        """A plotly figure of this table: a bar per row."""
+        """A plotly figure of this table: one bar per row."""
         return draw("table.plot", self, **options)
 
     def _repr_html_(self) -> str:
@@ -292,12 +292,12 @@ Result = Grid | Table
 
 
 class Shown(ABC):
-    """What holds several results, and shows itself by the one that says most."""
+    """An object with several results, which is shown by the main one."""
 
     @property
     @abstractmethod
     def shown(self) -> Result:
-        """The grid or table it is looked at by."""
+        """The grid or table to show."""
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of `shown`."""

@@ -1,6 +1,7 @@
-"""Looking: figures, reports, the live page. Works from stored studies, without torch.
+"""Figures, reports and the explorer. Works from stored studies, without torch.
 
-`figures` is fetched when it is first used: it needs numpy, and the command line reads `show.text`.
+`figures` is imported when it is first used, because it needs numpy; the command line uses
+`show.text`, which does not.
 """
 
 from __future__ import annotations

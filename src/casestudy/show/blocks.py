@@ -1,7 +1,7 @@
 """What is a report made of?
 
 Prose, figures and tables. A section's parts are functions of a `StoredStudy` that return blocks,
-or raise `Missing` with the reason why there are none.
+or raise `Missing` with the reason if there are none.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from casestudy.show.text import clean
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing that says what it shows.
+    """A figure with its title, caption, data and alternative text.
 
     Attributes:
         title: one line, what is plotted.
         mark: what is plotted.
-        alt: the figure's main value in words, for those who do not see it.
+        alt: the figure's main value in words, for readers who do not see it.
         data: the cells behind the marks, for hover and CSV.
         caption: what was computed and how to read it.
-        half: whether two such figures may stand side by side.
+        half: whether two such figures may be placed side by side.
     """
 
     title: str
@@ -56,10 +56,10 @@ class Listing:
         head: column titles; one that ends in "#" is a column of numbers.
         rows: cells, text or markup.
         caption: what to note.
-        stack: whether a row's cells stand below one another on a narrow screen.
-        fold: how many rows to show before the rest has to be asked for; 0 for all.
-        data: what the table was made from, by column, for CSV: unrounded, and perhaps with more
-            rows and columns than are shown. By default the cells as they are shown.
+        stack: whether a row's cells are placed below one another on a narrow screen.
+        fold: how many rows to show at first; the reader can open the rest; 0 for all.
+        data: the columns for CSV: unrounded, and perhaps with more rows and columns than the page
+            shows. By default the cells as shown.
     """
 
     title: str
@@ -90,7 +90,7 @@ class Listing:
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[object]]:
-    """Rows as columns; what a row does not have is None."""
+    """Rows as columns; a value that a row does not have is None."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -115,9 +115,9 @@ class Part:
     """A part of a section, before the study is known.
 
     Attributes:
-        what: it shows, as the list of what was not measured calls it.
+        what: its name in the list of what was not measured.
         blocks: makes it from a study, or raises `Missing`.
-        shows: names of the stored results that it accounts for; "pattern.*" means every one that
+        shows: names of the stored results that it shows; "pattern.*" means every one that
             begins so.
     """
 
@@ -126,17 +126,17 @@ class Part:
     shows: Sequence[str] = ()
 
     def accounts_for(self, names: Iterable[str]) -> set[str]:
-        """Which of these results a reader finds in this part."""
+        """The results among these that this part shows."""
         return {name for name in names if any(fnmatchcase(name, shown) for shown in self.shows)}
 
 
 @dataclass(frozen=True)
 class Topic:
-    """One step of the argument, before the study is known.
+    """One section of a report, before the study is known.
 
     Attributes:
         id: the heading's anchor.
-        title: the question, and the field's term for what answers it.
+        title: the question, and the field's term for its answer.
         parts: in order.
     """
 
@@ -147,7 +147,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Section:
-    """One step of the argument, as found in a study."""
+    """One section of a report, for a study."""
 
     id: str
     title: str
@@ -156,7 +156,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Absent:
-    """Something that was not measured, or could not be shown, and why."""
+    """Something that was not measured or cannot be shown, with the reason."""
 
     what: str
     why: str

@@ -1,9 +1,8 @@
-"""How do two studies read side by side?
+"""The HTML page of a comparison of two studies.
 
-One HTML file in the report's clothes, made from a `Comparison` alone: what differs in a sentence
-and two drawings, every mean with its interval as a table that can be taken away as CSV, what the
-manifests disagree about, and what could not be compared. Like the report it asks no host for
-anything.
+One HTML file in the report's style, made from a `Comparison` alone: the differences in a sentence
+and two figures, every mean with its interval as a table (also as CSV), the entries in which the
+manifests differ, and what could not be compared. Like the report it loads nothing from a network.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from casestudy.show.weighed import form_of
 MOST = 20
 """Differences drawn."""
 FOLD = 60
-"""Rows of the table that are shown at once."""
+"""Rows of the table that are shown at first."""
 HEADLINE = "logit_difference"
 
 
 def write_comparison(found: Comparison, path: str | os.PathLike[str]) -> Path:
-    """Write the page, whole or not at all, and say where it is.
+    """Write the page, completely or not at all, and return its path.
 
-    Raises: StudyError where the file cannot be written.
+    Raises: StudyError if the file cannot be written.
     """
     path = Path(path)
     write_atomically(path, comparison_html(found).encode("utf-8"))
@@ -87,7 +86,7 @@ def _prompts(found: Comparison) -> str:
 def _answer(
     found: Comparison, rows: Sequence[dict[str, Any]], headline: Sequence[dict[str, Any]]
 ) -> list[Any]:
-    """The contrast that differs most, and how much of the rest may be luck."""
+    """The contrast with the largest difference, and how many of the others may be chance."""
     known = sum(row["lower"] is not None for row in rows)
     clear = sum(row["clear"] for row in rows)
     luck = paragraph(
@@ -179,7 +178,7 @@ def _bars(
 
 
 def _label(row: dict[str, Any]) -> str:
-    """A row beside its bar, where only its beginning and end have room: the cell itself first."""
+    """A row's label next to its bar; the cell first, because only its start and end have room."""
     return clean(", ".join(filter(None, (row["cell"], row["contrast"], row["measurement"]))))
 
 

@@ -1,7 +1,8 @@
-"""In what order does the argument run?
+"""In which order are the sections of a report?
 
 Does it? By how much? Who writes it? Where does it come from? Is it causal? What is the circuit? How
-sure? A step whose measurements a study lacks is left out and listed under "What was not measured".
+sure? A section whose measurements a study lacks is left out and listed under "What was not
+measured".
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ ARGUMENT: Sequence[Topic] = (
         ],
     ),
 )
-"""The questions in their order, the measurements that answer each, and what these show."""
+"""The questions in their order, and the parts that answer each."""
 
 PROMPTS = Topic(
     names.PROMPTS,
@@ -160,4 +161,4 @@ PROMPTS = Topic(
         )
     ],
 )
-"""Every example prompt by itself, after the argument."""
+"""Every example prompt on its own, after the other sections."""

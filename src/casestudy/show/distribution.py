@@ -1,8 +1,8 @@
-"""How are one quantity's values spread, prompt by prompt, in each of several rows?
+"""How are the values of one quantity distributed over prompts, in each of several rows?
 
-Few prompts are dots, one each. More than `MOST_DOTS` in a row would hide one another and make the
-page grow with the study, so they are counted in bins instead: a histogram over a box of the
-quartiles, which is as large for ten million prompts as for two hundred. Rows share one scale and
+Few prompts are drawn as dots. More than `MOST_DOTS` in a row would overlap, and the page would grow
+with the study. Then the row is a histogram over a box of the quartiles, which has the same size for
+any number of prompts. Rows share one scale and
 one set of bins, and zero is always the edge of a bin, so that no bin holds both signs.
 """
 
@@ -25,7 +25,7 @@ MOST_DOTS = 100
 """Prompts in a row that are drawn one by one."""
 
 MOST_BINS = 60
-"""Bins over the whole scale: about as many as can be told apart on a phone."""
+"""Bins over the whole scale: about as many as are visible on a phone."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""What does each head attend to, in tokens?
+"""Which tokens does each head attend to?
 
-From the stored shares of a prompt's tokens to a description of every head: the tokens that a role
-names ("changed tokens": ·dogs, ·horses), else the token itself, and what is left over. A head that
-puts most of its attention on the first token (BOS, or the text's first token where none is
-prepended) is a sink, and is described by what it does beside it. Studies stored before the shares
-of tokens were have whole patterns of a few prompts; those serve as well.
+The stored attention to tokens gives a description of every head: the tokens of a role ("changed
+tokens": ·dogs, ·horses), or a token without a role, and the remaining attention. If a head puts
+most of its attention on the first token (BOS, or the text's first token if no BOS is prepended),
+this token is an attention sink, and the description is of the other attention. Older studies have
+only whole patterns of a few prompts; then these are used.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import visible
 
 SINK = 0.5
-"""A head that puts so much of its attention on the first token is a sink."""
+"""The first token is a sink if it gets at least this share of a head's attention."""
 LEAST_SHARE = 0.02
-"""Of whole patterns, what counts as looked at: as much as the study's own table lists."""
+"""The least attention to a token in whole patterns, as in the study's own table."""
 EXAMPLES = 3
 """Tokens named as examples of a role."""
 
 FIRST = "first token"
-"""What a first token is called that is no BOS."""
+"""The name of a first token that is not BOS."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a head attends to.
+    """Tokens that a head attends to.
 
     Attributes:
         role: of the tokens; "" for a token without one.
@@ -78,17 +78,17 @@ class HeadPlaces:
 
     @property
     def is_sink(self) -> bool:
-        """Whether most of it goes to the first token."""
+        """Whether most of the attention is on the first token."""
         return self.sink is not None and self.sink.share >= SINK
 
     @property
     def left_over(self) -> float:
-        """The share of tokens that get too little to be named."""
+        """The attention to tokens that are not listed."""
         named = sum(place.share for place in self.places)
         return max(0.0, 1 - named - (0.0 if self.sink is None else self.sink.share))
 
     def beside(self, place: Place) -> float:
-        """A place's share of the attention that does not go to the sink."""
+        """A place's share of the attention outside the sink."""
         rest = 1 - (0.0 if self.sink is None else self.sink.share)
         return place.share / rest if rest > 0 else 0.0
 
@@ -100,7 +100,7 @@ Cell = tuple[str, str, str, int, str, str, float]
 def head_places(study: StoredStudy) -> dict[tuple[str, str], HeadPlaces]:
     """Every head's places by (layer, head).
 
-    Raises: Missing where the study holds neither shares of tokens nor whole patterns.
+    Raises: Missing if the study has neither attention to tokens nor whole patterns.
     """
     cells = list(_listed(study) if names.ATTENTION_TOKENS in study.tables else _whole(study))
     if not cells:

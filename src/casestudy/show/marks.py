@@ -1,8 +1,8 @@
-"""What is drawn, as values, before anybody draws it?
+"""The content of figures as values, independent of the renderer.
 
-A mark holds a figure's labels, numbers, intervals and units. `mark_of` turns a grid into the mark
-that suits its axes, `alternative` into the text for those who do not see it. `svg` draws marks for
-reports, the explorer and notebooks, `plotly_figures` for those who want plotly. `Data` are the
+A mark has a figure's labels, numbers, intervals and units. `mark_of` turns a grid into the mark for
+its axes, `alternative` into the alternative text. `svg` draws marks for reports, the explorer and
+notebooks; `plotly_figures` draws them with plotly. `Data` are the
 cells behind a mark, for values on hover, the keyboard and CSV.
 """
 
@@ -31,7 +31,7 @@ class Data:
         axes: (name, labels) of each dimension.
         columns: for each quantity its cells, flat, the last axis fastest.
         unit: of the first quantity.
-        source: the file in the study's folder that holds the whole of it.
+        source: the file in the study's folder that has all of the data.
     """
 
     axes: Sequence[tuple[str, Sequence[str]]]
@@ -51,7 +51,7 @@ class Data:
         return cls(axes, columns, grid.unit, f"arrays/{grid.name}.safetensors")
 
     def titles(self) -> list[str]:
-        """What each cell says of itself: where it is, its value, interval and n."""
+        """The text of each cell: its labels, value, interval and n."""
         found = [""]
         for name, labels in self.axes:
             found = [f"{f}, {name} {x}".removeprefix(", ") for f in found for x in labels]
@@ -79,12 +79,12 @@ class Data:
 
 
 def numbers(array: Array) -> list[Number]:
-    """A flat list, None where nothing was measured."""
+    """A flat list, None if not measured."""
     return [finite(v) for v in np.asarray(array, dtype=float).ravel().tolist()]
 
 
 def finite(value: Real) -> Number:
-    """The value, None where it was not measured."""
+    """The value, None if it was not measured."""
     return value if math.isfinite(value) else None
 
 
@@ -98,8 +98,8 @@ def _short(value: Number) -> Number:
 class Waterfall:
     """Each term as a bar that starts where the one above ended; the last bar is the total from 0.
 
-    The last term's bar ends at the sum of the terms, the total's bar at the total: that the two
-    meet is the ledger's claim, and the eye can check it.
+    The last term's bar ends at the sum of the terms, the total's bar at the total: the reader
+    can see that the two are equal.
 
     Attributes:
         terms: from the input up.
@@ -129,7 +129,7 @@ class Bars:
 
     Attributes:
         labels: one per row.
-        values: None where nothing was measured.
+        values: None if not measured.
         unit: of the values.
         lower, upper: ends of a 95 % interval.
         shown: texts of the values; the numbers themselves by default.
@@ -207,8 +207,8 @@ class Heatmap:
         row_name, col_name: what the axes are.
         limit: the value of full colour; by default the largest magnitude.
         tokens: column labels are tokens (white space visible, slanted).
-        slanted: column labels are too long to stand side by side.
-        heads: what opens a head's attention pattern: a "cell" of (layer, head), or every cell of
+        slanted: whether column labels are too long to be horizontal.
+        heads: a click opens a head's attention pattern: a "cell" of (layer, head), or every cell of
             a "row" that is called "layer.head".
     """
 
@@ -255,7 +255,7 @@ class Lines:
         series: the lines.
         unit: of the values.
         axis: what the axis is.
-        final: a value drawn across as a dashed line (what the curve should arrive at).
+        final: a value drawn as a dashed line (the end value of the curve).
         height: of the plot in pixels.
     """
 
@@ -269,7 +269,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Layered:
-    """A circuit: its nodes in rows by depth, the input below, edges as wide as they are strong.
+    """A circuit: nodes in rows by depth with the input below; the width of an edge is its score.
 
     Attributes:
         nodes: by name, (depth, order within the row).
@@ -302,7 +302,7 @@ def grid_heatmap(
 
 
 def sum_of_terms(ledger: Grid) -> Waterfall:
-    """A ledger that brings no total of its own, up to the sum of its terms."""
+    """A ledger without a total of its own; the total is the sum of its terms."""
     bars = mean_bars(ledger)
     values = np.asarray(ledger.values, dtype=float)
     total = float(np.nansum(values))
@@ -320,7 +320,7 @@ def mark_of(grid: Grid) -> Waterfall | Bars | Heatmap:
 
 
 def alternative(grid: Grid) -> str:
-    """What a grid's drawing says to those who do not see it: where its largest magnitude is."""
+    """A grid's alternative text: where its largest absolute value is."""
     values = np.asarray(grid.values, dtype=float)
     where = np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)
     at = ", ".join(f"{a.name} {clean(a.labels[i])}" for a, i in zip(grid.axes, where, strict=True))

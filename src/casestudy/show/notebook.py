@@ -1,7 +1,7 @@
-"""How does a result show itself in a notebook?
+"""How is a result shown in a notebook?
 
 As HTML with the report's own drawings: without plotly, without script and without a network.
-`attention_heads` is CircuitsVis' view, for those who have it installed.
+`attention_heads` is CircuitsVis' view, which needs CircuitsVis installed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from casestudy.show.text import (
 
 ROWS_SHOWN = 20
 MOST_DRAWN = 64
-"""Places of one axis that a notebook's drawing shows."""
+"""The largest number of labels of one axis in a notebook's figure."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,15 @@ class Html:
 def attention_heads(pattern: Grid, **where: str) -> Html:
     """CircuitsVis' view of one layer's attention patterns, working without a network.
 
-    CircuitsVis itself asks a host on the internet each time it is shown, and loads its script from
-    there if it can. Its package brings the script along (1.3 MB): here it is written into the
-    view.
+    CircuitsVis itself loads its script from the internet each time it is shown. Its package
+    contains the script (1.3 MB); this function writes it into the view.
 
     Args:
         pattern: a grid with the axes head, query_pos and key_pos, as a study stores
             (`pattern.0`) or `attention_pattern` gives, and perhaps layer.
         where: a label for every other axis: `layer="3"`.
 
-    Raises: MeasureError where the axes are others, or CircuitsVis is not installed.
+    Raises: MeasureError for other axes, or if CircuitsVis is not installed.
     """
     cut = pattern.select(**where)
     names = [axis.name for axis in cut.axes]
@@ -138,7 +137,7 @@ def _drawn(grid: Grid) -> Markup:
 
 
 def study_html(name: str, n: int, headline: Grid | None, holds: Sequence[str], path: str) -> str:
-    """A study as a notebook shows it: its headline, and what else there is to ask for."""
+    """A study as a notebook shows it: its headline, and the names of its other results."""
     return str(
         Markup(
             '<div class="casestudy"><style>{}</style><p><b>{}</b> {}</p><p class="about">{}</p>'
@@ -155,7 +154,7 @@ def study_html(name: str, n: int, headline: Grid | None, holds: Sequence[str], p
 
 
 def trace_html(prompts: int, kept: Sequence[tuple[str, Sequence[int]]]) -> str:
-    """What a run kept, as a notebook shows it: names and shapes, not numbers."""
+    """The sites that a run kept, as a notebook shows them: names and shapes, not numbers."""
     columns = {"kept": [name for name, _ in kept], "shape": [str(tuple(s)) for _, s in kept]}
     return table_html(Table(f"Trace of {count(prompts, 'prompt')}", columns))
 

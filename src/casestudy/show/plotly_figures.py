@@ -1,4 +1,4 @@
-"""How does a measurement look in Python?
+"""How are measurements drawn with plotly?
 
 `heatmap`, `line` and `waterfall` turn arrays, torch tensors or grids into marks, and `figure_of`
 draws marks with plotly: diverging colours centred at zero, labels on hover. `plot_grid` is what
@@ -23,8 +23,7 @@ from casestudy.show.text import token_or_text
 
 BLUE, PAPER, ORANGE = "#1f5fa8", "#f7f6f2", "#c4501b"
 DIVERGING = [[0.0, ORANGE], [0.5, PAPER], [1.0, BLUE]]
-"""Orange below zero, blue above: told apart under every common colour blindness, and in grey by
-neither being the paper's colour."""
+"""Orange below zero, blue above: distinguishable with every common colour blindness."""
 
 LINES = ("#1f5fa8", "#c4501b", "#1d7f63", "#8a5a9e", "#8f6b00", "#4c5763")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -54,11 +53,11 @@ def heatmap(
     title: str = "",
     limit: float | None = None,
 ) -> Any:
-    """Cells coloured by value, zero the colour of paper.
+    """Cells coloured by value; zero has the background colour.
 
     Args:
-        values: two-dimensional; a grid brings its labels, axis names and unit.
-        rows, cols: labels; places are counted where there are none.
+        values: two-dimensional; a grid has its own labels, axis names and unit.
+        rows, cols: labels; by default indices.
         yaxis, xaxis: what rows and columns are.
         unit: of the values.
         title: of the figure.
@@ -116,10 +115,10 @@ def line(
     unit: str = "",
     title: str = "",
 ) -> Any:
-    """Values along an ordered axis, with a band where a grid brings an interval.
+    """Values along an ordered axis, with a band for a grid's interval.
 
     Args:
-        values: one dimension, or two with a line per row; a grid brings labels and intervals.
+        values: one dimension, or two with a line per row; a grid has labels and intervals.
         x: labels along the axis.
         names: of the lines.
         xaxis: what the axis is.
@@ -205,7 +204,7 @@ def scatter(
     """One point per pair of values, its label on hover.
 
     Args:
-        x, y: equally many values; grids of the same axes bring their labels.
+        x, y: the same number of values; grids of the same axes have labels.
         labels: of the points.
         xaxis, yaxis: what the values are.
         title: of the figure.
@@ -412,7 +411,7 @@ def _floats(values: Sequence[marks.Number]) -> Array:
 
 
 _MEASURED = ("mean", "value", "score", "difference", "flip_share", "prob", "seconds")
-"""Columns of a table that a reader wants drawn, the first that is there."""
+"""Columns of a table to draw: the first one that exists."""
 
 _NO_LABEL = ("n", "id", "rank", "unit", "a_n", "b_n")
 
@@ -423,7 +422,7 @@ def plot_table(table: Table, *, value: str = "", most: int = 40, **where: Any) -
     Args:
         table: any.
         value: the column drawn; by default a mean, score, probability or the like.
-        most: so many rows at most, the first ones; the title says how many there are.
+        most: the largest number of rows, from the first; the title gives their total number.
         where: rows to keep (`prompt=3`), and `title`.
 
     Raises: MeasureError where no column holds numbers, or a named column is not there.

@@ -1,9 +1,9 @@
-"""How does a stored study become something to read and pass on?
+"""How is the report of a stored study made?
 
-`write_report` turns a study's folder into one HTML file that asks no host for anything: styles,
-drawings, data and script are inside it, and a content security policy says so to the browser. It
-needs no model, no torch and no network, and costs about a second. Whatever the folder lacks is
-listed in the report instead of stopping it.
+`write_report` turns a study's folder into one HTML file that loads nothing from a network: styles,
+figures, data and script are inside it, and a content security policy enforces this in the browser.
+It needs no model, no torch and no network, and takes about a second. Results that are missing are
+listed in the report.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from casestudy.study.store import Store
 
 
 def write_report(study: Store | str | os.PathLike[str]) -> Path:
-    """Write DIR/report.html, whole or not at all, and say where it is.
+    """Write DIR/report.html, completely or not at all, and return its path.
 
     Args:
         study: a `Store`, or the folder of one.
 
-    Raises: StudyError where the folder holds no study or cannot be written.
+    Raises: StudyError if the folder has no study or cannot be written.
     """
     store = study if isinstance(study, Store) else Store.open(study)
     path = store.folder / "report.html"
@@ -77,9 +77,9 @@ def report_html(study: StoredStudy) -> str:
 def argument(
     study: StoredStudy, declared: Sequence[Absent] = ()
 ) -> tuple[list[Section], list[Absent], set[str]]:
-    """The sections that the study can fill, what it cannot, and names of the results they show.
+    """The sections that the study can fill, what is absent, and names of the results they show.
 
-    A section that the study itself declares unmeasured is not listed again part by part.
+    If the study declares a whole section as not measured, its parts are not listed separately.
     """
     sections: list[Section] = []
     absent: list[Absent] = []
@@ -96,7 +96,7 @@ def argument(
 
 
 def _section(topic: Topic, study: StoredStudy) -> tuple[Section | None, list[Absent], set[str]]:
-    """A section where any part has something to show, what is absent, and the results it shows."""
+    """A section if any part has something to show; what is absent; the results it shows."""
     blocks: list[Block] = []
     absent: list[Absent] = []
     shown: set[str] = set()
@@ -106,7 +106,7 @@ def _section(topic: Topic, study: StoredStudy) -> tuple[Section | None, list[Abs
         except Missing as reason:
             absent.append(Absent(part.what, str(reason)))
         except UNEXPECTED as error:
-            # A stored result of another shape than ours costs its own figure, not the report.
+            # A stored result of an unexpected shape loses its own figure, not the report.
             why = f"stored in a form this version cannot show ({error!r})"
             absent.append(Absent(part.what, why))
         else:
@@ -115,7 +115,7 @@ def _section(topic: Topic, study: StoredStudy) -> tuple[Section | None, list[Abs
 
 
 def frame() -> dict[str, object]:
-    """What every page of this kind carries: its policy, its styles and its script."""
+    """The policy, styles and script of every page."""
     script = template_text("figures.js") + template_text("report.js")
     return {
         "policy": _policy(script),

@@ -1,8 +1,8 @@
 """What of a stored study can be shown?
 
-A `StoredStudy` is read file by file, so that a damaged or missing one costs its own figure and no
-other. Sections ask for grids by name and axes; what is not there, or not as expected, is `Missing`
-with a reason, and ends up in the list of what was not measured. No torch, no model, no network.
+A `StoredStudy` is read file by file, so a damaged or missing file affects only its own figure.
+Sections read grids by name and axes. A grid that is absent or unexpected is `Missing` with a
+reason, and is listed as not measured. Without torch, model or network.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from casestudy.show.text import clean
 from casestudy.study.store import FORMAT, Store
 
 UNEXPECTED = (CasestudyError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
-"""What a result of another shape than ours can raise while it is drawn or put into words."""
+"""The errors that a result of an unexpected shape can cause in a section."""
 
 
 MOST_ROWS = 500_000
-"""A page reads no more of a table; it could not show them, and they would be held as objects."""
+"""The largest number of rows that a page reads of a table: more cannot be shown."""
 
 
 class Missing(Exception):
@@ -34,12 +34,12 @@ class Missing(Exception):
 
 @dataclass
 class StoredStudy:
-    """A study as the report sees it.
+    """A study as read for the report.
 
     Attributes:
-        manifest: manifest.json, whatever it holds.
+        manifest: the content of manifest.json.
         grids, tables: by name.
-        notices: what the reader should know before believing the page.
+        notices: cautions for the reader of the page.
     """
 
     manifest: Mapping[str, Any]
@@ -81,7 +81,7 @@ class StoredStudy:
     def grid(self, name: str, *axes: str) -> Grid:
         """A grid with these axes, in this order.
 
-        Raises: Missing where there is none, or its axes are others.
+        Raises: Missing if there is none, or its axes differ.
         """
         if name not in self.grids:
             raise Missing(f"the study holds no grid “{name}”")
@@ -94,7 +94,7 @@ class StoredStudy:
     def table(self, name: str, *needed: str) -> Table:
         """A table with at least these columns.
 
-        Raises: Missing where there is none, or a column is missing.
+        Raises: Missing if there is none, or a column is missing.
         """
         if name not in self.tables:
             raise Missing(f"the study holds no table “{name}”")
@@ -112,7 +112,7 @@ class StoredStudy:
         return "" if value is None else clean(value)
 
     def main_prompts(self, labels: Sequence[str]) -> list[int]:
-        """The places of the prompts that count for the headline means; all where none are named."""
+        """The indices of the headline prompts; all if none are named."""
         table = self.tables.get(names.PROMPTS)
         columns = table.columns if table is not None else {}
         behaviour = self.manifest.get("behaviour")
@@ -144,7 +144,7 @@ class StoredStudy:
     def contrast(self) -> str:
         """The main contrast.
 
-        Raises: Missing where the study has none.
+        Raises: Missing if the study has none.
         """
         if not self.contrasts:
             raise Missing("the study holds no contrast")

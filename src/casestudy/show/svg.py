@@ -1,10 +1,10 @@
-"""How is a mark drawn, so that it needs nothing but the page it stands on?
+"""How is a mark drawn as SVG?
 
 `draw` renders every mark as an SVG made here, without a plotting library: it appears with the page,
 prints, follows the page's light or dark colours, and stays legible at any width, because positions
-across are percentages of the plot while text keeps its size. Marks carry `data-i`, their place in
-the figure's data, from which a few lines of script show values on hover, under the keyboard, and as
-CSV. Without script the drawing is complete.
+across are percentages of the plot while text keeps its size. Marks have `data-i`, their index in
+the figure's data. A short script uses it to show values on hover, for the keyboard, and as CSV. The
+figure is complete without the script.
 """
 
 from __future__ import annotations
@@ -262,13 +262,13 @@ def _bars(mark: Bars) -> Drawing:
 
 
 def _whisker(parts: _Parts, low: Real, high: Real, y: Real) -> None:
-    """An interval across a bar: light beneath dark, so that it shows on and off the bar."""
+    """An interval across a bar: light below dark, so that it is visible on and off the bar."""
     for kind in ("halo", "whisker"):
         parts.add('<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="{}"/>', low, high, y, y, kind)
 
 
 def _strip(mark: Strip) -> Drawing:
-    """The dots' height means nothing: they are spread upwards so that they do not hide others."""
+    """The dots' height has no meaning: it keeps dots from hiding others."""
     labels, values, row = mark.labels, mark.values, mark.row
     mean, lower, upper = mark.mean, mark.lower, mark.upper
     everything = [v for line in values for v in line]

@@ -1,8 +1,8 @@
-"""How do tokens, prompts and numbers read on a page?
+"""How are tokens, prompts and numbers written on a page?
 
-Everything shown passes through here: white space made visible in tokens, control and
-direction-changing characters made harmless, numbers given a true minus sign and a sensible number
-of digits. Escaping for HTML is markupsafe's, applied where a text meets markup.
+All texts and numbers that are shown use these functions: white space made visible in tokens,
+control and direction-changing characters made harmless, numbers given a true minus sign and a
+sensible number of digits. Escaping for HTML is markupsafe's, applied where a text meets markup.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 MINUS = "\u2212"
 BOS_ALONE = "(BOS alone)"
-"""How an empty prompt is shown, of which the model reads BOS and nothing else."""
+"""How an empty prompt is shown: the model reads only BOS."""
 _VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽"}
 # Joiners build emoji and Indic or Arabic letters; every other format character is spelled out.
 _HYPHEN_MINUS = re.compile(r"(?<![\w.)\]-])-(?=\d)")  # before a number, and no range or name
@@ -24,7 +24,7 @@ _JOINERS = frozenset("\u200c\u200d\ufe0e\ufe0f")
 
 
 def clean(text: object) -> str:
-    """A text that can be shown anywhere: nothing in it can hide, reorder or break what follows.
+    """A text that is safe to show: nothing in it can hide, reorder or break the text after it.
 
     Control characters become their pictures (␀), direction overrides and other invisible format
     characters become ‹U+202E›, and lone surrogates the replacement character.

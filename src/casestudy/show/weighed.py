@@ -1,8 +1,8 @@
-"""Which tokens does a study weigh against each other, and what are they called?
+"""Which tokens does a study compare, and how do sentences name them?
 
-Where every prompt has the same answer, or the same counterpart, sentences, axes and captions name
-that token. Where they differ from prompt to prompt, they are called by their form: "the answer",
-"its lower-case form". Read from the stored answers alone.
+If every prompt has the same answer, or the same counterpart, sentences, axes and captions name that
+token. If they differ between prompts, they are named by their form: "the answer", "its lower-case
+form". Only the stored answers are used.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ FORMS = {
     "no_space": "the same word without its leading space",
     "lowercase_no_space": "its lower-case form without the leading space",
 }
-"""A counterpart by its form, where it is another token in every prompt."""
+"""The words for a counterpart's form, if the token differs between prompts."""
 
 MOST_NAMED = 3
-"""Answers named as examples, where they differ from prompt to prompt."""
+"""How many answers to name as examples, if they differ between prompts."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Side:
     """The answer or the counterpart of a contrast.
 
     Attributes:
-        form: what it is called where prompts have different tokens.
-        token: the one token that all prompts have; None where they differ.
+        form: its name if prompts have different tokens.
+        token: the one token of all prompts; None if they differ.
     """
 
     form: str
@@ -54,7 +54,7 @@ class Side:
 
     @property
     def first(self) -> Side:
-        """As it is called where it comes first in a sentence: "its" has nothing to refer to."""
+        """Its name at the start of a sentence, where "its" refers to nothing."""
         return Side(self.form.replace("its ", "the ", 1), self.token)
 
 
@@ -82,7 +82,7 @@ class Weighed:
 
     @property
     def difference(self) -> str:
-        """What is measured, for an axis."""
+        """The quantity, for an axis."""
         if not self.named:
             return "logit difference, logits"
         return f"logit({self.answer.plain}) − logit({self.counterpart.plain}), logits"

@@ -1,6 +1,6 @@
-"""How is a mean put into words?
+"""How do sentences state a mean?
 
-With its n and its interval, or not at all; and a mean whose interval includes zero is undecided.
+With its n and its interval, or not at all. A mean whose interval includes zero is undecided.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLASS_WORDS = {
     "lower": "a lower-case letter",
     "digit": "a digit",
 }
-"""What the tokens of a standard class begin with."""
+"""How the tokens of a standard class begin."""
 
 
 def class_words(name: str) -> str:
@@ -42,7 +42,7 @@ def class_words(name: str) -> str:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with what is known of it."""
+    """A mean with its interval and n."""
 
     value: float
     lower: float
@@ -81,7 +81,7 @@ class Mean:
 
 
 NOTHING = Mean(float("nan"), float("nan"), float("nan"), 0)
-"""What nothing was measured for."""
+"""The mean of no values."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where does it come from? Where the heads that matter look, and what kind of heads they are."""
+"""Where does it come from? What the largest heads attend to, and what kind of heads they are."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from casestudy.show.text import capital, count, listing, number, percent, prose
 from casestudy.show.wording import spoken
 
 HEADS = 12
-"""How many heads are listed, the largest direct shares first."""
+"""How many heads are listed, largest direct contribution first."""
 
 
 DESCRIBED = 5
@@ -35,7 +35,7 @@ COLUMNS = 9
 
 
 def attention(study: StoredStudy) -> list[Block]:
-    """What the heads with the largest shares attend to from the last token, in tokens."""
+    """The tokens that the heads with the largest contributions attend to from the last token."""
     found = head_places(study)
     top = [(a, b) for a, b, _ in top_heads(study, HEADS)] or list(found)[:HEADS]
     top = [head for head in top if head in found]
@@ -74,7 +74,7 @@ def _described(study: StoredStudy, head: tuple[str, str], places: HeadPlaces) ->
 
 
 def _rest(places: HeadPlaces) -> str:
-    """What is left over, with the largest of it, where it is worth naming."""
+    """The remaining attention, with its largest place if that is large enough."""
     named = _most(places, lambda place: place.share)
     rest = 1 - sum(place.share for place in named)
     rest -= places.sink.share if places.sink is not None else 0.0
@@ -85,9 +85,9 @@ def _rest(places: HeadPlaces) -> str:
 
 
 BESIDE = 0.05
-"""Attention left beside a sink from which it is worth describing."""
+"""The least attention outside a sink for a description."""
 NAMED = 0.1
-"""A share from which a place is named."""
+"""The least share for a place to be named."""
 MOST_NAMED = 3
 
 
@@ -125,7 +125,7 @@ def _grid(
     top: Sequence[tuple[str, str]],
     found: Mapping[tuple[str, str], HeadPlaces],
 ) -> Figure:
-    """Heads by the places they attend to; what is not named is the last column."""
+    """Heads by the places they attend to; the last column is the remaining attention."""
     size: dict[str, float] = {}
     for head in top:
         for place in found[head].places:
@@ -186,7 +186,7 @@ def attention_mark(
 
 
 def _left_out(study: StoredStudy) -> list[Block]:
-    """That some prompts' patterns cannot be opened on this page, and where they are."""
+    """A note on prompts whose patterns are not on this page, and where they are."""
     shown, left_out = pattern_names(study)
     if not left_out:
         return []
@@ -205,7 +205,7 @@ def _left_out(study: StoredStudy) -> list[Block]:
 
 
 def profiles(study: StoredStudy) -> list[Block]:
-    """Scores that tell kinds of heads apart: previous-token, induction, copying, …"""
+    """Scores for kinds of heads: previous-token, induction, copying, …"""
     grid = study.grid(names.HEAD_PROFILE, "score", "layer", "head")
     layers, heads = grid.axis("layer").labels, grid.axis("head").labels
     blocks: list[Block] = []
@@ -218,7 +218,7 @@ def profiles(study: StoredStudy) -> list[Block]:
         i, j = np.unravel_index(int(np.nanargmax(values)), values.shape)
         best = f"{layers[i]}.{heads[j]}"
         phrases.append(f"{kind} {number(float(values[i, j]))} ({best})")
-        # A score of 1 is a head that does exactly this; a pale map says that none does.
+        # A score of 1 is a head that does exactly this; in a pale map no head does.
         share = float(np.nanmax(np.abs(values))) <= 1
         blocks.append(
             Figure(

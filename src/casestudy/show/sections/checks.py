@@ -1,4 +1,4 @@
-"""How sure? What each measurement's own check found, and what was left out."""
+"""How sure? The results of each measurement's own check, and what was left out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from casestudy.show.text import chip, clean, count, number, ordinal, prompt_exce
 
 
 def checks(study: StoredStudy) -> list[Block]:
-    """What each measurement's own check found."""
+    """The results of each measurement's own check."""
     rows: list[list[str | Markup]] = []
     for name, grid in sorted(study.grids.items()):
         if "gap" in grid.error and not inherited(name, study):
@@ -43,14 +43,14 @@ def checks(study: StoredStudy) -> list[Block]:
 
 
 def _outcome(bound: float | None, held: bool) -> str:
-    """What the check found; where no bound is promised there is nothing to hold."""
+    """The result of a check in words; without a bound there is none."""
     if bound is None or np.isinf(bound):
         return "shown only"
     return "holds" if held else Markup("<strong>exceeded</strong>")
 
 
 def inherited(name: str, study: StoredStudy) -> bool:
-    """Whether a grid has its check from another that is listed."""
+    """Whether a grid shares the check of another grid that is listed."""
     base, _, part = name.rpartition(".")
     if part == "raw":
         return base in study.grids or names.effect(base) in study.grids
@@ -58,7 +58,7 @@ def inherited(name: str, study: StoredStudy) -> bool:
 
 
 def notices(study: StoredStudy) -> list[Block]:
-    """What to know of how the prompts were read, a line for each kind of remark."""
+    """Notices about the tokenisation of the prompts, one line per kind."""
     notes = study.manifest.get("notes")
     if not isinstance(notes, list) or not notes:
         return []

@@ -1,4 +1,4 @@
-"""What is the circuit? How much of the behaviour a subgraph carries, and which edges it has."""
+"""What is the circuit? Its faithfulness, its nodes and its edges."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLIPPED = "signs flipped at random"
 
 
 def verdict(study: StoredStudy) -> list[Block]:
-    """What was found, in a sentence, and the figures for and against it."""
+    """The circuit in a sentence, and the figures for and against it."""
     table = study.table(names.CIRCUIT_SUMMARY, "figure", "value", "lower", "upper", "n", "about")
     rows = [row for row in table.rows() if isinstance(row["value"], float)]
     if not rows:
@@ -49,21 +49,21 @@ def verdict(study: StoredStudy) -> list[Block]:
 
 
 FEW = 10
-"""Pairs below which a faithfulness is weak evidence."""
+"""With fewer pairs than this, a faithfulness is weak evidence."""
 WIDE = 0.5
-"""Width of an interval of a share from which it says little."""
+"""An interval of a share that is at least this wide is weak evidence."""
 CLOSE = 0.75
-"""A control that carries so much of what the circuit carries comes close to it."""
+"""A control with this share of the circuit's faithfulness is close to it."""
 
 
 @dataclass(frozen=True)
 class _Verdict:
-    """A circuit's size and how much it carries.
+    """A circuit's size and faithfulness.
 
     Attributes:
-        zero: what it carries with every other edge at zero.
-        flipped: what the strong control carries at its size: the same method, signs at random.
-        spike: where a larger circuit carries clearly less: how much, and its share of the edges.
+        zero: its faithfulness with every other edge at zero.
+        flipped: the faithfulness of the strong control of its size (the same method, random signs).
+        spike: of a larger circuit that is clearly less faithful: its faithfulness and size.
     """
 
     edges: int
@@ -124,9 +124,9 @@ def _derived_spike(study: StoredStudy, share: str, carried: float) -> tuple[floa
 
 
 def sentence(study: StoredStudy) -> Markup:
-    """How small a circuit carries how much, beside the strong control; weak evidence is called so.
+    """The circuit's size and faithfulness, and the strong control's; states if evidence is weak.
 
-    The strong control is the same method with signs flipped at random, at the same size.
+    The strong control is the same method with random signs, at the same size.
     """
     found = _judged(study)
     mean = found.carried
@@ -166,7 +166,7 @@ def _metric(study: StoredStudy) -> str:
 
 
 def _parts(study: StoredStudy, nodes: int) -> str:
-    """How many of the model's parts are in the circuit; nothing where it is all of them."""
+    """How many of the model's components are in the circuit; empty if it has all of them."""
     shape = study.manifest.get("model")
     shape = shape if isinstance(shape, Mapping) else {}
     layers, heads = shape.get("n_layers"), shape.get("n_heads")
@@ -179,7 +179,7 @@ def _parts(study: StoredStudy, nodes: int) -> str:
 
 
 def _at_size(study: StoredStudy, method: str, share: str) -> float | None:
-    """What a method's circuits carry at the measured size nearest to a circuit's."""
+    """The faithfulness of a method's circuits at the measured size closest to a circuit's."""
     try:
         grid = study.grid(names.CIRCUIT_FAITHFULNESS, "method", "proportion")
     except Missing:
@@ -198,7 +198,7 @@ def _proportion(share: str) -> float:
 
 
 def _spike(found: _Verdict) -> str:
-    """That a larger circuit carries clearly less, where one does: the small one is then a spike."""
+    """A sentence if a larger circuit is clearly less faithful: then the small one is a spike."""
     if found.spike is None:
         return ""
     value, share = found.spike
@@ -209,7 +209,7 @@ def _spike(found: _Verdict) -> str:
 
 
 def _weakness(mean: Mean, control: float | None) -> str:
-    """Why the evidence is weak, where it is."""
+    """The reason if the evidence is weak."""
     width = mean.upper - mean.lower
     reasons = []
     if mean.n < FEW:
@@ -222,8 +222,7 @@ def _weakness(mean: Mean, control: float | None) -> str:
 
 
 def faithfulness(study: StoredStudy) -> list[Block]:
-    """The share of the behaviour that circuits of growing size carry, against controls, and with
-    other ablations."""
+    """Faithfulness by size, with controls and other ablations."""
     grid = study.grid(names.CIRCUIT_FAITHFULNESS, "method", "proportion")
     if not np.isfinite(grid.values).any():
         raise Missing("no circuit was evaluated")
@@ -277,7 +276,7 @@ def _curves(grid: Grid, title: str) -> Figure:
 
 
 def nodes(study: StoredStudy) -> list[Block]:
-    """What each part of the circuit is worth to it."""
+    """The circuit's nodes, with its faithfulness without each."""
     table = study.table(names.CIRCUIT_NODES, "node", "faithfulness_without", "minimality")
     rows = table.rows()
     if not rows:
@@ -323,7 +322,7 @@ def _share(label: str | None) -> str:
 
 
 def edges(study: StoredStudy) -> list[Block]:
-    """The strongest edges, as a layered graph where their names say where they belong."""
+    """The strongest edges, as a layered graph if all names can be read."""
     table = study.table(names.CIRCUIT_EDGES)
     rows = table.rows()
     if not rows:
@@ -391,11 +390,11 @@ def _graph(rows: Sequence[Mapping[str, Any]], total: int) -> list[Block]:
 def strongest_paths(
     rows: Sequence[Mapping[str, Any]], most: int = EDGES
 ) -> Sequence[Mapping[str, Any]]:
-    """The edges of the strongest paths from the embeddings to the logits, at most so many.
+    """The edges of the strongest paths from the embeddings to the logits, up to a limit.
 
-    A path is as strong as its weakest edge. The strongest is taken, its weakest edge is set aside,
-    and so on. All edges where there are no more than that; the strongest ones where no path is
-    found, or a name cannot be read.
+    The strength of a path is that of its weakest edge. The strongest path is taken, its weakest
+    edge is removed, and so on. If there are few edges, all are returned; if there is no path or a
+    name cannot be read, the strongest edges.
     """
     ends = [tuple(_node(str(row.get(side, ""))) for side in ("source", "target")) for row in rows]
     readable = all(a and b for a, b in ends) and all(

@@ -84,11 +84,11 @@ MOST_LABEL = 24
 """Characters of a row's label."""
 
 ALWAYS_CAPITAL = frozenset({"I", "I'm", "I'll", "I've", "I'd", "I’m", "I’ll", "I’ve", "I’d"})
-"""Words that English writes with a capital wherever they stand."""
+"""Words that English always writes with a capital."""
 
 
 def _always_capital(study: StoredStudy, grid: Grid) -> list[Block]:
-    """The mean without answers that are a capital anywhere, where the case is what is asked."""
+    """The mean without answers that always have a capital, if the contrast is about case."""
     if study.contrast != "lowercase" or names.ANSWERS not in study.tables:
         return []
     rows = study.table(names.ANSWERS, "prompt", "form", "token").rows()
@@ -118,11 +118,11 @@ def _main(study: StoredStudy, grid: Grid) -> Array:
 
 
 MOST_GROUPS = 24
-"""Groups that are drawn; the table beside them has all."""
+"""Groups that are drawn; the table has all."""
 
 
 def by_group(study: StoredStudy) -> list[Block]:
-    """The main contrast by group of prompts, where there are groups."""
+    """The main contrast by group of prompts, if there are groups."""
     grid = study.grid(names.LOGIT_DIFFERENCE, "contrast", "prompt").select(contrast=study.contrast)
     members = _groups(study)
     if len(members) < 2:
@@ -330,7 +330,7 @@ CONTROLS = {
 
 
 def controls(study: StoredStudy) -> list[Block]:
-    """What simpler explanations would give, as dots and means."""
+    """The controls: the difference by simpler explanations, as dots and means."""
     grid = study.grid(names.CONTROL_LOGITS, "contrast", "control", "prompt")
     means = study.grid(names.mean(names.CONTROL_LOGITS), "contrast", "control")
     grid, means = grid.select(contrast=study.contrast), means.select(contrast=study.contrast)
@@ -370,14 +370,14 @@ def controls(study: StoredStudy) -> list[Block]:
 
 
 def _applies(study: StoredStudy, means: Grid, control: str) -> bool:
-    """Whether a control says something here: it was measured, and its text could be a prompt's."""
+    """Whether a control applies: it was measured, and its text could be a prompt's."""
     if control == "unigram" and study.about("settings", "prepend_bos") == "False":
         return False
     return Mean.of(means, control=control).n > 0
 
 
 def _copied(study: StoredStudy) -> str:
-    """In how many of the main prompts the answer's word already stands."""
+    """The number of main prompts that contain the answer's word."""
     try:
         table = study.table(names.CONTROLS, "prompt", "copied")
     except Missing:

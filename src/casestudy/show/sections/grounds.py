@@ -1,4 +1,4 @@
-"""On which prompts does the answer stand? Sentences for the page's first paragraph.
+"""Which prompts is the report's answer based on? Sentences for the first paragraph.
 
 Which prompts were left out, which corrupted prompts were used and why, why there is no circuit, and
 whether every check holds. Read from the manifest and the stored tables alone.

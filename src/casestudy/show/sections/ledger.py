@@ -1,4 +1,4 @@
-"""Who writes it? The ledger, its heads and neurons, and where along the depth it appears."""
+"""Direct contributions: the ledger, heads and neurons, and the depth at which it appears."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from casestudy.show.wording import NOTHING, Mean, spoken
 
 
 def ledger_mean(study: StoredStudy) -> list[Block]:
-    """The account of the mean difference, as a waterfall, b_U as its own line; others folded."""
+    """The ledger of the mean difference, as a waterfall, with b_U as a row; others folded."""
     figure, total, terms = _waterfall(study, study.contrast)
     every = []
     if len(terms) > MOST_TERMS:
@@ -44,7 +44,7 @@ def ledger_mean(study: StoredStudy) -> list[Block]:
 
 
 def folded(title: str, figures: Sequence[Figure]) -> Markup:
-    """Figures that a reader may ask for."""
+    """Figures that a reader can open."""
     return Markup('<details class="more"><summary>{}</summary>{}</details>').format(
         title, Markup("").join(figure_html(figure) for figure in figures)
     )
@@ -60,7 +60,7 @@ def present(grid: Grid) -> Grid:
 def _waterfall(
     study: StoredStudy, contrast: str, *, whole: bool = False
 ) -> tuple[Figure, Mean, list[str]]:
-    """A contrast's account, its mean and its terms; a long one is grouped unless `whole`."""
+    """A contrast's ledger: its mean and its terms; a long one is grouped unless `whole`."""
     means = study.grid(names.mean(names.LEDGER), "contrast", "term").select(contrast=contrast)
     total = Mean.of(study.grid(names.mean(names.LOGIT_DIFFERENCE), "contrast"), contrast=contrast)
     means = present(means)
@@ -193,7 +193,7 @@ def _groups(study: StoredStudy, terms: Sequence[str]) -> Markup:
 
 
 def _b_u(study: StoredStudy, total: Mean) -> Markup:
-    """With and without b_U: what a projection of the residual stream alone would have given."""
+    """The difference with and without b_U, which a projection of the residual stream omits."""
     try:
         check = study.grid(names.LEDGER_CHECK, "contrast", "quantity", "prompt")
         check = check.select(contrast=study.contrast)
@@ -223,7 +223,7 @@ def _b_u(study: StoredStudy, total: Mean) -> Markup:
 
 
 def lens(study: StoredStudy) -> list[Block]:
-    """Where along the depth the difference appears."""
+    """The depth at which the difference appears."""
     frozen = study.grid(names.mean(names.LENS), "contrast", "depth").select(contrast=study.contrast)
     own = None
     if names.mean(names.LENS_OWN_NORM) in study.grids:
@@ -360,7 +360,7 @@ def _series_data(depths: Sequence[str], series: Sequence[marks.Series]) -> marks
 
 
 def heads(study: StoredStudy) -> list[Block]:
-    """The share of every head."""
+    """The direct contribution of every head."""
     means = study.grid(names.mean(names.HEAD_SHARES), "contrast", "layer", "head")
     means = means.select(contrast=study.contrast)
     top = top_heads(study, 5)
@@ -392,7 +392,7 @@ def heads(study: StoredStudy) -> list[Block]:
 
 
 def heads_figure(shares: Grid, *, alt: str = "", caption: str = "", opens: bool) -> Figure:
-    """The direct share of every head, of one prompt or as a mean over prompts.
+    """The direct contribution of every head, of one prompt or as a mean over prompts.
 
     Args:
         shares: over layer and head.
@@ -453,7 +453,7 @@ def ranking(study: StoredStudy) -> list[Block]:
 
 
 def from_one(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a table as people count: ranks from 1, where results count from 0."""
+    """A row of a table with ranks from 1; results count from 0."""
     return {
         name: value + 1 if name in RANKS and isinstance(value, int | float) else value
         for name, value in row.items()
@@ -465,7 +465,7 @@ RANKS = ("rank", "rank_lower", "rank_upper")
 
 
 def top_heads(study: StoredStudy, most: int) -> list[tuple[str, str, Mean]]:
-    """The heads with the largest mean direct share, with the share."""
+    """The heads with the largest mean direct contribution, with its value."""
     if names.mean(names.HEAD_SHARES) not in study.grids:
         return []
     means = study.grid(names.mean(names.HEAD_SHARES), "contrast", "layer", "head")
@@ -475,9 +475,9 @@ def top_heads(study: StoredStudy, most: int) -> list[tuple[str, str, Mean]]:
 
 
 def largest_heads(shares: Grid, most: int) -> list[tuple[str, str]]:
-    """(layer, head) of the heads with the largest direct shares, the largest first.
+    """(layer, head) of the heads with the largest direct contributions, largest first.
 
-    What is not measured and an attention layer's biases are left out.
+    Without heads that were not measured, and without biases.
     """
     layers, heads = shares.axis("layer").labels, shares.axis("head").labels
     cells = [
@@ -495,7 +495,7 @@ PATTERN_AXES = ("layer", "head", "query_pos", "key_pos")
 
 
 def pattern_names(study: StoredStudy) -> tuple[list[str], list[str]]:
-    """The whole attention patterns that are put on the page, and those that are not.
+    """The whole attention patterns on the page, and those left out.
 
     A byte per entry on and below the diagonal, the shortest names first, as far as they fit.
     """
@@ -528,7 +528,7 @@ def head_button(study: StoredStudy, layer: str, head: str) -> Markup:
 
 
 def neurons(study: StoredStudy) -> list[Block]:
-    """The neurons with the largest share."""
+    """The neurons with the largest direct contribution."""
     table = study.table(names.NEURON_SHARES, "contrast", "layer", "neuron", "mean")
     rows = [row for row in table.rows() if row["contrast"] == study.contrast]
     if not rows:

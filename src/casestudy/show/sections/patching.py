@@ -92,11 +92,11 @@ def counterfactuals(study: StoredStudy) -> list[Block]:
 
 
 GIVEN = "given"
-"""The family of the partners that the prompts themselves bring."""
+"""The family of the user's own corrupted prompts."""
 
 
 PRESETS = ("full-stop-capitals", "decimal-point", "ioi", "greater-than")
-"""Behaviours whose prompts, with their partners, are not the reader's own."""
+"""Behaviours whose corrupted prompts come with casestudy, not from the reader."""
 
 
 def family_name(study: StoredStudy, family: object) -> str:
@@ -114,13 +114,13 @@ def quoted(study: StoredStudy, family: object) -> str:
 
 
 FEWEST = 3
-"""Prompts from which a family of edits is said to decide anything."""
+"""The least number of prompts for a sentence about a family of edits."""
 STOP = ("final stop to",)
 CASE = ("first letter lowered", "sentence starts lowered", "all lowered", "all upper-cased")
 
 
 def what_decides(study: StoredStudy) -> Markup:
-    """Which edits reverse the preference: the given partners, the final stop, the text's case."""
+    """Which edits reverse the preference: given corrupted prompts, the final stop, the case."""
     table = study.table(names.COUNTERFACTUALS, "family", "n", "flip_share")
     rows = [r for r in table.rows() if (r["n"] or 0) >= FEWEST and _known(r["flip_share"])]
     given = next((row for row in rows if row["family"] == GIVEN), None)
@@ -151,7 +151,7 @@ def _flips(study: StoredStudy, row: Mapping[str, Any]) -> str:
 
 
 def _verdict(stop: float, case: float) -> str:
-    """Which of the two decides, by whether it reverses most prompts."""
+    """Which of the two edits reverses most prompts."""
     if stop > 0.5 and case > 0.5:
         return "Both the full stop and the case of the text decide."
     if stop > 0.5 or case > 0.5:
@@ -193,7 +193,7 @@ def patching(study: StoredStudy) -> list[Block]:
 
 
 def _names(study: StoredStudy) -> list[str]:
-    """The patch grids worth a figure: shares of the difference; effects only for ablations."""
+    """The patch grids that get a figure: shares of the difference; effects only for ablations."""
     grids = [name for name in sorted(study.grids) if name.startswith(names.PATCHING)]
     shares = [n for n in grids if not n.endswith((names.RAW, names.EFFECT))]
     effects = [
@@ -205,19 +205,19 @@ def _names(study: StoredStudy) -> list[str]:
 
 
 LEAST = 0.1
-"""Of the difference: an effect below it is no headline."""
+"""Share of the difference: a smaller effect is not in the first paragraph."""
 EARLY = 4
-"""MLP layers that re-encode the token they read, whatever the model does with it later."""
+"""The first MLP layers, which re-encode the token they read."""
 
 
 def strongest(study: StoredStudy) -> Markup:
     """The strongest patch of a single part, as a sentence for the page's first paragraph.
 
-    What is so by construction or trivial is no headline: the residual stream, which late in the
-    last token carries everything, and the first MLP layers at the token that was changed, which
-    re-encode it. Pairs that differ in their last token alone yield to pairs that differ before it.
+    Trivial effects are left out: the residual stream, which carries everything at the last token in
+    late layers, and the first MLP layers at the changed token, which re-encode it. Pairs that
+    differ before the last token are preferred to pairs that differ only there.
 
-    Raises: Missing where nothing was patched.
+    Raises: Missing if nothing was patched.
     """
     found = []
     for name in _names(study):
@@ -282,11 +282,11 @@ def _largest(grid: Grid, name: str) -> tuple[Any, ...]:
 
 
 CHANGED_ROLES = ("changed tokens", "first word", "sentence starts", "final full stop")
-"""Roles at whose tokens edits change something."""
+"""Roles whose tokens an edit can change."""
 
 
 def _part(study: StoredStudy, name: str, grid: Grid, where: tuple[Any, ...]) -> Markup:
-    """What was patched in one cell, in words; a head opens its attention pattern."""
+    """The patched component of one cell, in words; a head opens its attention pattern."""
     site = _site(name, short=True)
     if [axis.name for axis in grid.axes] != ["layer", "head"]:
         return Markup("{}, {}").format(site, _at(grid, where))
@@ -455,7 +455,7 @@ def _with_tokens(study: StoredStudy, grid: Grid) -> Grid:
 
 
 def _undrawn(name: str, best: float) -> list[Block]:
-    """That a grid by role holds nothing to see, and where it is."""
+    """A note that a grid by role has no visible effect, and where it is stored."""
     if best == 0:
         return []
     return [
@@ -478,7 +478,7 @@ def _without_empty_roles(grid: Grid) -> Grid:
 
 
 EMPTY = 0.005
-"""Of the difference: a role that changes less in every row is not drawn."""
+"""Share of the difference: a role with smaller effects in every row is not drawn."""
 
 
 PLACES = {

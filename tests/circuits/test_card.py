@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from casestudy.circuits.edge_scores import METHODS, Method, attribute_edges
 from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.evidence import CARD_STEPS, Choices, Half, Question, gather, split
 from casestudy.circuits.graph import Graph, Rank
-from casestudy.circuits.knockouts import knock_out
+from casestudy.circuits.knockouts import Knockouts, knock_out
 from casestudy.circuits.packed import Packed, pack, unpack
 from casestudy.engine.packing import Budget
 from casestudy.errors import MeasureError, SiteError, StudyError
@@ -31,8 +32,18 @@ LENGTHS = [5, 6, 5, 6, 7, 5, 6, 5]
 QUICK = Choices(random_circuits=3, exact_edges=20, faithful=0.9)
 
 
+@pytest.fixture(scope="module")
 def scored() -> EdgeScores:
     return attribute_edges(world("gpt2"), pair_of(LENGTHS), contrast(8))
+
+
+@pytest.fixture(scope="module")
+def whole(scored: EdgeScores) -> Knockouts:
+    """The whole model's own knockouts."""
+    full = scored.graph.full
+    return knock_out(
+        world("gpt2"), pair_of(LENGTHS), contrast(8), full, random_sets=4, greedy_steps=2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +51,17 @@ def made() -> Card:
     return circuit_card(world("gpt2"), pair_of(LENGTHS), contrast(8), QUICK)
 
 
-def test_areas_are_linear_trapezoids_over_the_shares() -> None:
+@pytest.fixture(scope="module")
+def once_more() -> tuple[Card, dict[str, object]]:
+    """The same search a second time, and the value of each of its steps."""
+    taken: dict[str, object] = {}
+    asked = world("gpt2"), pair_of(LENGTHS), contrast(8), QUICK
+    return circuit_card(*asked, keep=taken.__setitem__), taken
+
+
+def test_areas_are_linear_trapezoids_over_the_shares(scored: EdgeScores) -> None:
     model, both, values = world("gpt2"), pair_of(LENGTHS), contrast(8)
-    found = curve(model, both, values, scored())
+    found = curve(model, both, values, scored)
     f = found.evaluation.faithfulness
     assert f[-1] == pytest.approx(1)
     widths = np.diff(PROPORTIONS)
@@ -55,23 +74,27 @@ def test_areas_are_linear_trapezoids_over_the_shares() -> None:
         assert low <= getattr(found, name) <= high
 
 
-@pytest.mark.parametrize("rank", ["signed", "absolute"])
 @pytest.mark.parametrize("method", METHODS)
-def test_swapping_answer_and_counterpart_changes_no_circuit(method: Method, rank: Rank) -> None:
+def test_swapping_answer_and_counterpart_changes_no_circuit(method: Method) -> None:
     model, both, values = world("gpt2"), pair_of(LENGTHS), contrast(8)
     swapped = replace(values, weights=-values.weights, constant=-values.constant)
     scores = [
-        attribute_edges(model, both, v, method, direction="noising") for v in (values, swapped)
+        attribute_edges(model, both, v, method, steps=2, direction="noising")
+        for v in (values, swapped)
     ]
     assert {s.towards for s in scores} == {1.0, -1.0}
-    ours, theirs = (
-        curve_circuits(s.graph, s.ranked, rank=rank, proportions=(0.05, 0.2, 0.6)) for s in scores
-    )
-    assert ours == theirs
-    exact = [
-        patch_edges(model, both, v, ours[0].edges, direction="noising") for v in (values, swapped)
-    ]
-    np.testing.assert_allclose(exact[0].ranked, exact[1].ranked, atol=1e-9)
+    ranks: tuple[Rank, ...] = get_args(Rank)
+    for rank in ranks:
+        ours, theirs = (
+            curve_circuits(s.graph, s.ranked, rank=rank, proportions=(0.05, 0.2, 0.6))
+            for s in scores
+        )
+        assert ours == theirs, rank
+        exact = [
+            patch_edges(model, both, v, ours[0].edges, direction="noising")
+            for v in (values, swapped)
+        ]
+        np.testing.assert_allclose(exact[0].ranked, exact[1].ranked, atol=1e-9)
 
 
 def test_signed_circuits_of_a_metric_that_is_least_for_the_clean_run() -> None:
@@ -83,28 +106,32 @@ def test_signed_circuits_of_a_metric_that_is_least_for_the_clean_run() -> None:
     np.testing.assert_array_equal(close[0].ranked, close[1].ranked)
 
 
-def test_the_smallest_circuit_is_as_faithful_as_asked_and_shrinks_with_the_demand() -> None:
-    model, both, values, scores = world("gpt2"), pair_of(LENGTHS), contrast(8), scored()
+def test_the_smallest_circuit_is_as_faithful_as_asked_and_shrinks_with_the_demand(
+    scored: EdgeScores,
+) -> None:
+    model, both, values = world("gpt2"), pair_of(LENGTHS), contrast(8)
     sizes = []
     for faithful in (0.3, 0.9):
-        circuit = smallest(model, both, values, scores, faithful=faithful)
+        circuit = smallest(model, both, values, scored, faithful=faithful)
         assert evaluate_circuit(model, both, values, [circuit]).faithfulness[0] >= faithful
         sizes.append(circuit.n_edges)
-    assert sizes[0] < sizes[1] < scores.graph.n_edges
+    assert sizes[0] < sizes[1] < scored.graph.n_edges
     with pytest.raises(MeasureError, match="reaches a faithfulness of 99"):
-        smallest(model, both, values, scores, faithful=99.0)
+        smallest(model, both, values, scored, faithful=99.0)
 
 
-def test_the_whole_model_is_complete_and_knockouts_are_those_of_its_nodes() -> None:
-    model, both, values, graph = world("gpt2"), pair_of(LENGTHS), contrast(8), scored().graph
-    found = knock_out(model, both, values, graph.full, random_sets=4, greedy_steps=2)
+def test_the_whole_model_is_complete_and_knockouts_are_those_of_its_nodes(
+    scored: EdgeScores, whole: Knockouts
+) -> None:
+    model, both, values, graph = world("gpt2"), pair_of(LENGTHS), contrast(8), scored.graph
+    found = whole
     np.testing.assert_allclose(found.incompleteness, 0, atol=1e-12)
     assert found.sets.shape == (1 + 15 + 4 + 1, 15)  # nothing is worse than complete
     without = evaluate_circuit(model, both, values, [graph.full.without([graph.node("mlp 1")])])
     place = found.nodes.index("mlp 1")
     assert found.circuit[1 + place] == pytest.approx(without.faithfulness[0])
     assert found.minimality[place] >= abs(without.faithfulness[0] - 1) - 1e-12
-    part = graph.top(scored().values, 40).pruned()
+    part = graph.top(scored.values, 40).pruned()
     less = knock_out(model, both, values, part, random_sets=4, greedy_steps=3)
     # the greedy search only ever makes the worst single set worse
     assert less.incompleteness[-1] >= less.incompleteness[1 : len(less.nodes) + 1].max() - 1e-12
@@ -139,8 +166,8 @@ def test_a_card_says_what_was_found_and_against_what(made: Card) -> None:
         made["circuit.nothing"]
 
 
-def test_a_card_is_the_same_again(made: Card) -> None:
-    again = circuit_card(world("gpt2"), pair_of(LENGTHS), contrast(8), QUICK)
+def test_a_card_is_the_same_again(made: Card, once_more: tuple[Card, dict[str, object]]) -> None:
+    again, _ = once_more
     assert again.circuit == made.circuit
     assert again.summary() == made.summary()
 
@@ -153,11 +180,12 @@ def stored(value: object, folder: Path) -> Packed:
         return Packed(dict(arrays), json.loads(json.dumps(packed.plain)))
 
 
-def test_steps_that_were_stored_are_not_taken_again(made: Card, tmp_path: Path) -> None:
+def test_steps_that_were_stored_are_not_taken_again(
+    made: Card, once_more: tuple[Card, dict[str, object]], tmp_path: Path
+) -> None:
     model, asked = world("gpt2"), (pair_of(LENGTHS), contrast(8), QUICK)
-    taken: dict[str, object] = {}
+    _, taken = once_more
     question = Question.of(model, Half(*asked[:2]), QUICK)
-    gather(question, keep=taken.__setitem__)
     assert list(taken) == [step.name for step in CARD_STEPS]
     known = {
         name: unpack(stored(value, tmp_path), Graph(model.config)) for name, value in taken.items()
@@ -220,10 +248,9 @@ def test_a_saved_card_belongs_to_its_model(made: Card, tmp_path: Path) -> None:
         read_card(path, world("gpt2"))
 
 
-def test_knocking_out_is_bounded_and_its_cost_is_stored() -> None:
+def test_knocking_out_is_bounded_and_its_cost_is_stored(whole: Knockouts) -> None:
     model, both, values = world("gpt2"), pair_of(LENGTHS), contrast(8)
     full = Graph(model.config).full
-    whole = knock_out(model, both, values, full, random_sets=4, greedy_steps=2)
     assert whole.nodes == whole.members
     some = knock_out(
         model,

@@ -3,7 +3,8 @@
     python -m tests.study.killed MODEL OUT            one run
     python -m tests.study.killed MODEL OUT KILLS      again and again, until so many were killed
     python -m tests.study.killed MODEL OUT 0 BYTES    one run that can write no larger file
-    python -m tests.study.killed circuit OUT STEP     one that kills itself as this step begins
+    python -m tests.study.killed MODEL OUT STEP       one that kills itself as this step of the
+                                                      circuit begins
 
 The second imports everything once and forks its victims before any library has started a thread, so
 that a start costs nothing and the kills fall into the work: runs, writes, merges, the final join.
@@ -71,17 +72,17 @@ def run(model: str, out: str, prepend_bos: bool | None = None) -> Study:
     )
 
 
-def find_circuit(out: str, progress: Callable[[Progress], None] | None = None) -> Study:
+def find_circuit(model: str, out: str, progress: Callable[[Progress], None] | None = None) -> Study:
     """A study with a circuit, the same for whoever asks."""
     torch.set_num_threads(1)
-    texts = ("The dog slept.", "A cat ran off.", "It was late.", "We sat down.", "She left early.")
-    choices = Choices(random_circuits=1, exact_edges=5, replicates=0, faithful=0.5)
+    texts = ("The dog slept.", "A cat ran off.")
+    choices = Choices(steps=1, random_circuits=1, exact_edges=5, replicates=0, faithful=0.5)
     return study(
-        load("tiny", device="cpu"),
+        load(model, device="cpu"),
         Behaviour("stops", "A capital?", tuple(Prompt(text) for text in texts)),
         out=out,
         only=["predictions", "circuit"],
-        settings=Settings(search=Search(choices)),
+        settings=Settings(search=Search(choices, family="all lowered")),
         progress=progress,
     )
 
@@ -147,10 +148,10 @@ def kill_often(model: str, out: str, kills: int) -> dict[str, object]:
 
 if __name__ == "__main__":
     model, out, *numbers = sys.argv[1:]
-    if model == "circuit":
-        find_circuit(out, die_at(*numbers))
-    elif not numbers:
+    if not numbers:
         run(model, out)
+    elif not numbers[0].isdecimal():
+        find_circuit(model, out, die_at(*numbers))
     elif len(numbers) == 1:
         print(json.dumps(kill_often(model, out, int(numbers[0]))))
     else:

@@ -84,14 +84,16 @@ def test_a_killed_process_of_its_own(model: str, whole: Study, tmp_path: Path) -
     same(whole, open_study(out))
 
 
-def test_killed_within_the_circuit_it_goes_on_from_the_kept_steps(tmp_path: Path) -> None:
-    whole = find_circuit(str(tmp_path / "whole"))
+def test_killed_within_the_circuit_it_goes_on_from_the_kept_steps(
+    model: str, tmp_path: Path
+) -> None:
+    whole = find_circuit(model, str(tmp_path / "whole"))
     out = tmp_path / "killed"
-    assert victim("circuit", str(out), "controls", check=False).returncode == -signal.SIGKILL
+    assert victim(model, str(out), "controls", check=False).returncode == -signal.SIGKILL
     kept = {path.stem for path in (out / "steps" / "circuit").iterdir()}
     assert kept == {"scores", "exact", "curves"}
     told: list[Progress] = []
-    again = find_circuit(str(out), told.append)
+    again = find_circuit(model, str(out), told.append)
     steps = [progress.note for progress in told if progress.stage == "circuit"]
     assert steps[0] == "controls", "what is kept is not computed again"
     same(whole, again)

@@ -22,6 +22,7 @@ from casestudy.circuits.graph import Graph, Rank
 from casestudy.circuits.knockouts import Knockouts, knock_out
 from casestudy.circuits.packed import Packed, pack, unpack
 from casestudy.engine.packing import Budget
+from casestudy.cli.circuit import _figure_row
 from casestudy.errors import MeasureError, SiteError, StudyError
 from casestudy.measure.metrics import metric_of
 from casestudy.results.result import Grid, Table
@@ -318,3 +319,18 @@ def test_a_constant_metric_is_an_error() -> None:
     question = Question.of(world("gpt2"), everything, QUICK)
     with pytest.raises(MeasureError, match="no difference that a circuit could carry"):
         gather(question)
+
+
+def test_two_pairs_have_no_interval_and_say_so() -> None:
+    two = circuit_card(
+        world("gpt2"), pair_of(LENGTHS)[[0, 1]], contrast(2), Choices(random_circuits=1)
+    )
+    rows = {name: row for name, row in two.summary().items() if "signs flipped" not in name}
+    found = [row for name, row in rows.items() if name.startswith("faithfulness")]
+    assert len(found) >= 2
+    for row in found:
+        assert row["about"] == "1 is the whole model; no interval, n = 2"
+    figure = {"figure": "faithfulness where it was looked for", "value": 0.5, "n": 2}
+    assert _figure_row(figure | {"lower": None, "upper": None})[2] == "none, n = 2"
+    assert _figure_row(figure | {"lower": 0.25, "upper": 0.75})[2] == "0.250 to 0.750"
+    assert _figure_row(figure | {"figure": "edges", "lower": None, "upper": None})[2] == ""

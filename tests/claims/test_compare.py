@@ -284,6 +284,8 @@ def test_the_command_prints_what_it_found(
     assert "12 prompts in both" in out
     assert "logit_difference counterpart" in out
     assert "intervals leave out zero" in " ".join(out.split())
+    without = sum(row["lower"] is None for row in found["rows"])
+    assert (f"{without} differences have no interval" in out) == (without > 0)
     assert "checkpoints of one model" in " ".join(err.split())
 
     status, out, err = call(capsys, "compare", folders[0])

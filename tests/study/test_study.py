@@ -1,5 +1,6 @@
 """Laws 3 and 5: neighbours do not matter, and a study that died goes on to the same numbers."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,28 @@ def test_a_bad_prompt_costs_only_itself(toy_model: Model, tmp_path: Path) -> Non
     np.testing.assert_allclose(
         bad.grids["logit_difference.mean"].values, good.grids["logit_difference.mean"].values
     )
+
+
+def test_a_tokenizer_of_a_model_that_reads_more_costs_the_long_prompts_only(
+    toy: Callable[..., Model], toy_model: Model, tmp_path: Path
+) -> None:
+    """The context is the model's that runs, whichever model the tokenizer came with."""
+    short = replace(toy(n_positions=16), tokenizer=toy_model.tokenizer)
+    assert (toy_model.tokenizer.n_ctx, short.tokenizer.n_ctx) == (64, 16)
+    only = ["predictions", "ledger"]
+    good = study(behaviour("Go.", "Yes."), short, out=tmp_path / "good", only=only)
+    long = study(behaviour("Go.", "no " * 15, "Yes."), short, out=tmp_path / "long", only=only)
+    prompts = long["prompts"]
+    assert isinstance(prompts, Table)
+    errors = prompts.columns["error"]
+    assert errors[0] is errors[2] is None
+    assert "prompt 1 is 17 tokens long. Allowed: at most 16, BOS included" in errors[1]
+    for name in ("logit_difference", "ledger"):
+        kept = long.grids[name].axis("prompt").labels.index("2")
+        np.testing.assert_allclose(
+            np.take(long.grids[name].values, [0, kept], axis=long.grids[name].dim("prompt")),
+            good.grids[name].values,
+        )
 
 
 def test_a_behaviour_reads_special_tokens_as_it_asks(toy_model: Model, tmp_path: Path) -> None:

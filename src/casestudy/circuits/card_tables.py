@@ -5,6 +5,7 @@ They are made from the evidence's values, without a model. The results are named
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 
 from casestudy.circuits.agreement import agreement
 from casestudy.circuits.curves import PROPORTIONS, Curve
-from casestudy.circuits.evidence import Evidence, Question
+from casestudy.circuits.evidence import Evidence, Faithfulness, Question
 from casestudy.results import names
 from casestudy.results.result import Array, Axis, Grid, Result, Table
 
@@ -202,10 +203,16 @@ def _size_and_faithfulness(question: Question, evidence: Evidence) -> list[Figur
         Figure("edges", circuit.n_edges, n, f"{share * 100:.2g} % of all"),
         Figure("nodes", len(circuit.nodes), n, "embeddings among them"),
         *(
-            Figure(f"faithfulness {name}", f.mean, f.n, "1 is the whole model", f.lower, f.upper)
+            Figure(f"faithfulness {name}", f.mean, f.n, _whole(f), f.lower, f.upper)
             for name, f in evidence.faithfulness.items()
         ),
     ]
+
+
+def _whole(found: Faithfulness) -> str:
+    """What 1 is, and why there is no interval where there is none."""
+    few = f"; no interval, n = {found.n}" if math.isnan(found.lower) else ""
+    return f"1 is the whole model{few}"
 
 
 HOLDS = 0.8

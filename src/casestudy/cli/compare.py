@@ -211,6 +211,11 @@ def _print_differences(rows: list[dict[str, Any]], top: int) -> None:
         f"{clear} of {known} intervals leave out zero; where nothing differs, about "
         f"{known / 20:.0f} would."
     )
+    if known < len(rows):
+        print(
+            f"{len(rows) - known} differences have no interval: too few prompts (a share needs 3, "
+            "another mean 2), or a figure of all prompts together."
+        )
 
 
 def _difference_row(row: dict[str, Any]) -> tuple[str, ...]:

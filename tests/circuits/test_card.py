@@ -21,8 +21,8 @@ from casestudy.circuits.evidence import CARD_STEPS, Choices, Half, Question, gat
 from casestudy.circuits.graph import Graph, Rank
 from casestudy.circuits.knockouts import Knockouts, knock_out
 from casestudy.circuits.packed import Packed, pack, unpack
-from casestudy.engine.packing import Budget
 from casestudy.cli.circuit import _figure_row
+from casestudy.engine.packing import Budget
 from casestudy.errors import MeasureError, SiteError, StudyError
 from casestudy.measure.metrics import metric_of
 from casestudy.results.result import Grid, Table
@@ -333,4 +333,5 @@ def test_two_pairs_have_no_interval_and_say_so() -> None:
     figure = {"figure": "faithfulness where it was looked for", "value": 0.5, "n": 2}
     assert _figure_row(figure | {"lower": None, "upper": None})[2] == "none, n = 2"
     assert _figure_row(figure | {"lower": 0.25, "upper": 0.75})[2] == "0.250 to 0.750"
-    assert _figure_row(figure | {"figure": "edges", "lower": None, "upper": None})[2] == ""
+    counted = figure | {"figure": "edges", "value": 3620.0, "lower": None, "upper": None}
+    assert _figure_row(counted) == ("edges", "3,620", "", "2")

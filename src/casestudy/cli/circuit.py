@@ -165,7 +165,7 @@ def _print_circuit(title: str, figures: list[dict[str, Any]], edges: list[dict[s
 
 def _figure_row(row: dict[str, Any]) -> tuple[str, ...]:
     count = row["figure"] in ("edges", "nodes")
-    value = f"{row['value']:.3g}" if count else decimal(row["value"])
+    value = f"{row['value']:,.0f}" if count else decimal(row["value"])
     ends = interval([row["lower"], row["upper"]])
     if not ends and row["figure"].startswith("faithfulness"):
         ends = f"none, n = {row['n']}"

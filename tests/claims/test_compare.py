@@ -302,3 +302,8 @@ def test_rounding_is_no_difference_and_one_model_is_said_to_be_one(
     assert found.notes[0].startswith("A and B are one model")
     assert compare(studies[0], studies[0].store.folder).notes[0].startswith("A and B are the same")
     assert "bit for bit" not in " ".join(compare(*studies).notes)
+    wide = ran(toy(dtype="float64"), behaviour(class_contrast=MASS), tmp_path / "wide")
+    said = compare(studies[0], wide).notes[0]
+    assert said.startswith("A and B were read from one place")
+    assert "as float32 and as float64" in said
+    assert not any("read from one place" in note for note in compare(*studies).notes)

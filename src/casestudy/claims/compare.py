@@ -66,7 +66,8 @@ class Comparison(Shown):
             of prompts; intervals are None if there are too few.
         absent: results of only one study (`only_in`), or that cannot be compared (`why`).
         notes: cautions for the reader.
-        one_model: the first note, if both have the same weights; else None.
+        one_model: the first note, if both have the same weights or read one checkpoint in two
+            number formats; else None.
     """
 
     names: tuple[str, str]
@@ -490,6 +491,16 @@ def _one_model(stores: Two) -> str | None:
             f"A and B are {what}: their weights are the same bit for bit, so that differences come "
             "from prompts, settings or rounding alone."
         )
+    models = [store.manifest.get("model", {}) for store in stores]
+    source = models[0].get("source")
+    if source and _same(stores, "model", "source", "rewrites"):
+        one, other = (model.get("dtype") for model in models)
+        if one != other:
+            return (
+                f"A and B were read from one place ({source}), as {one} and as {other}: unless its "
+                "files changed in between, differences come from the number format, prompts, "
+                "settings or rounding alone."
+            )
     return None
 
 

@@ -1,1 +1,1 @@
-"""Other libraries' names over casestudy's engine."""
+"""Interfaces of other libraries, implemented with casestudy's engine."""

@@ -1,8 +1,8 @@
-"""TransformerLens 2's names, for the notebooks that were written for it.
+"""The names of TransformerLens (up to 3.9.0), for notebooks that use `HookedTransformer`.
 
     from casestudy.compat.transformer_lens import HookedTransformer, patching, utils
 
-See docs/coming-from-transformerlens.md for what each name is called here.
+docs/coming-from-transformerlens.md lists the names, and those of casestudy.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What did a run keep, and what did each part of the model write?
+"""Which activations did a run keep, and what did each part of the model write?
 
-A dictionary of activations by TransformerLens's names, with the decompositions its notebooks ask
-for: the residual stream accumulated or taken apart into layers, heads or neurons, each part scaled
-by the final norm's cached scale. `Keep`, `Trace` and the ledger say the same in casestudy's words,
-with every term of a logit difference.
+A dictionary of activations by TransformerLens's names, with its decompositions: the residual stream
+accumulated over layers, or split into layers, heads or neurons, each part scaled by the final
+norm's cached scale. `Keep`, `Trace` and the ledger are casestudy's own interface to the same.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ class ActivationCache:
     """Activations by name.
 
     `cache["blocks.3.attn.hook_z"]`, `cache["z", 3]`, `cache["resid_post", -1]` and
-    `cache["scale", 3, "ln1"]` all work. A cache that `run_with_cache` made also has what can be had
-    from what it kept without a mode being set: `result` from `z`, the split inputs from the stream.
+    `cache["scale", 3, "ln1"]` all work. A cache from `run_with_cache` also has activations that
+    follow from the kept ones: `result` from `z`, the split inputs from the residual stream.
 
     Args:
         cache_dict: the activations; kept as given.
         model: a `HookedTransformer`, for its shape and its weights.
         has_batch_dim: whether they still have their batch axis.
-        derive: whether `result` and the like may be computed when they are missing (not where the
-            activations are gradients).
+        derive: whether `result` and similar activations may be computed when they are missing (not
+            for gradients).
     """
 
     def __init__(
@@ -128,7 +127,7 @@ class ActivationCache:
             raise AttributeError(name)
         raise refuse_name("ActivationCache", name, dir(type(self)), _REASONS)
 
-    # The residual stream, accumulated and taken apart.
+    # The residual stream, accumulated and split.
 
     def accumulated_resid(
         self,
@@ -177,15 +176,15 @@ class ActivationCache:
         incl_embeds: bool = True,
         return_labels: bool = False,
     ) -> Any:
-        """What was written to the stream before `layer`: embeddings and layers' outputs.
+        """The terms of the residual stream before `layer`: embeddings and layers' outputs.
 
         Args:
             layer: all layers by default.
             mlp_input: up to the MLP of `layer`: its attention's output too.
             mode: "all", or only "attn" or "mlp".
-            apply_ln: scale each by the cached norm of what reads there.
+            apply_ln: divide each by the cached scale of the norm that reads there.
             pos_slice: at which positions.
-            incl_embeds: whether the embeddings are among them.
+            incl_embeds: whether to include the embeddings.
             return_labels: return the parts' names too.
 
         Shape:  (component, batch, pos, d_model).
@@ -210,7 +209,7 @@ class ActivationCache:
         return (stack, [label for label, _ in parts]) if return_labels else stack
 
     def compute_head_results(self) -> None:
-        """Put what each head wrote, z W_O, into the cache under `hook_result`."""
+        """Store each head's output, z W_O, in the cache as `hook_result`."""
         for layer in range(self.model.cfg.n_layers):
             name = get_act_name("result", layer)
             if name not in self.cache_dict:
@@ -224,14 +223,14 @@ class ActivationCache:
         pos_slice: SliceInput = None,
         apply_ln: bool = False,
     ) -> Any:
-        """What each head wrote to the stream before `layer`, b_O left out.
+        """Each head's output to the residual stream before `layer`, without b_O.
 
         Shape:  (component, batch, pos, d_model); labels "L0H0", "L0H1", …
         """
         top, where = self._layer(layer), Slice.of(pos_slice)
         found: list[Tensor] = []
         for at in range(top):
-            # the slice first: whole results of every head are the largest thing there is
+            # slice first: the whole results of all heads are the largest tensors
             name = get_act_name("result", at)
             if name in self.cache_dict:
                 found += where.apply(self.cache_dict[name], -3).unbind(-2)
@@ -255,7 +254,7 @@ class ActivationCache:
     def get_neuron_results(
         self, layer: int, neuron_slice: SliceInput = None, pos_slice: SliceInput = None
     ) -> Float[Tensor, "*rows neuron d_model"]:
-        """What each neuron of a layer wrote: its activation times its row of W_out."""
+        """Each neuron's output in a layer: its activation times its row of W_out."""
         acts = Slice.of(pos_slice).apply(self["post", layer], -2)
         chosen = Slice.of(neuron_slice)
         if chosen.mode == "int":
@@ -272,7 +271,7 @@ class ActivationCache:
         incl_remainder: bool = False,
         apply_ln: bool = False,
     ) -> Any:
-        """What each neuron wrote to the stream before `layer`, b_out left out.
+        """Each neuron's output to the residual stream before `layer`, without b_out.
 
         Shape:  (component, batch, pos, d_model); labels "L0N0", "L0N1", …
         """
@@ -296,7 +295,7 @@ class ActivationCache:
         pos_slice: SliceInput = None,
         return_labels: bool = False,
     ) -> Any:
-        """All that was written before `layer`: heads, neurons (or MLPs), embeddings, one bias.
+        """All outputs before `layer`: heads, neurons (or MLPs), embeddings, one bias.
 
         The parts sum to the residual stream there.
 
@@ -340,14 +339,14 @@ class ActivationCache:
     ) -> Float[Tensor, "component *rows_out d_model"]:
         """Divide parts of the stream by the scale that a norm had in the run, after centring them.
 
-        Linear, so that the parts' sum is what the norm made of the stream (before its weight and
-        bias, which are folded away unless `fold_ln=False`).
+        This is linear, so the parts' sum is the norm's output (before its weight and bias, which
+        are folded unless `fold_ln=False`).
 
         Args:
             residual_stack: the parts.
             layer: whose norm; the final one by default.
             mlp_input: the norm before that layer's MLP instead of its attention.
-            pos_slice: where the parts were taken, to take the scales there too.
+            pos_slice: the positions of the parts, for the scales.
             batch_slice: of which prompts; applied to parts and scales.
             has_batch_dim: whether the parts have a batch axis.
             recompute_ln: at the end: norm each part by its own scale (the logit lens).
@@ -379,8 +378,8 @@ class ActivationCache:
     ) -> Float[Tensor, component * rows_out]:
         """Each part's direct effect on the tokens' logits, or on a difference of logits.
 
-        The unembedding's bias b_U is no part of the stream and is left out; casestudy's ledger has
-        it as a row.
+        The unembedding's bias b_U is not part of the residual stream and is left out; casestudy's
+        ledger has it as a row.
 
         Shape:  the stack's without d_model.
         """
@@ -400,7 +399,7 @@ class ActivationCache:
         return found
 
     def toggle_autodiff(self, mode: bool = False) -> None:
-        """Refused: it would set a switch for everything else that runs."""
+        """Refused: it would change a global setting."""
         raise refuse("toggle_autodiff", "Call torch.set_grad_enabled")
 
     # What they are made of.
@@ -433,7 +432,7 @@ class ActivationCache:
         return torch.einsum("...he,hed->...hd", z, self.model.blocks[layer].attn.W_O)
 
     def _derived(self, name: str) -> Tensor | None:
-        """An activation that follows from others in the cache; None where it does not."""
+        """An activation that follows from others in the cache, else None."""
         found = self.model.hook_dict.get(name)
         if found is None:
             return None

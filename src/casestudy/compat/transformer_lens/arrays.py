@@ -1,8 +1,8 @@
-"""How is a trace handed on to tools that know TransformerLens's names?
+"""How is a trace converted for tools that use TransformerLens's names?
 
-As a dictionary of numpy arrays. Shapes are TransformerLens's own: what was kept at the last tokens
-alone has no pos axis, as there with `pos_slice=-1`. Rows are padded on the right; what stands in
-the padding means nothing.
+To a dictionary of numpy arrays with TransformerLens's shapes: activations of the last tokens only
+have no pos axis, as with `pos_slice=-1`. Rows are padded on the right; values in the padding have
+no meaning.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from casestudy.model.trace import Trace
 
 
 def to_numpy(trace: Trace, model: Model) -> dict[str, NDArray[Any]]:
-    """What a trace kept, by TransformerLens's names, and "logits" where there are any.
+    """The activations of a trace by TransformerLens's names, and "logits" if there are any.
 
-    numpy knows no bfloat16: such tensors become float32, which holds the same numbers.
+    numpy has no bfloat16: such tensors become float32, with the same values.
 
     Args:
-        trace: what `run` returned.
-        model: which it ran; the names depend on its architecture.
+        trace: from `run`.
+        model: of the run; the names depend on its architecture.
 
-    Raises: SiteError naming what was kept under no name of TransformerLens.
+    Raises: SiteError naming kept sites without a name in TransformerLens.
     """
     names = {(name.site, name.layer): name.text for name in names_of(model).values()}
     kept = {**trace.lasts, **trace.values}

@@ -1,8 +1,8 @@
-"""What does `model.cfg` say?
+"""The fields of `model.cfg`.
 
-The shape of a loaded model under TransformerLens's field names. Only the fields that are requests
-can be set: which activations are computed unasked, and whether prompts start with BOS. All others
-describe weights that are what they are.
+The shape of a loaded model under TransformerLens's field names. Two kinds of fields can be set:
+which activations are computed by default, and whether prompts start with BOS. All others describe
+the weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CONSTANT: dict[str, Any] = {
 
 
 class HookedTransformerConfig:
-    """The configuration of a loaded model; it is not made by hand."""
+    """The configuration of a loaded model; users do not construct it."""
 
     def __init__(self, *args: Any, **fields: Any) -> None:
         raise refuse(

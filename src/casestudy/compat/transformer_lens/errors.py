@@ -1,4 +1,4 @@
-"""What is said to a notebook that asks for something of TransformerLens that is not here?"""
+"""Errors for names of TransformerLens that are not supported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class NotSupported(CasestudyError, AttributeError, NotImplementedError):
 
 
 class NotSupportedImport(CasestudyError, ImportError):
-    """The same, of a name that is imported: an AttributeError would be reworded by Python."""
+    """The same for an import: Python would replace the message of an AttributeError."""
 
 
 def refuse(what: str, instead: str = "", *, allowed: str | None = None) -> NotSupported:
@@ -22,7 +22,7 @@ def refuse(what: str, instead: str = "", *, allowed: str | None = None) -> NotSu
     Args:
         what: the name, as a notebook writes it.
         instead: what to do.
-        allowed: what is supported in its place.
+        allowed: what is supported instead.
     """
     hint = f"{instead}. {DOCS}" if instead else DOCS
     came = f"{what} is not among casestudy's TransformerLens names"
@@ -32,12 +32,12 @@ def refuse(what: str, instead: str = "", *, allowed: str | None = None) -> NotSu
 def refuse_name(
     owner: str, name: str, known: Iterable[str], reasons: dict[str, str]
 ) -> AttributeError:
-    """The error for an attribute that is not there.
+    """The error for an attribute that does not exist.
 
     Args:
-        owner: of what.
+        owner: the object.
         name: the attribute.
-        known: what there is.
+        known: the existing names.
         reasons: TransformerLens's names that are refused, with what to do instead.
     """
     public = sorted(n for n in known if not n.startswith("_"))

@@ -1,7 +1,7 @@
-"""What does a notebook ask of one forward pass, and what does it get back?
+"""The arguments and the result of one forward pass of a notebook.
 
 The arguments of `HookedTransformer.forward` as one value, which `run_with_cache` and
-`run_with_hooks` hand on.
+`run_with_hooks` use too.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class Forward:
         return self.stop_at_layer is None and self.return_type is not None
 
     def result(self, out: Tensor | None, layout: Layout) -> Any:
-        """What is returned, of the logits or the residual stream that the run ended with.
+        """The result, from the final logits or residual stream of the run.
 
-        Raises: PromptError for a loss where the ids are not known.
+        Raises: PromptError for a loss if the ids are not known.
         """
         if out is None or self.stop_at_layer is not None or self.return_type == "logits":
             return out

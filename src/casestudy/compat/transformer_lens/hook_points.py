@@ -1,7 +1,7 @@
-"""What does a notebook hang its functions on?
+"""The hook points on which a notebook registers functions.
 
-A `HookPoint` holds the functions for one activation, forward and backward, until they are removed.
-It does nothing by itself: before each run the model turns what its points hold into edits.
+A `HookPoint` has the functions registered for one activation, forward and backward, until they are
+removed. Before each run the model turns these functions into edits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Hook:
 
 
 class HookPoint:
-    """An activation's name, and what hangs on it.
+    """An activation's name, and the hooks registered on it.
 
     Attributes:
         ctx: a dictionary that hooks may use; emptied by `model.reset_hooks()`.
@@ -58,13 +58,13 @@ class HookPoint:
 
     @property
     def site(self) -> Site:
-        """What casestudy calls it."""
+        """Its site in casestudy."""
         return self._name.site
 
     def layer(self) -> int:
         """The layer in the name.
 
-        Raises: NotSupported where the activation exists once.
+        Raises: NotSupported if the activation belongs to no layer.
         """
         if self._name.layer is None:
             raise refuse(f"layer() of {self.name}", "It exists once, outside of the layers")
@@ -78,19 +78,19 @@ class HookPoint:
         level: int | None = None,
         prepend: bool = False,
     ) -> None:
-        """Hang a function here: on the activation ("fwd") or on its gradient ("bwd")."""
+        """Register a function on the activation ("fwd") or on its gradient ("bwd")."""
         held = self._held(dir)
         held.insert(0 if prepend else len(held), Hook(hook, is_permanent, level))
         self._changed()
 
     def add_perma_hook(self, hook: HookFunction, dir: str = "fwd") -> None:
-        """Hang a function that `reset_hooks()` leaves alone."""
+        """Register a function that `reset_hooks()` does not remove."""
         self.add_hook(hook, dir, is_permanent=True)
 
     def remove_hooks(
         self, dir: str = "fwd", including_permanent: bool = False, level: int | None = None
     ) -> None:
-        """Take functions off, all of them or those of one context level."""
+        """Remove functions: all of them, or those of one context level."""
         for direction in _DIRECTIONS if dir == "both" else (dir,):
             held = self._held(direction)
             held[:] = [
@@ -102,7 +102,7 @@ class HookPoint:
         self._changed()
 
     def has_hooks(self, dir: str = "both") -> bool:
-        """Whether anything hangs here."""
+        """Whether any function is registered."""
         if dir == "both":
             return bool(self.fwd_hooks or self.bwd_hooks)
         return bool(self._held(dir))
@@ -121,9 +121,9 @@ class HookPoint:
 
 
 def run_forward(point: HookPoint, x: Tensor) -> Tensor:
-    """What a point's forward hooks make of an activation.
+    """An activation after a point's forward hooks.
 
-    Each is handed a copy that it may write into; one that returns nothing means what it wrote.
+    Each hook gets a copy that it may change in place; if it returns nothing, the copy is used.
 
     Raises: EditError for a replacement of another shape, with the hook's name and both shapes.
     """
@@ -137,7 +137,7 @@ def run_forward(point: HookPoint, x: Tensor) -> Tensor:
 def check_replacement(point: HookPoint, new: object, old: Tensor) -> Tensor:
     """The replacement itself.
 
-    Raises: EditError where it is no tensor, or of another shape or number format.
+    Raises: EditError if it is not a tensor, or has another shape or number format.
     """
     if isinstance(new, Tensor) and new.shape == old.shape and new.dtype == old.dtype:
         return new
@@ -154,7 +154,7 @@ def check_replacement(point: HookPoint, new: object, old: Tensor) -> Tensor:
 
 
 def run_backward(point: HookPoint, gradient: Tensor) -> Tensor | None:
-    """What a point's backward hooks make of a gradient; None leaves it as it is."""
+    """A gradient after a point's backward hooks; None if unchanged."""
     changed = False
     for hook in point.bwd_hooks:
         given = gradient.clone()

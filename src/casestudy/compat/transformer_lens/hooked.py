@@ -25,7 +25,7 @@ class Hooked:
     """Hook points and what is registered on them.
 
     Attributes:
-        cfg: says which activations are computed unasked.
+        cfg: decides which activations are computed by default.
         hook_dict: every hook point, by name.
     """
 
@@ -56,10 +56,10 @@ class Hooked:
         """Register a hook on every activation whose name matches.
 
         Forward it is called as `hook(activation, hook=point)` and may return a replacement, or
-        write into what it is given; backward (`dir="bwd"`) with the gradient. A backward hook
-        switches gradients on (torch.set_grad_enabled) until the last one is removed.
+        change the activation in place; backward (`dir="bwd"`) with the gradient. A backward hook
+        enables gradients (torch.set_grad_enabled) until the last one is removed.
 
-        Raises: SiteError where nothing in the model has such a name.
+        Raises: SiteError if no activation of the model has such a name.
         """
         points = [
             self.hook_dict[matching.text] for matching in choose(name, self._names, self._unasked)
@@ -76,7 +76,7 @@ class Hooked:
     def add_perma_hook(
         self, name: str | Callable[[str], bool], hook: HookFunction, dir: str = "fwd"
     ) -> None:
-        """Register a hook that `reset_hooks()` leaves alone."""
+        """Register a hook that `reset_hooks()` does not remove."""
         self.add_hook(name, hook, dir, is_permanent=True)
 
     def reset_hooks(
@@ -95,7 +95,7 @@ class Hooked:
     def remove_all_hook_fns(
         self, direction: str = "both", including_permanent: bool = False, level: int | None = None
     ) -> None:
-        """Remove hooks and leave contexts alone."""
+        """Remove hooks, and keep contexts."""
         self.reset_hooks(False, direction, including_permanent, level)
 
     def hook_points(self) -> list[HookPoint]:
@@ -117,7 +117,7 @@ class Hooked:
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Iterator[H]:
-        """Hooks for the length of a `with` block."""
+        """Register hooks within a `with` block."""
         self._level += 1
         try:
             for direction, hooks in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
@@ -130,19 +130,19 @@ class Hooked:
             self._level -= 1
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:
-        """Whether `hook_result` is among the activations computed unasked."""
+        """Set whether `hook_result` is computed by default."""
         self.cfg.use_attn_result = use_attn_result
 
     def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
-        """Whether `hook_q_input`, `hook_k_input` and `hook_v_input` are."""
+        """Set whether `hook_q_input`, `hook_k_input` and `hook_v_input` are computed by default."""
         self.cfg.use_split_qkv_input = use_split_qkv_input
 
     def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
-        """Whether `hook_mlp_in` is."""
+        """Set whether `hook_mlp_in` is computed by default."""
         self.cfg.use_hook_mlp_in = use_hook_mlp_in
 
     def set_use_attn_in(self, use_attn_in: bool) -> None:
-        """Whether `hook_attn_in` is."""
+        """Set whether `hook_attn_in` is computed by default."""
         self.cfg.use_attn_in = use_attn_in
 
     def _unasked(self, name: Name) -> bool:
@@ -154,7 +154,7 @@ class Hooked:
         )
 
     def _follow_backward_hooks(self) -> None:
-        """Switch gradients on while any backward hook is registered, and back afterwards."""
+        """Enable gradients while any backward hook is registered, then restore the setting."""
         registered = any(point.bwd_hooks for point in self.hook_dict.values())
         if registered and self._grad_before is None:
             self._grad_before = torch.is_grad_enabled()

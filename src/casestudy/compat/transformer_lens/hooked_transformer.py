@@ -1,12 +1,11 @@
-"""How do notebooks written for TransformerLens 2 run again?
+"""`HookedTransformer`, for notebooks written for TransformerLens.
 
-`HookedTransformer` wraps a `Model` and the one forward pass, `run`: hooks become edits,
-names become sites, and the engine knows nothing of it. Values are those of TransformerLens
-3.9.0, the last version with this class, to 1e-4 in float32.
+It wraps a `Model` and the one forward pass, `run`: hooks become edits, and names become sites.
+Values are those of TransformerLens 3.9.0, the last version with this class, to 1e-4 in float32.
 
-Where it differs: a name that does not exist is an error, never a hook that does nothing; a prompt
-that is too long is an error, not cut off; `hook_result`, the split inputs and `hook_mlp_in` need no
-mode to be set; prompts padded on the left are computed as if each had been run alone.
+Differences: a name that does not exist is an error, never a hook that does nothing; a prompt that
+is too long is an error and is not truncated; `hook_result`, the split inputs and `hook_mlp_in` need
+no mode; prompts padded on the left have the values of each prompt run alone.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class HookedTransformer(Text, Hooked, NamedWeights):
 
     Attributes:
         cfg: its shape; see `HookedTransformerConfig`.
-        tokenizer: see `CompatTokenizer`; `tokenizer.padding_side = "left"` is honoured.
+        tokenizer: see `CompatTokenizer`; `tokenizer.padding_side = "left"` works.
         hook_dict: every hook point, by name.
         model: casestudy's own `Model`, for its measurements.
     """
@@ -95,7 +94,7 @@ class HookedTransformer(Text, Hooked, NamedWeights):
 
     @classmethod
     def of(cls, model: Model, *, default_prepend_bos: bool | None = None) -> HookedTransformer:
-        """A `Model` of casestudy's under these names, its weights as they are."""
+        """Wrap a casestudy `Model`, with its weights unchanged."""
         self = object.__new__(cls)
         name = Path(model.name).name if "/" in model.name else model.name
         self.model = model
@@ -132,23 +131,23 @@ class HookedTransformer(Text, Hooked, NamedWeights):
         n_ctx: int | None = None,
         **from_pretrained_kwargs: Any,
     ) -> HookedTransformer:
-        """Load a model and rewrite its weights as asked.
+        """Load a model and rewrite its weights by the arguments.
 
         Args:
             model_name: a TransformerLens name ("gpt2-small", "pythia-70m"), a hub id, a directory
                 in Hugging Face layout, or "tiny", the bundled model.
             fold_ln, center_writing_weights, center_unembed, refactor_factored_attn_matrices,
-                fold_value_biases: rewrites that leave the log-probabilities as they are; one that
-                this architecture does not allow is left out, with a warning in the log.
+                fold_value_biases: rewrites that do not change the log-probabilities; a rewrite
+                that this architecture does not allow is skipped, with a warning in the log.
             hf_model, tokenizer: a causal language model of transformers that is in memory, with its
-                tokenizer; model_name is then only what it is called.
-            device: cuda where there is one, by default, else the CPU.
-            default_prepend_bos: whether texts start with BOS unless said otherwise; by default yes.
+                tokenizer; model_name is then only its name.
+            device: by default cuda if available, else the CPU.
+            default_prepend_bos: whether texts start with BOS by default; yes if not given.
             default_padding_side: "right" or "left".
             dtype: float32, float64, bfloat16 or float16.
-            first_n_layers: keep only so many layers.
+            first_n_layers: keep only this many layers.
 
-        Raises: ModelError for a model there is not, with the nearest known names; NotSupported for
+        Raises: ModelError for an unknown model, with the most similar known names; NotSupported for
             the arguments that are refused: checkpoint_index, checkpoint_value, n_devices, n_ctx,
             move_to_device=False and whatever Hugging Face takes.
         """
@@ -178,7 +177,7 @@ class HookedTransformer(Text, Hooked, NamedWeights):
 
     @classmethod
     def from_pretrained_no_processing(cls, model_name: str, **kwargs: Any) -> HookedTransformer:
-        """Load a model with its weights as the checkpoint has them."""
+        """Load a model with the weights of the checkpoint, without rewrites."""
         nothing = dict.fromkeys(
             (
                 "fold_ln",
@@ -243,15 +242,15 @@ class HookedTransformer(Text, Hooked, NamedWeights):
             input, args, kwargs: as of `forward`.
             return_cache_object: an `ActivationCache`, or a plain dictionary.
             remove_batch_dim: drop the batch axis of a batch of one.
-            names_filter: a name, names, or a function of a name; by default all that is computed
-                unasked.
-            device: where to put what is kept.
+            names_filter: a name, names, or a function of a name; by default all that are
+                computed by default.
+            device: of the kept activations.
             incl_bwd: run backward from what the model returns (a loss), and keep gradients under
                 "…_grad".
-            reset_hooks_end, clear_contexts: as of `hooks`; nothing is hung on the model for this.
-            pos_slice: at which positions to keep.
+            reset_hooks_end, clear_contexts: as in `hooks`; caching itself registers no hook.
+            pos_slice: the positions to keep.
 
-        Raises: SiteError for a name the model, or the part of it that is run, does not have.
+        Raises: SiteError for a name that the model, or the part of it that is run, lacks.
         """
         wanted = choose(names_filter, self._names, self._unasked)
         named = isinstance(names_filter, str) or (
@@ -294,7 +293,7 @@ class HookedTransformer(Text, Hooked, NamedWeights):
         clear_contexts: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Run the model with hooks that are removed again.
+        """Run the model with hooks, and remove them.
 
         Raises: NotSupported for backward hooks that would be removed before a backward pass can
             reach them; see `hooks`.
@@ -325,15 +324,16 @@ class HookedTransformer(Text, Hooked, NamedWeights):
         return_type: str = "input",
         verbose: bool = True,
     ) -> Any:
-        """Continue texts or ids, token by token, through whatever hooks hang on the model.
+        """Continue texts or ids, token by token, with the registered hooks.
 
         Args:
             input: a text, texts (padded on the left), or ids.
-            max_new_tokens: at most so many.
-            stop_at_eos: stop a row at EOS and fill it up with EOS.
+            max_new_tokens: the largest number of new tokens.
+            stop_at_eos: stop a row at EOS and fill it with EOS.
             eos_token_id: another token, or tokens, to stop at.
-            do_sample: draw, or take the likeliest; see `utils.sample_logits` for the rest.
-            use_past_kv_cache: accepted; every step is computed anew, with the same result.
+            do_sample: sample, or take the most probable token; see `utils.sample_logits` for the
+                rest.
+            use_past_kv_cache: accepted; each step computes all positions, with the same result.
             return_type: "input" (as given), "str" or "tokens".
             verbose: accepted; no progress is shown.
 

@@ -1,9 +1,9 @@
-"""Where do a padded batch's prompts lie, as a notebook sees it and as the engine does?
+"""How does left padding in a notebook map to right padding in the engine?
 
-A notebook that pads on the left finds each prompt's last token in the last column. The engine pads
-on the right, where padding cannot be seen by a causal decoder. A `Layout` carries rows from one to
-the other by rotating each: exact, and a gradient passes through. What stands at a padded position
-is finite and means nothing; a padded query's row of an attention pattern is 0, and of scores -inf.
+With left padding each prompt's last token is in the last column. The engine pads on the right,
+where a causal decoder cannot attend to padding. A `Layout` converts rows from one to the other by
+rotating each row: exact, and differentiable. Values at padded positions are finite and have no
+meaning; a padded query's row of an attention pattern is 0, and of scores -inf.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _POSITIONS = ("pos", "query_pos", "key_pos")
 
 
 class PaddedIds(Tensor):
-    """Ids of prompts padded on the left, which carry how much padding each row begins with.
+    """Ids of prompts padded on the left, with the amount of padding of each row.
 
-    Copies, casts and selections of whole rows carry it too; the result of any other operation is a
-    plain tensor, whose padding has to be read from the ids.
+    Copies, casts and selections of whole rows keep it; the result of any other operation is a plain
+    tensor, whose padding has to be found from the ids.
 
     Attributes:
         padding: of each row, by its ids.
@@ -36,7 +36,7 @@ class PaddedIds(Tensor):
 
     @classmethod
     def of(cls, ids: Int[Tensor, "batch pos"], padding: Sequence[int]) -> PaddedIds:
-        """Ids whose rows begin with so much padding each."""
+        """Ids with the given amount of padding at the start of each row."""
         return cls._carry(ids, dict(zip(map(tuple, ids.tolist()), padding, strict=True)))
 
     @classmethod
@@ -93,7 +93,7 @@ class Layout:
 
     Attributes:
         ids: (batch, pos) as the notebook has them, padding first.
-        shifts: how much padding each row begins with; None where no row has any.
+        shifts: the amount of padding at the start of each row; None if no row has any.
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -127,10 +127,10 @@ class Layout:
         return x
 
     def to_engine(self, site: Site, new: Tensor, old: Tensor) -> Tensor:
-        """The way back, for an activation that is to replace the engine's `old`.
+        """The reverse, for an activation that replaces the engine's `old`.
 
-        Only what stands at a prompt's own tokens replaces anything: a number that means nothing
-        must not reach one that does, as 0 x NaN would in an attention pattern.
+        Only values at a prompt's own tokens are replaced: a value in the padding must not affect
+        others, as 0 x NaN would in an attention pattern.
         """
         if self.shifts is None:
             return new

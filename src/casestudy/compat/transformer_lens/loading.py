@@ -1,4 +1,4 @@
-"""Where does the model of a notebook come from?
+"""How is the model of a notebook loaded?
 
 By TransformerLens's short names, hub ids, a directory or "tiny", with the weights rewritten as
 `from_pretrained` is asked.
@@ -62,7 +62,7 @@ def load_by_name(
 ) -> Model:
     """A model by any of its names, or one of transformers that is in memory.
 
-    Raises: ModelError with the nearest known names.
+    Raises: ModelError with the most similar known names.
     """
     kind = str(dtype).removeprefix("torch.")
     if hf_model is not None:
@@ -90,7 +90,7 @@ def load_by_name(
 def rewritten(model: Model, wanted: dict[str, bool]) -> Model:
     """The model with its weights rewritten; see `casestudy.model.folding`.
 
-    One that the architecture does not allow is left out, as TransformerLens does, with a warning
+    A rewrite that the architecture does not allow is skipped, as in TransformerLens, with a warning
     in the log.
     """
     for name, asked in wanted.items():
@@ -103,7 +103,7 @@ def rewritten(model: Model, wanted: dict[str, bool]) -> Model:
 
 
 def some_layers(model: Model, first: int, end: int) -> Model:
-    """A model of some of the layers: what comes before them, and after, is as it was."""
+    """A model of some of the layers, with the same embeddings and unembedding."""
     if not 0 <= first <= end <= model.config.n_layers:
         raise SiteError(
             f"layers {first} to {end}", allowed=f"layers from 0 to {model.config.n_layers}, rising"

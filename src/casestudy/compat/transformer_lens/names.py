@@ -1,8 +1,8 @@
-"""Which activation does each TransformerLens hook name mean here?
+"""Which site is each TransformerLens hook name?
 
-`TABLE` is the one place where the two vocabularies meet: a row per hook name, with the `Site` it
-stands for, the axes a notebook sees there and the models that have it. Everything else in this room
-asks it, and docs/coming-from-transformerlens.md is printed from it.
+`TABLE` maps hook names to sites: a row per hook name, with its `Site`, the axes that a notebook
+sees and the models that have it. The rest of this room uses it, and
+docs/coming-from-transformerlens.md is made from it.
 """
 
 from __future__ import annotations
@@ -65,12 +65,13 @@ class Row:
     """One hook name of TransformerLens.
 
     Attributes:
-        pattern: the name; `{l}` stands for the layer.
-        site: what it is called here.
-        axes: of the tensor a notebook sees. They differ from the site's in `hook_attn_in` alone.
+        pattern: the name; `{l}` is the layer.
+        site: in casestudy.
+        axes: of the tensor that a notebook sees; only those of `hook_attn_in` differ from the
+            site's.
         exists: whether a model of this shape has it.
-        models: the same in words, for the docs page; empty where every model has it.
-        flag: the `cfg.use_*` that TransformerLens wants set before it computes this one.
+        models: the same in words, for the docs page; empty if every model has it.
+        flag: the `cfg.use_*` that TransformerLens needs to compute this one.
     """
 
     pattern: str
@@ -87,7 +88,7 @@ class Row:
 
     @property
     def short(self) -> str:
-        """What a cache also takes: `cache["z", 3]`, `cache["scale", 3, "ln1"]`."""
+        """The short form for a cache: `cache["z", 3]`, `cache["scale", 3, "ln1"]`."""
         path = self.pattern.split(".")
         name = path[-1].removeprefix("hook_")
         kind = f', "{path[-2]}"' if path[-2:-1] and path[-2].startswith("ln") else ""
@@ -97,7 +98,7 @@ class Row:
 
     @property
     def native(self) -> str:
-        """The same in casestudy's own words."""
+        """The same in casestudy's own interface."""
         # what all heads read is one activation there, and is edited as the first of three here
         site = "attn_in" if self.pattern.endswith("hook_attn_in") else self.site.value
         return f'trace["{site}", l]' if self.layered else f'trace["{site}"]'
@@ -210,7 +211,7 @@ def names_of(model: Model) -> dict[str, Name]:
 def look_up(text: str, names: dict[str, Name]) -> Name:
     """The name itself.
 
-    Raises: SiteError for one this model does not have, with the nearest that it has.
+    Raises: SiteError for a name that this model lacks, with the most similar names.
     """
     if text in names:
         return names[text]
@@ -238,16 +239,16 @@ def _is(text: str, pattern: str) -> bool:
 def choose(
     names_filter: NamesFilter, names: dict[str, Name], switched_on: Callable[[Name], bool]
 ) -> list[Name]:
-    """The names a filter means.
+    """The names that a filter selects.
 
-    A name, or a list of names, is taken at its word. None means every activation TransformerLens
-    computes unasked. A function chooses among those too; where it accepts none but the others
-    (`hook_result`, `hook_q_input` and so on), it means them, and no mode has to be set.
+    A name, or a list of names, selects these. None selects every activation that TransformerLens
+    computes by default. A function selects among the same; if it accepts only others
+    (`hook_result`, `hook_q_input` and so on), it selects them, without a mode.
 
     Args:
         names_filter: a name, several, a function of a name, or None.
         names: the model's.
-        switched_on: whether a name with a flag is computed unasked.
+        switched_on: whether a name with a flag is computed by default.
 
     Raises: SiteError for a name that the model does not have.
     """
@@ -279,7 +280,7 @@ _IN_MLP = {"pre", "post", "pre_linear"}
 
 
 def get_act_name(name: str, layer: int | str | None = None, layer_type: str | None = None) -> str:
-    """The full hook name that a short one means: ("k", 6), "k6" and ("key", 6, "attn") are
+    """The full hook name of a short one: ("k", 6), "k6" and ("key", 6, "attn") are
     "blocks.6.attn.hook_k"; ("scale", 4, "ln1") is "blocks.4.ln1.hook_scale".
     """
     if layer is None and layer_type is None and ("." in name or name.startswith("hook_")):

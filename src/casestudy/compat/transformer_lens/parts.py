@@ -1,4 +1,4 @@
-"""What does a notebook find when it reaches into the model: `model.blocks[3].attn.W_O`?
+"""The parts of a model as a notebook reads them: `model.blocks[3].attn.W_O`.
 
 Views of the engine's parameters under TransformerLens's names and shapes: a bias that is absent is
 zero, keys and values of grouped heads are repeated for each query head. A norm, the MLP, the
@@ -48,7 +48,7 @@ class Part:
         raise refuse_name(own.get("_path", "model"), name, known, _REASONS)
 
     def __call__(self, *args: Any) -> Tensor:
-        """What this part makes of its input."""
+        """The output of this part for an input."""
         if self._call is None:
             raise refuse_name(self._path, "forward", [], _REASONS)
         return self._call(*args)
@@ -73,7 +73,7 @@ def build(model: Model, points: dict[str, HookPoint]) -> dict[str, Any]:
     config, weights = model.config, model.weights
     top: dict[str, Any] = {}
     embed = Part("embed", lambda ids: weights.W_E[ids] * config.embed_scale)
-    # what stands in the table is multiplied by the embedding's scale when it is read
+    # rows of the table are multiplied by the embedding's scale when they are read
     embed._weights["W_E"] = weights.W_E
     top["embed"] = embed
     if weights.W_pos is not None:
@@ -95,7 +95,7 @@ def build(model: Model, points: dict[str, HookPoint]) -> dict[str, Any]:
 
 
 def _hang(top: dict[str, Any], name: str, point: HookPoint) -> None:
-    """Put a hook point where its name says."""
+    """Add a hook point at the place of its name."""
     path = name.split(".")
     at: Any = top
     for step in path[:-1]:
@@ -159,7 +159,7 @@ def _or_zeros(b: Tensor | None, like: Tensor, *shape: int) -> Tensor:
 def stacked(part: str, name: str) -> Any:
     """A property of the whole model: one weight of every layer, along a new first axis.
 
-    None for the gate of an MLP that has none.
+    None for the gate of an MLP without a gate.
     """
 
     def get(model: Any) -> Any:

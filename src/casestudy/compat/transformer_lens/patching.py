@@ -1,11 +1,11 @@
-"""What does each activation do to the outcome, when it is the clean run's?
+"""TransformerLens's `get_act_patch_*`: activation patching from the clean run.
 
-TransformerLens's `get_act_patch_*`: each a grid of one metric over layers, positions and heads.
-They run over the incremental engine (`measure.sweep`), which computes only what a patch changes,
-wherever the metric reads the last position alone; a metric that reads others, a patch of one entry
-of a pattern, or a model with hooks on it takes one forward pass per cell, as there.
+Each function returns a grid of one metric over layers, positions and heads. If the metric reads
+only the last position, the engine (`engine.sweep`) computes only what a patch changes. For another
+metric, a patch of one entry of a pattern, or a model with hooks, each cell takes one forward pass,
+as in TransformerLens.
 
-Exact either way: of an accelerated grid two cells are computed the plain way too, and compared.
+Both ways are exact: two cells of an accelerated grid are also computed the plain way and compared.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def generic_activation_patch(
     """A metric for each of many patches of one activation.
 
     Args:
-        model: what is run on the corrupted prompts.
-        corrupted_tokens: their ids, as `model.to_tokens` gives them.
+        model: runs the corrupted prompts.
+        corrupted_tokens: their ids, from `model.to_tokens`.
         clean_cache: activations of the clean run, by name.
-        patching_metric: from logits (batch, pos, d_vocab) to a number.
+        patching_metric: maps logits (batch, pos, d_vocab) to a number.
         patch_setter: from the corrupted activation, an index and the clean activation to the
             patched one; the ones below, or your own.
         activation_name: a short name, such as "resid_pre" or "z".
@@ -156,7 +156,7 @@ def layer_head_dest_src_pos_pattern_patch_setter(
 
 @dataclass(frozen=True)
 class _Where:
-    """What a setter replaces, for the engine: which index is the position, which the head."""
+    """Which index of a setter is the position, and which the head, for the engine."""
 
     pos: int | None
     head: int | None
@@ -209,7 +209,7 @@ class _Job:
         return float(value.item() if isinstance(value, Tensor) else value)
 
     def reads_the_last(self, logits: Float[Tensor, "batch pos d_vocab"]) -> bool:
-        """Whether the metric stays what it is, to the bit, whatever stands at other positions."""
+        """Whether the metric is bit-identical for any logits at other positions."""
         value = self.read(logits)
         for factor in (0.0, -1.0):
             other = logits * factor
@@ -223,7 +223,7 @@ class _Job:
     def plainly(
         self, name: str, index: tuple[int, ...], corrupted: dict[str, Tensor], base: float
     ) -> float:
-        """The metric of a full run with one patch; the unpatched one where it changes nothing."""
+        """The metric of a full run with one patch; of the unpatched run if it changes nothing."""
         full = get_act_name(name, index[0])
         before, clean = corrupted[full], self.clean[full]
         if self.setter(before.clone(), index, clean).equal(before):
@@ -249,9 +249,9 @@ class _Job:
         base: float,
         logits: Float[Tensor, "batch pos d_vocab"],
     ) -> list[float]:
-        """The metric under each patch, from the logits that the engine finds at the last position.
+        """The metric under each patch, from the engine's logits at the last position.
 
-        Raises: MeasureError where a sampled cell differs from its full forward pass.
+        Raises: MeasureError if a sampled cell differs from its full forward pass.
         """
         cells = [self.cell(name, site, index, corrupted) for index in indices]
         live = [i for i, cell in enumerate(cells) if any(cell.place.base)]
@@ -300,7 +300,7 @@ class _Job:
     def cell(
         self, name: str, site: Site, index: tuple[int, ...], corrupted: dict[str, Tensor]
     ) -> Cell:
-        """An index as a cell, in those prompts where the two runs differ there."""
+        """An index as a cell, in the prompts in which the two runs differ there."""
         where = _KNOWN[self.setter]
         full = get_act_name(name, index[0])
         before, clean = corrupted[full], self.clean[full]
@@ -342,7 +342,7 @@ class _Job:
         prompts: Int[Tensor, " row"],
         positions: Int[Tensor, " row"],
     ) -> Tensor:
-        """The clean cache's rows, found where the notebook has them."""
+        """The clean cache's rows, in the notebook's layout."""
         clean: Tensor = self.clean[get_act_name(name, layer)]
         clean = clean.expand(len(self.tokens), *clean.shape[1:])
         by_position = clean.transpose(1, 2) if site is Site.PATTERN else clean
@@ -422,7 +422,7 @@ def get_act_patch_attn_head_all_pos_every(
 ) -> Float[Tensor, "patch_type layer head"]:
     """Heads' outputs, queries, keys, values and patterns, each at all positions.
 
-    Where heads share keys and values, the entries that are no head's are NaN.
+    If heads share keys and values, the entries that belong to no head are NaN.
     """
     grids = [
         patch(model, corrupted_tokens, clean_cache, metric)

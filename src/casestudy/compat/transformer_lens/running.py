@@ -1,8 +1,8 @@
 """How does a call on a hooked model become one run of the engine?
 
-A `Pass` is that call: which layers, on which prompts or residual stream, and what hangs on the
-model. Hooks become edits, names become sites, and what comes out is laid out as the notebook sees
-it. Running some of the layers is running a model of some of the layers.
+A `Pass` is this call: the layers, the prompts or the residual stream, and the registered hooks.
+Hooks become edits, names become sites, and the result has the notebook's layout. To run some of the
+layers, a model of these layers is run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Pass:
 
     Attributes:
         model: all of it.
-        names, points: its hook names, and what hangs on each.
+        names, points: its hook names, and the hooks of each.
         layout: the prompts.
         stream: instead of the embeddings, a residual stream as the notebook has it.
         start, stop: the first layer, and the first that is not run; None for the whole rest.
@@ -68,7 +68,7 @@ class Pass:
         return self.stop is None if name.text.startswith("ln_final") else self.stream is None
 
     def check(self, named: Sequence[Name]) -> None:
-        """Raises: SiteError where an activation was asked for by name and is not computed."""
+        """Raises: SiteError if an activation was named and is not computed."""
         missed = [name.text for name in named if not self.runs(name)]
         if missed:
             raise SiteError(
@@ -80,9 +80,9 @@ class Pass:
     def run(
         self, wanted: Sequence[Name], logits: Logits
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """What comes out at the end, and the activations wanted.
+        """The result of the run, and the wanted activations.
 
-        At the end stand logits; where `stop` says so, the residual stream; or nothing.
+        The result is the logits, or the residual stream with `stop`, or nothing.
         """
         wanted = [name for name in wanted if self.runs(name)]
         addresses = dict.fromkeys((name.site, self.inner(name)) for name in wanted)
@@ -111,10 +111,10 @@ class Pass:
         """The layer in the model that is run."""
         return None if name.layer is None else name.layer - self.first
 
-    # What hangs on the model, as edits.
+    # The registered hooks, as edits.
 
     def edits(self) -> list[Edit]:
-        """The stream handed over, then every hook, in the order the forward pass meets them."""
+        """The given residual stream, then every hook, in the order of the forward pass."""
         edits = [] if self.stream is None else [self.begin_with(self.stream)]
         hung = [n for n in self.names.values() if self.points[n.text].has_hooks() and self.runs(n)]
         split = {n.layer for n in hung if n.text.endswith(_SPLIT)}
@@ -129,13 +129,13 @@ class Pass:
         return edits
 
     def begin_with(self, stream: Tensor) -> Edit:
-        """Let the first layer read a stream that the notebook hands over."""
+        """Let the first layer read the given residual stream."""
         given = stream.to(self.model.device)
         site, layer = (Site.RESID_PRE, 0) if self.end > self.first else (Site.FINAL_RESID, None)
         return Edit(site, layer, lambda x: self.layout.to_engine(site, given.to(x), x))
 
     def edit(self, name: Name) -> list[Edit]:
-        """What hangs on one activation."""
+        """The hooks of one activation."""
         layer = self.inner(name)
         if not name.text.endswith("hook_attn_in"):
             return [Edit(name.site, layer, lambda x: self.through(name, name.site, x))]
@@ -153,7 +153,7 @@ class Pass:
         ]
 
     def through(self, name: Name, site: Site, x: Tensor) -> Tensor:
-        """An activation of the engine's after what hangs on it, forward and backward."""
+        """An activation of the engine after its hooks, forward and backward."""
         point = self.points[name.text]
         new = run_forward(point, self.shown(name, self.layout.to_notebook(site, x)))
         if point.bwd_hooks and new.requires_grad:
@@ -207,14 +207,14 @@ class Pass:
         return x if affine is None else (x - affine[1]) / affine[0]
 
     def unshown(self, name: Name, x: Tensor) -> Tensor:
-        """The way back."""
+        """The reverse of `shown`."""
         affine = self.affine(name)
         return x if affine is None else x * affine[0] + affine[1]
 
     def affine(self, name: Name) -> tuple[Tensor, Tensor | float] | None:
-        """The weight and bias between the two; None where they are folded away.
+        """The weight and bias between the two; None if they are folded.
 
-        Raises: NotSupported where the weight has zeros, through which there is no way back.
+        Raises: NotSupported if the weight has zeros, so that it cannot be inverted.
         """
         norm = self.norm(name)
         if norm is None or norm.weight is None:

@@ -1,7 +1,7 @@
-"""The small helpers that notebooks reach for as `utils.…`.
+"""The helper functions `utils.…` of notebooks.
 
-Loss, accuracy, sampling and slicing as TransformerLens computes them; what fetches data sets or
-trains is refused by name.
+Loss, accuracy, sampling and slicing as in TransformerLens; functions that download data sets or
+train are refused by name.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def lm_accuracy(
     tokens: Int[Tensor, "batch pos"],
     per_token: bool = False,
 ) -> Tensor:
-    """How often the likeliest token is the next one, or whether it is, per token but the first."""
+    """How often the most probable token is the next one; or per token, without the first."""
     correct = logits[:, :-1].argmax(-1) == tokens[:, 1:]
     return correct if per_token else correct.sum() / correct.numel()
 
@@ -139,11 +139,11 @@ def sample_logits(
 
     Args:
         final_logits: at the last position.
-        top_k: draw among the k likeliest alone.
-        top_p: or among the fewest that hold this probability.
+        top_k: sample only from the k most probable tokens.
+        top_p: or from the fewest tokens with this total probability.
         temperature: divides the logits.
-        freq_penalty: taken off a token's logit for each time it stands in `tokens`.
-        tokens: what has been said so far.
+        freq_penalty: subtracted from a token's logit for each occurrence in `tokens`.
+        tokens: the text so far.
     """
     if temperature == 0.0:
         return final_logits.argmax(-1)

@@ -6,14 +6,17 @@ reader is tested against the format and not against itself. Names of tensors are
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gguf
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
 
 from tests.helpers import TOKENIZER
@@ -189,3 +192,19 @@ def few_tokens(writer: gguf.GGUFWriter) -> None:
     writer.add_token_types([1, 1, 1, 1, 3])
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(4)
+
+
+def as_transformers_reads_it(path: Path) -> Any:
+    """The model of a file, as transformers reads it, float32.
+
+    It reads the header twice, and makes the package's map of names anew for every module of the
+    model: most of 20 seconds for SmolLM2. Each is made once here, with the same content.
+    """
+    once = {
+        name: functools.cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")
+    }
+    with patch.multiple(gguf, **once):
+        found = transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        )
+    return found.eval()

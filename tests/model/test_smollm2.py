@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.model.decoder import run
 from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.study.study import study
+from tests.gguf_files import as_transformers_reads_it
 from tests.model.test_gguf import far
 from tests.model.test_gguf_tokenizer import TEXTS, theirs
 
@@ -32,11 +32,7 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def module(smollm2: Model) -> Any:
     """transformers' own reading of the same file."""
-    path = file()
-    found = transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    )
-    return found.eval()
+    return as_transformers_reads_it(file())
 
 
 def file() -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from casestudy.results.result import Table
@@ -40,6 +40,7 @@ def test_every_measured_value_is_in_one_bin(values: list[float], n: int, seed: i
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-9, 1e9))
+@example(2882304.0, 1e-9)  # two neighbouring numbers
 def test_bins_hold_everything_are_few_and_split_at_zero(low: float, width: float) -> None:
     values = np.array([low, low + width])
     edges = distribution.bins(values)

@@ -105,7 +105,10 @@ def rows(
 def bins(values: Array) -> Array:
     """Edges of at most about `MOST_BINS` bins of a round width that hold all values."""
     low, high = float(values.min()), float(values.max())
-    step = round_step((high - low) or abs(high) or 1.0, MOST_BINS)
+    size = max(abs(low), abs(high))
+    # values that differ by their rounding are one value: it has no narrower bins
+    spread = high - low if high - low > 1e-9 * size else size
+    step = round_step(spread or 1.0, MOST_BINS)
     first, last = math.floor(low / step), math.floor(high / step) + 1
     return np.arange(first, last + 1) * step
 

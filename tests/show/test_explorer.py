@@ -147,6 +147,19 @@ def test_a_patch_grid_is_the_sweeps_own(
     assert told[-1]["done"] == told[-1]["total"] == whole.raw.values.size
 
 
+def test_a_patch_grid_between_runs_that_hardly_differ_is_in_logits(
+    client: TestClient, toy_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("casestudy.measure.patched.LEAST", 1e6)
+    asked = {**PAIR, "answer": " It", "counterpart": " it", "site": "attn_out"}
+    last = lines(client, **asked)[-1]["html"]
+    prompt = Prompt(PAIR["prompt"], answer=" It", counterpart=" it", corrupted=PAIR["corrupted"])
+    effect = patch_prompts(toy_model, [prompt], "attn_out").effect.values.ravel()
+    np.testing.assert_allclose(figure(last)["columns"]["value"], effect, rtol=1e-4, atol=1e-5)
+    assert "too nearly the same for shares" in last
+    assert "the largest change in logits is" in last
+
+
 def test_a_patch_grid_streams_and_fills(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,7 +103,7 @@ def patch_grid(
 
 
 def _line(found: Patched, page_state: PageState, tokens: list[str], *, finished: bool) -> Line:
-    grid = found.normalised
+    grid = found.normalised if found.shares_mean_something else found.effect
     known = np.isfinite(found.raw.values)
     line: Line = {
         "html": figure_html(_figure(grid, page_state, tokens, found, finished)),
@@ -123,13 +123,14 @@ def _figure(
         for axis in grid.axes
     ]
     values = np.asarray(grid.values, dtype=float)
+    shares = found.shares_mean_something
     data = marks.Data(
         [
             (name, [f"{i}:{x}" for i, x in enumerate(own)] if name == "pos" else own)
             for name, own in zip(names, labels, strict=True)
         ],
         {"value": marks.numbers(values)},
-        "of the difference",
+        "of the difference" if shares else "logits",
     )
     grid = replace(grid, lower=None, upper=None, n=None)  # of one prompt
     if values.ndim == 3:  # layer, head and place: a row per head
@@ -137,26 +138,38 @@ def _figure(
         values, grid = values.reshape(len(labels[0]), -1), by_head(grid)
     title = f"Patching {page_state.site}, {DIRECTIONS[page_state.direction]}"
     mark = patch_mark(grid, opens=True, tokens=tokens)
-    if isinstance(mark, marks.Heatmap) and not finished:
+    if isinstance(mark, marks.Heatmap) and not finished and shares:
         # while it fills, colours keep their meaning: a share of 1 is the whole difference
         mark = replace(mark, limit=1.0)
     unpatched, other = (float(row[0]) for row in found.baselines.values)
     gap = grid.error.get("gap")
-    caption = (
-        f"0 is the {'corrupted' if page_state.direction == 'denoising' else 'clean'} run as it is "
-        f"({number(unpatched)} logits), 1 the other run ({number(other)} logits)."
-    )
+    caption = _ends(page_state.direction, unpatched, other, shares)
     if gap is not None:
         caption += f" Cells recomputed with full forward passes differ by at most {number(gap)}."
     if finished and np.isnan(values).any():
         caption += " Grey is what the other prompt has no counterpart for."
-    return Figure(title, mark, _alt(values, labels, title, finished), data, caption)
+    what = "share" if shares else "change in logits"
+    return Figure(title, mark, _alt(values, labels, title, what, finished), data, caption)
 
 
-def _alt(values: Any, labels: list[list[str]], title: str, finished: bool) -> str:
+def _ends(direction: str, unpatched: float, other: float, shares: bool) -> str:
+    """What the two runs give, and what the figure is in units of."""
+    run = "corrupted" if direction == "denoising" else "clean"
+    if shares:
+        return (
+            f"0 is the {run} run as it is ({number(unpatched)} logits), 1 the other run "
+            f"({number(other)} logits)."
+        )
+    return (
+        f"Changes in logits: the {run} run gives {number(unpatched)} logits and the other run "
+        f"{number(other)}, too nearly the same for shares of their difference to say anything."
+    )
+
+
+def _alt(values: Any, labels: list[list[str]], title: str, what: str, finished: bool) -> str:
     if not np.isfinite(values).any():
         return f"{title}: nothing is known yet."
     where = np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)
     at = ", ".join(names[i] for names, i in zip(labels, where, strict=True))
     so_far = "" if finished else " so far"
-    return f"{title}: the largest share{so_far} is {signed(float(values[where]))} at {at}."
+    return f"{title}: the largest {what}{so_far} is {signed(float(values[where]))} at {at}."

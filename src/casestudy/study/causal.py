@@ -22,7 +22,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from casestudy.behaviour.counterfactual import Score, pair_values, propose, score, strongest
-from casestudy.behaviour.family_choice import FamilyChoice, brought, choose_family
+from casestudy.behaviour.family_choice import (
+    LEAST_PAIRS,
+    FamilyChoice,
+    brought,
+    choose_family,
+)
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch
 from casestudy.engine.packing import Budget, Progress, Tell
@@ -159,7 +164,8 @@ def _choice(scores: Sequence[Score], family: str | None, *, before_last: bool) -
         return choice
     placed = [s.before_last for s in scores] if before_last else scores
     own = brought(placed, least=1)
-    best = strongest([own] if own else scores, before_last=before_last)
+    many = [s for s in placed if s.n >= LEAST_PAIRS]  # three pairs may all flip by luck
+    best = strongest([own] if own else many or scores, before_last=before_last)
     passed = {name: why for name, why in choice.passed_over.items() if best and name != best.family}
     return FamilyChoice(best, choice.why, passed)
 

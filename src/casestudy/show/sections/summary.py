@@ -1,4 +1,4 @@
-"""What is the answer, in one paragraph?
+"""What is the answer, in a few short paragraphs?
 
 Written from measured values only. Each sentence appears if its measurement is there; a mean whose
 interval includes zero is called undecided; and a page without interventions says that it shows no
@@ -49,8 +49,8 @@ def _headline(study: StoredStudy) -> str:
 
 
 def sentences(study: StoredStudy) -> list[Markup]:
-    """What the study's values support, a sentence or two of each kind; the command line prints
-    them, and the report joins them.
+    """What the study's values support, a sentence or two of each kind; the command line and the
+    report give each its own paragraph.
 
     Returns: an empty list where there is no logit difference.
     """
@@ -73,11 +73,9 @@ def plain(sentence: Markup) -> str:
 
 
 def paragraphs(study: StoredStudy) -> list[Markup]:
-    """The sentences as one paragraph, or why there are none."""
-    found = sentences(study)
-    if not found:
-        return [Markup("The study holds no measured logit difference: no answer yet.")]
-    return [Markup(" ").join(found)]
+    """A paragraph for each kind of sentence, or why there are none."""
+    nothing = Markup("The study holds no measured logit difference: no answer yet.")
+    return sentences(study) or [nothing]
 
 
 def _measured(study: StoredStudy) -> tuple[Mean, Array]:

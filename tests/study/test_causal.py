@@ -17,6 +17,7 @@ from casestudy.study.settings import Settings
 from casestudy.study.store import Store
 from casestudy.study.study import Study, study
 
+
 def made(family: str, values: list[tuple[float, float]]) -> Score:
     """A score with these (clean, corrupted) values, of pairs that differ before the last token."""
     pair = Counterfactual(family, 0, Prompt("A b."), Prompt("a b."), 1, 3, "position")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import os
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -146,7 +145,7 @@ def test_what_is_too_long_would_be_found() -> None:
 
 def python(*arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -188,17 +187,21 @@ def test_help_loads_neither_torch_nor_numpy() -> None:
 
 
 def test_import_takes_well_under_half_a_second() -> None:
+    def spent() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return children.ru_utime + children.ru_stime
+
     def best_of_three(code: str) -> float:
         times = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = spent()
             python("-c", code)
-            times.append(time.perf_counter() - start)
+            times.append(spent() - start)
         return min(times)
 
-    # the interpreter's own start is not casestudy's, and a busy machine is not its fault
-    cost = best_of_three("import casestudy") - best_of_three("pass")
-    assert cost < 0.5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    # the interpreter's own start is not casestudy's; seconds of processor, which a busy machine
+    # does not make more
+    assert best_of_three("import casestudy") - best_of_three("pass") < 0.5
 
 
 def test_every_public_name_can_be_fetched() -> None:

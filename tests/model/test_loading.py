@@ -421,7 +421,7 @@ def in_a_new_process(code: str, **environment: str) -> subprocess.CompletedProce
         env=clean | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -466,7 +466,7 @@ class TestHub:
         assert "the bundled model: tiny" in alias
         assert "gpt2@step7 is not in the local cache" in revision
         assert "--revision step7" in revision
-        assert time.monotonic() - start < 30  # an answer, not minutes of retries
+        assert time.monotonic() - start < 120  # an answer, not minutes of retries
 
     def test_cached_is_found_without_a_network(self, tmp_path: Path) -> None:
         self.cache(tmp_path, "openai-community/gpt2")

@@ -51,10 +51,10 @@ def serving(*arguments: str) -> Iterator[Served]:
     assert process.stdout is not None
     try:
         address = process.stdout.readline().strip().rstrip("/")
-        assert address, process.communicate(timeout=60)[1]
+        assert address, process.communicate(timeout=300)[1]
         yield Served(address, process)
     finally:
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=30)[1]
+        said = process.communicate(timeout=300)[1]
     assert process.returncode == 0, said
     assert said == "", said

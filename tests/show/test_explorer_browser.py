@@ -50,6 +50,7 @@ def visit(browser: Any, served: Served) -> Iterator[Callable[..., Any]]:
             viewport={"width": width, "height": 900}, color_scheme=scheme, **(options or {})
         )
         contexts.append(context)
+        context.set_default_timeout(120_000)  # of a busy machine
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))

@@ -24,6 +24,8 @@ from tests.show.pages import Page
 
 PAIR = {"prompt": "It was late. He slept.", "corrupted": "It was late, he slept."}
 HERE = ["testserver"]
+LONG = 300
+"""Seconds until a test gives up, however busy the machine is."""
 
 
 class Held:
@@ -34,7 +36,7 @@ class Held:
 
     def __call__(self, pause: Pause) -> str:
         self.begun.set()
-        assert self.free.wait(10)
+        assert self.free.wait(LONG)
         pause()
         return "done"
 
@@ -49,7 +51,7 @@ def worker() -> Iterator[Worker]:
 def test_a_full_queue_refuses_and_a_stopped_question_makes_room(worker: Worker) -> None:
     held = Held()
     first = worker.ask(held)
-    assert held.begun.wait(10)
+    assert held.begun.wait(LONG)
     ran: list[int] = []
     waiting = [worker.ask(lambda pause, i=i: ran.append(i)) for i in range(2)]  # type: ignore[misc]
     with pytest.raises(Busy):
@@ -57,24 +59,24 @@ def test_a_full_queue_refuses_and_a_stopped_question_makes_room(worker: Worker) 
     waiting[0].stop()
     last = worker.ask(lambda pause: ran.append(2))
     held.free.set()
-    last.answer.result(10)
-    assert first.answer.result(10) == "done"
+    last.answer.result(LONG)
+    assert first.answer.result(LONG) == "done"
     assert ran == [1, 2]
 
 
 def test_the_newest_question_of_a_page_wins_and_others_keep_their_turn(worker: Worker) -> None:
     held, ran = Held(), []
     running = worker.ask(held, page="a")
-    assert held.begun.wait(10)
+    assert held.begun.wait(LONG)
     other = worker.ask(lambda pause: ran.append("b"), page="b")
     for word in ("old", "older", "new"):  # each takes the place of the one before
         newest = worker.ask(lambda pause, word=word: ran.append(word), page="a")  # type: ignore[misc]
     held.free.set()
-    newest.answer.result(10)
-    other.answer.result(10)
+    newest.answer.result(LONG)
+    other.answer.result(LONG)
     assert ran == ["b", "new"]
     with pytest.raises(Stopped):  # it ran, and ended at its next step
-        running.answer.result(10)
+        running.answer.result(LONG)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99)), min_size=1, max_size=20))
@@ -82,13 +84,13 @@ def test_the_newest_question_of_a_page_wins_and_others_keep_their_turn(worker: W
 def test_of_every_page_the_last_question_alone_is_answered(asked: list[tuple[str, int]]) -> None:
     worker, held = Worker(), Held()
     worker.ask(held)
-    assert held.begun.wait(10)
+    assert held.begun.wait(LONG)
     ran: list[tuple[str, int]] = []
     jobs = [worker.ask(lambda pause, q=q: ran.append(q), page=q[0]) for q in asked]  # type: ignore[misc]
     held.free.set()
     last = {page: i for i, (page, _) in enumerate(asked)}
     for i in last.values():
-        jobs[i].answer.result(10)
+        jobs[i].answer.result(LONG)
     worker.close()
     assert ran == [asked[i] for i in sorted(last.values())]
 
@@ -96,27 +98,27 @@ def test_of_every_page_the_last_question_alone_is_answered(asked: list[tuple[str
 def test_a_long_question_ends_at_its_next_step_once_it_is_stopped(worker: Worker) -> None:
     held = Held()
     job = worker.ask(held)
-    assert held.begun.wait(10)
+    assert held.begun.wait(LONG)
     job.stop()
     held.free.set()
     with pytest.raises(Stopped):
-        job.answer.result(10)
+        job.answer.result(LONG)
 
 
 def test_a_page_that_asks_again_withdraws_its_older_question(toy_model: Model) -> None:
     worker, held = Worker(), Held()
     client = TestClient(Explorer(Questions(toy_model), worker).application(HERE))
     worker.ask(held)
-    assert held.begun.wait(10)
+    assert held.begun.wait(LONG)
     with ThreadPoolExecutor() as pool:
         older = pool.submit(client.get, "/panels", headers={"x-page": "one"})
-        until = time.monotonic() + 10
+        until = time.monotonic() + LONG
         while not worker._waiting and time.monotonic() < until:
             time.sleep(0.01)
         newer = pool.submit(client.get, "/panels", headers={"x-page": "one"})
-        assert older.result(10).status_code == 499
+        assert older.result(LONG).status_code == 499
         held.free.set()
-        assert newer.result(10).status_code == 200
+        assert newer.result(LONG).status_code == 200
     worker.close()
 
 
@@ -125,8 +127,8 @@ def test_a_question_that_fails_leaves_the_desk_open(worker: Worker) -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        worker.ask(fail).answer.result(10)
-    assert worker.ask(lambda pause: 1).answer.result(10) == 1
+        worker.ask(fail).answer.result(LONG)
+    assert worker.ask(lambda pause: 1).answer.result(LONG) == 1
 
 
 def test_too_many_are_told_to_come_again(toy_model: Model) -> None:
@@ -163,9 +165,9 @@ def test_a_patch_grid_stops_when_its_page_asks_for_another(
     worker = Worker()
     app = Explorer(Questions(toy_model), worker).application(HERE)
     answer = asyncio.run(request(app, "/patch", PageState(**PAIR).query().encode(), leave_after=2))
-    assert stopped.wait(10)
+    assert stopped.wait(LONG)
     assert answer.body.count(b"\n") >= 2
-    assert worker.ask(lambda pause: "free").answer.result(10) == "free"
+    assert worker.ask(lambda pause: "free").answer.result(LONG) == "free"
     worker.close()
 
 
@@ -176,11 +178,11 @@ def test_a_question_whose_page_has_gone_is_never_asked(
     monkeypatch.setattr(Questions, "panels", lambda self, one: asked.append(one))
     worker, held = Worker(), Held()
     job = worker.ask(held)
-    assert held.begun.wait(10)
+    assert held.begun.wait(LONG)
     app = Explorer(Questions(toy_model), worker).application(HERE)
     asyncio.run(request(app, "/panels", leave_after=0))
     held.free.set()
-    job.answer.result(10)
-    worker.ask(lambda pause: None).answer.result(10)
+    job.answer.result(LONG)
+    worker.ask(lambda pause: None).answer.result(LONG)
     assert asked == []
     worker.close()

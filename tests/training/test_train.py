@@ -58,7 +58,7 @@ def test_a_killed_run_ends_in_the_same_weights(make_corpus: MakeCorpus, tmp_path
     assert main(arguments(corpus, whole, tokens=16_384)) == 0
     command = [sys.executable, "-m", "training.train", *arguments(corpus, killed, tokens=16_384)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not checkpoints(killed) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -1,9 +1,9 @@
 """Take the pictures of docs/images from studies' reports and from the explorer.
 
-    python docs/screenshots.py STUDY CORPUS
+    python docs/screenshots.py STUDY CORPUS PUBLISHED
 
 STUDY is a finished `casestudy run full-stop-capitals --model tiny`, CORPUS one of 1,000 mined
-contexts (docs/recipes/a-corpus.md). Needs playwright and Debian's chromium, as the browser tests
+contexts (docs/recipes/a-corpus.md), PUBLISHED the flagship on `smollm2`. Needs playwright and Debian's chromium, as the browser tests
 do. Takes seconds.
 """
 
@@ -46,7 +46,7 @@ EXPLORED = {
 }
 
 
-def main(study: str, corpus: str) -> None:
+def main(study: str, corpus: str, published: str) -> None:
     """Write every picture."""
     report, mined = (write_report(folder).resolve().as_uri() for folder in (study, corpus))
     IMAGES.mkdir(exist_ok=True)
@@ -65,6 +65,7 @@ def main(study: str, corpus: str) -> None:
             sheet.locator("img").last.wait_for()
             name = "report.png" if scheme == "light" else "report-dark.png"
             sheet.locator("body").screenshot(path=IMAGES / name)
+        _head(browser, published)
         phone = browser.new_page(
             viewport={"width": 390, "height": 844}, device_scale_factor=2, reduced_motion="reduce"
         )
@@ -86,6 +87,14 @@ def main(study: str, corpus: str) -> None:
                 waiting.value.save_as(IMAGES / f"{name}{'-dark' * (scheme == 'dark')}.svg")
         _explorer(browser)
         browser.close()
+
+
+def _head(browser: Any, study: str) -> None:
+    """The first screen of a published model's report."""
+    page = browser.new_page(viewport={"width": 860, "height": 900})
+    page.goto(write_report(study).resolve().as_uri())
+    page.evaluate("document.querySelector('nav.rail').hidden = true")
+    page.screenshot(path=IMAGES / "report-smollm2.png")
 
 
 def _explorer(browser: Any) -> None:
@@ -137,4 +146,4 @@ def _shown(page: Any, place: str, above: int) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])

@@ -3,8 +3,8 @@
     python docs/screenshots.py STUDY CORPUS PUBLISHED
 
 STUDY is a finished `casestudy run full-stop-capitals --model tiny`, CORPUS one of 1,000 mined
-contexts (docs/recipes/a-corpus.md), PUBLISHED the flagship on `smollm2`. Needs playwright and Debian's chromium, as the browser tests
-do. Takes seconds.
+contexts (docs/recipes/a-corpus.md), PUBLISHED the flagship on `smollm2`. Needs playwright and
+Debian's chromium, as the browser tests do. Takes seconds.
 """
 
 from __future__ import annotations

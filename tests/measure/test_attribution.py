@@ -220,5 +220,15 @@ def test_prompts_without_an_answer_do_not_count(toy_model64: Model) -> None:
         assert set(found.columns["n"]) == {len(asked)}
 
 
+def test_neurons_are_of_the_main_groups_prompts_as_every_mean_is(toy_model64: Model) -> None:
+    grouped = tuple(
+        replace(p, groups=("main",) if i < 3 else ("other",)) for i, p in enumerate(ASKED.prompts)
+    )
+    found = top_neurons(toy_model64, replace(ASKED, prompts=grouped, main=("main",)))
+    alone = top_neurons(toy_model64, replace(ASKED, prompts=grouped[:3], main=("main",)))
+    assert set(found.columns["n"]) == {3}
+    assert found.columns == alone.columns
+
+
 def test_nothing_measured_gives_no_table() -> None:
     assert top_of_sums({}) == []

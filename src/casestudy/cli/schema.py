@@ -84,7 +84,7 @@ KEYS: dict[str, dict[str, str]] = {
         "where the norm has none",
         "largest_gap": "of the ledger, over prompts",
         "bound": "what the gap must not exceed",
-        "summary": "the report's first paragraph, a sentence or two each",
+        "summary": "the report's first paragraphs, a sentence or two each",
         "excluded": "prompts left out: `prompt` (its number, from 0), `why`",
         "families": "by measurement, the kind of edit measured on: `family`, `n`, `undoes`, "
         "`dropped`, `why`, `passed_over`",

@@ -181,17 +181,20 @@ def measure_heads(batch: Batch) -> list[Result]:
 
 
 def measure_neurons(batch: Batch) -> list[Result]:
-    """Every neuron's direct contribution, summed over the prompts, and each MLP's biases."""
+    """Every neuron's direct contribution, summed over the prompts of the main groups (as every mean
+    is), and each MLP's biases."""
     config = batch.model.config
     u = final_directions(batch.model, batch.trace, batch.directions)
-    known = ~u.isnan().any(-1)  # contrast batch
+    behaviour = batch.behaviour
+    main = [behaviour is None or behaviour.is_main(prompt) for prompt in batch.prompts]
+    summed = ~u.isnan().any(-1) & torch.tensor(main, device=u.device)  # contrast batch
     sums = u.new_zeros(len(batch.contrasts), 2, config.n_layers, config.d_mlp)
     parts = u.new_zeros(len(batch.contrasts), config.n_layers, 2, len(batch.index))
     sizes = u.new_zeros(len(batch.contrasts), len(batch.index))
     for layer in range(config.n_layers):
         shares, bias = neuron_shares(batch.model, batch.trace, layer, u)
         for i, own in enumerate(shares):  # one contrast at a time in float64
-            wide = own[known[i]].double()
+            wide = own[summed[i]].double()
             sums[i, 0, layer] = wide.sum(0)
             sums[i, 1, layer] = wide.square().sum(0)
             parts[i, layer] = torch.stack((own.double().sum(-1), bias[i]))
@@ -211,7 +214,7 @@ def measure_neurons(batch: Batch) -> list[Result]:
         ),
         Grid(
             names.NEURON_COUNTS,
-            known.sum(1).double().cpu().numpy(),
+            summed.sum(1).double().cpu().numpy(),
             (batch.contrast_axis,),
             "prompts",
         ),

@@ -72,7 +72,7 @@ def facts(study: StoredStudy) -> list[tuple[str, str]]:
         ("Versions", _versions(study)),
         ("Started", study.about("created")),
         ("Finished", study.about("finished")),
-        ("Computing time", f"{number(_float(study.manifest.get('seconds')), 1)} s"),
+        ("Time to measure the prompts", f"{number(_float(study.manifest.get('seconds')), 1)} s"),
     ]
     return [(name, value) for name, value in lines if value and value != "not measured s"]
 

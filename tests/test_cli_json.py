@@ -94,3 +94,11 @@ def test_the_mean_without_b_U_is_given_where_the_final_norm_has_a_bias(tmp_path:
         done = study(decoder(variant), behaviour, out=tmp_path / variant, only=only)
         assert ("without_b_U" in headline(done)) == has, variant
         assert "largest_gap" in headline(done)
+
+
+def test_a_study_without_predictions_ends_well(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "s")
+    run = ("run", "full-stop-capitals", "--model", model, "--only", "attention", "--out", out)
+    assert "n" not in documented(capsys, *run)

@@ -102,7 +102,7 @@ def run(
         _print_summary(summary)
         _print_headline(headline(finished))
         print(f"report: {path}")
-    if headline(finished)["n"] == 0:
+    if headline(finished).get("n") == 0:
         say("No prompt has an answer that could be measured; the reasons are above.")
         raise typer.Exit(1)
 

@@ -27,13 +27,12 @@ from docs.findings_kept import difference, mean, number
 from docs.findings_page import PAGE, RESULTS, filled
 from docs.findings_tables import (
     COMMA,
-    FIRST,
     LOWERED,
+    MAIN_EDITS,
     NO_STOPS,
     OWN,
     OWN_LOWERED,
     REST_LOWERED,
-    STARTS,
 )
 from numpy.typing import NDArray
 from training.corpus import HELD_OUT
@@ -66,7 +65,6 @@ from casestudy.results.result import Grid
 
 CORPUS = "CASESTUDY_CORPUS"
 
-FOUR = (LOWERED, STARTS, FIRST, COMMA)
 KINDS = ("sentence end", "abbreviation", "decimal point")
 MINED, LONGEST = 900, 64
 
@@ -328,9 +326,8 @@ def told(made: Card) -> Found:
 def measure_preset(model: Model, plan: Plan) -> tuple[Found, Card]:
     """All that the presets say, and the circuit found on the flagship's pairs."""
     behaviour = preset("full-stop-capitals")
-    index = [i for i, prompt in enumerate(behaviour.prompts) if behaviour.is_main(prompt)]
-    batch = batch_of(model, behaviour, index)
-    scores = families(batch, (f for f in FAMILIES if f.name in FOUR))
+    batch = batch_of(model, behaviour, behaviour.main_prompts)
+    scores = families(batch, (f for f in FAMILIES if f.name in MAIN_EDITS))
     pairs = {s.family: aligned(s) for s in scores}
     undone = pairs[plan.edit]
     noising = by_head(batch, undone, "noising")
@@ -343,7 +340,7 @@ def measure_preset(model: Model, plan: Plan) -> tuple[Found, Card]:
         "prompts": predicted(batch),
         "written": written(batch),
         "edits": edits(scores, None),
-        "places": {name: by_place(batch, pairs[name]) for name in FOUR},
+        "places": {name: by_place(batch, pairs[name]) for name in MAIN_EDITS},
         "noising": noising,
         "denoising": by_head(batch, undone, "denoising"),
         "by_hand": by_hand(batch, undone, noising[0]["head"]),
@@ -408,7 +405,7 @@ def _dots_to_commas(text: str) -> str | None:
 
 
 EDITS = (
-    *(f for f in FAMILIES if f.name in FOUR),
+    *(f for f in FAMILIES if f.name in MAIN_EDITS),
     Family(OWN_LOWERED, _own_lowered, "no word"),
     Family(REST_LOWERED, _between_lowered, "one sentence"),
     Family(NO_STOPS, _dots_to_commas, "no earlier stop"),
@@ -434,7 +431,7 @@ def measure_mined(model: Model, books: Sequence[Path], known: Card, plan: Plan) 
     their = [units[i] for i in some]
     scores = families(many, EDITS)
     first_person = np.array([answer == " I" for answer in ends.contrasts[0].answers])
-    comma = families(ends, (f for f in FAMILIES if f.name == FOUR[3]))[0]
+    comma = families(ends, (f for f in FAMILIES if f.name == COMMA))[0]
     flipped = comma.clean * comma.corrupted < 0
     undone = evenly(aligned(next(s for s in scores if s.family == plan.edit)), plan.patched)
     noising = by_head(many, undone, "noising")
@@ -451,7 +448,7 @@ def measure_mined(model: Model, books: Sequence[Path], known: Card, plan: Plan) 
         "several": len(some),
         "edits": edits(scores, their),
         "places": {s.family: by_place(many, evenly(aligned(s), plan.patched))
-                   for s in scores if s.family in FOUR},
+                   for s in scores if s.family in MAIN_EDITS},
         "noising": noising,
         "by_hand": by_hand(many, undone, noising[0]["head"]),
         "looks": looks(model, replace(behaviour, prompts=many.prompts), noising[0]["head"]),

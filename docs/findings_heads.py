@@ -60,8 +60,7 @@ def measure_heads(model: Model) -> Found:
 def shows(model: Model, name: str) -> Found:
     """How far the model shows a behaviour, on the prompts it is asked about."""
     behaviour = preset(name)
-    index = [i for i, prompt in enumerate(behaviour.prompts) if behaviour.is_main(prompt)]
-    batch = run_batch(model, behaviour, index, [])
+    batch = run_batch(model, behaviour, behaviour.main_prompts, [])
     values = np.array(batch.contrasts[0].value(batch.logits).tolist())
     known = values[np.isfinite(values)]
     return {"n": len(known), "preferred": kept(float((known > 0).mean())),

@@ -23,7 +23,7 @@ LOWERED, STARTS, FIRST, COMMA = (
     "first letter lowered",
     "final stop to comma",
 )
-EDITS = (LOWERED, STARTS, FIRST, COMMA)
+MAIN_EDITS = (LOWERED, STARTS, FIRST, COMMA)
 OWN_LOWERED = "last sentence's first letter lowered"
 REST_LOWERED = "all but these two letters lowered"
 NO_STOPS = "earlier stops to commas"
@@ -87,7 +87,7 @@ def edits_table(p: Found, m: Found) -> str:
     def cells(x: Found | None) -> list[str]:
         return ["", ""] if x is None else [moved(x), f"{percent(x['flips'])} of {x['n']}"]
 
-    names = (*EDITS, OWN_LOWERED, REST_LOWERED, NO_STOPS)
+    names = (*MAIN_EDITS, OWN_LOWERED, REST_LOWERED, NO_STOPS)
     rows = [[name, *cells(p["edits"].get(name)), *cells(m["edits"].get(name))] for name in names]
     heads = ["edit", "preset", "turned round", "several sentences, mined", "turned round"]
     return table(heads, rows)
@@ -112,7 +112,7 @@ def streams_table(p: Found, m: Found) -> str:
 
     rows = [
         [edit, place, cell(p, edit, place), cell(m, edit, place)]
-        for edit in EDITS
+        for edit in MAIN_EDITS
         for place in ("first word", OWN, "earlier full stops", "final full stop")
     ]
     n = [p["places"][edit]["n"] for edit in (LOWERED, COMMA)]

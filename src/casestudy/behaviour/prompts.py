@@ -233,6 +233,11 @@ class Behaviour:
         """Whether a prompt counts for the headline means."""
         return not self.main or any(name in self.main for name in prompt.groups)
 
+    @cached_property
+    def main_prompts(self) -> list[int]:
+        """The indices of the prompts that count for the headline means."""
+        return [i for i, prompt in enumerate(self.prompts) if self.is_main(prompt)]
+
     def read_by(self, model: Model) -> Model:
         """The model, with this behaviour's setting for the texts of special tokens."""
         return model.with_special() if self.parse_special else model

@@ -15,7 +15,6 @@ prompt; the patterns of a few short prompts need another run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -150,9 +149,7 @@ TOKEN_COLUMNS = ("prompt", "layer", "head", "pos", "token", "role", "share")
 def _described(batch: Batch) -> set[int]:
     if batch.behaviour is None:
         return set(batch.index[:MOST_DESCRIBED])
-    behaviour = batch.behaviour
-    main = (i for i, prompt in enumerate(behaviour.prompts) if behaviour.is_main(prompt))
-    return set(islice(main, MOST_DESCRIBED))
+    return set(batch.behaviour.main_prompts[:MOST_DESCRIBED])
 
 
 def _first_roles(roles: Mapping[str, tuple[int, ...]], names: Sequence[str], n: int) -> list[str]:

@@ -142,7 +142,7 @@ def _describe_behaviour(behaviour: Behaviour) -> dict[str, Any]:
         "class_contrast": behaviour.class_contrast and asdict(behaviour.class_contrast),
         "roles": [asdict(role) for role in behaviour.roles],
         "main": list(behaviour.main),
-        "n_main": sum(map(behaviour.is_main, behaviour.prompts)),
+        "n_main": len(behaviour.main_prompts),
         "groups": {
             name: sum(name in prompt.groups for prompt in behaviour.prompts)
             for name in behaviour.groups

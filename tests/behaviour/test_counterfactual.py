@@ -26,6 +26,7 @@ from casestudy.behaviour.prompts import Prompt
 from casestudy.measure.patching import counterfactual_table, pairs_of
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
+from tests.behaviour.scores import scored
 
 EDITS = {family.name: family.edit for family in FAMILIES}
 
@@ -162,39 +163,32 @@ def test_prompts_without_a_contrast_are_excluded(toy_model: Model) -> None:
     assert first.why == "the prompt has no contrast (1)"
 
 
-def made(family: str, values: list[tuple[float, float]], first: int = 1) -> Score:
-    """A score with these (clean, corrupted) values."""
-    pair = Counterfactual(family, 0, Prompt("A b."), Prompt("a b."), first, 3, "position")
-    clean, corrupted = np.array(values).reshape(-1, 2).T
-    return Score(family, (pair,) * len(values), clean, corrupted, ())
-
-
 def test_flips_and_halves_are_counted_from_either_side() -> None:
-    s = made("x", [(4.0, -1.0), (4.0, 2.0), (4.0, 3.0), (-4.0, 1.0), (-4.0, -3.0)])
+    s = scored("x", [(4.0, -1.0), (4.0, 2.0), (4.0, 3.0), (-4.0, 1.0), (-4.0, -3.0)])
     assert (s.flips, s.halves, s.n) == (2, 3, 5)
     assert s.flip_share == pytest.approx(0.4)
     assert s.half_share == pytest.approx(0.6)
 
 
 def test_the_strongest_family_is_surest_and_differs_before_the_last_token() -> None:
-    lucky = made("lucky", [(1.0, -1.0)])
-    sure = made("sure", [(1.0, -1.0)] * 9 + [(1.0, 0.9)])
-    last = made("last", [(1.0, -1.0)] * 50, first=3)
+    lucky = scored("lucky", [(1.0, -1.0)])
+    sure = scored("sure", [(1.0, -1.0)] * 9 + [(1.0, 0.9)])
+    last = scored("last", [(1.0, -1.0)] * 50, first=3)
     assert strongest([lucky, sure, last]).family == "sure"  # type: ignore[union-attr]
     assert strongest([lucky, sure, last], before_last=False).family == "last"  # type: ignore[union-attr]
     assert strongest([last]) is None
     assert last.before_last.why == "differs in the last token only (50)"
     # where nothing flips, losing half decides, then the mean loss
-    weak, weaker = made("weak", [(1.0, 0.4)] * 5), made("weaker", [(1.0, 0.6)] * 5)
+    weak, weaker = scored("weak", [(1.0, 0.4)] * 5), scored("weaker", [(1.0, 0.6)] * 5)
     assert strongest([weaker, weak]).family == "weak"  # type: ignore[union-attr]
-    weakest = made("weakest", [(1.0, 0.7)] * 5)
+    weakest = scored("weakest", [(1.0, 0.7)] * 5)
     assert strongest([weakest, weaker]).family == "weaker"  # type: ignore[union-attr]
 
 
 def test_few_pairs_before_the_last_token_that_undo_nothing_are_passed_over() -> None:
-    nothing = made("repeated words lowered", [(4.0, 3.9), (4.0, 3.8), (3.6, 3.5)])
-    many = made("first letter lowered", [(3.9, 3.8), (3.8, 3.6)] * 10)
-    last = made("final stop to “ and”", [(4.0, -1.0)] * 12 + [(4.0, 3.0)] * 2, first=3)
+    nothing = scored("repeated words lowered", [(4.0, 3.9), (4.0, 3.8), (3.6, 3.5)])
+    many = scored("first letter lowered", [(3.9, 3.8), (3.8, 3.6)] * 10)
+    last = scored("final stop to “ and”", [(4.0, -1.0)] * 12 + [(4.0, 3.0)] * 2, first=3)
     chosen = choose_family([nothing, many, last])
     assert chosen.score is not None
     assert (chosen.score.family, chosen.score.n) == ("final stop to “ and”", 14)
@@ -206,9 +200,9 @@ def test_few_pairs_before_the_last_token_that_undo_nothing_are_passed_over() -> 
 
 
 def test_a_sure_family_of_many_pairs_is_taken_before_one_of_few() -> None:
-    few = made("few", [(4.0, -1.0)] * 3)
-    many = made("many", [(4.0, 1.0)] * 8)
-    last = made("last", [(4.0, -1.0)] * 30, first=3)
+    few = scored("few", [(4.0, -1.0)] * 3)
+    many = scored("many", [(4.0, 1.0)] * 8)
+    last = scored("last", [(4.0, -1.0)] * 30, first=3)
     assert choose_family([few, many, last]).score.family == "many"  # type: ignore[union-attr]
     assert choose_family([few, last]).score.family == "last"  # type: ignore[union-attr]
     assert choose_family([few]).score.family == "few"  # type: ignore[union-attr]
@@ -219,11 +213,11 @@ def given(n: int, dropped: int = 0, without: int = 0, corrupted: float = -1.0) -
     """Partners that prompts bring: so many usable, so many dropped, so many prompts with none."""
     out = [Excluded(GIVEN, n + i, "the edit changes no token") for i in range(dropped)]
     out += [Excluded(GIVEN, n + dropped + i, NO_PARTNER) for i in range(without)]
-    return replace(made(GIVEN, [(4.0, corrupted)] * n), excluded=tuple(out))
+    return replace(scored(GIVEN, [(4.0, corrupted)] * n), excluded=tuple(out))
 
 
 def test_partners_that_prompts_bring_come_before_families_found() -> None:
-    found = made("all upper-cased", [(4.0, -9.0)] * 10)
+    found = scored("all upper-cased", [(4.0, -9.0)] * 10)
     chosen = choose_family([found, given(9, dropped=1)])
     assert chosen.score is not None
     assert (chosen.score.family, chosen.score.n) == (GIVEN, 9)
@@ -243,21 +237,21 @@ def test_partners_win_only_where_enough_of_them_are_brought_and_usable() -> None
     assert brought([given(8, without=6)]) is None
     assert brought([given(1)]) is None
     assert brought([given(1)], least=1)
-    chosen = choose_family([made("found", [(4.0, -9.0)] * 10), given(2, dropped=9)])
+    chosen = choose_family([scored("found", [(4.0, -9.0)] * 10), given(2, dropped=9)])
     assert chosen.score is not None
     assert chosen.score.family == "found"
     assert "too few can be used: 2 of 11" in chosen.passed_over[GIVEN]
 
 
 def test_partners_of_which_none_can_be_used_are_passed_over_by_name() -> None:
-    chosen = choose_family([made("found", [(4.0, -9.0)] * 10), given(0, dropped=2)])
+    chosen = choose_family([scored("found", [(4.0, -9.0)] * 10), given(0, dropped=2)])
     assert chosen.passed_over[GIVEN] == (
         "too few can be used: 0 of 2 (the edit changes no token (2))"
     )
 
 
 def test_partners_that_undo_nothing_are_not_replaced_by_others() -> None:
-    chosen = choose_family([made("found", [(4.0, -9.0)] * 10), given(10, corrupted=3.9)])
+    chosen = choose_family([scored("found", [(4.0, -9.0)] * 10), given(10, corrupted=3.9)])
     assert chosen.score is None
     assert "do not surely undo" in chosen.why
     assert set(chosen.passed_over) == {GIVEN, "found"}
@@ -271,15 +265,15 @@ def test_pairs_left_out_by_length_are_excluded_with_the_reason() -> None:
 
 
 def test_an_even_loss_undoes_a_behaviour_though_nothing_halves() -> None:
-    even = made("even", [(4.0, 2.4), (-4.0, -2.5), (3.0, 1.9)] * 4)
-    uneven = made("uneven", [(4.0, 4.0)] * 9 + [(4.0, -9.0)])
+    even = scored("even", [(4.0, 2.4), (-4.0, -2.5), (3.0, 1.9)] * 4)
+    uneven = scored("uneven", [(4.0, 4.0)] * 9 + [(4.0, -9.0)])
     assert even.halves == 0
     assert even.undoes
     assert not uneven.undoes  # its mean loss is one pair's
 
 
 def test_two_of_three_pairs_are_no_sure_loss_where_the_interval_holds_a_gain() -> None:
-    few = made("few", [(6.5, 0.2), (6.5, -1.0), (6.5, 6.6)])
+    few = scored("few", [(6.5, 0.2), (6.5, -1.0), (6.5, 6.6)])
     assert few.halves == 2
     assert few.loss[1] < 0
     assert not few.undoes

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import casestudy.study.causal as causal
-from casestudy.behaviour.counterfactual import Counterfactual, Score
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import MeasureError, StudyError
 from casestudy.model.model import Model
@@ -16,14 +15,7 @@ from casestudy.results.result import Table
 from casestudy.study.settings import Settings
 from casestudy.study.store import Store
 from casestudy.study.study import Study, study
-
-
-def made(family: str, values: list[tuple[float, float]]) -> Score:
-    """A score with these (clean, corrupted) values, of pairs that differ before the last token."""
-    pair = Counterfactual(family, 0, Prompt("A b."), Prompt("a b."), 1, 3, "position")
-    clean, corrupted = np.array(values).T
-    return Score(family, (pair,) * len(values), clean, corrupted, ())
-
+from tests.behaviour.scores import scored
 
 TEXTS = ("This is a sentence.", "It was late.", "She went home. He did not.")
 
@@ -165,8 +157,8 @@ def test_at_most_so_many_prompts_evenly_taken(monkeypatch: Any) -> None:
 
 
 def test_where_no_family_surely_undoes_the_behaviour_three_lucky_pairs_are_not_patched() -> None:
-    few = made("few", [(6.5, -0.2), (6.5, -1.0), (6.5, 12.0)])
-    many = made("many", [(6.0, -1.0)] * 3 + [(6.0, 5.0)] * 11)
+    few = scored("few", [(6.5, -0.2), (6.5, -1.0), (6.5, 12.0)])
+    many = scored("many", [(6.0, -1.0)] * 3 + [(6.0, 5.0)] * 11)
     assert not few.undoes
     assert not many.undoes
     choice = causal._choice([few, many], None, before_last=True)

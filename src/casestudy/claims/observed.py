@@ -90,7 +90,7 @@ class LogitDifference(_Cell):
 
     def place(self, bench: Bench) -> tuple[str, dict[str, str], dict[str, str]]:
         """One cell per contrast."""
-        return "logit_difference", {}, {"contrast": bench.contrast(self.contrast)}
+        return names.LOGIT_DIFFERENCE, {}, {"contrast": bench.contrast(self.contrast)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from casestudy.cli.options import (
     SpecialOption,
     default_folder,
     read_behaviour,
-    read_memory,
+    read_budget,
     read_model,
     saying_notices,
 )
@@ -81,7 +81,6 @@ def circuit(
 ) -> None:
     """Find the circuit that carries a behaviour, with the evidence for and against it."""
     from casestudy.circuits.evidence import choices_of
-    from casestudy.engine.packing import Budget
     from casestudy.measure.metrics import read_kind
     from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, NAME
     from casestudy.study.settings import Execution, Search, Settings
@@ -106,7 +105,7 @@ def circuit(
             out=folder,
             only=["predictions", "ledger", NAME],
             settings=Settings(search=Search(choices, read_kind(metric), family)),
-            execution=Execution(budget=Budget(memory=read_memory(memory))),
+            execution=Execution(budget=read_budget(memory)),
             progress=saying_notices(folder, subject, progress),
         )
     files = {"card": folder / CARD_FILE, "importances": folder / IMPORTANCES_FILE}

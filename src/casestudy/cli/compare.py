@@ -15,7 +15,7 @@ from casestudy.cli.options import (
     MemoryOption,
     page_name,
     read_behaviour,
-    read_memory,
+    read_budget,
     read_model,
     say_notices,
 )
@@ -142,12 +142,11 @@ def check(
 ) -> None:
     """Measure every finding of a file on a model; the exit code is 1 unless all of them hold."""
     from casestudy.claims.check import check, read_findings
-    from casestudy.engine.packing import Budget
 
     findings = read_findings(file)
     name = model or findings.model
     loaded = None if name is None else read_model(name, device, dtype)
-    budget = Budget(memory=read_memory(memory))
+    budget = read_budget(memory)
     subject = read_behaviour(behaviour or findings.behaviour)
     if loaded is not None:
         bos = findings.prepend_bos

@@ -14,10 +14,10 @@ from casestudy.cli.options import (
     MemoryOption,
     ModelOption,
     SpecialOption,
-    read_memory,
+    read_budget,
     read_model,
 )
-from casestudy.cli.printing import escape, gap, print_json, print_table, say
+from casestudy.cli.printing import escape, gap, preference, print_json, print_table, say
 from casestudy.cli.progress import ProgressBar
 from casestudy.show.text import clean, visible
 
@@ -54,11 +54,10 @@ def explain(
 
     For one prompt, in seconds. `run` asks the same of many prompts, with intervals.
     """
-    from casestudy.engine.packing import Budget
     from casestudy.measure.explanation import explain
 
     loaded = read_model(model, device, dtype, bos, special)
-    budget = Budget(memory=read_memory(memory))
+    budget = read_budget(memory)
     with ProgressBar("cells") as progress:
         found = explain(
             loaded,
@@ -78,12 +77,10 @@ def explain(
 
 
 def _print_explanation(found: Explanation, top: int) -> None:
-    value = found.logit_difference
-    sides = [visible(side.tokens[0].label) for side in (found.answer, found.counterpart)]
-    preferred, other = sides if value >= 0 else sides[::-1]
-    print(f"{found.model} prefers {preferred} to {other} by {abs(value):.2f} logits")
+    sides = [side.tokens[0].label for side in (found.answer, found.counterpart)]
+    print(preference(found.model, sides, found.logit_difference))
     print(f"after {' '.join(map(visible, found.tokens))}\n")
-    against = f"{sides[0]} against {sides[1]}"
+    against = " against ".join(map(visible, sides))
     terms = sorted(found.ledger, key=lambda term: -abs(term[1]))
     print_table(
         f"direct contributions to {against}, in logits",

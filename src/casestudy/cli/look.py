@@ -16,7 +16,7 @@ from casestudy.cli.options import (
     MemoryOption,
     ModelOption,
     SpecialOption,
-    read_memory,
+    read_budget,
     read_model,
     say_notices,
 )
@@ -73,7 +73,7 @@ def _score(score: AnswerScore) -> dict[str, Any]:
         "answer": score.answer,
         "tokens": [token.label for token in score.tokens],
         "ids": list(score.ids),
-        "rank": None if score.rank is None else score.rank + 1,
+        "rank": score.place,
         "logit": score.logit,
         "log_prob": score.log_prob,
         "prob": score.prob,
@@ -106,7 +106,7 @@ def _print_scores(scores: list[AnswerScore]) -> None:
             (
                 visible(s.answer),
                 " ".join(map(visible, s.tokens)),
-                "" if s.rank is None else str(s.rank + 1),
+                "" if s.place is None else str(s.place),
                 f"{s.log_prob:.3f}",
                 f"{s.prob:.2%}",
             )
@@ -177,7 +177,6 @@ def patch(
 ) -> None:
     """Activation patching: copy one site's activations between two prompts, cell by cell."""
     from casestudy.behaviour.prompts import Prompt
-    from casestudy.engine.packing import Budget
     from casestudy.measure.patching import patch_prompts, read_direction
 
     loaded = read_model(model, device, dtype, bos, special)
@@ -191,7 +190,7 @@ def patch(
             by=_by(by, role),
             direction=read_direction(direction),
             readout=readout,
-            budget=Budget(memory=read_memory(memory)),
+            budget=read_budget(memory),
             progress=progress.cells,
         )
     cells = _cells(patched, role)

@@ -18,7 +18,7 @@ from casestudy.cli.options import (
     SpecialOption,
     read_model,
 )
-from casestudy.cli.printing import escape, print_json, print_table, say
+from casestudy.cli.printing import escape, preference, print_json, print_table, say
 from casestudy.errors import CasestudyError
 from casestudy.show.text import clean, prompt_excerpt, visible
 
@@ -94,7 +94,7 @@ def new(
     _write(path, _file(path.stem, prompt, (answer, counterpart), offers, command))
     if as_json:
         found: dict[str, Any] = {"file": str(path), "model": loaded.name}
-        found |= {name: _standing(s) for name, s in zip(_SIDES, scores, strict=True)}
+        found |= {name: s.standing() for name, s in zip(_SIDES, scores, strict=True)}
         rest = {"partners": [offer.as_dict() for offer in offers], "command": command}
         print_json("new", {**found, "logit_difference": logits[0] - logits[1], **rest})
         return
@@ -187,24 +187,16 @@ def _left(offer: Partner) -> str:
     return f"{edit}: {offer.clean:+.2f} becomes {offer.corrupted:+.2f} logits{where}"
 
 
-def _standing(score: AnswerScore) -> dict[str, Any]:
-    (token,) = score.tokens
-    rank = None if score.rank is None else score.rank + 1
-    return {"token": token.label, "id": token.id, "rank": rank, "prob": score.prob}
-
-
 def _print_standing(prompt: str, model: str, scores: list[AnswerScore], difference: float) -> None:
     rows = []
     for side, score in zip(_SIDES, scores, strict=True):
-        one = _standing(score)
+        one = score.standing()
         rows.append((side, visible(one["token"]), str(one["rank"]), f"{one['prob']:.2%}"))
     print_table(
         f"after {prompt_excerpt(prompt, 200)}, {model}", ("", "token", "rank", "probability"), rows
     )
-    first, second = (visible(score.tokens[0].label) for score in scores)
-    if difference < 0:
-        first, second = second, first
-    print(f"{model} prefers {first} to {second} by {abs(difference):.2f} logits\n")
+    sides = [score.tokens[0].label for score in scores]
+    print(f"{preference(model, sides, difference)}\n")
 
 
 def _print_offers(offers: tuple[Partner, ...]) -> None:

@@ -14,7 +14,7 @@ from casestudy.study.chosen import NAMES, choose
 
 if TYPE_CHECKING:
     from casestudy.behaviour.prompts import Behaviour, Prompt
-    from casestudy.engine.packing import Progress, Tell
+    from casestudy.engine.packing import Budget, Progress, Tell
     from casestudy.model.model import Model
 
 BehaviourArgument = Annotated[
@@ -149,8 +149,14 @@ def saying_notices(folder: Path, behaviour: Behaviour, tell: Tell) -> Tell:
     return told
 
 
-def read_memory(text: str) -> int:
-    """Bytes: 2GB, 500MB or a plain number of them."""
+def read_budget(memory: str) -> Budget:
+    """The budget of --memory: 2GB, 500MB or a plain number of bytes."""
+    from casestudy.engine.packing import Budget
+
+    return Budget(memory=_bytes(memory))
+
+
+def _bytes(text: str) -> int:
     number = text.upper().strip()
     unit = next((unit for unit in _UNITS if number.endswith(unit)), "")
     try:

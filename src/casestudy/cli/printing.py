@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from casestudy.cli.schema import stamped
 from casestudy.errors import CasestudyError
+from casestudy.show.text import visible
 
 if TYPE_CHECKING:
     from casestudy.results.result import Grid
@@ -103,6 +104,12 @@ def brief(value: Any) -> str:
     """A value in at most 24 characters, its middle left out."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 24 else f"{text[:11]}…{text[-12:]}"
+
+
+def preference(model: str, sides: Sequence[str], difference: float) -> str:
+    """Which of two tokens, answer and counterpart, a model prefers, and by how much."""
+    preferred, other = map(visible, sides if difference >= 0 else sides[::-1])
+    return f"{model} prefers {preferred} to {other} by {abs(difference):.2f} logits"
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from casestudy.cli.printing import duration
+from casestudy.study.chosen import CIRCUIT, PATCHING
 
 if TYPE_CHECKING:
     from casestudy.engine.packing import Progress
@@ -101,14 +102,13 @@ class ProgressBar:
 
     def __call__(self, progress: Progress) -> None:
         """How far a stage of a study is."""
-        from casestudy.study import causal, circuit
         from casestudy.study.measuring import State
 
         if isinstance(progress, State):
             self._prompts(progress)
-        elif progress.stage == causal.NAME:
+        elif progress.stage == PATCHING:
             self.cells(progress)
-        elif progress.stage == circuit.NAME:
+        elif progress.stage == CIRCUIT:
             self._step(progress)
 
     def of(self, name: str, progress: Progress) -> None:
@@ -135,14 +135,12 @@ class ProgressBar:
 
     def _step(self, progress: Progress) -> None:
         """A step of the circuit, and how far it is."""
-        name, part = progress.note, progress.within
-        if name != self._grid:
-            self._grid, self._begun = name, None
+        part = progress.within
         words = [f"step {progress.done + 1} of {progress.total}"]
         done, total = (0, 0) if part is None else (part.done, part.total)
         if part is not None:
             words.append(f"{done:,} of {total:,}")
-        self._shown.show(name, done, total, words)
+        self._shown.show(progress.note, done, total, words)
 
     def _prompts(self, state: State) -> None:
         words = [f"{state.done:,} of {state.total:,}"]

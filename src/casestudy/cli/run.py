@@ -21,8 +21,8 @@ from casestudy.cli.options import (
     SpecialOption,
     default_folder,
     read_behaviour,
+    read_budget,
     read_executor,
-    read_memory,
     read_model,
     read_stages,
     saying_notices,
@@ -69,7 +69,6 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a study and write its report. The same command continues a study that was killed."""
-    from casestudy.engine.packing import Budget
     from casestudy.study.settings import Execution, Settings
     from casestudy.study.study import study
 
@@ -88,21 +87,21 @@ def run(
                 executor=read_executor(executor),
                 workers=workers,
                 address=address,
-                budget=Budget(memory=read_memory(memory)),
+                budget=read_budget(memory),
             ),
             progress=saying_notices(folder, subject, _renewing(folder, progress)),
         )
     path = finished.report()
     _say_left_out(finished)
-    summary = _summary(folder)
+    summary, figures = _summary(finished), headline(finished)
     if as_json:
-        found = headline(finished) | {"summary": summary} | _grounds(finished)
+        found = figures | {"summary": summary} | _grounds(finished)
         print_json("run", found | {"folder": str(folder), "report": str(path)})
     else:
         _print_summary(summary)
-        _print_headline(headline(finished))
+        _print_headline(figures)
         print(f"report: {path}")
-    if headline(finished).get("n") == 0:
+    if figures.get("n") == 0:
         say("No prompt has an answer that could be measured; the reasons are above.")
         raise typer.Exit(1)
 
@@ -133,13 +132,12 @@ def _renewing(folder: Path, show: Tell) -> Tell:
     return tell
 
 
-def _summary(folder: Path) -> list[str]:
-    """The report's first paragraph, sentence by sentence."""
+def _summary(study: Study) -> list[str]:
+    """The report's first paragraphs."""
     from casestudy.show.sections.summary import plain, sentences
     from casestudy.show.stored import StoredStudy
-    from casestudy.study.store import Store
 
-    return [plain(one) for one in sentences(StoredStudy.read(Store.open(folder)))]
+    return [plain(one) for one in sentences(StoredStudy.read(study.store))]
 
 
 def _print_summary(summary: list[str]) -> None:

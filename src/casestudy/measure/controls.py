@@ -73,13 +73,14 @@ def measure_controls(batch: Batch) -> list[Result]:
     """Every contrast with its controls, and a table of them for the main contrast."""
     texts, shuffled = _after_shuffling(batch)
     alone = _after_bos(batch)
+    norm = batch.model.weights.final_norm
+    bias = None if norm is None else norm.bias
     per_contrast = []
     for contrast, u in zip(batch.contrasts, batch.directions, strict=True):
         values = contrast.value(batch.logits)
         constant = absent = torch.full_like(values, float("nan"))
-        norm = batch.model.weights.final_norm
-        if norm is not None and norm.bias is not None:
-            constant = u @ norm.bias.double()
+        if bias is not None:
+            constant = u @ bias.double()
         unigram = absent if alone is None else contrast.at(alone).value(alone)
         elsewhere = contrast.at(shuffled).value(shuffled)
         per_contrast.append(torch.stack([values, constant, unigram, elsewhere]))
@@ -88,16 +89,15 @@ def measure_controls(batch: Batch) -> list[Result]:
         torch.stack(per_contrast).cpu().numpy(),
         (batch.contrast_axis, Axis("control", CONTROLS), batch.prompt_axis),
         "logits",
-        about=_about(batch.model, alone is not None),
+        about=_about(bias is not None, alone is not None),
     )
     return [grid, _table(batch, grid.select(contrast=batch.contrasts[0].name), texts)]
 
 
-def _about(model: Model, after_bos: bool) -> str:
+def _about(b_U: bool, after_bos: bool) -> str:
     """A description of the controls that exist for this model."""
-    norm = model.weights.final_norm
     parts = ["The difference"]
-    if norm is not None and norm.bias is not None:
+    if b_U:
         parts.append("its part due to b_U alone")
     if after_bos:
         parts.append("the same contrast after BOS alone (the model's own unigram baseline)")

@@ -27,7 +27,7 @@ from casestudy.measure.predictions import AnswerScore, score_answer
 from casestudy.measure.quick_look import CONTRAST, Probe, probe, weighed
 from casestudy.model.model import Model
 from casestudy.model.token import Token
-from casestudy.results import names
+from casestudy.results import components, names
 
 SITES = {"z": "head", "mlp_out": "mlp"}
 """The sites that are patched, and the kind of component of each."""
@@ -120,8 +120,8 @@ class Explanation:
             "tokens": list(self.tokens),
             "n": self.n,
             "contrast": {
-                "answer": _standing(self.answer),
-                "counterpart": _standing(self.counterpart),
+                "answer": self.answer.standing(),
+                "counterpart": self.counterpart.standing(),
                 "logit_difference": self.logit_difference,
                 "unit": "logits",
             },
@@ -132,12 +132,6 @@ class Explanation:
             "checks": [check.as_dict() for check in self.checks],
             "warnings": list(self.warnings),
         }
-
-
-def _standing(score: AnswerScore) -> dict[str, Any]:
-    rank = None if score.rank is None else score.rank + 1
-    (token,) = score.tokens
-    return {"token": token.label, "id": token.id, "rank": rank, "prob": score.prob}
 
 
 def explain(
@@ -262,13 +256,14 @@ def _patches(
 
 def _parts(patches: dict[str, Patched]) -> tuple[Part, ...]:
     parts = []
-    for site, one in patches.items():
+    for one in patches.values():
         effects = one.effect.to_polars().to_dicts()
         known = one.shares_mean_something
         shares = one.normalised.values.ravel().tolist() if known else [None] * len(effects)
         for row, share in zip(effects, shares, strict=True):
-            place = ".".join(str(row[axis]) for axis in ("layer", "head") if axis in row)
-            parts.append(Part(f"{SITES[site]} {place}", float(row["value"]), share))
+            layer = int(row["layer"])
+            name = components.head(layer, row["head"]) if "head" in row else components.mlp(layer)
+            parts.append(Part(name, float(row["value"]), share))
     return tuple(sorted(parts, key=lambda part: -abs(part.effect)))
 
 
@@ -294,9 +289,9 @@ def _prompt_warnings(
     warnings = ["One prompt: no interval, and nothing about other prompts. Run a study on several."]
     warnings += [str(notice) for notice in found.notices]
     for name, side in zip(("answer", "counterpart"), sides, strict=True):
-        if side.rank is not None and side.rank + 1 >= UNLIKELY:
+        if side.place is not None and side.place >= UNLIKELY:
             warnings.append(
-                f"The {name} is unlikely here: it has rank {side.rank + 1:,} and probability "
+                f"The {name} is unlikely here: it has rank {side.place:,} and probability "
                 f"{side.prob:.2g}, so that the contrast weighs a token that is hardly predicted."
             )
     if difference < 0:
@@ -329,7 +324,7 @@ def _patch_warnings(
             "The corrupted prompt differs in the last token alone, which carries everything by "
             "construction."
         )
-    if partner is not None and parts[0].name == "mlp 0":
+    if partner is not None and parts[0].name == components.mlp(0):
         warnings.append(
             "mlp 0 is first because it re-encodes the changed token wherever it stands; look at "
             "the parts below it."

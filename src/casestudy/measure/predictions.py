@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -105,6 +106,16 @@ class AnswerScore:
     def prob(self) -> float:
         """The answer's probability."""
         return math.exp(self.log_prob)
+
+    @property
+    def place(self) -> int | None:
+        """The rank counted from 1, as a person counts; None for several tokens."""
+        return None if self.rank is None else self.rank + 1
+
+    def standing(self) -> dict[str, Any]:
+        """Where an answer of one token stands, for JSON."""
+        (token,) = self.tokens
+        return {"token": token.label, "id": token.id, "rank": self.place, "prob": self.prob}
 
 
 def score_answer(model: Model, prompt: str, answer: AnswerLike) -> AnswerScore:

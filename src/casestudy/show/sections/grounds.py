@@ -18,7 +18,7 @@ from casestudy.results import names
 from casestudy.show.sections.checks import inherited
 from casestudy.show.sections.patching import GIVEN, family_name
 from casestudy.show.stored import Missing, StoredStudy
-from casestudy.show.text import clean, count, listing, number
+from casestudy.show.text import capital, clean, count, listing, number
 
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d,]*")
 
@@ -102,7 +102,7 @@ def _used(
     pairs = count(n, "pair")
     if family == GIVEN:
         said = Markup("{} were used for {} ({}{}).").format(
-            _capital(family_name(study, family)), spoken, pairs, _dropped(choice)
+            capital(family_name(study, family)), spoken, pairs, _dropped(choice)
         )
     else:
         said = Markup("The corrupted prompts for {} are edits of the kind “{}” ({}{}).").format(
@@ -119,13 +119,9 @@ def _unused(study: StoredStudy, choices: Mapping[str, Any]) -> Iterator[Markup]:
         passed = choices[use].get("passed_over") if isinstance(choices[use], Mapping) else None
         if isinstance(passed, Mapping) and passed.get(GIVEN):
             yield Markup("{} were not used: {}.").format(
-                _capital(family_name(study, GIVEN)), clean(passed[GIVEN])
+                capital(family_name(study, GIVEN)), clean(passed[GIVEN])
             )
             return
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _dropped(choice: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from casestudy.show.sections.ledger import PATTERN_AXES, ledger_data, pattern_na
 from casestudy.show.sections.predictions import EXAMPLES, MOST_TEXT, example_prompts
 from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import (
+    capital,
     chip,
     chips,
     clean,
@@ -193,7 +194,7 @@ def ledger_figure(ledger: Grid, check: Grid, title: str, *, of: str, contrast: s
         f"Waterfall from 0 to {of} logit difference, {signed(total)} logits; largest "
         f"term {terms[top]} ({signed(values[top])}); gap {number(gap)}.",
         ledger_data(ledger, total),
-        f"{contrast[:1].upper()}{contrast[1:]}. Sum of the terms {number(sum(values), 4)}, logit "
+        f"{capital(contrast)}. Sum of the terms {number(sum(values), 4)}, logit "
         f"difference {number(total, 4)}, gap {number(gap)} logits.",
     )
 

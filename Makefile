@@ -42,7 +42,7 @@ docs-reference: $(VENV)/.installed
 
 # How well each method finds the circuits that are known: the tables of docs/circuits.md.
 circuits-table: $(VENV)/.installed
-	$(BIN)/python docs/circuits_table.py
+	$(BIN)/python -m docs.circuits_table
 
 # What is found about the bundled model: docs/findings.md, from the presets and the kept-out books.
 .PHONY: findings

@@ -1,6 +1,6 @@
 """Write the tables of docs/circuits.md: how well each method finds the circuits that are known.
 
-    python docs/circuits_table.py
+    python -m docs.circuits_table
 
 Every method scores every edge of the hand-made models of `benchmarks.known_circuits`. Takes
 seconds;
@@ -68,6 +68,9 @@ METHODS: dict[str, Callable[[KnownCircuit], Scores]] = {
     "EAP, corrupted": by_gradients("eap", "denoising"),
     "EAP-IG inputs": by_gradients("eap-ig-inputs", "noising"),
     "EAP-IG activations": by_gradients("eap-ig-activations", "noising"),
+    "RelP, clean": by_gradients("relp", "noising"),
+    "RelP, corrupted": by_gradients("relp", "denoising"),
+    "RelP-AH, clean": by_gradients("relp-ah", "noising"),
 }
 
 

@@ -46,7 +46,8 @@ SUBJECTS = (
 """What may follow the model: `prompts` are `Prompt`s alone, `prompt` is one text."""
 OWN = {
     **{"patch": "site", "ablate": "site", "path_patch": "receiver", "patch_edges": "edges"},
-    **{"attribute_edges": "method", "evaluate_circuit": "circuits", "circuit_card": "choices"},
+    **{"attribute_edges": "method", "attribute_nodes": "site"},
+    **{"evaluate_circuit": "circuits", "circuit_card": "choices"},
     **{"class_mass": "classes", "score_answer": "answer", "choose_answers": "logits"},
 }
 """The one thing beside its subject that a call may name by position."""
@@ -105,7 +106,7 @@ def test_one_thing_has_one_name_and_one_default() -> None:
     }.items():
         found = {key: value for key, value in defaults[name].items() if key not in OTHERWISE}
         assert [key for key, value in found.items() if value != default] == [], name
-    directed = {"patch", "path_patch", "patch_edges", "attribute_edges"}
+    directed = {"patch", "path_patch", "patch_edges", "attribute_edges", "attribute_nodes"}
     assert set(defaults["direction"]) == directed
 
 
@@ -132,7 +133,13 @@ def test_a_direction_has_one_default() -> None:
         for name, call in exported.items()
         if inspect.isfunction(call) and "direction" in inspect.signature(call).parameters
     }
-    assert set(defaults) == {"patch", "path_patch", "patch_edges", "attribute_edges"}
+    assert set(defaults) == {
+        "patch",
+        "path_patch",
+        "patch_edges",
+        "attribute_edges",
+        "attribute_nodes",
+    }
     assert set(defaults.values()) == {"denoising"}
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from casestudy.compat.transformer_lens.arrays import to_numpy
     from casestudy.measure.attention import attention_by_role, attention_pattern
     from casestudy.measure.attribution import head_attribution, neuron_attribution, top_neurons
+    from casestudy.measure.attribution_patching import attribute_nodes
     from casestudy.measure.case_by_space import case_by_space
     from casestudy.measure.class_mass import class_mass
     from casestudy.measure.controls import controls
@@ -80,6 +81,7 @@ _ROOMS = {
     "casestudy.measure.ledger": ("ledger",),
     "casestudy.measure.lens": ("lens", "lens_by_role", "logit_lens"),
     "casestudy.measure.attribution": ("head_attribution", "neuron_attribution", "top_neurons"),
+    "casestudy.measure.attribution_patching": ("attribute_nodes",),
     "casestudy.measure.attention": ("attention_by_role", "attention_pattern"),
     "casestudy.circuits.edge_patching": ("patch_edges",),
     "casestudy.circuits.edge_scores": ("attribute_edges",),
@@ -124,6 +126,7 @@ __all__ = [
     "attention_by_role",
     "attention_pattern",
     "attribute_edges",
+    "attribute_nodes",
     "by_role",
     "case_by_space",
     "check",

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 from benchmarks.known_circuits import KNOWN, KnownCircuit
 from docs import circuits_table
@@ -20,7 +21,9 @@ from tests.measure import by_hand
 NOISING, DENOISING = "exact noising", "exact denoising"
 AT_CLEAN, AT_CORRUPTED = "EAP, clean", "EAP, corrupted"
 INPUTS, ACTIVATIONS = "EAP-IG inputs", "EAP-IG activations"
+RELP, RELP_CORRUPTED, RELP_AH = "RelP, clean", "RelP, corrupted", "RelP-AH, clean"
 METHODS = (NOISING, DENOISING, AT_CLEAN, AT_CORRUPTED, INPUTS, ACTIVATIONS)
+METHODS = (*METHODS, RELP, RELP_CORRUPTED, RELP_AH)
 # Each edge matters on its own, and no other does.
 PLAIN = ("induction_pair", "capital_after_full_stop", "linear_model", "decoy_head")
 PLAIN = (*PLAIN, "threshold_decoy", "and_gate")
@@ -96,6 +99,18 @@ def test_known_circuit_threshold_decoy_misleads_the_slope_at_the_clean_prompt() 
     assert known.found(slope) == 1
     for method in (AT_CORRUPTED, INPUTS):
         assert known.found(scores("threshold_decoy", method)) == 3, method
+
+
+@pytest.mark.parametrize("name", ["capital_after_full_stop", "induction_pair"])
+def test_known_circuit_relevance_is_the_gradient_without_norms_and_with_relu(name: str) -> None:
+    for relevance, slope in ((RELP, AT_CLEAN), (RELP_CORRUPTED, AT_CORRUPTED)):
+        np.testing.assert_allclose(
+            scores(name, relevance).values, scores(name, slope).values, atol=1e-9
+        )
+    frozen = scores(name, RELP_AH)
+    into = [edge for edge in frozen.graph.names() if edge.endswith(("<q>", "<k>"))]
+    assert into
+    assert {frozen[edge] for edge in into} == {0.0}
 
 
 LOOKING = ("embed->head 0.0<v>", "embed->head 1.0<q>", "head 0.0->head 1.0<k>")

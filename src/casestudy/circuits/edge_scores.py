@@ -1,26 +1,31 @@
 """Which edges matter, to first order?
 
 Edge attribution patching scores all edges at once: the change of the sender's output between the
-runs, times the metric's gradient at the receiver's input. Three ways to take the gradient:
+runs, times a coefficient at the receiver's input, by default the metric's gradient:
 
 - `eap` (Syed et al. 2023, "Attribution Patching Outperforms Automated Circuit Discovery"): at one
   run, the clean one for noising, the corrupted one for denoising;
 - `eap-ig-inputs` (Hanna et al. 2024, "Have Faith in Faithfulness", section 3): averaged over runs
   whose embeddings lie between the corrupted and the clean ones, at the midpoints of equal steps;
 - `eap-ig-activations` (the same authors' later code; Marks et al. 2024): for the edges that leave a
-  layer's heads, or its MLP, averaged over clean runs in which only that output is changed.
+  layer's heads, or its MLP, averaged over clean runs in which only that output is changed;
+- `relp` (Jafari et al. 2025, arXiv 2508.21258, "RelP"): not a gradient but a propagation
+  coefficient, at one run as `eap`, by LN-rule, Identity-rule and Half-rule (`model/relevance`);
+- `relp-ah`: the same with attention patterns held constant (AH-rule), so no edge into a query or a
+  key has a score.
 
 A score is an estimate of m(clean) - m(clean with the corrupted activation on that edge), or, for
-`eap` at the corrupted run (denoising), of m(corrupted with the clean activation on that edge) -
-m(corrupted): positive edges support the metric. (The sources write the metric as a loss, which
-gives the same sign.) A node's score (attribution patching) is the sum over its outgoing edges.
+`eap` and `relp` at the corrupted run (denoising), of m(corrupted with the clean activation on that
+edge) - m(corrupted): positive edges support the metric. (The sources write the metric as a loss,
+which gives the same sign.) A node's score (attribution patching) is the sum over its outgoing
+edges.
 
 These are approximations. `patch_edges` computes the exact values, and `agreement` compares both.
 
-Assumes pairs of equal length. Cost: two forward passes and one backward pass for eap, and about a
-fifth more for the scores; for the integrals one more forward and backward pass per step, and for
-activations (2 layers + 1) times that. Prompts are streamed; only sums are kept: of scores, and of
-scores with random weights for the bootstrap.
+Assumes pairs of equal length. Cost: two forward passes and one backward pass for eap and relp, and
+about a fifth more for the scores; for the integrals one more forward and backward pass per step,
+and for activations (2 layers + 1) times that. Prompts are streamed; only sums are kept: of scores,
+and of scores with random weights for the bootstrap.
 """
 
 from __future__ import annotations
@@ -45,21 +50,22 @@ from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell, pac
 from casestudy.engine.readout import Metric, Readout
 from casestudy.engine.rows import head_maps
 from casestudy.errors import MeasureError, one_of
+from casestudy.measure.attribution_patching import RULES, STEPS, read_last
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Direction, Pairs, equal_lengths
 from casestudy.model.decoder import norm_scale, run
 from casestudy.model.edits import Edit
 from casestudy.model.linear import fold_into, norm_at_scale, through_scale
 from casestudy.model.model import Model
+from casestudy.model.relevance import relevance_edits
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
 from casestudy.model.trace import Trace
 from casestudy.model.weights import Norm
 from casestudy.results.stats import BOOTSTRAP_FROM, units_of
 
-Method = Literal["eap", "eap-ig-inputs", "eap-ig-activations"]
+Method = Literal["eap", "eap-ig-inputs", "eap-ig-activations", "relp", "relp-ah"]
 METHODS: tuple[Method, ...] = get_args(Method)
-STEPS = 5
 
 
 def attribute_edges(
@@ -86,9 +92,9 @@ def attribute_edges(
         method: see above.
         graph: by default the model's own; give another graph to have neurons as nodes.
         steps: number of points of the integrals.
-        direction: the run in which `eap` takes its gradient: the corrupted one for "denoising", the
-            clean one for "noising" (the unpatched run of `patch_edges`). The integrals do not
-            depend on it.
+        direction: the run in which `eap` and `relp` take their coefficient: the corrupted one for
+            "denoising", the clean one for "noising" (the unpatched run of `patch_edges`). The
+            integrals do not depend on it.
         replicates: number of Poisson-bootstrap means to keep.
         documents: per prompt, its document; resampled together.
         signs: controls: 1 or -1 per prompt, by which its scores are multiplied; each control gives
@@ -121,7 +127,7 @@ def attribute_edges(
     runs = np.zeros((2, n))
     done = 0
     for some in _chunks(model, graph, pairs, firsts, budget.memory):
-        work = _Chunk(model, graph, pairs, rows_of(contrast, some), some, firsts)
+        work = _Chunk(model, graph, pairs, rows_of(contrast, some), some, firsts, method)
         found = work.scores(method, steps, direction)
         runs[:, some] = work.runs()
         total += found.double().sum(0).cpu().numpy()
@@ -197,8 +203,10 @@ class _Chunk:
         metric: Contrast | Metric,
         some: list[int],
         firsts: Sequence[int],
+        method: Method,
     ) -> None:
         self.model, self.graph, self.config = model, graph, model.config
+        self.rules = RULES.get(method, ())
         self.clean, self.corrupted = (
             tokens[some].to(model.device) for tokens in (pairs.clean, pairs.corrupted)
         )
@@ -218,13 +226,16 @@ class _Chunk:
     ) -> Float[Tensor, "batch sender receiver"]:
         """Every prompt's scores."""
         base = "clean" if direction == "noising" else "corrupted"
+        single = method == "eap" or bool(self.rules)
+        edits = relevance_edits(self.model, self.rules)
         traces = {}
         for side, tokens in zip(_SIDES, (self.clean, self.corrupted), strict=True):
-            traces[side] = self.trace(tokens, grad=method == "eap" and side == base)
+            here = single and side == base
+            traces[side] = self.trace(tokens, grad=here, edits=edits if here else ())
             self.values[side] = self.value(traces[side])
         delta = self.difference(traces["clean"], traces["corrupted"])
         out = delta.new_zeros(len(delta), *self.graph.real.shape)
-        if method == "eap":
+        if single:
             self.add(out, delta, traces[base], self.values[base])
             return out
         points = [(step + 0.5) / steps for step in range(steps)]
@@ -272,17 +283,7 @@ class _Chunk:
 
     def value(self, trace: Trace) -> Float[Tensor, " batch"]:
         """The metric at the last tokens, with gradients to the trace."""
-        rows = torch.arange(len(self.clean), device=self.model.device)
-        last = trace.lasts[Site.FINAL_RESID, None]
-        with torch.set_grad_enabled(last.requires_grad):
-            value = self.readout(last, rows)
-        if last.requires_grad and not value.requires_grad:
-            raise MeasureError(
-                "the metric has no gradient",
-                allowed="a function of the logits made of differentiable operations",
-                hint="Take a logit difference, a probability or KL, or score edges exactly",
-            )
-        return value
+        return read_last(self.readout, self.model, trace, self.rules)
 
     def difference(
         self, clean: Trace, corrupted: Trace
@@ -429,6 +430,8 @@ class _Chunk:
         scale = norm_scale(config, x).to(x.dtype)
         unit = norm_at_scale(config, Norm(), x, scale)
         slope = gradient / scale[..., None]
+        if "LN-rule" in self.rules:
+            return self.onto(slope, maps)
         along = (slope * (out - zero)).sum(-1)
         return through_scale(self.onto(slope, maps), unit[:, None], along.transpose(1, 2))
 

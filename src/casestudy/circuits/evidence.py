@@ -35,13 +35,14 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.curves import Curve, curve, curve_circuits, smallest
 from casestudy.circuits.edge_patching import patch_edges
-from casestudy.circuits.edge_scores import STEPS, Method, attribute_edges
+from casestudy.circuits.edge_scores import Method, attribute_edges
 from casestudy.circuits.evaluate import CIRCUIT_BUDGET, EdgeAblation, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph, Mask, Rank
 from casestudy.circuits.knockouts import Knockouts, knock_out
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError, one_of
+from casestudy.measure.attribution_patching import STEPS
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Pairs
 from casestudy.model.model import Model

@@ -49,7 +49,10 @@ def circuit(
         Path | None, typer.Option(help="A folder; studies/BEHAVIOUR-MODEL-circuit by default.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="How edges are scored: eap, eap-ig-inputs or eap-ig-activations.")
+        str,
+        typer.Option(
+            help="How edges are scored: eap, eap-ig-inputs, eap-ig-activations, relp or relp-ah."
+        ),
     ] = "eap-ig-inputs",
     steps: Annotated[int, typer.Option(min=1, help="Integration steps of the eap-ig methods.")] = 5,
     rank: Annotated[

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -36,6 +37,7 @@ from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
 from casestudy.engine.sweep import Sweep, sweep
 from casestudy.errors import BehaviourError, MeasureError, SiteError, one_of
+from casestudy.measure.attribution_patching import attribute_nodes
 from casestudy.measure.means import mean_values
 from casestudy.measure.pairs import (
     UNEQUAL,
@@ -379,29 +381,14 @@ def neurons_by_gradient(
 
     Score: |mean over prompts of Σ_pos (clean - corrupted activation) · gradient at the corrupted
     run|, a first-order estimate that only chooses which neurons to patch exactly.
-    Cost: two forward passes and one backward pass.
+    Cost: two forward passes and one backward pass (`attribute_nodes`).
     Source: Nanda 2023, "Attribution patching".
     """
-    clean, corrupted = pairs.clean, pairs.corrupted
-    equal_lengths(clean, corrupted, "attribution by position")
     if k < 1:
         raise MeasureError(f"the top {k} neurons", allowed="at least 1")
-    theirs = run(model, clean, keep=[Site.MLP_POST])
-    ours = run(model, corrupted, keep=[Site.MLP_POST], logits="last", grad=True)
-    assert ours.logits is not None
-    layers = range(model.config.n_layers)
-    activations = [ours[Site.MLP_POST, layer] for layer in layers]
-    with torch.enable_grad():  # even if the caller has disabled gradients
-        value = contrast.value(ours.logits).sum()
-    gradients = torch.autograd.grad(value, activations)
-    mask = corrupted.to(model.device).mask[..., None]
-    scores = torch.stack(
-        [
-            (((theirs[Site.MLP_POST, layer] - x.detach()) * g) * mask).sum((0, 1)).abs()
-            for layer, x, g in zip(layers, activations, gradients, strict=True)
-        ]
-    )
-    best = scores.flatten().topk(min(k, scores.numel())).indices.tolist()
+    found = attribute_nodes(model, pairs, contrast, Site.MLP_POST, method="atp")
+    scores = np.abs(found.values.mean(-1)).ravel()
+    best = np.argsort(-scores, kind="stable")[:k]
     return [divmod(int(i), model.config.d_mlp) for i in best]
 
 

@@ -209,9 +209,12 @@ class Tap:
         if not self.wants(site, layer):
             return x
         self._met.add(address)
-        x = apply_edits(self._edits.get(address, ()), x)
-        if address in self._keep and x.requires_grad:
-            # A node of its own: attn_in is resid_pre's value, but not the stream that goes on.
+        # A node of its own: attn_in is resid_pre's value, but not the stream that goes on. Made
+        # before the edits, so that one which only notes the activation has that node.
+        kept = address in self._keep
+        given = x.view_as(x) if kept and x.requires_grad else x
+        x = apply_edits(self._edits.get(address, ()), given)
+        if kept and x.requires_grad and x is not given:
             x = x.view_as(x)
         for last in self._keep.get(address, ()):
             if last:

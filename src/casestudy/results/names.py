@@ -115,6 +115,18 @@ def patching(what: str, by: str, direction: str = "denoising") -> str:
     return f"{PATCHING}{NOISING if direction == 'noising' else ''}{what}.{by}"
 
 
+def attribution_patching(what: str, by: str, method: str, direction: str) -> str:
+    """(layer, head or neuron or pos, prompt), the metric's unit: an estimated effect of patching.
+
+    Args:
+        what: the site.
+        by: "position", "all" or "last".
+        method: "atp", "ig-inputs", "ig-activations", "relp" or "relp-ah".
+        direction: "denoising" or "noising".
+    """
+    return f"estimate.{method}.{direction}.{what}.{by}"
+
+
 def ablation(kind: str, site: str, by: str) -> str:
     """(layer, head or place), logits: the change of the contrast from an ablation."""
     return f"{ABLATION}{kind}.{site}.{by}"

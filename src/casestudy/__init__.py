@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from casestudy.behaviour.answers import choose_answers
     from casestudy.behaviour.classes import ClassContrast, ClassSet, TokenClass
     from casestudy.behaviour.contrast import Contrast
-    from casestudy.behaviour.files import load_behaviour, write_behaviour
+    from casestudy.behaviour.files import load_behaviour
+    from casestudy.behaviour.files_written import write_behaviour
     from casestudy.behaviour.presets import preset
     from casestudy.behaviour.prompts import Behaviour, Prompt, Role
     from casestudy.behaviour.roles import roles_of
@@ -67,7 +68,8 @@ _ROOMS = {
     "casestudy.model.edits": ("Edit",),
     "casestudy.model.sites": ("Keep", "Site"),
     "casestudy.behaviour.classes": ("ClassContrast", "ClassSet", "TokenClass"),
-    "casestudy.behaviour.files": ("load_behaviour", "write_behaviour"),
+    "casestudy.behaviour.files": ("load_behaviour",),
+    "casestudy.behaviour.files_written": ("write_behaviour",),
     "casestudy.behaviour.prompts": ("Behaviour", "Prompt", "Role"),
     "casestudy.behaviour.roles": ("roles_of",),
     "casestudy.behaviour.presets": ("preset",),

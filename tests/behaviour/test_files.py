@@ -16,8 +16,8 @@ from casestudy.behaviour.files import (
     SETTINGS,
     find_behaviour,
     load_behaviour,
-    write_behaviour,
 )
+from casestudy.behaviour.files_written import write_behaviour
 from casestudy.behaviour.presets import preset, preset_names
 from casestudy.behaviour.prompts import QUESTION, Behaviour, Prompt, Role
 from casestudy.cli.options import read_behaviour

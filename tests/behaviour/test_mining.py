@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casestudy.behaviour import corpus, mining
-from casestudy.behaviour.files import load_behaviour, write_behaviour
+from casestudy.behaviour.files import load_behaviour
+from casestudy.behaviour.files_written import write_behaviour
 from casestudy.behaviour.full_stops import INSIDE, classify
 from casestudy.behaviour.mining import _Candidate, _Sample, mine
 from casestudy.errors import BehaviourError

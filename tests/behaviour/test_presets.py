@@ -9,7 +9,8 @@ import torch
 
 from casestudy.behaviour.classes import matching
 from casestudy.behaviour.presets import lower_sentence_starts, preset, preset_names
-from casestudy.behaviour.roles import check_roles, roles_of
+from casestudy.behaviour.readouts import check_roles
+from casestudy.behaviour.roles import roles_of
 from casestudy.engine.batch import run_batch
 from casestudy.errors import BehaviourError
 from casestudy.model.model import Model

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casestudy.behaviour.prompts import Behaviour, Prompt, Role
+from casestudy.behaviour.readouts import check_roles
 from casestudy.behaviour.roles import (
     BOS,
     CHANGED,
     LAST,
     STANDARD_ROLES,
     changed_places,
-    check_roles,
     role_names,
     roles_of,
     with_pair_roles,

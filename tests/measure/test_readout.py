@@ -1,11 +1,13 @@
 """A contrast read at an earlier position is that of the prompts cut there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from casestudy.behaviour.prompts import Prompt
 from casestudy.behaviour.roles import LAST
-from casestudy.errors import MeasureError
+from casestudy.errors import BehaviourError
 from casestudy.measure.patching import patch_prompts
 from casestudy.model.model import Model
 
@@ -35,7 +37,8 @@ def test_the_last_position_is_the_default_and_what_cannot_be_read_is_refused(
         patch_prompts(toy_model, [WHOLE], "resid_pre", readout=at).raw.values for at in (n - 1, -1)
     )
     np.testing.assert_allclose(last, default, atol=1e-6)
-    with pytest.raises(MeasureError, match="no position 99"):
+    with pytest.raises(BehaviourError, match="no readout 99 in"):
         patch_prompts(toy_model, [WHOLE], "resid_pre", readout=99)
-    with pytest.raises(MeasureError, match="do not differ up to position 0"):
-        patch_prompts(toy_model, [WHOLE], "resid_pre", readout=0)
+    alike = replace(WHOLE, corrupted="It was late. they")
+    with pytest.raises(BehaviourError, match="changes no token up to where the prompt is read"):
+        patch_prompts(toy_model, [alike], "resid_pre", readout="earlier full stops")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import AnswerRule, Prompt
+from casestudy.behaviour.readouts import text_of
 from casestudy.errors import BehaviourError, TokenError
 from casestudy.model.model import Model
 from casestudy.model.token import Token
@@ -163,7 +164,7 @@ def _given(tokenizer: Tokenizer, prompt: Prompt) -> tuple[Token | None, Token | 
     Raises: TokenError if one of them is not one token.
     """
     answer, counterpart = (
-        None if text is None else tokenizer.token(text, after=prompt.text)
+        None if text is None else tokenizer.token(text, after=text_of(tokenizer, prompt))
         for text in (prompt.answer, prompt.counterpart)
     )
     return answer, counterpart

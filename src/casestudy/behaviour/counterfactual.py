@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Prompt, Role
+from casestudy.behaviour.readouts import row_of, text_of
 from casestudy.behaviour.roles import STANDARD_ROLES, roles_of
 from casestudy.errors import BehaviourError, CasestudyError
 from casestudy.model.decoder import run
@@ -346,12 +347,16 @@ def propose(
     for name in names:
         family = next((f for f in families if f.name == name), None)
         for i, prompt in enumerate(whole):
-            text = prompt.corrupted if family is None else family.edit(prompt.text)
             lacks = NO_PARTNER if family is None else family.lacks
             try:
+                if family is None:  # the prompt's own partner is read where the prompt is
+                    text, readout = prompt.corrupted, prompt.readout
+                else:  # an edit is made of what is read
+                    text, readout = family.edit(text_of(model.tokenizer, prompt)), None
                 if text is None:
                     raise BehaviourError(lacks)
-                pairs.append(_aligned(model, name, i, prompt, text, roles, aligned))
+                corrupted = Prompt(text, readout=readout)
+                pairs.append(_aligned(model, name, i, prompt, corrupted, roles, aligned))
             except CasestudyError as problem:
                 # the tokenizer numbers the prompts of its own call, which had one prompt
                 why = problem.came.removeprefix("prompt 0 ")
@@ -364,7 +369,7 @@ def _aligned(
     family: str,
     index: int,
     prompt: Prompt,
-    text: str,
+    corrupted: Prompt,
     roles: tuple[Role, ...],
     by: Aligned,
 ) -> Counterfactual:
@@ -372,17 +377,17 @@ def _aligned(
 
     Raises: CasestudyError with the reason if not, or if the edited text cannot be read.
     """
-    if text == prompt.text:
+    if corrupted.text == text_of(model.tokenizer, prompt):
         raise BehaviourError("the edit changes nothing")
-    clean, edited = (model.tokenizer.tokenize(t).rows()[0] for t in (prompt.text, text))
-    if clean == edited:
-        raise BehaviourError("the edit changes no token")
-    corrupted = Prompt(text)
-    same = [a == b for a, b in zip(clean, edited, strict=False)]
+    clean, other = (row_of(model.tokenizer, side) for side in (prompt, corrupted))
+    if clean == other:
+        read = "" if prompt.readout is None else " up to where the prompt is read"
+        raise BehaviourError(f"the edit changes no token{read}")
+    same = [a == b for a, b in zip(clean, other, strict=False)]
     first = same.index(False) if False in same else len(same)
-    if len(clean) != len(edited) and by == "role":
+    if len(clean) != len(other) and by == "role":
         here = roles_of(model.tokenizer, prompt, clean, roles)
-        there = roles_of(model.tokenizer, corrupted, edited, roles)
+        there = roles_of(model.tokenizer, corrupted, other, roles)
         shared = [
             name
             for name, places in here.items()
@@ -397,7 +402,7 @@ def _aligned(
         corrupted,
         first,
         len(clean) - 1,
-        "position" if len(clean) == len(edited) else "role",
+        "position" if len(clean) == len(other) else "role",
     )
 
 
@@ -450,19 +455,19 @@ def pair_values(model: Model, proposals: Proposals, contrast: Contrast) -> NDArr
     Unit:  logits, at each prompt's last token.
     """
     pairs = proposals.pairs
-    clean = _values(model, {pair.index: pair.clean.text for pair in pairs}, contrast)
+    clean = _values(model, {pair.index: pair.clean for pair in pairs}, contrast)
     edited = _values(
         model,
-        {i: pair.corrupted.text for i, pair in enumerate(pairs)},
+        {i: pair.corrupted for i, pair in enumerate(pairs)},
         contrast[[pair.index for pair in pairs]],
     )
     both = [clean[pair.index] for pair in pairs], [edited[i] for i in range(len(pairs))]
     return np.array(both, dtype=np.float64)
 
 
-def _values(model: Model, texts: dict[int, str], contrast: Contrast) -> dict[int, float]:
-    """The contrast's row of each key at its text's last token."""
-    rows = {key: model.tokenizer.tokenize(text).rows()[0] for key, text in texts.items()}
+def _values(model: Model, prompts: dict[int, Prompt], contrast: Contrast) -> dict[int, float]:
+    """The contrast's row of each key where its prompt is read."""
+    rows = {key: row_of(model.tokenizer, prompt) for key, prompt in prompts.items()}
     order = sorted(rows, key=lambda key: len(rows[key]))  # similar lengths together: less padding
     found: dict[int, float] = {}
     for start in range(0, len(order), _RUN_AT_ONCE):

@@ -15,13 +15,12 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 from casestudy.behaviour.classes import (
     CAPITAL_MASS,
-    CLASS_SETS,
     ClassContrast,
     ClassSet,
     TokenClass,
@@ -34,20 +33,17 @@ from casestudy.errors import BehaviourError, unknown
 SUFFIXES = (".toml", ".jsonl", ".csv")
 SEPARATOR = ";"
 """Separates the groups in a cell of a CSV file."""
-_ROLE = "role:"
+ROLE_COLUMN = "role:"
 SETTINGS = (
     *("name", "question", "about", "answers", "main", "classes", "class_contrast", "roles"),
     "parse_special",
 )
 """The settings that a file may have besides its prompts."""
-_PROMPT = tuple(f.name for f in fields(Prompt))
-_OPTIONAL = ("answer", "counterpart", "corrupted", "next_token", "answer_class",
+PROMPT_KEYS = tuple(f.name for f in fields(Prompt))
+OPTIONAL = ("answer", "counterpart", "corrupted", "next_token", "answer_class",
              "counterpart_class")  # fmt: skip
 
-_TEXTS = ("text", "category", "document", *_OPTIONAL)
-
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
-_DEFAULTS = {f.name: f.default for f in fields(Prompt) if f.default is not MISSING}
 
 _Row = tuple[str, dict[str, Any]]
 """The place of a prompt, for messages ("line 7"), and its entries as read."""
@@ -83,34 +79,10 @@ def load_behaviour(path: str | os.PathLike[str]) -> Behaviour:
     try:
         settings, rows = readers[path.suffix](_decode(path))
         prompts, notes = _prompts(rows, plain_ends=path.suffix == ".csv")
-        return _behaviour(path.stem, settings, prompts, notes)
+        return behaviour_of_rows(path.stem, settings, prompts, notes)
     except BehaviourError as error:
         came = f"{path.name}: {error.came}"
         raise BehaviourError(came, allowed=error.allowed, hint=error.hint) from error
-
-
-def write_behaviour(behaviour: Behaviour, path: str | os.PathLike[str]) -> None:
-    """Write a behaviour file that `load_behaviour` reads back as the same behaviour.
-
-    Raises: BehaviourError for an unknown suffix, for a CSV file that cannot store everything
-        (naming what would be lost), and for a path that cannot be written.
-    """
-    path = Path(path)
-    writers = {".toml": _write_toml, ".jsonl": _write_jsonl, ".csv": _write_csv}
-    if path.suffix not in writers:
-        raise BehaviourError(f"{path} is not a behaviour file", allowed=", ".join(SUFFIXES))
-    try:
-        data = writers[path.suffix](behaviour, path).encode("utf-8")
-        part = path.with_name(f".{path.name}.part")
-        part.write_bytes(data)
-        part.replace(path)
-    except UnicodeEncodeError as error:
-        raise BehaviourError(
-            f"a text holds a lone surrogate: {error.object[error.start : error.end]!r}",
-            allowed="text that can be written as UTF-8",
-        ) from error
-    except OSError as error:
-        raise BehaviourError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _decode(path: Path) -> str:
@@ -185,10 +157,10 @@ def _read_csv(text: str) -> tuple[dict[str, Any], Iterator[_Row]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header = next(_csv_rows(reader), ("", []))[1]
     for column in header:
-        if not column.startswith(_ROLE) and column != "roles":
-            _known(column, [c for c in _PROMPT if c != "roles"], "column")
+        if not column.startswith(ROLE_COLUMN) and column != "roles":
+            _known(column, [c for c in PROMPT_KEYS if c != "roles"], "column")
     if "roles" in header:
-        raise BehaviourError("column 'roles'", allowed=f"a column {_ROLE}NAME for each role")
+        raise BehaviourError("column 'roles'", allowed=f"a column {ROLE_COLUMN}NAME for each role")
     repeated = [column for column in header if header.count(column) > 1]
     if repeated:
         raise BehaviourError(f"column {repeated[0]!r} occurs twice")
@@ -226,10 +198,10 @@ def _from_cells(where: str, header: Sequence[str], cells: Sequence[str]) -> dict
     row: dict[str, Any] = {}
     roles: dict[str, list[int]] = {}
     for column, cell in zip(header, cells, strict=True):
-        if column.startswith(_ROLE):
+        if column.startswith(ROLE_COLUMN):
             if cell.strip():
                 try:
-                    roles[column.removeprefix(_ROLE)] = [int(n) for n in cell.split()]
+                    roles[column.removeprefix(ROLE_COLUMN)] = [int(n) for n in cell.split()]
                 except ValueError as error:
                     raise BehaviourError(
                         f"{where} has {cell!r} in column {column!r}",
@@ -272,7 +244,7 @@ def _prompts(
             row = plain
         prompt = _prompt(where, row)
         roles = tuple(sorted(prompt.roles.items()))
-        key = (*(getattr(prompt, name) for name in _PROMPT if name != "roles"), roles)
+        key = (*(getattr(prompt, name) for name in PROMPT_KEYS if name != "roles"), roles)
         if key in seen:
             repeated.append(where)
             continue
@@ -306,11 +278,15 @@ def _prompt(where: str, row: Mapping[str, Any]) -> Prompt:
     Raises: BehaviourError naming its place in the file.
     """
     entries: dict[str, Any] = {}
-    for key, value in _present(row, _PROMPT, f"{where} has the key").items():
+    for key, value in _present(row, PROMPT_KEYS, f"{where} has the key").items():
         if key == "roles":
             entries[key] = _role_places(where, value)
         elif key == "groups":
             entries[key] = _names(f"{where}: groups", value)
+        elif key == "readout":
+            entries[key] = _readout(where, value)
+        elif key == "ids":
+            entries[key] = _ids(where, value)
         elif isinstance(value, str):
             _utf8(where, key, value)
             entries[key] = value
@@ -348,6 +324,31 @@ def _role_places(where: str, value: object) -> dict[str, tuple[int, ...]]:
     return places
 
 
+def _readout(where: str, value: object) -> int | str:
+    """A position, or a role's name; a cell of a CSV file holds either as text."""
+    if isinstance(value, str) and value.strip():
+        try:
+            return int(value)
+        except ValueError:
+            return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise BehaviourError(
+        f"{where}: readout is {value!r}", allowed="a token index, or a role's name"
+    )
+
+
+def _ids(where: str, value: object) -> tuple[int, ...]:
+    """Token ids: a list, or numbers with spaces between."""
+    ids = value.split() if isinstance(value, str) else value
+    try:
+        if not isinstance(ids, list) or any(isinstance(i, bool | float) for i in ids):
+            raise ValueError
+        return tuple(map(int, ids))
+    except (TypeError, ValueError) as error:
+        raise BehaviourError(f"{where}: ids is {value!r}", allowed="a list of token ids") from error
+
+
 def _names(where: str, value: object) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
@@ -382,9 +383,13 @@ def _known(key: str, allowed: Sequence[str], what: str) -> None:
     raise unknown(BehaviourError, f"{what} {key!r}, which means nothing here", key, allowed)
 
 
-def _behaviour(
+def behaviour_of_rows(
     stem: str, settings: Mapping[str, Any], prompts: tuple[Prompt, ...], notes: tuple[str, ...]
 ) -> Behaviour:
+    """The behaviour of a file's settings and prompts.
+
+    Raises: BehaviourError for a setting that means nothing here, or of a kind it may not have.
+    """
     settings = _present(settings, (*SETTINGS, "prompts"), "setting")
     answers = _one_of(settings.get("answers", _rule(prompts)), get_args(AnswerRule), "answers")
     classes = _class_set(settings.get("classes", "standard"))
@@ -491,103 +496,3 @@ def _one_of(value: Any, allowed: Sequence[str], what: str) -> Any:
     if value not in allowed:
         raise unknown(BehaviourError, f"{what} is {value!r}", value, allowed)
     return value
-
-
-def _settings(behaviour: Behaviour) -> dict[str, Any]:
-    """The settings to write; defaults are left out."""
-    classes = behaviour.classes
-    known = CLASS_SETS.get(classes.name) == classes
-    said: dict[str, Any] = {
-        "name": behaviour.name,
-        "question": behaviour.question,
-        "about": behaviour.about,
-        "answers": behaviour.answers,
-        "main": list(behaviour.main),
-        "classes": classes.name
-        if known
-        else {
-            "name": classes.name,
-            "patterns": [asdict(c) for c in classes.classes],
-            "end_of_text": classes.end_of_text or False,
-            "other": classes.other,
-        },
-        "class_contrast": behaviour.class_contrast and asdict(behaviour.class_contrast),
-        "roles": [asdict(role) for role in behaviour.roles],
-    }
-    if behaviour.parse_special:
-        said["parse_special"] = True
-    if behaviour.class_contrast is None:
-        said["class_contrast"] = False
-    return {key: value for key, value in said.items() if value not in ("", [])}
-
-
-def _entries(prompt: Prompt) -> dict[str, Any]:
-    """A prompt's entries, without absent ones."""
-    entries = {name: getattr(prompt, name) for name in _PROMPT}
-    entries["roles"] = {name: list(at) for name, at in prompt.roles.items()}
-    entries["groups"] = list(prompt.groups)
-    return {
-        key: value
-        for key, value in entries.items()
-        if value != _DEFAULTS.get(key, MISSING) and value not in ([], {})
-    }
-
-
-def _write_jsonl(behaviour: Behaviour, path: Path) -> str:
-    rows = [{"behaviour": _settings(behaviour)}, *map(_entries, behaviour.prompts)]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _write_toml(behaviour: Behaviour, path: Path) -> str:
-    return behaviour_toml(behaviour)
-
-
-def behaviour_toml(behaviour: Behaviour) -> str:
-    """The text of a behaviour's TOML file."""
-    parts = [f"{key} = {toml_value(value)}\n" for key, value in _settings(behaviour).items()]
-    for prompt in behaviour.prompts:
-        parts.append("\n[[prompts]]\n")
-        parts += [f"{key} = {toml_value(value)}\n" for key, value in _entries(prompt).items()]
-    return "".join(parts)
-
-
-def toml_value(value: Any) -> str:
-    """A text, number, truth value, list or table as TOML writes it on one line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{toml_value(k)} = {toml_value(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(toml_value, value)) + "]"
-    # A JSON string, number or truth value is valid TOML, except for DEL, which TOML escapes.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _write_csv(behaviour: Behaviour, path: Path) -> str:
-    plain = _behaviour(path.stem, {}, behaviour.prompts, ())
-    lost = [n for n in SETTINGS if getattr(plain, n) != getattr(behaviour, n)]
-    if any(SEPARATOR in name or name != name.strip() for name in behaviour.groups):
-        lost.append(f"a group's name with {SEPARATOR!r} or spaces around it")
-    if any(getattr(prompt, name) == "" for prompt in behaviour.prompts for name in _OPTIONAL):
-        lost.append("an entry that is given and empty")
-    if any("\r" in (getattr(p, name) or "") for p in behaviour.prompts for name in _TEXTS):
-        lost.append("a carriage return")
-    if not all(prompt.text.strip() for prompt in behaviour.prompts):
-        lost.append("a prompt of white space alone")
-    if lost:
-        raise BehaviourError(
-            f"{path.name} cannot hold {', '.join(lost)}",
-            allowed="prompts alone in a CSV file, named after the behaviour",
-            hint="Write .jsonl or .toml",
-        )
-    roles = list(dict.fromkeys(name for p in behaviour.prompts for name in p.roles))
-    rows = [_entries(p) for p in behaviour.prompts]
-    used = [c for c in _PROMPT if c != "roles" and any(c in row for row in rows)]
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer)
-    writer.writerow([*used, *(_ROLE + name for name in roles)])
-    for row in rows:
-        cells = [row.get(c, "") for c in used]
-        if "groups" in used:
-            cells[used.index("groups")] = SEPARATOR.join(row.get("groups", []))
-        places = row.get("roles", {})
-        writer.writerow([*cells, *(" ".join(map(str, places.get(n, []))) for n in roles)])
-    return buffer.getvalue()

@@ -8,8 +8,9 @@ prompt and roles; otherwise casestudy chooses or finds them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
+from operator import index
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 import regex
@@ -91,6 +92,10 @@ class Prompt:
         next_token: the token that followed in the source text, if there is one.
         roles: positions named by the user, as token indices; BOS counts if it is prepended, and
             negative indices count from the end.
+        readout: where the next token is read: a token index, counted as for `roles`, or a role
+            (its last token); by default after the last token (see `readouts`).
+        ids: its tokens, BOS included, where they are not those that its text would give again
+            (text that a model wrote).
     """
 
     text: str
@@ -104,8 +109,17 @@ class Prompt:
     next_token: str | None = None
     answer_class: str | None = None
     counterpart_class: str | None = None
+    readout: int | str | Role | None = None
+    ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.ids is not None:
+            object.__setattr__(self, "ids", tuple(map(index, self.ids)))
+            if not self.ids:
+                raise BehaviourError(
+                    f"prompt {self.text[:60]!r} has an empty list of ids",
+                    allowed="at least one id, or no ids",
+                )
         if (self.answer_class is None) != (self.counterpart_class is None):
             raise BehaviourError(
                 f"prompt {self.text[:60]!r} has one class pattern", allowed="both, or neither"
@@ -192,6 +206,16 @@ class Behaviour:
                 f"{self.name!r} takes its answers from classes and names none",
                 allowed="a class_contrast, or class patterns with the prompts",
             )
+        patterns = {role.name: role for role in self.roles}
+        if any(prompt.readout in patterns for prompt in self.prompts):
+            # so that a prompt can be read without its behaviour at hand
+            read = (
+                replace(p, readout=patterns[p.readout])
+                if isinstance(p.readout, str) and p.readout in patterns
+                else p
+                for p in self.prompts
+            )
+            object.__setattr__(self, "prompts", tuple(read))
         names = [role.name for role in self.roles]
         repeated = [name for name in names if names.count(name) > 1]
         if repeated:
@@ -284,16 +308,6 @@ Prompts = Behaviour | Prompt | str | Sequence[str | Prompt]
 def reader_of(model: Model, prompts: Prompts) -> Model:
     """The model with a behaviour's setting (see `Behaviour.read_by`); unchanged for texts."""
     return prompts.read_by(model) if isinstance(prompts, Behaviour) else model
-
-
-def texts_of(prompts: Prompts) -> list[str]:
-    """The texts of a behaviour or prompts, for measurements without answers."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if isinstance(prompts, Prompt):
-        return [prompts.text]
-    given = prompts.prompts if isinstance(prompts, Behaviour) else prompts
-    return [p.text if isinstance(p, Prompt) else p for p in given]
 
 
 P = ParamSpec("P")

@@ -15,9 +15,10 @@ its last token before a stop (which can attend to the whole word).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 from casestudy.behaviour.prompts import Behaviour, Prompt, Role
-from casestudy.errors import BehaviourError, PromptError
+from casestudy.errors import BehaviourError
 from casestudy.model.tokens import Tokenizer
 
 BOS = "BOS"
@@ -72,29 +73,37 @@ def roles_of(
     Args:
         tokenizer: which made the tokens.
         prompt: its text is searched; its own positions replace those of the pattern.
-        tokens: its ids as the model reads them, BOS included if it is prepended.
+        tokens: its ids as the model reads them, BOS included if it is prepended. Where they end
+            before the prompt does (see `readouts`), so does the text that is searched.
         roles: in addition to the standard roles; a role replaces a standard one of the same name.
 
     Returns: token indices by role; roles that the prompt does not have are absent.
     Raises: BehaviourError if `tokens` are not this prompt's, or a given index is out of range.
     """
-    ids, offsets = _with_offsets(tokenizer, prompt.text)
-    shift = len(tokens) - len(ids)
-    if shift not in (0, 1) or list(tokens[shift:]) != ids:
+    ids, offsets = with_offsets(tokenizer, prompt)
+    shift = int(list(tokens[:1]) != ids[:1] or not ids)
+    read = len(tokens) - shift
+    if list(tokens[shift:]) != ids[:read]:
         raise BehaviourError(
             f"the tokens that came are not those of {prompt.text[:60]!r}",
-            allowed="the prompt's own tokens, with or without BOS",
+            allowed="the prompt's own tokens, with or without BOS, up to where it is read",
         )
+    whole, offsets = len(ids) + shift, offsets[:read]
+    text = prompt.text if len(tokens) == whole else prompt.text[: offsets[-1][1] if read else 0]
     found: dict[str, tuple[int, ...]] = {}
     if tokens[0] == tokenizer.bos_id:
         found[BOS] = (0,)
     for role in {r.name: r for r in (*STANDARD_ROLES, *roles)}.values():
-        spans = [_tokens_in(offsets, span) for span in role.spans(prompt.text)]
+        spans = [_tokens_in(offsets, span) for span in role.spans(text)]
         cut = {"all": slice(None), "first": slice(0, 1), "last": slice(-1, None)}[role.take]
         places = sorted({i + shift for span in spans for i in span[cut]})
         if places:
             found[role.name] = tuple(places)
-    return {**found, **_given(prompt, len(tokens))}
+    given = {
+        name: tuple(place for place in places if place < len(tokens))
+        for name, places in _given(prompt, whole).items()
+    }
+    return {**found, **{name: places for name, places in given.items() if places}}
 
 
 def with_pair_roles(
@@ -144,36 +153,20 @@ def _given(prompt: Prompt, n: int) -> dict[str, tuple[int, ...]]:
     return given
 
 
-def check_roles(tokenizer: Tokenizer, behaviour: Behaviour) -> None:
-    """Check that each role of the behaviour occurs in a prompt, and that the prompts' own positions
-    exist. Prompts that cannot be run are skipped.
-
-    Standard roles may be absent.
-
-    Raises: BehaviourError naming a role that no prompt has, or a position out of range.
-    """
-    missing = {role.name: role for role in behaviour.roles}
-    for prompt in behaviour.prompts:
-        if not missing and not prompt.roles:
-            continue
-        try:
-            ids = tokenizer.tokenize(prompt.text).rows()[0]
-        except PromptError:
-            continue
-        for name in roles_of(tokenizer, prompt, ids, missing.values()):
-            missing.pop(name, None)
-    for name, role in missing.items():
-        raise BehaviourError(
-            f"role {name!r} is found in no prompt of {behaviour.name!r}",
-            allowed="a role that at least one prompt has",
-            hint=f"Its pattern is {role.pattern!r}; it is searched for in the text, without BOS",
-        )
-
-
-def _with_offsets(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """A text's ids, and the span of each token in the text, as (start, end) in characters."""
-    encoding = tokenizer.encode(text)
-    return list(encoding.ids), list(encoding.offsets)
+def with_offsets(tokenizer: Tokenizer, prompt: Prompt) -> tuple[list[int], list[tuple[int, int]]]:
+    """A prompt's ids, and the span of each token in its text, as (start, end) in characters."""
+    encoding = tokenizer.encode(prompt.text)
+    own = None if prompt.ids is None else list(prompt.ids)
+    if own is None or own == list(encoding.ids):
+        return list(encoding.ids), list(encoding.offsets)
+    if own[:1] == [tokenizer.bos_id] and not prompt.text.startswith(tokenizer.string(own[0])):
+        own = own[1:]
+    if own == list(encoding.ids):
+        return own, list(encoding.offsets)
+    # Another reading of the same text: where each token's own text ends. A token that is a part of
+    # a character counts as one character, which can only move a span within a word.
+    ends = list(accumulate(len(text) for text in tokenizer.strings(own)))
+    return own, list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def _tokens_in(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> list[int]:

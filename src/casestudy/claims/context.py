@@ -19,6 +19,7 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import FAMILIES, GIVEN, Score, propose, score
 from casestudy.behaviour.files import find_behaviour
 from casestudy.behaviour.prompts import Behaviour, Prompts
+from casestudy.behaviour.readouts import row_of
 from casestudy.behaviour.roles import role_names
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.engine.packing import Budget, Tell
@@ -102,8 +103,7 @@ class Bench:
         lengths: list[int | None] = []
         for prompt in behaviour.prompts:
             try:
-                tokens = model.tokenizer.tokenize(prompt.text)
-                lengths.append(int(tokens.lengths[0]))
+                lengths.append(len(row_of(model.tokenizer, prompt)))
             except CasestudyError:
                 lengths.append(None)
         self._asked: dict[tuple[str, str | None], _Asked] = {}

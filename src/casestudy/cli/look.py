@@ -15,9 +15,11 @@ from casestudy.cli.options import (
     JsonOption,
     MemoryOption,
     ModelOption,
+    ReadoutOption,
     SpecialOption,
     read_budget,
     read_model,
+    read_readout,
     say_notices,
 )
 from casestudy.cli.printing import escape, gap, print_json, print_table, say, write_figure
@@ -129,14 +131,6 @@ RoleOption = Annotated[
         "'BOS', 'final full stop', …",
     ),
 ]
-ReadoutOption = Annotated[
-    int,
-    typer.Option(
-        metavar="POSITION",
-        help="Read the logit difference after this token: 0 is the first (BOS counted), -1 the "
-        "last.",
-    ),
-]
 SiteOption = Annotated[
     str, typer.Option(help="resid_pre, attn_out, mlp_out, z, q, k, v, pattern, …")
 ]
@@ -153,7 +147,7 @@ def patch(
     site: SiteOption = "resid_pre",
     by: ByOption = None,
     role: RoleOption = None,
-    readout: ReadoutOption = -1,
+    readout: ReadoutOption = None,
     direction: Annotated[
         str, typer.Option(help="denoising puts clean into corrupted, noising the reverse.")
     ] = "denoising",
@@ -189,7 +183,7 @@ def patch(
             site,
             by=_by(by, role),
             direction=read_direction(direction),
-            readout=readout,
+            readout=read_readout(readout),
             budget=read_budget(memory),
             progress=progress.cells,
         )

@@ -40,7 +40,7 @@ def mine(
     as_json: JsonOption = False,
 ) -> None:
     """Sample contexts that end in a full stop from texts, as a behaviour file for `run`."""
-    from casestudy.behaviour.files import write_behaviour
+    from casestudy.behaviour.files_written import write_behaviour
     from casestudy.behaviour.mining import mine, read_sampling, read_shard
     from casestudy.model.loading import load_tokenizer
 

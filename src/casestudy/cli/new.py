@@ -162,7 +162,7 @@ def _file(
     command: list[str],
 ) -> str:
     """The behaviour file: the best partner is used, the others stand in comments."""
-    from casestudy.behaviour.files import toml_value
+    from casestudy.behaviour.files_written import toml_value
 
     answer, counterpart = map(toml_value, pair)
     head = _HEAD.format(

@@ -41,6 +41,14 @@ BosOption = Annotated[
         help="Start every prompt with BOS, or not; by default as the model was trained.",
     ),
 ]
+ReadoutOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="Read the next token after this one, not the last: a position (0 is the first, BOS "
+        "counted; -2 the last but one) or a role, as 'final full stop'.",
+    ),
+]
 SpecialOption = Annotated[
     bool,
     typer.Option(
@@ -117,6 +125,16 @@ def read_stages(only: list[str] | None, skip: list[str] | None) -> list[str]:
 
 def _names(given: list[str]) -> list[str]:
     return [name.strip() for part in given for name in part.split(",")]
+
+
+def read_readout(where: str | None) -> int | str | None:
+    """The position or the role's name of --readout."""
+    if where is None:
+        return None
+    try:
+        return int(where)
+    except ValueError:
+        return where
 
 
 def say_notices(model: Model, prompts: Behaviour | Sequence[Prompt]) -> None:

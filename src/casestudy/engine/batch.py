@@ -17,6 +17,7 @@ from torch import Tensor
 from casestudy.behaviour.answers import FORMS, Answers, choose_answers
 from casestudy.behaviour.contrast import Contrast, class_contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt, Prompts
+from casestudy.behaviour.readouts import tokens_of
 from casestudy.behaviour.roles import role_names, roles_of
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
@@ -126,7 +127,7 @@ def run_batch(
     """Run some prompts of a behaviour once, and keep the sites that the measurements read."""
     model = behaviour.read_by(model)
     prompts = tuple(behaviour.prompts[i] for i in index)
-    tokens = model.tokenize([p.text for p in prompts])
+    tokens = tokens_of(model, prompts)
     keep = [k for m in measurements for k in m.keep(model)]
     trace = run(model, tokens, keep=keep, logits="last")
     assert trace.logits is not None

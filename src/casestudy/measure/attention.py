@@ -22,9 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.prompts import Prompt, Prompts
+from casestudy.behaviour.readouts import edited, row_of
 from casestudy.behaviour.roles import BOS, CHANGED, LAST, STANDARD_ROLES, with_pair_roles
 from casestudy.engine.batch import Batch, Measurement, run_whole
-from casestudy.errors import PromptError
+from casestudy.errors import BehaviourError, PromptError
 from casestudy.measure.examples import examples, position_labels
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
@@ -101,8 +102,8 @@ def _partner(batch: Batch, prompt: Prompt) -> list[int] | None:
     if not prompt.corrupted:
         return None
     try:
-        return batch.model.tokenize([prompt.corrupted]).rows()[0]
-    except PromptError:
+        return row_of(batch.model.tokenizer, edited(prompt, prompt.corrupted))
+    except (PromptError, BehaviourError):
         return None
 
 

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.prompts import Behaviour, Prompts, takes_prompts
+from casestudy.behaviour.readouts import text_of
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.errors import PromptError
 from casestudy.model.decoder import run
@@ -114,7 +115,7 @@ def _table(batch: Batch, main: Grid, texts: Sequence[str | None]) -> Table:
         for b, d in zip(known["b_U"], known["difference"], strict=True)
     ]
     copied = [
-        None if answer is None else is_copied(answer.text, prompt.text)
+        None if answer is None else is_copied(answer.text, text_of(batch.model.tokenizer, prompt))
         for answer, prompt in zip(batch.answers.chosen, batch.prompts, strict=True)
     ]
     return Table(
@@ -149,7 +150,7 @@ def _after_bos(batch: Batch) -> Float[Tensor, "batch d_vocab"] | None:
 def _after_shuffling(batch: Batch) -> tuple[list[str | None], Float[Tensor, "batch d_vocab"]]:
     """Each prompt in another order, with its logits; NaN if there is none that can be run."""
     model = batch.model
-    texts = [shuffle_words(prompt.text) for prompt in batch.prompts]
+    texts = [shuffle_words(text_of(model.tokenizer, prompt)) for prompt in batch.prompts]
     rows: dict[int, list[int]] = {}
     for i, text in enumerate(texts):
         if text is None:

@@ -35,7 +35,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from casestudy.behaviour.contrast import BLOCK, Contrast
-from casestudy.behaviour.prompts import Prompts, reader_of, takes_prompts, texts_of
+from casestudy.behaviour.prompts import Behaviour, Prompts, takes_prompts
+from casestudy.behaviour.readouts import tokens_of
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.measure.examples import examples
 from casestudy.measure.ledger import final_direction
@@ -314,8 +315,9 @@ def logit_lens(
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     Raises: PromptError for a prompt that cannot be run.
     """
-    model = reader_of(model, behaviour)
-    tokens = model.tokenize(texts_of(behaviour))
+    behaviour = Behaviour.of(behaviour)
+    model = behaviour.read_by(model)
+    tokens = tokens_of(model, behaviour.prompts)
     return concatenate_tables([_top(model, tokens[[i]], i, top_k) for i in range(len(tokens))])
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from casestudy.behaviour.counterfactual import Counterfactual, Score
 from casestudy.behaviour.prompts import Role
-from casestudy.behaviour.roles import LAST, roles_of, with_pair_roles
+from casestudy.behaviour.readouts import row_of
+from casestudy.behaviour.roles import roles_of, with_pair_roles
 from casestudy.errors import MeasureError
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
@@ -79,34 +80,6 @@ class Pairs:
             None if self.labels is None else tuple(self.labels[i] for i in rows),
         )
 
-    def until(self, position: int) -> Pairs:
-        """The same pairs, cut after a position: what is read there needs no later token.
-
-        Args:
-            position: counted from 0, BOS included; from the end where it is negative.
-
-        Raises: MeasureError where a prompt has no such position, or a pair is the same up to it.
-        """
-        clean, corrupted = ([_cut(row, position) for row in side.rows()] for side in self._both)
-        same = [i for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a == b]
-        if same:
-            raise MeasureError(
-                f"the pairs {same} do not differ up to position {position}, where the contrast is "
-                "to be read",
-                hint="Read it at or after the first token that differs",
-            )
-        return Pairs(
-            Tokens.of(clean, bos=self.clean.bos).to(self.clean.ids.device),
-            Tokens.of(corrupted, bos=self.corrupted.bos).to(self.corrupted.ids.device),
-            _roles_until(self.roles, clean),
-            _roles_until(self.corrupted_roles, corrupted),
-            self.labels,
-        )
-
-    @property
-    def _both(self) -> tuple[Tokens, Tokens]:
-        return self.clean, self.corrupted
-
     def sides(self, direction: Direction) -> Sides:
         """Denoising runs the corrupted prompts, noising the clean ones."""
         theirs = self.corrupted_roles
@@ -116,33 +89,6 @@ class Pairs:
         if direction == "denoising":
             return Sides(self.corrupted, self.clean, theirs, self.roles, ("corrupted", "clean"))
         return Sides(self.clean, self.corrupted, self.roles, theirs, ("clean", "corrupted"))
-
-
-def _cut(row: Sequence[int], position: int) -> list[int]:
-    """A prompt's tokens up to a position.
-
-    Raises: MeasureError where there is none.
-    """
-    if not -len(row) <= position < len(row):
-        raise MeasureError(
-            f"no position {position} in a prompt of {len(row)} tokens",
-            allowed=f"0 to {len(row) - 1}, or -1 for the last",
-        )
-    return list(row[: position % len(row) + 1])
-
-
-def _roles_until(roles: Roles | None, rows: Sequence[Sequence[int]]) -> Roles | None:
-    """The positions that are left; the last token is where each prompt now ends."""
-    if roles is None:
-        return None
-    kept = [
-        {name: tuple(p for p in places if p < len(row)) for name, places in found.items()}
-        for found, row in zip(roles, rows, strict=True)
-    ]
-    return [
-        {name: places for name, places in found.items() if places} | {LAST: (len(row) - 1,)}
-        for found, row in zip(kept, rows, strict=True)
-    ]
 
 
 UNEQUAL = (
@@ -190,9 +136,7 @@ def pairs_of(
     tokenizer = model.tokenizer
     rows, found = [], []
     for pair in counterfactuals:
-        clean, corrupted = (
-            tokenizer.tokenize(prompt.text).rows()[0] for prompt in (pair.clean, pair.corrupted)
-        )
+        clean, corrupted = (row_of(tokenizer, prompt) for prompt in (pair.clean, pair.corrupted))
         rows.append((clean, corrupted))
         here = roles_of(tokenizer, pair.clean, clean, roles)
         there = here

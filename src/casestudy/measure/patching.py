@@ -32,6 +32,7 @@ from casestudy.behaviour.answers import choose_answers
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import NO_ROLE, Excluded, propose
 from casestudy.behaviour.prompts import AnswerRule, Prompt
+from casestudy.behaviour.readouts import edited, row_of
 from casestudy.engine.cells import Cell, Place, Values
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
@@ -141,7 +142,7 @@ def patch_prompts(
     *,
     by: By | None = None,
     direction: Direction = "denoising",
-    readout: int = -1,
+    readout: int | str | None = None,
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
     watch: Watch | None = None,
@@ -150,19 +151,19 @@ def patch_prompts(
 
     Answers are the prompts' own or the model's, with their lower case as counterpart (see
     `choose_answers`).
-    They are read after the last token, or after the position `readout`: then the prompts are cut
-    there, since nothing later changes what is read. For a single pair of one length, positions are
-    labelled with the clean prompt's tokens.
+    They are read where each prompt says (see `readouts`), or all at `readout`, a position or a
+    role. For a single pair of one length, positions are labelled with the clean prompt's tokens.
 
     Shape, unit, error: as `patch`.
     Raises: as `patch`; BehaviourError for a prompt without a partner, a pair whose tokens do not
         correspond, and a prompt without an answer.
     """
+    if readout is not None:
+        prompts = [replace(prompt, readout=readout) for prompt in prompts]
     proposals = propose(model, prompts, (), aligned="last" if by == "last" else "role")
     if not proposals.pairs or proposals.excluded:
         raise _not_paired(model, prompts, proposals.excluded)
     pairs = pairs_of(model, proposals.pairs)
-    pairs = pairs if readout == -1 else pairs.until(readout)
     logits = run(model, pairs.clean, logits="last").logits
     assert logits is not None
     rule: AnswerRule = (
@@ -202,7 +203,8 @@ def _not_paired(
     for one in excluded:
         prompt, why = prompts[one.index], one.why
         if why == NO_ROLE and prompt.corrupted is not None:
-            clean, corrupted = model.tokenize([prompt.text, prompt.corrupted]).lengths.tolist()
+            both = (prompt, edited(prompt, prompt.corrupted))
+            clean, corrupted = (len(row_of(model.tokenizer, side)) for side in both)
             why = (
                 f"the clean prompt has {clean} tokens and the corrupted one {corrupted}, and from "
                 "the first token that differs they share no role to align them"

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.behaviour.prompts import Prompts, reader_of, takes_prompts, texts_of
+from casestudy.behaviour.prompts import Behaviour, Prompts, takes_prompts
+from casestudy.behaviour.readouts import tokens_of
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.model.decoder import run, unembed
 from casestudy.model.model import Model
@@ -47,10 +48,11 @@ def predictions(
     Rows:   one per prompt and rank, with token, id, logit and probability.
     Raises: PromptError for a prompt that cannot be run.
     """
-    model, texts = reader_of(model, behaviour), texts_of(behaviour)
-    trace = run(model, model.tokenize(texts), logits="last")
+    behaviour = Behaviour.of(behaviour)
+    model = behaviour.read_by(model)
+    trace = run(model, tokens_of(model, behaviour.prompts), logits="last")
     assert trace.logits is not None
-    return top_tokens(model, trace.logits, range(len(texts)), top_k)
+    return top_tokens(model, trace.logits, range(len(behaviour)), top_k)
 
 
 def top_tokens(

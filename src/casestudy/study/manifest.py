@@ -130,8 +130,19 @@ def _describe_file(file: WeightsFile) -> dict[str, Any]:
     return {"name": file.name, "sha256": file.sha256, "stored_as": dict(file.types)}
 
 
+_LATER = ("readout", "ids")
+"""Fields of a prompt that 0.1.0 did not have."""
+
+
 def _describe_behaviour(behaviour: Behaviour) -> dict[str, Any]:
-    prompts = json.dumps([asdict(p) for p in behaviour.prompts], ensure_ascii=True)
+    # What came after 0.1.0 counts only where it is used: a study of then is still the same study.
+    prompts = json.dumps(
+        [
+            {k: v for k, v in asdict(p).items() if v is not None or k not in _LATER}
+            for p in behaviour.prompts
+        ],
+        ensure_ascii=True,
+    )
     return {
         "name": behaviour.name,
         "question": behaviour.question,

@@ -21,7 +21,7 @@ from casestudy.behaviour.counterfactual import FAMILY_NAMES
 from casestudy.behaviour.files import find_behaviour, names_behaviour
 from casestudy.behaviour.presets import preset_names
 from casestudy.behaviour.prompts import Behaviour
-from casestudy.behaviour.roles import check_roles
+from casestudy.behaviour.readouts import check_roles, row_of
 from casestudy.drawing import WIDTH, described, draw
 from casestudy.engine.batch import Measurement
 from casestudy.engine.packing import Progress, Tell
@@ -288,8 +288,7 @@ def _lengths(model: Model, behaviour: Behaviour) -> tuple[list[int | None], dict
     errors: dict[int, str] = {}
     for i, prompt in enumerate(behaviour.prompts):
         try:
-            tokens = model.tokenizer.tokenize(prompt.text, first=i)
-            lengths.append(int(tokens.lengths[0]))
+            lengths.append(len(row_of(model.tokenizer, prompt, number=i)))
         except CasestudyError as problem:
             lengths.append(None)
             errors[i] = str(problem)

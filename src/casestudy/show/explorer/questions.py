@@ -128,7 +128,7 @@ class Questions:
 
     def study_file(self, page_state: PageState) -> str:
         """The state as a behaviour file."""
-        from casestudy.behaviour.files import behaviour_toml
+        from casestudy.behaviour.files_written import behaviour_toml
         from casestudy.behaviour.prompts import Behaviour, Prompt
 
         answer, counterpart = self.pair(page_state)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from casestudy.behaviour.contrast import Contrast
+from casestudy.circuits.ablated import EdgeAblation
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.card import Card, circuit_card, read_card
+from casestudy.circuits.cost import Costs, Extent, make_plan
 from casestudy.circuits.curves import PROPORTIONS, curve, curve_circuits, smallest
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import METHODS, Method, attribute_edges
@@ -22,7 +24,7 @@ from casestudy.circuits.graph import Graph, Rank
 from casestudy.circuits.knockouts import Knockouts, knock_out
 from casestudy.circuits.packed import Packed, pack, unpack
 from casestudy.cli.circuit import _figure_row
-from casestudy.engine.packing import Budget
+from casestudy.engine.packing import Budget, Planned, Progress
 from casestudy.errors import MeasureError, SiteError, StudyError
 from casestudy.measure.metrics import metric_of
 from casestudy.results.result import Grid, Table
@@ -199,7 +201,7 @@ def test_steps_that_were_stored_are_not_taken_again(
         if isinstance(result, Grid):
             np.testing.assert_array_equal(result.values, first.values)  # type: ignore[union-attr]
     # continued in the middle, the rest is taken and is the same
-    half = {name: known[name] for name in ("scores", "exact", "curves")}
+    half = {name: known[name] for name in ("scores", "plan", "exact", "curves")}
     rest: dict[str, object] = {}
     assert (
         circuit_card(model, *asked, known=half, keep=rest.__setitem__).summary() == made.summary()
@@ -285,6 +287,56 @@ def test_a_card_has_the_strong_control_and_zero_ablation_at_the_circuits_own_siz
     zero = rows["faithfulness on pairs held out, zero ablation"]
     assert made.about["zero_ablation"] == zero["value"]
     assert made.about["knockout_evaluations"] > 0
+
+
+def test_a_plan_states_its_cost_and_is_cut_down_until_it_fits(made: Card) -> None:
+    assert made.about["plan"]["limited"] == []
+    assert made.about["plan"]["evaluations"] > 200
+    ends = (100.0, 200.0)
+    kinds: tuple[EdgeAblation, ...] = get_args(EdgeAblation)
+    rows = dict.fromkeys(kinds, ends)
+    costs = Costs(1000, 16, rows, kinds, (0, 10, 100, 1000), 12, (0, 1000),
+                  (0.0, 0.001), call=0.001, whole=0.001, check=0.1, edge=0.02)  # fmt: skip
+    asked = Extent(10, 200)
+    whole = make_plan(costs, asked)
+    assert (whole.extent.random_circuits, whole.extent.exact_edges) == (10, 200)
+    assert whole.fits
+    assert not whole.limited
+    before = whole.seconds
+    for part in (1.0, 0.8, 0.6, 0.5):
+        plan = make_plan(costs, asked, whole.seconds * part)
+        assert plan.fits
+        assert plan.seconds <= before
+        before = plan.seconds
+        assert bool(plan.limited) == (part < 1)
+        assert all(name in str(plan) for name in plan.limited)
+    least = make_plan(costs, asked, 0.001)
+    assert not least.fits
+    assert least.extent.pairs == 6
+    assert least.extent.exact_edges == 20
+    assert make_plan(costs, Extent(1, 0), 0.001).extent.exact_edges == 0  # never more than asked
+
+
+def test_a_circuit_under_a_limit_says_what_is_smaller(
+    made: Card, once_more: tuple[Card, dict[str, object]]
+) -> None:
+    said: list[str] = []
+
+    def tell(progress: Progress) -> None:
+        if isinstance(progress, Planned):
+            said.append(progress.words)
+
+    asked = world("gpt2"), pair_of(LENGTHS), contrast(8), QUICK
+    _, taken = once_more
+    known = {name: taken[name] for name in ("scores", "curves", "circuit", "faithfulness")}
+    limited = circuit_card(*asked, budget=Budget(seconds=1e-3), progress=tell, known=known)
+    (sentence,) = said
+    assert sentence.startswith("circuit: planned ")
+    assert "randomly drawn edges patched exactly" not in sentence  # as few as were asked for
+    assert "random circuits of each size: 1 of 3" in sentence
+    assert limited.about["knockout_evaluations"] < made.about["knockout_evaluations"] / 2
+    assert limited.about["plan"]["limited"]
+    assert limited.about["plan"]["words"] == sentence.removeprefix("circuit: ")
 
 
 def test_a_spike_is_called_one(made: Card) -> None:

@@ -183,6 +183,7 @@ def write_card(question: Question, evidence: Evidence, unit: str | None = None) 
         "n_edges": question.graph.n_edges,
         "nodes_knocked_out": len(evidence.knockouts.nodes),
         "knockout_evaluations": evidence.knockouts.evaluations,
+        "plan": evidence.plan.about,
         **headline(question, evidence),
     }
     results = card_tables(question, evidence, read)

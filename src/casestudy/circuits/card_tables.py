@@ -89,13 +89,20 @@ def faithfulness_grid(question: Question, evidence: Evidence, read: MetricRead) 
         "share of the difference",
         lower,
         upper,
-        np.full(mean.shape, len(judge)),
+        _pairs_of_rows(question, evidence, mean.shape),
         error=dict(worst),
         about=f"Faithfulness on {where} of the first edges by score, dangling ones pruned, as a "
         f"share of the difference between clean and corrupted runs in {read}; "
         f"other edges {question.choices.ablation} unless said. Of the controls the interval is the "
         "spread of the circuits. Mueller et al. 2025.",
     )
+
+
+def _pairs_of_rows(question: Question, evidence: Evidence, shape: tuple[int, ...]) -> Array:
+    """(method, proportion) pairs; controls may be on fewer of them."""
+    n = np.full(shape, len(question.judge))
+    n[len(evidence.curves) :] = len(question.with_judges(evidence.plan.extent.pairs).judge)
+    return n
 
 
 def _spread(values: Array) -> tuple[Array, Array, Array]:
@@ -276,7 +283,8 @@ def _areas(curves: dict[str, Curve], documents: Sequence[str] | None, n: int) ->
 
 
 def _completeness(question: Question, evidence: Evidence) -> list[Figure]:
-    knockouts, n = evidence.knockouts, len(question.judge)
+    knockouts = evidence.knockouts
+    n = len(question.with_judges(evidence.plan.extent.pairs).judge)
     n_nodes = len(knockouts.nodes)
     _, alone, sets = np.split(knockouts.incompleteness, (1, n_nodes + 1))
     figures = [

@@ -32,6 +32,9 @@ from casestudy.results.stats import FAITHFULNESS, mean_interval, ratio_in_parts
 PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """MIB's shares of a graph's edges."""
 
+FIRST_SIZES, NEXT_SIZES, ROUNDS = 20, 11, 3
+"""How many circuits `smallest` tries in its first round and in each later one, and its rounds."""
+
 
 @dataclass(frozen=True)
 class Curve(Shown):
@@ -140,9 +143,10 @@ def smallest(
 ) -> Circuit:
     """The smallest circuit of highest-ranked edges whose faithfulness is at least `faithful`.
 
-    The first round tries twenty sizes with constant ratios. Two more rounds try sizes between the
-    smallest faithful one and the next smaller one. Each round is one evaluation. If faithfulness
-    does not rise with size, a smaller faithful circuit may exist between the sizes tried.
+    The first round tries `FIRST_SIZES` sizes with constant ratios. Later rounds try sizes between
+    the smallest faithful one and the next smaller one. Each round is one evaluation. If
+    faithfulness does not rise with size, a smaller faithful circuit may exist between the sizes
+    tried.
 
     Raises: MeasureError if not even the whole graph is faithful enough (a metric that ablation
     does not change).
@@ -163,8 +167,8 @@ def smallest(
         ).faithfulness
         return {n: (c, float(f)) for n, c, f in zip(sizes, circuits, values, strict=True)}
 
-    known = try_sizes(sorted({round(n) for n in np.geomspace(1, n_edges, 20)}))
-    for _ in range(2):
+    known = try_sizes(sorted({round(n) for n in np.geomspace(1, n_edges, FIRST_SIZES)}))
+    for _ in range(ROUNDS - 1):
         fits = [n for n, (_, f) in sorted(known.items()) if f >= faithful]
         if not fits:
             raise MeasureError(
@@ -172,7 +176,9 @@ def smallest(
                 hint=f"The largest found is {max(f for _, f in known.values()):.2f}",
             )
         below = max((n for n in known if n < fits[0]), default=0)
-        between = sorted({round(n) for n in np.linspace(below, fits[0], 12)} - known.keys() - {0})
+        between = sorted(
+            {round(n) for n in np.linspace(below, fits[0], NEXT_SIZES + 1)} - known.keys() - {0}
+        )
         if not between:
             break
         known |= try_sizes(between)

@@ -4,6 +4,8 @@ A circuit is found on half of the pairs and evaluated on the other half (on all 
 too few to split). Each step gives one kind of evidence, as in the circuits papers:
 
 - `scores`: every edge's score, resampled if there are enough prompts, and with random signs;
+- `plan`: what the following steps cost on this machine, and how much of them fits into
+  `Budget.seconds` (see `cost`);
 - `exact`: exact patching of the highest-ranked edges and of a random sample;
 - `curves`: faithfulness by size, ranked by absolute and by signed score, and with the other edges
   corrupted, at their mean or at zero;
@@ -33,13 +35,14 @@ from numpy.typing import NDArray
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
+from casestudy.circuits.cost import FLIPS, Extent, Plan, make_plan, measure_costs
 from casestudy.circuits.curves import Curve, curve, curve_circuits, smallest
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import Method, attribute_edges
 from casestudy.circuits.evaluate import CIRCUIT_BUDGET, EdgeAblation, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph, Mask, Rank
 from casestudy.circuits.knockouts import Knockouts, knock_out
-from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Planned, Progress, Tell
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError, one_of
 from casestudy.measure.attribution_patching import STEPS
@@ -50,9 +53,6 @@ from casestudy.results.stats import BOOTSTRAP_FROM, ratio_of_means, units_of
 
 FEWEST = 6
 """With at least this many pairs, some are held out."""
-
-FLIPS = 5
-"""The number of controls with random signs."""
 
 _FIRST_EDGES = 30
 """How many of the highest-ranked edges are patched exactly, in addition to the random sample."""
@@ -187,6 +187,12 @@ class Question:
         """The budget of one evaluation of circuits."""
         return self.budget.checking(CIRCUIT_BUDGET.check)
 
+    def with_judges(self, most: int | None) -> Question:
+        """The same with at most so many of the pairs for the evaluation, the first ones."""
+        if most is None or most >= len(self.judge):
+            return self
+        return replace(self, judge=self.judge[list(range(most))])
+
     def on(self, half: Half) -> tuple[Model, Pairs, Contrast | Metric]:
         """The first arguments of every function that measures these pairs."""
         return self.model, half.pairs, half.metric
@@ -226,6 +232,7 @@ class Evidence:
 
     Attributes:
         scores: of every edge.
+        plan: of the steps that follow.
         exact: None if the graph has neurons, or no edge was to be patched.
         curves: by rank and ablation.
         controls: (size, circuit) faithfulness of each kind of control; NaN for sizes of no or all
@@ -236,6 +243,7 @@ class Evidence:
     """
 
     scores: EdgeScores
+    plan: Plan
     exact: ExactSample | None
     curves: dict[str, Curve]
     controls: dict[str, NDArray[np.float64]]
@@ -271,14 +279,30 @@ def score_edges(question: Question) -> EdgeScores:
     return scores
 
 
-def patch_sample(question: Question, scores: EdgeScores) -> ExactSample | None:
+def plan_evidence(question: Question, scores: EdgeScores) -> Plan:
+    """How much of the following steps is measured, and what it costs on this machine."""
+    choices = question.choices
+    costs = measure_costs(
+        question.model,
+        (question.search.pairs, question.search.metric),
+        question.judge.pairs,
+        scores,
+        (choices.ablation, *choices.other_ablations),
+        rank=choices.rank,
+        budget=question.drawing,
+    )
+    asked = Extent(choices.random_circuits, choices.exact_edges)
+    return make_plan(costs, asked, question.budget.seconds)
+
+
+def patch_sample(question: Question, scores: EdgeScores, plan: Plan) -> ExactSample | None:
     """Exact noising of the highest-ranked edges and a random sample; None for neurons."""
-    graph, choices = question.graph, question.choices
-    if any(graph.neurons.values()) or not choices.exact_edges:
+    graph, choices, count = question.graph, question.choices, plan.extent.exact_edges
+    if any(graph.neurons.values()) or not count:
         return None
     rng = np.random.default_rng(choices.seed)
     edges = np.flatnonzero(graph.real)
-    sample = rng.choice(edges, min(choices.exact_edges, len(edges)), replace=False)
+    sample = rng.choice(edges, min(count, len(edges)), replace=False)
     drawn = np.zeros_like(graph.real)
     drawn.ravel()[sample] = True
     first = graph.top(scores.ranked, _FIRST_EDGES, choices.rank).mask
@@ -308,7 +332,7 @@ def size_curves(question: Question, scores: EdgeScores) -> dict[str, Curve]:
 
 
 def control_circuits(
-    question: Question, scores: EdgeScores, curves: dict[str, Curve]
+    question: Question, scores: EdgeScores, plan: Plan, curves: dict[str, Curve]
 ) -> dict[str, NDArray[np.float64]]:
     """(size, circuit) faithfulness of random circuits of the curve's sizes, and of circuits that
     the method finds if each pair's metric is multiplied by a random sign."""
@@ -321,15 +345,18 @@ def control_circuits(
             question.graph, scores.towards * values.astype(np.float64), rank=question.choices.rank
         )
     ]
+    question = question.with_judges(plan.extent.pairs)
     return {
-        "random circuits of the same size": _random_circuits(question, sizes),
+        "random circuits of the same size": _random_circuits(
+            question, sizes, plan.extent.random_circuits
+        ),
         "signs flipped at random": _judged(question, flipped).reshape(FLIPS, -1).T,
     }
 
 
-def _random_circuits(question: Question, sizes: Sequence[int]) -> NDArray[np.float64]:
+def _random_circuits(question: Question, sizes: Sequence[int], count: int) -> NDArray[np.float64]:
     """(size, circuit) faithfulness; NaN for the sizes with no edge or all edges."""
-    graph, count = question.graph, question.choices.random_circuits
+    graph = question.graph
     rng = np.random.default_rng(question.choices.seed)
     values = np.full((len(sizes), count), np.nan)
     drawn = {
@@ -413,16 +440,25 @@ def _of_size(question: Question, scores: NDArray[np.float64], n_edges: int) -> C
     return graph.top(scores, n, rank).pruned()
 
 
-def knock_out_nodes(question: Question, scores: EdgeScores, circuit: Circuit) -> Knockouts:
+def knock_out_nodes(
+    question: Question, scores: EdgeScores, plan: Plan, circuit: Circuit
+) -> Knockouts:
     """Completeness and minimality of the circuit on the pairs for evaluation."""
+    question, extent = question.with_judges(plan.extent.pairs), plan.extent
     return knock_out(
         *question.on(question.judge),
         circuit,
         importance=scores.nodes,
+        most_nodes=extent.nodes,
+        random_sets=extent.random_sets,
+        greedy_steps=extent.greedy_steps,
         ablation=question.choices.ablation,
         budget=question.drawing,
         progress=question.progress,
     )
+
+
+_PLAN = "plan"
 
 
 @dataclass(frozen=True)
@@ -444,12 +480,18 @@ class CardStep:
 
 CARD_STEPS = (
     CardStep("scores", "scoring every edge", score_edges),
-    CardStep("exact", "patching a sample of edges exactly", patch_sample, ("scores",)),
+    CardStep(_PLAN, "timing a few circuits", plan_evidence, ("scores",)),
+    CardStep("exact", "patching a sample of edges exactly", patch_sample, ("scores", _PLAN)),
     CardStep("curves", "curves", size_curves, ("scores",)),
-    CardStep("controls", "controls", control_circuits, ("scores", "curves")),
+    CardStep("controls", "controls", control_circuits, ("scores", _PLAN, "curves")),
     CardStep("circuit", "the smallest circuit", smallest_circuit, ("scores",)),
     CardStep("faithfulness", "its faithfulness elsewhere", judge_circuit, ("scores", "circuit")),
-    CardStep("knockouts", "completeness and minimality", knock_out_nodes, ("scores", "circuit")),
+    CardStep(
+        "knockouts",
+        "completeness and minimality",
+        knock_out_nodes,
+        ("scores", _PLAN, "circuit"),
+    ),
 )
 """The steps, in an order in which each comes after those it needs."""
 
@@ -483,6 +525,9 @@ def take_steps(
             progress(begins)
             asked = replace(question, progress=begins.tell_within(progress))
         values[step.name] = step.run(asked, *(values[name] for name in step.needs))
+        if step.name == _PLAN and progress is not None:
+            said = f"circuit: {values[_PLAN]}"
+            progress(Planned(STAGE, i, len(CARD_STEPS) + 1, step.title, words=said))
         yield step.name, values[step.name]
 
 

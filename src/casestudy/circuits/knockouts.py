@@ -39,8 +39,11 @@ Faithfulness = Callable[[list[Circuit], list[Circuit]], Array]
 MOST_NODES = 24
 """The largest number of nodes that are knocked out one by one."""
 
-_MINIMALITY_SETS = 5
-"""The number of random sets together with which each node is knocked out."""
+MINIMALITY_SETS = 5
+"""The largest number of random sets together with which each node is knocked out."""
+
+RANDOM_SETS = 20
+GREEDY_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,8 @@ def knock_out(
     *,
     importance: Array | None = None,
     most_nodes: int = MOST_NODES,
-    random_sets: int = 20,
-    greedy_steps: int = 3,
+    random_sets: int = RANDOM_SETS,
+    greedy_steps: int = GREEDY_STEPS,
     ablation: EdgeAblation = "corrupted",
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
@@ -139,7 +142,7 @@ def knock_out(
     worst = _worst_sets(of_both, alone, greedy_steps)
     sets = np.concatenate([sets, *(chosen[None] for chosen, _ in worst)])
     values = np.concatenate([values, *(pair[:, None] for _, pair in worst)], 1)
-    if len(tops := halves[:_MINIMALITY_SETS]):
+    if len(tops := halves[:MINIMALITY_SETS]):
         on_top = _minimality_on_top(circuit, nodes, faithfulness, at_once, alone, tops)
         minimality = np.maximum(minimality, on_top)
     names = tuple(circuit.graph.senders[i].node for i in nodes)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casestudy.circuits.agreement import EdgeScores
+from casestudy.circuits.cost import Extent, Plan
 from casestudy.circuits.curves import Curve
 from casestudy.circuits.evaluate import Evaluation
 from casestudy.circuits.evidence import ExactSample, Faithfulness
@@ -26,7 +27,10 @@ from casestudy.errors import MeasureError
 
 _TYPES = {
     kind.__name__: kind
-    for kind in (EdgeScores, Curve, Evaluation, ExactSample, Faithfulness, Knockouts, Circuit)
+    for kind in (
+        *(EdgeScores, Plan, Extent, ExactSample, Curve, Evaluation),
+        *(Circuit, Faithfulness, Knockouts),
+    )
 }
 
 

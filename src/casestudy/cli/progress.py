@@ -45,6 +45,9 @@ class _Bar:
     def end(self) -> None:
         self._bar.stop()
 
+    def note(self, words: str) -> None:
+        self._bar.console.print(words, markup=False, highlight=False)
+
     def show(self, part: str, done: int, total: int, words: Sequence[str]) -> None:
         text = ", ".join([part, *words] if part else words)
         self._bar.update(self._task, completed=done, total=total or None, description=text)
@@ -62,6 +65,9 @@ class _Lines:
 
     def end(self) -> None:
         self._finish()
+
+    def note(self, words: str) -> None:
+        print(words, file=sys.stderr, flush=True)
 
     def show(self, part: str, done: int, total: int, words: Sequence[str]) -> None:
         now = self._clock()
@@ -102,9 +108,12 @@ class ProgressBar:
 
     def __call__(self, progress: Progress) -> None:
         """How far a stage of a study is."""
+        from casestudy.engine.packing import Planned
         from casestudy.study.measuring import State
 
-        if isinstance(progress, State):
+        if isinstance(progress, Planned):
+            self._shown.note(progress.words)
+        elif isinstance(progress, State):
             self._prompts(progress)
         elif progress.stage == PATCHING:
             self.cells(progress)

@@ -20,7 +20,8 @@ USEFUL = 0.75
 
 @dataclass(frozen=True)
 class Budget:
-    """How something is computed. Results do not depend on it, beyond float rounding.
+    """How something is computed. Numbers do not depend on it, beyond float rounding; `seconds`
+    decides how many there are, and a result says what was left out.
 
     Attributes:
         memory: bytes, beyond the model's own parameters.
@@ -28,12 +29,15 @@ class Budget:
         seed: which those are, and of whatever else is drawn.
         rows: the most rows (variants times positions) computed at once; by default what keeps the
             device busy. Smaller ones let a watcher see more, sooner.
+        seconds: the most computing time, for what can be made smaller: a circuit's evidence, a
+            study. No limit by default.
     """
 
     memory: int = DEFAULT_MEMORY
     check: int = 8
     seed: int = 0
     rows: int | None = None
+    seconds: float | None = None
 
     def checking(self, most: int) -> Budget:
         """The same, with at most so many results computed again."""
@@ -63,6 +67,17 @@ class Progress:
     def tell_within(self, tell: Tell) -> Tell:
         """Tells this one, with what it is told of the part that the note names."""
         return lambda part: tell(replace(self, within=part))
+
+
+@dataclass(frozen=True)
+class Planned(Progress):
+    """What a stage is about to cost, told before it begins.
+
+    Attributes:
+        words: a sentence for people.
+    """
+
+    words: str = ""
 
 
 Tell = Callable[[Progress], None]

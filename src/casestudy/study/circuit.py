@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -49,6 +49,9 @@ NAME = STAGE
 CARD_FILE = "circuit.json"
 IMPORTANCES_FILE = "importances.json"
 MOST_PAIRS = 32
+SECONDS = 300.0
+"""The most computing time for the evidence of a study's own circuit, where no limit is given."""
+
 _BEGUN = "circuit_begun"
 """Where the manifest has the search whose steps are kept, until its card is written."""
 
@@ -141,6 +144,8 @@ class _Finding:
         metric = metric_of(batch.model, contrast, search.metric, pairs.clean)
         everything = Half(pairs, metric, tuple(documents) if any(documents) else None)
         budget = subject.execution.budget
+        if subject.settings.search is None and budget.seconds is None:
+            budget = replace(budget, seconds=SECONDS)
         return best, Question.of(batch.model, everything, search.choices, budget=budget)
 
     def run(self, missing: Sequence[str]) -> Generator[tuple[str, Any], None, None]:

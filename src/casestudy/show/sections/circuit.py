@@ -15,7 +15,17 @@ from casestudy.results.result import Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of
 from casestudy.show.stored import Missing, StoredStudy
-from casestudy.show.text import clean, count, interval, listing, number, percent, shorten, signed
+from casestudy.show.text import (
+    capital,
+    clean,
+    count,
+    interval,
+    listing,
+    number,
+    percent,
+    shorten,
+    signed,
+)
 from casestudy.show.wording import Mean, spoken
 
 EDGES = 30
@@ -45,7 +55,18 @@ def verdict(study: StoredStudy) -> list[Block]:
         clean(table.about),
         data=table.columns,
     )
-    return [Markup("<p>{}</p>").format(sentence(study)), figures]
+    return [Markup("<p>{}</p>").format(sentence(study)), *_cost(study), figures]
+
+
+def _cost(study: StoredStudy) -> list[Block]:
+    """What the evidence was planned to cost, and what was made smaller to fit a limit; nothing
+    for a study that was stored before cards said so."""
+    about = study.manifest.get("circuit_about")
+    plan = about.get("plan") if isinstance(about, Mapping) else None
+    words = plan.get("words") if isinstance(plan, Mapping) else None
+    if not isinstance(words, str):
+        return []
+    return [Markup("<p>{}.</p>").format(capital(clean(words)))]
 
 
 FEW = 10

@@ -1,0 +1,363 @@
+"""What does a circuit's evidence cost on this machine, and how much of it fits into a limit?
+
+Once every edge has a score, circuits of a few sizes are evaluated and a few edges are patched, each
+timed. This gives the seconds per circuit and token by size, from which the time of the planned
+evaluations is estimated. If it exceeds a limit, the parts of the evidence that say least per second
+are made smaller, by the steps of `LADDER`: random circuits, edges patched exactly, nodes knocked
+out, and in the end the pairs of the controls and the knockouts. Scores, curves, the circuit and its
+faithfulness are always measured on all pairs.
+
+Assumes pairs of equal length that differ. Cost: about ten circuits, a few per cent of what is
+planned. A time is the smaller of processor time and clock time, so other processes hardly change
+it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casestudy.behaviour.contrast import Contrast
+from casestudy.circuits.agreement import EdgeScores
+from casestudy.circuits.curves import FIRST_SIZES, NEXT_SIZES, ROUNDS, curve_circuits
+from casestudy.circuits.edge_patching import patch_edges
+from casestudy.circuits.edge_scores import differing
+from casestudy.circuits.evaluate import CIRCUIT_BUDGET, EdgeAblation, evaluate_circuit
+from casestudy.circuits.graph import Circuit, Rank
+from casestudy.circuits.knockouts import GREEDY_STEPS, MINIMALITY_SETS, MOST_NODES, RANDOM_SETS
+from casestudy.engine.packing import Budget
+from casestudy.engine.readout import Metric
+from casestudy.measure.pairs import Pairs
+from casestudy.model.model import Model
+
+FLIPS = 5
+"""The number of controls with random signs."""
+
+_GUESS = 0.02
+"""The size of the smallest circuit, as a share of all edges, before it is known."""
+
+_PROBED = ((0.005, 3), (_GUESS, 3), (0.1, 2), (0.5, 1))
+"""The shares of all edges at which circuits are timed, and how many together."""
+
+_EDGES = (2, 10)
+"""How many edges are patched exactly in the two timed calls."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of the evidence is gathered.
+
+    Attributes:
+        random_circuits: per size.
+        exact_edges: drawn at random and patched exactly.
+        nodes: the most that are knocked out one by one.
+        random_sets: of nodes, knocked out together.
+        greedy_steps: of the search for the worst set.
+        pairs: the most that controls and knockouts are evaluated on; None for all.
+    """
+
+    random_circuits: int
+    exact_edges: int
+    nodes: int = MOST_NODES
+    random_sets: int = RANDOM_SETS
+    greedy_steps: int = GREEDY_STEPS
+    pairs: int | None = None
+
+    def within(self, other: Extent) -> Extent:
+        """The smaller one of each."""
+        least = {}
+        for f in fields(self):
+            both = [v for v in (getattr(self, f.name), getattr(other, f.name)) if v is not None]
+            least[f.name] = min(both, default=None)
+        return Extent(**least)  # type: ignore[arg-type]
+
+
+LADDER = (
+    Extent(5, 100, 16),
+    Extent(3, 50, 12),
+    Extent(2, 50, 8, 10, 2),
+    Extent(1, 20, 8, 10, 2, pairs=8),
+    Extent(1, 20, 4, 4, 1, pairs=6),
+)
+"""What is asked is cut down to these in turn, until it fits."""
+
+_NAMES = {
+    "random_circuits": "random circuits of each size",
+    "exact_edges": "randomly drawn edges patched exactly",
+    "nodes": "nodes knocked out",
+    "random_sets": "random sets of nodes knocked out",
+    "greedy_steps": "steps of the search for the worst set",
+    "pairs": "pairs for controls and knockouts",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is gathered, and what that was estimated to cost.
+
+    Attributes:
+        extent: how much is gathered.
+        evaluations: of circuits, each on all prompts of its step.
+        seconds: computing time on this machine, estimated before the first of them.
+        limit: the most seconds; None for no limit.
+        limited: what was made smaller, in words: "random circuits of each size: 3 of 10".
+    """
+
+    extent: Extent
+    evaluations: int
+    seconds: float
+    limit: float | None = None
+    limited: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether the estimate is within the limit."""
+        return self.limit is None or self.seconds <= self.limit
+
+    def __str__(self) -> str:
+        said = f"planned {self.evaluations:,} evaluations of circuits, about "
+        said += f"{spoken_seconds(self.seconds)} of computing on this machine"
+        if self.limited:
+            assert self.limit is not None
+            said += f"; limited to fit {spoken_seconds(self.limit)}: {', '.join(self.limited)}"
+        if not self.fits:
+            assert self.limit is not None
+            said += f"; the least there is takes longer than {spoken_seconds(self.limit)}"
+        return said
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """As stored in a card's `about`."""
+        return {
+            "evaluations": self.evaluations,
+            "seconds": round(self.seconds, 1),
+            "limit": self.limit,
+            "limited": list(self.limited),
+            "words": str(self),
+        }
+
+
+def spoken_seconds(seconds: float) -> str:
+    """A time in words: "8 s", "3 min", "1.5 h"."""
+    if seconds < 99.5:
+        return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 99.5 else f"{minutes / 60:.1f} h"
+
+
+def make_plan(costs: Costs, asked: Extent, limit: float | None = None) -> Plan:
+    """The largest extent that fits into the limit; the smallest one if none does.
+
+    Args:
+        costs: of this machine.
+        asked: the extent without a limit.
+        limit: seconds.
+    """
+    asked = asked.within(replace(asked, pairs=costs.n_judge))
+    tried = [asked, *(asked.within(step) for step in LADDER)] if limit is not None else [asked]
+    for extent in tried:
+        evaluations, seconds = costs.of(extent)
+        if limit is None or seconds <= limit:
+            break
+    limited = tuple(
+        f"{name}: {getattr(extent, key)} of {getattr(asked, key)}"
+        for key, name in _NAMES.items()
+        if getattr(extent, key) != getattr(asked, key)
+    )
+    return Plan(extent, evaluations, seconds, limit, limited)
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """Circuits to evaluate.
+
+    Attributes:
+        sizes: edges of each.
+        whole: how many more are the whole model without some nodes.
+        rows: tokens that are computed of the pairs.
+        calls: of `evaluate_circuit`.
+        checked: circuits on one prompt that are computed again the plain way.
+    """
+
+    sizes: Sequence[int]
+    rows: float
+    calls: int = 1
+    checked: int = 0
+    whole: int = 0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds on this machine, and the sizes of the circuits to come.
+
+    Attributes:
+        n_edges: of the graph.
+        n_judge: pairs of the evaluation.
+        rows: tokens computed of the pairs of the search and of the evaluation, for each ablation.
+        ablations: the ablation of the search, then the others.
+        sizes: edges of the curve's circuits.
+        nodes: of a circuit as large as the smallest faithful one is guessed to be.
+        probed, per_row: seconds per token of a circuit with so many edges.
+        call: seconds per token of what an evaluation's circuits share.
+        whole: seconds per token of the whole model without a node.
+        check: seconds per circuit that is computed again the plain way.
+        edge: seconds per edge patched exactly on the pairs of the search.
+    """
+
+    n_edges: int
+    n_judge: int
+    rows: Mapping[EdgeAblation, tuple[float, float]]
+    ablations: tuple[EdgeAblation, ...]
+    sizes: tuple[int, ...]
+    nodes: int
+    probed: tuple[int, ...]
+    per_row: tuple[float, ...]
+    call: float
+    whole: float
+    check: float
+    edge: float
+
+    def of(self, extent: Extent) -> tuple[int, float]:
+        """Evaluations of circuits, and seconds."""
+        parts = list(self._parts(extent))
+        evaluations = sum(len(part.sizes) + part.whole for part in parts)
+        seconds = sum(self.seconds(part) for part in parts)
+        return evaluations, seconds + self.edge * extent.exact_edges
+
+    def seconds(self, part: _Evaluated) -> float:
+        """Of one step's evaluations."""
+        each = np.interp(np.asarray(part.sizes, dtype=np.float64), self.probed, self.per_row)
+        per_row = part.calls * self.call + float(each.sum()) + part.whole * self.whole
+        return part.rows * per_row + part.checked * self.check
+
+    def _parts(self, extent: Extent) -> Sequence[_Evaluated]:
+        own, *others = self.ablations
+        search, judge = self.rows[own]
+        few = judge * min(1.0, (extent.pairs or self.n_judge) / self.n_judge)
+        guess = round(self.n_edges * _GUESS)
+        checked = CIRCUIT_BUDGET.check
+        inside = [size for size in self.sizes if 0 < size < self.n_edges]
+        nodes, steps = min(extent.nodes, self.nodes), extent.greedy_steps
+        single = 1 + (1 + steps) * nodes
+        # without half of its nodes a circuit has about a quarter of its edges
+        halved = extent.random_sets + 2 * nodes * min(MINIMALITY_SETS, extent.random_sets)
+        knockouts = [guess] * single + [guess // 4] * halved
+        tried = FIRST_SIZES + (ROUNDS - 1) * NEXT_SIZES
+        first = [round(n) for n in np.geomspace(1, self.n_edges, FIRST_SIZES)]
+        return [
+            _Evaluated([*self.sizes, *self.sizes], judge, 2, 2 * checked),
+            *(_Evaluated(self.sizes, self.rows[kind][1], 1, checked) for kind in others),
+            _Evaluated(inside * extent.random_circuits, few, 1, checked),
+            _Evaluated(list(self.sizes) * FLIPS, few, 1, checked),
+            _Evaluated([*first, *[guess] * (tried - FIRST_SIZES)], search, ROUNDS),
+            _Evaluated([guess], search, 1, 1),
+            *(_Evaluated([guess], self.rows[kind][1], 1, 1) for kind in self.ablations),
+            _Evaluated([guess] * FLIPS, judge, 1, checked),
+            _Evaluated(knockouts, few, 3 + steps, 2 * (3 + steps), single + extent.random_sets),
+        ]
+
+
+def measure_costs(
+    model: Model,
+    search: tuple[Pairs, Contrast | Metric],
+    judge: Pairs,
+    scores: EdgeScores,
+    ablations: Sequence[EdgeAblation] = get_args(EdgeAblation),
+    *,
+    rank: Rank = "absolute",
+    budget: Budget,
+) -> Costs:
+    """Time a few circuits and edges on the pairs of the search.
+
+    Args:
+        model: the decoder.
+        search: the pairs of the search, with their metric.
+        judge: the pairs of the evaluation.
+        scores: of every edge.
+        ablations: that of the search, then the others.
+        rank: of the edges.
+        budget: memory and seed.
+    """
+    pairs, metric = search
+    graph = scores.graph
+    rows = {kind: (_rows(pairs, kind), _rows(judge, kind)) for kind in ablations}
+    here = rows[ablations[0]][0]
+
+    def circuits(found: Sequence[Circuit], check: int = 0) -> float:
+        return _seconds(
+            lambda: evaluate_circuit(
+                model, pairs, metric, found, ablation=ablations[0], budget=budget.checking(check)
+            )
+        )
+
+    circuits([graph.empty])  # what is slow once, such as a first allocation, is not timed
+    shared = circuits([graph.empty])
+    per_row, probed = [0.0], [0]
+    for share, count in _PROBED:
+        sizes = [round(graph.n_edges * share * (1 - 0.1 * i)) for i in range(count)]
+        found = [graph.top(scores.ranked, n, rank).pruned() for n in sizes]
+        if share == _GUESS:
+            nodes_guessed = len(found[0].nodes)
+        seconds = max(0.0, circuits(found) - shared) / len(set(found))
+        probed.append(max(probed[-1] + 1, sum(c.n_edges for c in found) // count))
+        per_row.append(max(per_row[-1], seconds / here))
+    nodes = [i for i, s in enumerate(graph.senders) if s.kind != "embed"][-2:]
+    whole = [graph.full.without([node]) for node in nodes]
+    checked = 2
+    plain = circuits(found, checked) - circuits(found)
+    curve = curve_circuits(graph, scores.ranked, rank=rank)
+    return Costs(
+        graph.n_edges,
+        len(judge),
+        rows,
+        tuple(ablations),
+        tuple(c.n_edges for c in curve),
+        nodes_guessed,
+        tuple(probed),
+        tuple(per_row),
+        shared / here,
+        max(0.0, circuits(whole) - shared) / here / len(whole),
+        max(0.0, plain) / checked,
+        _seconds_per_edge(model, pairs, metric, scores, budget),
+    )
+
+
+def _seconds_per_edge(
+    model: Model, pairs: Pairs, metric: Contrast | Metric, scores: EdgeScores, budget: Budget
+) -> float:
+    """Of exact patching, on these pairs."""
+    graph = scores.graph
+    if any(graph.neurons.values()):
+        return 0.0
+    edges = np.flatnonzero(graph.real)
+    drawn = np.random.default_rng(budget.seed).permutation(edges)
+
+    def timed(count: int) -> float:
+        mask = np.zeros_like(graph.real)
+        mask.ravel()[drawn[:count]] = True
+        unchecked = budget.checking(0)
+        return _seconds(
+            lambda: patch_edges(model, pairs, metric, mask, direction="noising", budget=unchecked)
+        )
+
+    few, many = map(timed, _EDGES)
+    return max(0.0, many - few) / (_EDGES[1] - _EDGES[0])
+
+
+def _rows(pairs: Pairs, ablation: EdgeAblation) -> float:
+    """Tokens that are computed: with corrupted activations, from the first difference on."""
+    lengths: NDArray[np.int64] = pairs.clean.lengths.cpu().numpy()
+    skipped = sum(differing(pairs)) if ablation == "corrupted" else 0
+    return float(lengths.sum() - skipped)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """The smaller of processor and clock time."""
+    clock, processor = time.perf_counter(), time.process_time()
+    call()
+    return min(time.perf_counter() - clock, time.process_time() - processor)

@@ -44,7 +44,7 @@ def activity(known: KnownCircuit) -> dict[str, float]:
     )
     change = (clean - corrupted) * known.pairs.clean.mask[:, None, :, None]
     size = change.square().sum((2, 3)).sqrt().mean(0).tolist()
-    by_sender = dict(zip((sender.node for sender in graph.senders), size, strict=True))
+    by_sender = dict(zip(map(str, graph.senders), size, strict=True))
     return {name: by_sender[name.split("->")[0]] for name in graph.names()}
 
 

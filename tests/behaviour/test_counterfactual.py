@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -255,6 +256,37 @@ def test_partners_that_undo_nothing_are_not_replaced_by_others() -> None:
     assert chosen.score is None
     assert "do not surely undo" in chosen.why
     assert set(chosen.passed_over) == {GIVEN, "found"}
+
+
+def test_three_lucky_pairs_come_after_many_where_no_family_surely_undoes_the_behaviour() -> None:
+    few = scored("few", [(6.5, -0.2), (6.5, -1.0), (6.5, 12.0)])
+    many = scored("many", [(6.0, -1.0)] * 3 + [(6.0, 5.0)] * 11)
+    assert not few.undoes
+    assert not many.undoes
+    unsure = partial(choose_family, least=1, before_last=True, surely=False)
+    choice = unsure([few, many])
+    assert choice.score is not None
+    assert choice.score.family == "many"
+    assert set(choice.passed_over) == {"few"}
+    alone = unsure([few])
+    assert alone.score is not None, "with nothing else, they are measured and the reason is given"
+    assert "no family" in alone.why
+    assert choose_family([few, many], before_last=True).score is None
+
+
+def test_a_family_asked_for_by_name_is_used_however_little_it_undoes() -> None:
+    weak = scored("weak", [(4.0, 3.9)] * 8)
+    sure = scored("sure", [(4.0, -1.0)] * 8)
+    last = scored("last", [(4.0, 3.9)] * 8, first=3)
+    for name, word in (("weak", "does not surely undo"), ("sure", "; undoes")):
+        chosen = choose_family([weak, sure, last], named=name)
+        assert chosen.score is not None
+        assert chosen.score.family == name
+        assert "asked for by name" in chosen.why
+        assert word in chosen.why
+    at_last = choose_family([weak, sure, last], named="last")
+    assert at_last.score is not None, "it has no pair that differs before the last token"
+    assert choose_family([weak, sure, last], named="last", before_last=True).score is None
 
 
 def test_pairs_left_out_by_length_are_excluded_with_the_reason() -> None:

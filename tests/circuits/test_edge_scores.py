@@ -103,7 +103,7 @@ def test_neurons_share_what_their_mlp_has(variant: str) -> None:
     whole = attribute_edges(model, pair_of(), contrast(3), "eap", direction="noising")
     graph = Graph(model.config, {1: (0, 5, 7)})
     split = attribute_edges(model, pair_of(), contrast(3), "eap", graph=graph, direction="noising")
-    place = {sender.node: i for i, sender in enumerate(graph.senders)}
+    place = {str(sender): i for i, sender in enumerate(graph.senders)}
     mine = [i for name, i in place.items() if name.startswith(("mlp 1", "neuron 1."))]
     assert len(mine) == 4
     old = whole.graph.senders.index(graph.senders[place["mlp 1"]])
@@ -111,7 +111,7 @@ def test_neurons_share_what_their_mlp_has(variant: str) -> None:
     np.testing.assert_allclose(
         np.nansum(split.values[mine][:, columns], 0), np.nan_to_num(whole.values[old]), atol=1e-9
     )
-    parts = {graph.senders[i].node for i in mine}
+    parts = {str(graph.senders[i]) for i in mine}
     readers = [i for i, receiver in enumerate(graph.receivers) if receiver.node in parts]
     rows = [graph.senders.index(sender) for sender in whole.graph.senders]
     into = whole.graph.receivers.index(next(r for r in graph.receivers if r.node == "mlp 1"))

@@ -15,7 +15,6 @@ from casestudy.results.result import Table
 from casestudy.study.settings import Settings
 from casestudy.study.store import Store
 from casestudy.study.study import Study, study
-from tests.behaviour.scores import scored
 
 TEXTS = ("This is a sentence.", "It was late.", "She went home. He did not.")
 
@@ -154,18 +153,6 @@ def test_at_most_so_many_prompts_evenly_taken(monkeypatch: Any) -> None:
     many = behaviour(*(f"{i}." for i in range(10)))
     assert causal.chosen_prompts(many, range(10)) == [0, 2, 5, 7]
     assert causal.chosen_prompts(many, [1, 3]) == [1, 3]
-
-
-def test_where_no_family_surely_undoes_the_behaviour_three_lucky_pairs_are_not_patched() -> None:
-    few = scored("few", [(6.5, -0.2), (6.5, -1.0), (6.5, 12.0)])
-    many = scored("many", [(6.0, -1.0)] * 3 + [(6.0, 5.0)] * 11)
-    assert not few.undoes
-    assert not many.undoes
-    choice = causal._choice([few, many], None, before_last=True)
-    assert choice.score is not None
-    assert choice.score.family == "many"
-    alone = causal._choice([few], None, before_last=True)
-    assert alone.score is not None, "with nothing else, they are measured and it is said"
 
 
 def test_a_grid_whose_check_fails_costs_no_other_and_is_named(

@@ -93,7 +93,12 @@ def brought(scores: Sequence[Score], *, least: int = 2) -> Score | None:
 
 
 def choose_family(
-    scores: Sequence[Score], *, least: int = 2, before_last: bool | None = None
+    scores: Sequence[Score],
+    *,
+    named: str | None = None,
+    least: int = 2,
+    before_last: bool | None = None,
+    surely: bool = True,
 ) -> FamilyChoice:
     """Choose the user's own corrupted prompts, or a family that reliably undoes the behaviour.
 
@@ -105,18 +110,29 @@ def choose_family(
 
     Args:
         scores: from `score`.
+        named: use this family, whether or not it reliably undoes the behaviour.
         least: the smallest number of pairs of a family.
         before_last: True uses only pairs that differ before their last token, False all pairs; by
             default True, and False if no such family undoes the behaviour.
+        surely: False falls back on a family that does not reliably undo the behaviour, and gives
+            the reason: the user's own, or the strongest.
     """
-    own = brought([s.before_last for s in scores] if before_last else scores, least=least)
+    among = [s for s in scores if named in (None, s.family)]
+    places = (True, False) if before_last is None else (before_last,)
+    choice = _undoing(among, least, places)
+    if choice.score is None and not (surely and named is None):
+        best = _strongest_unsure(among, least, places)
+        passed = {k: why for k, why in choice.passed_over.items() if best and k != best.family}
+        choice = FamilyChoice(best, choice.why, passed)
+    return choice if named is None else _of_name(choice.score)
+
+
+def _undoing(scores: Sequence[Score], least: int, places: Sequence[bool]) -> FamilyChoice:
+    """The choice among families that reliably undo the behaviour."""
+    own = brought([s.before_last if places[-1] else s for s in scores], least=least)
     if own is not None:
         return _of_own(scores, own)
-    places = (True, False) if before_last is None else (before_last,)
-    sides = {
-        where: [s for s in (s.before_last if where else s for s in scores) if s.n >= least]
-        for where in places
-    }
+    sides = {where: _placed(scores, where, least) for where in places}
     for many in (LEAST_PAIRS, least):
         for where, found in sides.items():
             fit = [s for s in found if s.undoes and s.n >= many]
@@ -124,6 +140,35 @@ def choose_family(
             if best is not None:
                 return FamilyChoice(best, _chosen(best, where), _passed_over(scores, best))
     return FamilyChoice(None, _NONE_UNDOES, _passed_over(scores, None))
+
+
+def _strongest_unsure(scores: Sequence[Score], least: int, places: Sequence[bool]) -> Score | None:
+    """The family to measure where none reliably undoes the behaviour.
+
+    Families of at least `LEAST_PAIRS` pairs come first: three pairs may all change sign by luck.
+    """
+    for where in places:
+        found = _placed(scores, where, least)
+        own = brought(found, least=least)
+        many = [s for s in found if s.n >= LEAST_PAIRS]
+        best = strongest([own] if own else many or found, before_last=False)
+        if best is not None:
+            return best
+    return None
+
+
+def _placed(scores: Sequence[Score], before_last: bool, least: int) -> list[Score]:
+    """The families of at least `least` pairs, over all pairs or those that differ before the last
+    token."""
+    return [s for s in (s.before_last if before_last else s for s in scores) if s.n >= least]
+
+
+def _of_name(score: Score | None) -> FamilyChoice:
+    """The choice of a family that was asked for by name."""
+    if score is None:
+        return FamilyChoice(None, "asked for by name: it has too few pairs here", {})
+    sure = "undoes" if score.undoes else "does not surely undo"
+    return FamilyChoice(score, f"asked for by name; {sure} the behaviour: {_effect(score)}", {})
 
 
 def _of_own(scores: Sequence[Score], own: Score) -> FamilyChoice:

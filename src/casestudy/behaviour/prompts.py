@@ -7,7 +7,7 @@ prompt and roles; otherwise casestudy chooses or finds them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from operator import index
@@ -152,6 +152,11 @@ def prompts_given(given: object) -> tuple[Prompt, ...]:
     return made
 
 
+def in_main_groups(groups: Collection[str], main: Collection[str]) -> bool:
+    """Whether a prompt of these groups counts for the headline means; without main groups, all do."""
+    return not main or any(name in main for name in groups)
+
+
 @dataclass(frozen=True)
 class Behaviour:
     """A question with its prompts.
@@ -255,7 +260,7 @@ class Behaviour:
 
     def is_main(self, prompt: Prompt) -> bool:
         """Whether a prompt counts for the headline means."""
-        return not self.main or any(name in self.main for name in prompt.groups)
+        return in_main_groups(prompt.groups, self.main)
 
     @cached_property
     def main_prompts(self) -> list[int]:

@@ -115,8 +115,8 @@ class EdgeScores(Shown):
         ]
         places = places[:n]
         columns: dict[str, list[object]] = {
-            "source": [self.graph.senders[s].node for s, _ in places],
-            "target": [self.graph.receivers[r].input for _, r in places],
+            "source": [str(self.graph.senders[s]) for s, _ in places],
+            "target": [str(self.graph.receivers[r]) for _, r in places],
             "score": [float(self.values[place]) for place in places],
         }
         if self.replicates is not None:

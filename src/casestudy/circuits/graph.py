@@ -61,12 +61,8 @@ class Sender:
         return Component(self.kind, self.layer, self.neuron if self.head is None else self.head)
 
     def __str__(self) -> str:
-        return str(self.component)
-
-    @property
-    def node(self) -> str:
         """The node's name in an edge: "head 3.1"."""
-        return str(self)
+        return str(self.component)
 
 
 @dataclass(frozen=True)
@@ -96,17 +92,13 @@ class Receiver:
         return Component("kv_head" if self.shared else "head", self.layer, self.head, self.kind)
 
     def __str__(self) -> str:
+        """The node's name with its input: "head 3.2<q>"."""
         return str(self.component)
 
     @property
     def node(self) -> str:
         """The node's name without its input: "head 3.2"."""
         return str(replace(self.component, side=""))
-
-    @property
-    def input(self) -> str:
-        """The node's name with its input: "head 3.2<q>"."""
-        return str(self)
 
 
 LOGITS = Receiver("logits")
@@ -262,7 +254,7 @@ class Graph:
 
     def name(self, sender: int, receiver: int) -> str:
         """An edge's name: "head 0.1->head 3.2<q>"."""
-        return f"{self.senders[sender].node}->{self.receivers[receiver].input}"
+        return f"{self.senders[sender]}->{self.receivers[receiver]}"
 
     def names(self, mask: Mask | None = None) -> list[str]:
         """The names of some edges (all by default), sender by sender."""
@@ -288,7 +280,7 @@ class Graph:
         """
         spelled = respelled(name)
         for i, sender in enumerate(self.senders):
-            if sender.node == spelled:
+            if str(sender) == spelled:
                 return i
         layers, heads = self.config.n_layers - 1, self.config.n_heads - 1
         raise SiteError(
@@ -449,7 +441,7 @@ class Circuit:
         """The names of the nodes with an edge, without the logits."""
         entered = self.graph.feeds[self.mask.any(0)].any(0)
         there = np.flatnonzero(np.logical_or(self.senders, entered))
-        return [self.graph.senders[i].node for i in there]
+        return [str(self.graph.senders[i]) for i in there]
 
     def pruned(self) -> Circuit:
         """Without edges that lead nowhere: each node is on a path from embeddings to logits.
@@ -505,7 +497,7 @@ class Circuit:
         if np.isnan(scores[graph.real]).any():
             raise MeasureError("edges without a score", allowed="a score for every edge")
         inside = set(self.nodes) | {"logits"}
-        nodes = {sender.component.mib: sender.node in inside for sender in graph.senders}
+        nodes = {sender.component.mib: str(sender) in inside for sender in graph.senders}
         nodes["logits"] = True
         group = config.n_heads // config.n_kv_heads
         edges: dict[str, Any] = {}

@@ -145,7 +145,7 @@ def knock_out(
     if len(tops := halves[:MINIMALITY_SETS]):
         on_top = _minimality_on_top(circuit, nodes, faithfulness, at_once, alone, tops)
         minimality = np.maximum(minimality, on_top)
-    names = tuple(circuit.graph.senders[i].node for i in nodes)
+    names = tuple(str(circuit.graph.senders[i]) for i in nodes)
     some = tuple(names[i] for i in tried)
     return Knockouts(some, sets, values[0], values[1], minimality, names, cost)
 

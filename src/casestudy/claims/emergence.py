@@ -32,7 +32,7 @@ from casestudy.behaviour.prompts import Behaviour, Prompts
 from casestudy.claims.compare import same_weights
 from casestudy.claims.context import behaviour_of
 from casestudy.claims.same_prompts import headline
-from casestudy.claims.stored_values import ANSWERS, answer_grid
+from casestudy.claims.stored_values import ANSWERS, is_yes_or_no, stored_answers
 from casestudy.engine.packing import Progress
 from casestudy.errors import ModelError, StudyError, one_of
 from casestudy.model.loading import load
@@ -313,11 +313,11 @@ def side_by_side(checkpoints: Sequence[Checkpoint], studies: Sequence[Study]) ->
 def _mean_answer(study: Study, what: str) -> Grid:
     """The mean over the headline prompts that have an answer."""
     keys, documents, _ = headline(study.store)
-    grid = answer_grid(study.store, what)
+    grid = stored_answers(study.store, what)
     labels = [label for label in grid.axis("prompt").labels if int(label) in keys]
     names = [documents[int(label)] for label in labels]
     mean = mean_over_prompts(grid.take("prompt", labels), documents=names)
-    if what != "top-1":
+    if not is_yes_or_no(what):
         return mean
     assert mean.lower is not None
     assert mean.upper is not None

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from casestudy.claims.context import Bench, Values, among, check_count, there
 from casestudy.claims.finding import Finding, flat
-from casestudy.claims.stored_values import ANSWERS
+from casestudy.claims.stored_values import ANSWERS, answer_grid, is_yes_or_no
 from casestudy.engine.batch import Batch, Measurement
 from casestudy.measure.attention import attention_to_roles
 from casestudy.measure.attribution import (
@@ -260,11 +258,8 @@ class AnswerStands(Finding):
 
     def values(self, bench: Bench, group: str | None, *, ranked: bool) -> Values:
         """One cell; prompts without an answer are left out."""
-        column, unit = ANSWERS[self.what]
-        rows = bench.tables[names.ANSWERS].rows()
-        found = {row["prompt"]: float(row[column]) for row in rows if row["form"] == "answer"}
-        index = tuple(i for i in bench.members(group) if i in found)
-        values = np.array([found[i] for i in index])
-        first = self.what == "top-1"
-        values = (values == 0).astype(np.float64) if first else values
-        return Values(values[:, None], 0, index, unit, yes_or_no=first)
+        grid = answer_grid(bench.tables[names.ANSWERS].to_polars(), self.what)
+        answered = {int(label) for label in grid.axis("prompt").labels}
+        index = tuple(i for i in bench.members(group) if i in answered)
+        values = grid.take("prompt", [str(i) for i in index]).values
+        return Values(values[:, None], 0, index, grid.unit, yes_or_no=is_yes_or_no(self.what))

@@ -1,8 +1,9 @@
 """Which prompts of two studies are the same, and what is resampled?
 
-Prompts are matched by their text; of several of the same text, the first goes with the first.
-Where enough match, a prompt is compared with itself, and only prompts measured in both count.
-Documents, where they are known, are the units of resampling.
+Prompts are matched by their text. If several prompts have the same text, the first of one study is
+matched with the first of the other, and so on. If enough prompts match, each is compared with
+itself, and only prompts that both studies measured count. The units of resampling are documents if
+they are known, prompts otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from casestudy.behaviour.prompts import in_main_groups
 from casestudy.claims.stored_values import Parts
 from casestudy.errors import StudyError
 from casestudy.results import names
@@ -29,15 +31,16 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class SamePrompts:
-    """Both studies' headline prompts, and which of them are the same.
+    """The headline prompts of both studies, and which of them are the same.
 
     Attributes:
-        paired: whether prompts are compared with themselves.
-        both, only: how many are in both studies, and in either alone.
-        units: how many units of resampling there are.
-        unit: for either study, each prompt's unit by its index; -1 for one that does not count.
-        pair: likewise its place among the pairs.
-        twins: the pairs' indices in either study.
+        paired: whether each prompt is compared with itself.
+        both: the number of prompts in both studies.
+        only: the numbers of prompts in a alone and in b alone.
+        units: the number of units of resampling.
+        unit: for each study, the unit of each prompt, by index; -1 for one that does not count.
+        pair: for each study, the pair of each prompt, by index; -1 for one without a pair.
+        twins: for each pair, the prompt's index in a and in b.
     """
 
     paired: bool
@@ -50,9 +53,9 @@ class SamePrompts:
 
     @classmethod
     def of(cls, stores: Two, paired: bool | None) -> SamePrompts:
-        """Match two studies' prompts by text.
+        """Match the prompts of two studies by text.
 
-        Raises: StudyError where pairs are asked for and there are none.
+        Raises: StudyError if pairs are required and there are none.
         """
         keys, documents, sizes = zip(*(headline(store) for store in stores), strict=True)
         places = [{key: index for index, key in own.items()} for own in keys]
@@ -96,8 +99,9 @@ class SamePrompts:
     def sums(
         self, parts: tuple[Parts, Parts], axes: Sequence[Axis]
     ) -> tuple[tuple[Sums, Sums], tuple[Array, Array]]:
-        """Sums per unit of both studies' cells, over the prompts that count; and which cells either
-        study has of any headline prompt.
+        """The sums of both studies' cells per unit, over the prompts that count.
+
+        Also returns, for each study, which cells it has for at least one headline prompt.
         """
         cells = int(np.prod([len(axis) for axis in axes]))
         made = Sums(self.units, cells), Sums(self.units, cells)
@@ -109,7 +113,7 @@ class SamePrompts:
                 place = self.pair[side][index]
                 values[side][place[place >= 0]] = flat[place >= 0]
             there = [np.asarray(~np.isnan(own).all(0)) for own in values]
-            # a prompt counts where both have it
+            # a prompt counts for a cell if both studies have that cell
             hole = np.isnan(values[0]) | np.isnan(values[1])
             unit = self.unit[0][[first for first, _ in self.twins]]
             for own, sums in zip(values, made, strict=True):
@@ -125,16 +129,14 @@ class SamePrompts:
 
 
 def headline(store: Store) -> tuple[dict[int, Key], dict[int, str], int]:
-    """By index, the keys and documents of the prompts that headline means are taken over; and the
-    number of all prompts.
-    """
-    main = set(store.manifest["behaviour"].get("main") or ())
+    """The keys and documents of the headline prompts, by index, and the number of all prompts."""
+    main = store.manifest["behaviour"].get("main") or ()
     frame = store.columns(names.PROMPTS, ["prompt", "text", "groups", "document"]).sort("prompt")
     seen: dict[str, int] = {}
     keys: dict[int, Key] = {}
     documents: dict[int, str] = {}
     for index, text, groups, document in frame.iter_rows():
-        if not main or main & set(groups):
+        if in_main_groups(groups, main):
             keys[index] = (text, seen.get(text, 0))
             documents[index] = document
             seen[text] = seen.get(text, 0) + 1

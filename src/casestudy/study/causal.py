@@ -21,13 +21,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from casestudy.behaviour.counterfactual import Score, pair_values, propose, score, strongest
-from casestudy.behaviour.family_choice import (
-    LEAST_PAIRS,
-    FamilyChoice,
-    brought,
-    choose_family,
-)
+from casestudy.behaviour.counterfactual import Score, pair_values, propose, score
+from casestudy.behaviour.family_choice import FamilyChoice, choose_family
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.batch import Batch
 from casestudy.engine.packing import Budget, Progress, Tell
@@ -76,8 +71,10 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
     scores = kept_scores(subject, batch)
     store.write_final([counterfactual_table(scores)])
     family = subject.settings.family
-    before = _choice(scores, family, before_last=True)
-    last = _choice(_last_only(scores), family, before_last=False)
+    # without a sure family, raw values are worth showing where shares are not
+    choose = partial(choose_family, named=family, least=1, surely=False)
+    before = choose(scores, before_last=True)
+    last = choose(_last_only(scores), before_last=False)
     choices = {f"{NAME}, before the last token": before, f"{NAME}, last token": last}
     store.manifest.setdefault("family_choice", {}).update(
         {name: choice.as_dict(batch.index) for name, choice in choices.items()}
@@ -150,24 +147,6 @@ def evenly(prompts: Sequence[int], most: int | None = None) -> list[int]:
     if len(prompts) <= most:
         return list(prompts)
     return [prompts[i * len(prompts) // most] for i in range(most)]
-
-
-def _choice(scores: Sequence[Score], family: str | None, *, before_last: bool) -> FamilyChoice:
-    """The family to patch on, the one named if any. Where none surely undoes the behaviour, the
-    partners that prompts bring or else the strongest, and that is said: raw values are worth
-    showing where shares are not."""
-    if family is not None:
-        named = strongest([s for s in scores if s.family == family], before_last=before_last)
-        return FamilyChoice(named, "asked for by name", {})
-    choice = choose_family(scores, least=1, before_last=before_last)
-    if choice.score is not None:
-        return choice
-    placed = [s.before_last for s in scores] if before_last else scores
-    own = brought(placed, least=1)
-    many = [s for s in placed if s.n >= LEAST_PAIRS]  # three pairs may all flip by luck
-    best = strongest([own] if own else many or scores, before_last=before_last)
-    passed = {name: why for name, why in choice.passed_over.items() if best and name != best.family}
-    return FamilyChoice(best, choice.why, passed)
 
 
 def _last_only(scores: Sequence[Score]) -> list[Score]:

@@ -19,7 +19,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import Score, propose, score, strongest
+from casestudy.behaviour.counterfactual import Score, propose, score
 from casestudy.behaviour.family_choice import FamilyChoice, choose_family
 from casestudy.circuits.card import write_card
 from casestudy.circuits.evidence import (
@@ -221,10 +221,7 @@ def circuit_pairs(
             "no minimal edit leaves two of these prompts their number of tokens",
             hint="Bring corrupted partners of as many tokens in the behaviour file",
         )
-    choice = choose_family(usable if family is not None else scores)
-    if family is not None and choice.score is None:  # asked for by name: measured as it is
-        best = strongest(usable) or strongest(usable, before_last=False)
-        choice = FamilyChoice(best, f"asked for; {choice.why}", choice.passed_over)
+    choice = choose_family(scores, named=family)
     best = choice.score
     if best is None:
         raise MeasureError(

@@ -153,7 +153,7 @@ def prompts_given(given: object) -> tuple[Prompt, ...]:
 
 
 def in_main_groups(groups: Collection[str], main: Collection[str]) -> bool:
-    """Whether a prompt of these groups counts for the headline means; without main groups, all do."""
+    """Whether a prompt of these groups counts for the headline means; all do if none is main."""
     return not main or any(name in main for name in groups)
 
 

@@ -1,19 +1,19 @@
-"""When does a behaviour emerge?
+"""When does a behaviour emerge in training?
 
-One behaviour on several checkpoints of a model: a study of each, in a folder of its own, and side
-by side the contrasts with their intervals, the answer's rank, how often it is the first prediction,
-and the mass of each class. A contrast has emerged at the first checkpoint from which on every
-interval leaves out zero, on the side of the last one's.
+Runs one study of the behaviour per checkpoint of a model, each in its own folder. Then compares the
+checkpoints: the contrasts with their intervals, the answer's rank, how often the answer is the
+first prediction, and the probability of each class of tokens. A contrast has emerged at the first
+checkpoint from which on every interval excludes zero and has the sign of the last checkpoint's.
 
-Which answer? A checkpoint's own favourite capital wins against its lower case before anything is
-learned, since it was chosen for being large. So by default every checkpoint is asked for the
-answers of the last; with `answers="own"` each chooses, which says how it completes the prompts, not
-when it learned to. A class contrast needs no answers, but is not zero before training either where
-one class holds more tokens than the other: look where it changes.
+Whose answers? An answer that a checkpoint chooses itself has a large logit because it was chosen
+for it, and so has a positive contrast even before training. Therefore all checkpoints are measured
+on the answers of the last one by default. With `answers="own"` each checkpoint chooses its answers;
+this shows how it completes the prompts, not when it learned to. A class contrast needs no answers.
+It is not zero before training either if one class has more tokens than the other, so look for where
+it changes.
 
-Cost: a study per checkpoint, of the predictions and class masses alone unless asked otherwise, and
-one of the last checkpoint's predictions to have its answers. The same call continues where it was
-stopped.
+Cost: one study per checkpoint, by default of the predictions and class masses only, and one of the
+last checkpoint's predictions for its answers. The same call continues a stopped run.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ Answers = Literal["last", "own"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model to be asked.
+    """One checkpoint of a model.
 
     Attributes:
-        label: what it is called: its revision, or its folder's name.
-        model: what `load` takes.
+        label: its revision, or the name of its folder.
+        model: its name, as `load` takes it.
     """
 
     label: str
@@ -67,13 +67,13 @@ class Emergence(Shown):
 
     Attributes:
         checkpoints: in the order they were given.
-        studies: one each.
+        studies: one per checkpoint.
         contrasts: (contrast, checkpoint), logits; means over the headline prompts with n and
             interval.
         answers: "rank", "top-1" and "probability" of the answer, (checkpoint) each.
-        class_mass: (class, checkpoint), probability; None where it was not measured.
-        since: per contrast, the first checkpoint from which on its interval leaves out zero on the
-            side of the last one's; None where the last one's does not.
+        class_mass: (class, checkpoint), probability; None if it was not measured.
+        since: per contrast, the first checkpoint from which on every interval excludes zero and has
+            the sign of the last checkpoint's; None if the last interval includes zero.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -90,7 +90,7 @@ class Emergence(Shown):
 
     @property
     def same_weights(self) -> tuple[str, ...]:
-        """Which checkpoints are one model, their weights the same bit for bit; a sentence each."""
+        """A sentence for each two checkpoints whose weights are the same bit for bit."""
         stores = [study.store for study in self.studies]
         label = {id(s): one.label for s, one in zip(stores, self.checkpoints, strict=True)}
         return tuple(
@@ -100,7 +100,7 @@ class Emergence(Shown):
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it by checkpoint, for JSON."""
+        """Everything by checkpoint, for JSON."""
         return {
             "since": dict(self.since),
             "checkpoints": [self._at(i) for i in self._places],
@@ -122,15 +122,16 @@ class Emergence(Shown):
 
 
 def checkpoints(models: Sequence[str], revisions: Sequence[str] = ()) -> tuple[Checkpoint, ...]:
-    """What to ask, by name.
+    """The checkpoints to measure.
 
     Args:
-        models: several models; or one with `revisions`; or a folder whose sub-folders are
-            checkpoints, which are then taken in the order of the numbers in their names.
-        revisions: of the one model: sub-folders where it is a folder, revisions on the hub or in
-            its cache otherwise.
+        models: several models; or one model with `revisions`; or a folder whose sub-folders are
+            checkpoints, in the order of the numbers in their names.
+        revisions: of one model: its sub-folders if it is a folder, otherwise its revisions on the
+            hub or in the cache.
 
-    Raises: ModelError for fewer than two, two of one name, and revisions that a folder lacks.
+    Raises: ModelError for fewer than two checkpoints, for two of the same name, and for a revision
+        that the folder does not have.
     """
     if revisions and len(models) != 1:
         raise ModelError(f"{len(models)} models with revisions", allowed="revisions of one model")
@@ -164,7 +165,7 @@ def checkpoints(models: Sequence[str], revisions: Sequence[str] = ()) -> tuple[C
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-    """step512 before step1000: digits count as numbers."""
+    """A sorting key that reads digits as numbers, so that step512 comes before step1000."""
     return [(int(part or 0), "") if part.isdigit() else (-1, part) for part in _split(name)]
 
 
@@ -186,21 +187,21 @@ def emergence(
     threads: int | None = None,
     progress: Callable[[str, Progress], None] | None = None,
 ) -> Emergence:
-    """Run a behaviour on each checkpoint, or continue, and put the results side by side.
+    """Run (or continue) a study of a behaviour on each checkpoint, and compare the results.
 
     Args:
-        models, revisions: as `checkpoints` takes them, or what it gave.
+        models, revisions: as `checkpoints` takes them; or the checkpoints that it returned.
         behaviour: a `Behaviour`, texts, a preset's name or the path of a behaviour file.
-        out: a folder; each checkpoint's study is a sub-folder, named after its label.
-        answers: "last" asks every checkpoint for the last one's answers, "own" for its own (see
-            the module).
-        only: names of measurements, predictions among them; None for all.
+        out: a folder; each checkpoint's study is in a sub-folder named after its label.
+        answers: "last" measures all checkpoints on the answers of the last one, "own" each on its
+            own answers (see the module).
+        only: names of measurements, including predictions; None for all.
         device, dtype, prepend_bos: as `load` takes them.
         threads: as `Execution` takes them.
-        progress: told each checkpoint's label and how far its study is.
+        progress: called with a checkpoint's label and the progress of its study.
 
-    Raises: ModelError and StudyError as `load` and `study` do; StudyError where the last
-        checkpoint has no answer to any headline prompt.
+    Raises: ModelError and StudyError as `load` and `study` do; StudyError if the last checkpoint
+        has no answer to any headline prompt.
     """
     asked = _checkpoints(models, revisions)
     if only is not None and "predictions" not in only:
@@ -235,9 +236,9 @@ def emergence(
 
 
 def read_answers(text: str) -> Answers:
-    """Whose answers, from the command line.
+    """The value of --answers.
 
-    Raises: StudyError listing them.
+    Raises: StudyError for any other value, with the allowed ones.
     """
     return one_of("answers", text, get_args(Answers), StudyError)
 
@@ -252,12 +253,12 @@ def _checkpoints(
 
 
 def with_answers(behaviour: Behaviour, study: Study, tokenizer: Tokenizer) -> Behaviour:
-    """The behaviour with the answers that a study's model chose, for other models to be asked.
+    """The behaviour with the answers that a study's model chose, to measure other models on.
 
-    A token is written as its text, or by id where its text is another's (`Tokenizer.written`).
-    Prompts to which it had none are left out, and counted in the notes.
+    A token is written as its text, or as its id if its text is read as other tokens (see
+    `Tokenizer.written`). Prompts without an answer are left out and counted in the notes.
 
-    Raises: StudyError where that leaves no headline prompt.
+    Raises: StudyError if no headline prompt has an answer.
     """
     frame = study.store.columns(names.ANSWERS, ["prompt", "form", "id"])
     forms: dict[int, dict[str, str]] = {}
@@ -290,7 +291,7 @@ def with_answers(behaviour: Behaviour, study: Study, tokenizer: Tokenizer) -> Be
 
 
 def side_by_side(checkpoints: Sequence[Checkpoint], studies: Sequence[Study]) -> Emergence:
-    """Finished studies of one behaviour on several checkpoints, as they developed."""
+    """Compare finished studies of one behaviour on several checkpoints."""
     axis = Axis("checkpoint", tuple(one.label for one in checkpoints))
     contrasts = _stacked(
         [study.grids[names.mean(names.LOGIT_DIFFERENCE)] for study in studies], axis
@@ -327,7 +328,7 @@ def _mean_answer(study: Study, what: str) -> Grid:
 
 
 def _stacked(grids: Sequence[Grid], axis: Axis) -> Grid:
-    """One grid per checkpoint as one, the checkpoints last."""
+    """The checkpoints' grids as one grid, with checkpoints as the last axis."""
     first = grids[0]
 
     def stack(part: str) -> Array:
@@ -351,7 +352,7 @@ def _entries(grid: Grid, checkpoint: int) -> dict[str, Any]:
 
 
 def _entry(grid: Grid, place: tuple[int, ...]) -> dict[str, Any] | None:
-    """A mean with its interval and n; None where nothing was measured."""
+    """A mean with its interval and n; None if nothing was measured."""
     assert grid.lower is not None
     assert grid.upper is not None
     assert grid.n is not None
@@ -363,7 +364,7 @@ def _entry(grid: Grid, place: tuple[int, ...]) -> dict[str, Any] | None:
 
 
 def since(contrast: Grid) -> str | None:
-    """The first checkpoint from which on the interval stays on the last one's side of zero."""
+    """The first checkpoint from which on every interval excludes zero with the last one's sign."""
     assert contrast.lower is not None
     assert contrast.upper is not None
     side = np.where(contrast.lower > 0, 1, np.where(contrast.upper < 0, -1, 0))

@@ -1,4 +1,4 @@
-"""What is a finding: which number of which prompts, and what has to be there for it?"""
+"""What is a finding? It names a number, the prompts, and what has to be measured for it."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from casestudy.results.result import Array, Grid
 
 
 class Finding(ABC):
-    """One kind of number. Its fields are the keys of its table; "class" is `class_`."""
+    """One kind of finding. Its fields are the keys of its table; "class" is the field `class_`."""
 
     measure: ClassVar[str]
 
     @property
     def needs(self) -> tuple[Measurement, ...]:
-        """What is measured over all prompts at once, besides the predictions."""
+        """The measurements over all prompts that this finding needs, besides the predictions."""
         return ()
 
     @property
     def alone(self) -> bool:
-        """Whether there is nothing to rank it among."""
+        """Whether there are no other numbers to rank it among."""
         return False
 
     @abstractmethod
     def check(self, bench: Bench) -> None:
-        """See that what is meant exists.
+        """Check that the finding is about something that exists.
 
-        Raises: FindingError for what nothing has; Inapplicable for what this model or behaviour
-            does not have.
+        Raises: FindingError for a value that no model or behaviour has; Inapplicable for one that
+            this model or this behaviour does not have.
         """
 
     @abstractmethod
     def values(self, bench: Bench, group: str | None, *, ranked: bool) -> Values:
-        """The numbers, prompt by prompt.
+        """The numbers, one per prompt.
 
         Args:
-            bench: on which `check` passed.
-            group: of prompts; the headline prompts by default.
-            ranked: beside all they are ranked among.
+            bench: for which `check` passed.
+            group: a group of prompts; by default the headline prompts.
+            ranked: measure also the numbers that this one is ranked among.
 
-        Raises: Unmeasurable where these prompts say nothing about it.
+        Raises: Unmeasurable if it cannot be measured on these prompts.
         """
 
 
 def flat(grid: Grid, meant: Mapping[str, str]) -> tuple[Array, int]:
-    """A grid's cells as (prompt, cell), and which of them is at these labels."""
+    """A grid's cells as (prompt, cell), and the index of the cell with these labels."""
     rest = [axis for axis in grid.axes if axis.name != "prompt"]
     place = tuple(axis.labels.index(meant[axis.name]) for axis in rest)
     values = np.moveaxis(grid.values, grid.dim("prompt"), 0)

@@ -1,14 +1,15 @@
-"""What can be claimed of a model, so that it can be measured?
+"""Which findings about a model can be checked by measuring?
 
-A finding names one number: a mean over a behaviour's prompts of a logit difference, a ledger term,
-a head's share, where it looks, what patching or ablating it does. Each kind is a table of the keys
-it takes, and knows which numbers of which prompts it is about (`Values`);
-docs/checking-explanations.md is the page for people. Unknown keys, sites and edits are errors with
-what is allowed; heads, roles and terms that this model or behaviour does not have are not
-measurable: a finding about nothing must not pass.
+A finding names one number: the mean over a behaviour's prompts of a logit difference, of a ledger
+term, of a head's direct contribution or attention, or of the effect of a patch or an ablation. Each
+kind of finding is a class: its fields are the keys of the finding's table, and its `values` give
+the numbers per prompt. docs/checking-explanations.md describes the kinds for users.
+
+An unknown key, site or edit is an error that lists what is allowed. A head, role or term that this
+model or behaviour does not have makes the finding not measurable, so that it cannot pass.
 
 Cost: one forward pass over the prompts for all findings together, and a sweep of one layer per
-patch or ablation (of all layers where it is asked which come first).
+patch or ablation (of all layers if the finding states a rank).
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ KINDS: tuple[type[Finding], ...] = (
     *(LogitDifference, AnswerStands, ClassMass, Flips, LedgerTerm, LensDepth),
     *(HeadShare, NeuronShare, Attention, Patching, Ablating, Faithfulness),
 )
-"""Every kind of finding; two may share a `measure`, told apart by what they require."""
+"""Every kind of finding. Two kinds of one `measure` differ in the keys they require."""
 
 
 def read_finding(table: Mapping[str, Any]) -> Finding:
-    """One finding from its keys, `measure` among them.
+    """Read one finding from its keys, one of which is `measure`.
 
-    Raises: FindingError for a key or a value that means nothing here, or one that is missing.
+    Raises: FindingError for an unknown key, a value of the wrong type, and a missing key.
     """
     if not isinstance(table.get("measure"), str):
         raise FindingError("a finding without its measure", allowed=", ".join(_measures()))
@@ -51,7 +52,7 @@ def read_finding(table: Mapping[str, Any]) -> Finding:
     kinds = [kind for kind in KINDS if kind.measure == table["measure"]]
     given = {f"{key}_" if keyword.iskeyword(key) else key: value for key, value in table.items()}
     del given["measure"]
-    # of two kinds, the one whose own key is there
+    # if two kinds have this measure: the kind whose required keys are given
     kind = next((k for k in kinds if _required(k) <= given.keys()), kinds[0])
     known = {f.name: f for f in fields(cast(Any, kind))}
     for key, value in given.items():
@@ -65,7 +66,7 @@ def read_finding(table: Mapping[str, Any]) -> Finding:
 
 
 def _read(key: str, value: object, kind: str) -> Any:
-    """A value of a field's type, by the annotation's first word."""
+    """A value, checked against the first word of the field's type annotation."""
     came = value
     match kind:
         case "int":

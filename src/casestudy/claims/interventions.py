@@ -1,6 +1,6 @@
-"""Findings that an intervention measures: edits, patches, ablations and circuits.
+"""Findings that are measured by an intervention: edits, patches, ablations and circuits.
 
-Cost: a sweep of one layer per patch or ablation (of all layers where it is asked which come first).
+Cost: a sweep of one layer per patch or ablation (of all layers if the finding states a rank).
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from casestudy.results.result import Array
 from casestudy.results.stats import FAITHFULNESS
 
 Swept = tuple[Patched, tuple[int, ...]]
-"""A patch grid, and which prompts its rows are."""
+"""A patch grid, and the prompts of its rows, by index in the behaviour."""
 
 
 class _Sweeping(TypedDict):
-    """What a patch of sites and a patch of neurons take alike."""
+    """The arguments that `patch` and `neurons` share."""
 
     by: By
     direction: Direction
@@ -58,7 +58,7 @@ class _Sweeping(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Flips(Finding):
-    """How many prompts an edit flips: their contrast changes sign."""
+    """The share of prompts whose contrast changes sign under an edit."""
 
     measure: ClassVar[str] = "flips"
     edit: str
@@ -66,7 +66,7 @@ class Flips(Finding):
 
     @property
     def alone(self) -> bool:
-        """It is."""
+        """True: an edit has one number."""
         return True
 
     def check(self, bench: Bench) -> None:
@@ -83,9 +83,10 @@ class Flips(Finding):
 
 @dataclass(frozen=True, kw_only=True)
 class _Swept(Finding):
-    """A cell of a patch grid: a site, a layer, perhaps a head, and where in the prompt.
+    """A cell of a patch grid: a site, a layer, a head if the site has heads, and a place.
 
-    The place is one of `role`, `position` and `at` ("last", or "all": every position at once).
+    The place in the prompt is one of `role`, `position` and `at` ("last" for the last token, "all"
+    for all positions at once).
     """
 
     site: str
@@ -99,10 +100,10 @@ class _Swept(Finding):
 
     @abstractmethod
     def sweep(self, bench: Bench, group: str | None, *, ranked: bool) -> Swept:
-        """What was patched with what, and which prompts the rows are."""
+        """The patch grid, and the prompts of its rows."""
 
     def values(self, bench: Bench, group: str | None, *, ranked: bool) -> Values:
-        """What each cell at the finding's place changes, in logits or as a share (`of`)."""
+        """The effect of patching each cell at this place, in logits or as a share (see `of`)."""
         found, index = self.sweep(bench, group, ranked=ranked)
         cells, which = self.cell(found)
         unpatched = found.baselines.values[0]
@@ -115,20 +116,20 @@ class _Swept(Finding):
         return change.as_share(self.clean(found), f"share of the contrast ({contrast})")
 
     def clean(self, found: Patched) -> Array:
-        """The contrast of the clean prompts: of the run that nothing was patched in."""
+        """The contrast of the clean prompts, per prompt: that of the unpatched run."""
         unpatched: Array = found.baselines.values[0]
         return unpatched
 
     @property
     def by(self) -> By:
-        """How the prompt is cut up."""
+        """How positions are patched, as `patch` takes it."""
         if self.role is not None:
             return "role"
         return "position" if self.position is not None else cast(By, self.at)
 
     @property
     def meant(self) -> dict[str, str]:
-        """The labels of the cell, but for the place."""
+        """The labels of the cell, without its place."""
         where = {"layer": self.layer, self._heads: self.head}
         return {axis: str(label) for axis, label in where.items() if label is not None}
 
@@ -138,12 +139,12 @@ class _Swept(Finding):
 
     @property
     def alone(self) -> bool:
-        """An embedding is."""
+        """True for an embedding, which is in no layer."""
         return self.layer is None
 
     def check_place(self, bench: Bench) -> None:
         """Raises: FindingError for a site or place that no model has; Inapplicable for a layer,
-        head or role that is not there."""
+        head or role that this model or behaviour does not have."""
         try:
             site = Site(self.site)
         except SiteError as error:
@@ -153,7 +154,7 @@ class _Swept(Finding):
         if site.layered != (self.layer is not None):
             raise FindingError(
                 f"{site.value} {'without' if site.layered else 'with'} a layer",
-                allowed="a layer where there is one of it in every layer, and none elsewhere",
+                allowed="a layer for a site that is in every layer, and no layer otherwise",
             )
         if self.layer is not None:
             check_count("layer", self.layer, config.n_layers)
@@ -161,14 +162,14 @@ class _Swept(Finding):
         if has_heads != (self.head is not None):
             raise FindingError(
                 f"{site.value} {'without' if has_heads else 'with'} a head",
-                allowed="a head of z, q, k, v and pattern, and of nothing else",
+                allowed="a head for z, q, k, v and pattern, and no head otherwise",
             )
         if self.head is not None:
             n = config.n_kv_heads if self._heads == "kv_head" else config.n_heads
             check_count("head", self.head, n)
         if sum(x is not None for x in (self.role, self.position, self.at)) != 1:
             raise FindingError(
-                "not one place in the prompt",
+                "not exactly one place in the prompt",
                 allowed='one of role, position and at, where at is "last" or "all"',
             )
         if self.role is not None:
@@ -177,9 +178,9 @@ class _Swept(Finding):
             among("at", self.at, ("last", "all"))
 
     def cell(self, found: Patched) -> tuple[Array, int]:
-        """The cells at the finding's place as (prompt, cell), and which is meant.
+        """The cells at this place as (prompt, cell), and the index of the finding's cell.
 
-        Raises: Unmeasurable where no prompt has the position.
+        Raises: Unmeasurable if no prompt has the position.
         """
         raw = found.raw if self.role is None else found.raw.select(role=self.role)
         if self.position is not None:
@@ -189,9 +190,9 @@ class _Swept(Finding):
         return flat(raw, self.meant)
 
     def only_role(self, roles: Roles | None) -> Roles | None:
-        """Each prompt's positions of the role that is meant, so that no other place is swept.
+        """The positions of the finding's role in each prompt, so that no other role is swept.
 
-        Raises: Unmeasurable where no prompt has the role.
+        Raises: Unmeasurable if no prompt has the role.
         """
         if self.role is None or roles is None:
             return roles
@@ -201,13 +202,13 @@ class _Swept(Finding):
         return found
 
     def layers(self, ranked: bool) -> Sequence[int] | None:
-        """Which layers to sweep: the one meant, or all where the order is asked for."""
+        """The layers to sweep: the finding's own, or all (None) if it states a rank."""
         return None if ranked or self.layer is None else [self.layer]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patching(_Swept):
-    """What exchanging an activation between a prompt and its edited partner does."""
+    """The effect of patching an activation between a prompt and its edited partner."""
 
     measure: ClassVar[str] = "patching"
     edit: str
@@ -218,7 +219,7 @@ class Patching(_Swept):
 
     @property
     def alone(self) -> bool:
-        """Neurons are too many to be patched one by one for their order."""
+        """True for a neuron: a layer has too many neurons to patch each of them for a rank."""
         return self.neuron is not None or super().alone
 
     def check(self, bench: Bench) -> None:
@@ -238,7 +239,7 @@ class Patching(_Swept):
             raise FindingError("a neuron's place", allowed='at = "all" or at = "last"')
 
     def sweep(self, bench: Bench, group: str | None, *, ranked: bool) -> Swept:
-        """One cell per layer and head at this place; a neuron stands alone."""
+        """One cell per layer and head at this place; a single cell for a neuron."""
         contrast = bench.contrast(self.contrast)
         aligned = self.by in ("position", "all")
         edited = bench.pairs(self.edit, contrast, group, aligned=aligned)
@@ -263,20 +264,20 @@ class Patching(_Swept):
         return found, edited.index
 
     def cell(self, found: Patched) -> tuple[Array, int]:
-        """See `_Swept.cell`; a neuron's grid has no place."""
+        """See `_Swept.cell`; the grid of a neuron has no place."""
         if self.neuron is None:
             return super().cell(found)
         return flat(found.raw, {"neuron": f"{self.layer}.{self.neuron}"})
 
     def clean(self, found: Patched) -> Array:
-        """See `_Swept.clean`: denoising, what is patched is the corrupted prompt."""
+        """See `_Swept.clean`; for denoising the unpatched run is the corrupted one."""
         clean: Array = found.baselines.values[1 if self.direction == "denoising" else 0]
         return clean
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablating(_Swept):
-    """What taking an activation away does to the contrast."""
+    """The effect of ablating an activation on the contrast."""
 
     measure: ClassVar[str] = "ablation"
     put_in: str = "mean"
@@ -308,7 +309,7 @@ class Ablating(_Swept):
 
 @dataclass(frozen=True, kw_only=True)
 class Faithfulness(Finding):
-    """How much of the behaviour a circuit carries on its own, or all but it."""
+    """The faithfulness of a circuit, or of the model without it."""
 
     measure: ClassVar[str] = "circuit"
     edit: str
@@ -320,7 +321,7 @@ class Faithfulness(Finding):
 
     @property
     def alone(self) -> bool:
-        """It is."""
+        """True: a circuit has one number."""
         return True
 
     def check(self, bench: Bench) -> None:
@@ -331,8 +332,10 @@ class Faithfulness(Finding):
         among("tested", self.tested, ("circuit", "rest"))
         if bool(self.edges) == bool(self.nodes):
             raise FindingError(
-                "a circuit of both edges and nodes" if self.edges else "a circuit of nothing",
-                allowed="edges, or nodes with every edge between them, embed and logits",
+                "a circuit of both edges and nodes"
+                if self.edges
+                else "a circuit without edges or nodes",
+                allowed="edges; or nodes, which take every edge among them, embed and logits",
             )
         try:
             self.circuit(bench)
@@ -350,7 +353,7 @@ class Faithfulness(Finding):
         return circuit if self.tested == "circuit" else Circuit(graph, graph.real & ~circuit.mask)
 
     def values(self, bench: Bench, group: str | None, *, ranked: bool) -> Values:
-        """One cell: between all ablated, 0, and the whole model, 1."""
+        """One cell: 0 is the model with every edge ablated, 1 the whole model."""
         edited = bench.pairs(self.edit, bench.contrast(self.contrast), group, aligned=True)
         found = evaluate_circuit(
             bench.model,

@@ -1,4 +1,4 @@
-"""Findings that one forward pass over all prompts measures: cells of its grids and tables."""
+"""Findings that one forward pass over all prompts measures: cells of grids and tables."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _CURVES = Measurement("lens curves", LENS.keep, lambda batch: list(curves(batch)
 
 
 class _Cell(Finding):
-    """A cell of a grid that is measured over all prompts."""
+    """A finding that is a cell of a grid over all prompts."""
 
     @abstractmethod
     def place(self, bench: Bench) -> tuple[str, dict[str, str], dict[str, str]]:
-        """The grid, the axes that are fixed, and the axes along which the cell is ranked."""
+        """The grid's name, the labels that are fixed, and the labels on the axes of the rank."""
 
     def check(self, bench: Bench) -> None:
         """See `Finding.check`."""
@@ -52,13 +52,13 @@ class _Cell(Finding):
         return Values(cells, which, index, grid.unit)
 
     def ranked_among(self, grid: Grid) -> Grid:
-        """What of the grid is ranked."""
+        """The part of the grid that the cell is ranked among."""
         return grid
 
 
 @dataclass(frozen=True, kw_only=True)
 class _PartOfContrast(_Cell):
-    """A cell that is a part of a contrast, in logits or as a share of it."""
+    """A finding about one part of a contrast, in logits or as a share of the contrast."""
 
     contrast: str | None = None
     of: str = "logits"
@@ -127,7 +127,7 @@ class LedgerTerm(_PartOfContrast):
 
 @dataclass(frozen=True, kw_only=True)
 class LensDepth(_PartOfContrast):
-    """The contrast read off the stream at a depth: 3_pre, 3_mid, final_post, logits."""
+    """The contrast by the logit lens at a depth: 3_pre, 3_mid, final_post, logits."""
 
     measure: ClassVar[str] = "lens"
     depth: str
@@ -135,7 +135,7 @@ class LensDepth(_PartOfContrast):
 
     @property
     def needs(self) -> tuple[Measurement, ...]:
-        """Both readings."""
+        """The lens curves under the final norm and under each depth's own norm."""
         return (_CURVES,)
 
     def place(self, bench: Bench) -> tuple[str, dict[str, str], dict[str, str]]:
@@ -147,7 +147,7 @@ class LensDepth(_PartOfContrast):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadShare(_PartOfContrast):
-    """What a head writes along the contrast, directly."""
+    """The direct contribution of a head to the contrast."""
 
     measure: ClassVar[str] = "attribution"
     layer: int
@@ -155,7 +155,7 @@ class HeadShare(_PartOfContrast):
 
     @property
     def needs(self) -> tuple[Measurement, ...]:
-        """Every head's share."""
+        """The direct contributions of all heads."""
         return (HEADS,)
 
     def place(self, bench: Bench) -> tuple[str, dict[str, str], dict[str, str]]:
@@ -171,7 +171,7 @@ class HeadShare(_PartOfContrast):
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronShare(_PartOfContrast):
-    """What a neuron writes along the contrast, directly."""
+    """The direct contribution of a neuron to the contrast."""
 
     measure: ClassVar[str] = "attribution"
     layer: int
@@ -183,7 +183,7 @@ class NeuronShare(_PartOfContrast):
 
     @property
     def needs(self) -> tuple[Measurement, ...]:
-        """The shares of the layer's neurons."""
+        """The direct contributions of the layer's neurons."""
 
         def measured(batch: Batch) -> list[Result]:
             config = batch.model.config
@@ -210,7 +210,7 @@ class NeuronShare(_PartOfContrast):
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(_Cell):
-    """How much a head attends to a role, from the last token or from another role."""
+    """The attention of a head to a role, from the last token or from another role."""
 
     measure: ClassVar[str] = "attention"
     layer: int
@@ -220,7 +220,7 @@ class Attention(_Cell):
 
     @property
     def needs(self) -> tuple[Measurement, ...]:
-        """The last rows of all patterns, or all of them."""
+        """The last rows of all patterns; for another role, all rows."""
 
         def keep(model: Model) -> Sequence[Keep]:
             return [Site.PATTERN.at(last=self.from_ is None)]
@@ -242,14 +242,14 @@ class Attention(_Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerStands(Finding):
-    """Where the answer stands: how often it is the first prediction, its rank, its probability."""
+    """The answer's rank or probability, or how often it is the first prediction."""
 
     measure: ClassVar[str] = "answer"
     what: str
 
     @property
     def alone(self) -> bool:
-        """It is."""
+        """True: an answer has one number."""
         return True
 
     def check(self, bench: Bench) -> None:

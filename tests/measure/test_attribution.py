@@ -227,7 +227,9 @@ def test_neurons_are_of_the_main_groups_prompts_as_every_mean_is(toy_model64: Mo
     found = top_neurons(toy_model64, replace(ASKED, prompts=grouped, main=("main",)))
     alone = top_neurons(toy_model64, replace(ASKED, prompts=grouped[:3], main=("main",)))
     assert set(found.columns["n"]) == {3}
-    assert found.columns == alone.columns
+    for name, column in alone.columns.items():  # the other prompts change only the last bits
+        numbers = not isinstance(column[0], str)
+        assert found.columns[name] == (pytest.approx(column, rel=1e-12) if numbers else column)
 
 
 def test_nothing_measured_gives_no_table() -> None:

@@ -7,7 +7,7 @@ prompt and roles; otherwise casestudy chooses or finds them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from operator import index
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 import regex
 
 from casestudy.behaviour.classes import STANDARD, ClassContrast, ClassSet, compile_pattern
+from casestudy.behaviour.main_groups import in_main_groups
 from casestudy.drawing import cut, described, some
 from casestudy.errors import BehaviourError, PromptError
 
@@ -150,11 +151,6 @@ def prompts_given(given: object) -> tuple[Prompt, ...]:
                 f"prompt {i} is {prompt!r}"[:100], allowed="texts, Prompts, or a Behaviour"
             )
     return made
-
-
-def in_main_groups(groups: Collection[str], main: Collection[str]) -> bool:
-    """Whether a prompt of these groups counts for the headline means; all do if none is main."""
-    return not main or any(name in main for name in groups)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from casestudy.behaviour.prompts import in_main_groups
+from casestudy.behaviour.main_groups import in_main_groups
 from casestudy.claims.stored_values import Parts
 from casestudy.errors import StudyError
 from casestudy.results import names

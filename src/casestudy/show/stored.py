@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from casestudy.behaviour.main_groups import in_main_groups
 from casestudy.errors import CasestudyError, StudyError
 from casestudy.results import names
 from casestudy.results.files import read_results, read_table
@@ -121,7 +122,7 @@ class StoredStudy:
         if "prompt" not in columns or not ("main" in columns or (main and "groups" in columns)):
             return list(range(len(labels)))
         counts = columns.get("main") or [
-            any(group in main for group in groups or ()) for groups in columns["groups"]
+            in_main_groups(groups or (), main) for groups in columns["groups"]
         ]
         chosen = {str(p) for p, yes in zip(columns["prompt"], counts, strict=True) if yes}
         return [i for i, label in enumerate(labels) if label in chosen]

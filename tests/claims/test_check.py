@@ -323,7 +323,7 @@ PATCH = {"measure": "patching", "edit": EDIT, "site": "z", "layer": 0, "head": 1
             | {"among_first": 1},
             "a number that stands alone",
         ),
-        ({"measure": "circuit", "edit": EDIT}, "a circuit of no edges or nodes"),
+        ({"measure": "circuit", "edit": EDIT}, "a circuit without edges or nodes"),
         ({"measure": "circuit", "edit": EDIT, "nodes": ["a9.h9"]}, "no node 'a9.h9'"),
         ({"measure": "circuit", "edit": EDIT, "edges": ["m0->m0"]}, "no edge 'm0->m0'"),
         ({"measure": "circuit", "edit": EDIT, "edges": "m0"}, "Allowed: a list of texts"),

@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from casestudy.behaviour.answers import choose_answers
+    from casestudy.behaviour.chat import chat
     from casestudy.behaviour.classes import ClassContrast, ClassSet, TokenClass
     from casestudy.behaviour.contrast import Contrast
     from casestudy.behaviour.files import load_behaviour
@@ -73,6 +74,7 @@ _ROOMS = {
     "casestudy.behaviour.prompts": ("Behaviour", "Prompt", "Role"),
     "casestudy.behaviour.roles": ("roles_of",),
     "casestudy.behaviour.presets": ("preset",),
+    "casestudy.behaviour.chat": ("chat",),
     "casestudy.behaviour.answers": ("choose_answers",),
     "casestudy.behaviour.contrast": ("Contrast",),
     "casestudy.measure.predictions": ("logit_difference", "predictions", "score_answer"),
@@ -131,6 +133,7 @@ __all__ = [
     "attribute_nodes",
     "by_role",
     "case_by_space",
+    "chat",
     "check",
     "choose_answers",
     "circuit_card",

@@ -14,6 +14,7 @@ from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.study.study import study
 from tests.gguf_files import as_transformers_reads_it
+from tests.model.chat_templates import SYSTEM, TURNS, USER
 from tests.model.test_gguf import far
 from tests.model.test_gguf_tokenizer import TEXTS, theirs
 
@@ -61,11 +62,14 @@ def test_a_model_in_memory_that_was_read_from_gguf(smollm2: Model, module: Any) 
     assert taken.name == file().name
 
 
-def test_ids(smollm2: Model) -> None:
-    class Folder:
-        def __truediv__(self, name: str) -> Path:
-            return file()
+class Folder:
+    """The folder of the package's file, whatever that is called."""
 
+    def __truediv__(self, name: str) -> Path:
+        return file()
+
+
+def test_ids(smollm2: Model) -> None:
     other = theirs(Folder(), "llama")  # type: ignore[arg-type]
     # transformers has no rule of smollm's own, which makes every digit a word: only here it shows
     alike = [text for text in TEXTS if text != "½ ² Ⅷ ٣"]
@@ -94,3 +98,22 @@ def test_a_study_says_what_was_dequantised(smollm2: Model, tmp_path: Path) -> No
     page = done.report().read_text(encoding="utf-8")
     assert "de-quantised from 4 bits (78.9 % as Q4_1, 21 % as Q8_0" in page
     assert said["sha256"] in page
+
+
+def test_its_chat_template_writes_what_transformers_writes(smollm2: Model) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    other: Any = PreTrainedTokenizerFast(
+        tokenizer_object=theirs(Folder(), "llama"),  # type: ignore[arg-type]
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        chat_template=smollm2.tokenizer.chat_template,
+    )
+    for messages in (USER, SYSTEM, TURNS):
+        text = smollm2.chat(messages)
+        options = {"add_generation_prompt": True, "tokenize": False}
+        assert text == other.apply_chat_template(messages, **options)
+        rows = other.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        assert smollm2.with_chat(text).tokenize(text).rows() == [rows]

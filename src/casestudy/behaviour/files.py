@@ -19,6 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
+from casestudy.behaviour.chat import chat_setting, with_messages
 from casestudy.behaviour.classes import (
     CAPITAL_MASS,
     ClassContrast,
@@ -36,7 +37,7 @@ SEPARATOR = ";"
 ROLE_COLUMN = "role:"
 SETTINGS = (
     *("name", "question", "about", "answers", "main", "classes", "class_contrast", "roles"),
-    "parse_special",
+    *("parse_special", "chat"),
 )
 """The settings that a file may have besides its prompts."""
 PROMPT_KEYS = tuple(f.name for f in fields(Prompt))
@@ -78,6 +79,7 @@ def load_behaviour(path: str | os.PathLike[str]) -> Behaviour:
         raise BehaviourError(f"{path} is not a behaviour file", allowed=", ".join(SUFFIXES))
     try:
         settings, rows = readers[path.suffix](_decode(path))
+        rows = with_messages(rows, settings)
         prompts, notes = _prompts(rows, plain_ends=path.suffix == ".csv")
         return behaviour_of_rows(path.stem, settings, prompts, notes)
     except BehaviourError as error:
@@ -406,6 +408,7 @@ def behaviour_of_rows(
         main=_names("main", settings.get("main", [])),
         notes=notes,
         parse_special=_truth(settings, "parse_special"),
+        chat=chat_setting(settings.get("chat")),
     )
 
 

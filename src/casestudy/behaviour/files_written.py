@@ -13,6 +13,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
+from casestudy.behaviour.chat import chat_entry, unwritten
 from casestudy.behaviour.classes import CLASS_SETS
 from casestudy.behaviour.files import (
     OPTIONAL,
@@ -25,6 +26,7 @@ from casestudy.behaviour.files import (
 )
 from casestudy.behaviour.prompts import Behaviour, Prompt, Role
 from casestudy.errors import BehaviourError
+from casestudy.model.chat import Chat
 
 _TEXTS = ("text", "category", "document", *OPTIONAL)
 _DEFAULTS = {f.name: f.default for f in fields(Prompt) if f.default is not MISSING}
@@ -41,7 +43,7 @@ def write_behaviour(behaviour: Behaviour, path: str | os.PathLike[str]) -> None:
     if path.suffix not in writers:
         raise BehaviourError(f"{path} is not a behaviour file", allowed=", ".join(SUFFIXES))
     try:
-        data = writers[path.suffix](behaviour, path).encode("utf-8")
+        data = writers[path.suffix](unwritten(behaviour), path).encode("utf-8")
         part = path.with_name(f".{path.name}.part")
         part.write_bytes(data)
         part.replace(path)
@@ -77,6 +79,8 @@ def _settings(behaviour: Behaviour) -> dict[str, Any]:
     }
     if behaviour.parse_special:
         said["parse_special"] = True
+    if isinstance(behaviour.chat, Chat):
+        said["chat"] = chat_entry(behaviour.chat)
     if behaviour.class_contrast is None:
         said["class_contrast"] = False
     return {key: value for key, value in said.items() if value not in ("", [])}
@@ -108,6 +112,7 @@ def _write_toml(behaviour: Behaviour, path: Path) -> str:
 
 def behaviour_toml(behaviour: Behaviour) -> str:
     """The text of a behaviour's TOML file."""
+    behaviour = unwritten(behaviour)
     parts = [f"{key} = {toml_value(value)}\n" for key, value in _settings(behaviour).items()]
     for prompt in behaviour.prompts:
         parts.append("\n[[prompts]]\n")

@@ -19,6 +19,7 @@ from casestudy.behaviour.classes import STANDARD, ClassContrast, ClassSet, compi
 from casestudy.behaviour.main_groups import in_main_groups
 from casestudy.drawing import cut, described, some
 from casestudy.errors import BehaviourError, PromptError
+from casestudy.model.chat import Chat, Written
 
 if TYPE_CHECKING:
     from casestudy.model.model import Model
@@ -174,6 +175,8 @@ class Behaviour:
         notes: what was left out when the file was read; it does not affect the measurements.
         parse_special: whether the text of a special token ("<|endoftext|>") in its prompts is read
             as that token; otherwise the model's setting applies (see `read_by`).
+        chat: that its texts are messages (`Chat`), or were written from messages by a chat template
+            (`Written`; see `casestudy.chat`); None for texts that are read as they are.
     """
 
     name: str = "prompts"
@@ -187,6 +190,7 @@ class Behaviour:
     main: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
     parse_special: bool = False
+    chat: Chat | Written | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", prompts_given(self.prompts))
@@ -264,7 +268,16 @@ class Behaviour:
         return [i for i, prompt in enumerate(self.prompts) if self.is_main(prompt)]
 
     def read_by(self, model: Model) -> Model:
-        """The model, with this behaviour's setting for the texts of special tokens."""
+        """The model, with this behaviour's setting for the texts of special tokens.
+
+        Raises: BehaviourError for messages that no chat template has written yet.
+        """
+        if isinstance(self.chat, Chat):
+            raise BehaviourError(
+                f"the prompts of {self.name!r} are messages", hint="Say casestudy.chat(model, …)"
+            )
+        if self.chat is not None:
+            return model.with_chat(self.prompts[0].text)
         return model.with_special() if self.parse_special else model
 
     @cached_property

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from casestudy.behaviour.chat import written
 from casestudy.behaviour.files import SUFFIXES
 from casestudy.behaviour.prompts import Prompts
 from casestudy.claims.context import (
@@ -206,6 +207,7 @@ def check(
     ready = chosen if isinstance(chosen, Model) else load(str(chosen))
     if findings.prepend_bos is not None:
         ready = ready.with_bos(findings.prepend_bos)
+    behaviour = written(ready, behaviour)
     ready = behaviour.read_by(ready)
     needs = {need.name: need for one in asked for need in one.finding.needs}
     bench = Bench(

@@ -28,6 +28,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from casestudy.behaviour.chat import written
 from casestudy.behaviour.prompts import Behaviour, Prompts
 from casestudy.claims.compare import same_weights
 from casestudy.claims.context import behaviour_of
@@ -229,6 +230,7 @@ def emergence(
         last = read(asked[-1])
         name = f"answers of {asked[-1].label}"
         chosen = run(asked[-1], behaviour, name, ("predictions",), last)
+        behaviour = written(last, behaviour)
         behaviour = with_answers(behaviour, chosen, behaviour.read_by(last).tokenizer)
         del last  # one checkpoint in memory at a time
     studies = [run(one, behaviour, one.label, only, read(one)) for one in asked]

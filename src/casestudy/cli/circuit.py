@@ -10,16 +10,20 @@ import typer
 from casestudy.cli.options import (
     BehaviourArgument,
     BosOption,
+    ChatOption,
     DeviceOption,
     DtypeOption,
     FamilyOption,
     JsonOption,
     MemoryOption,
     ModelOption,
+    PrefixOption,
     SpecialOption,
+    TemplateOption,
     default_folder,
     read_behaviour,
     read_budget,
+    read_chat,
     read_model,
     saying_notices,
 )
@@ -31,6 +35,12 @@ if TYPE_CHECKING:
     from casestudy.study.study import Study
 
 
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        help="How edges are scored: eap, eap-ig-inputs, eap-ig-activations, relp or relp-ah."
+    ),
+]
 MetricOption = Annotated[
     str,
     typer.Option(
@@ -48,12 +58,7 @@ def circuit(
     out: Annotated[
         Path | None, typer.Option(help="A folder; studies/BEHAVIOUR-MODEL-circuit by default.")
     ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="How edges are scored: eap, eap-ig-inputs, eap-ig-activations, relp or relp-ah."
-        ),
-    ] = "eap-ig-inputs",
+    method: MethodOption = "eap-ig-inputs",
     steps: Annotated[int, typer.Option(min=1, help="Integration steps of the eap-ig methods.")] = 5,
     rank: Annotated[
         str, typer.Option(help="Choose edges by their absolute or by their signed score.")
@@ -80,6 +85,9 @@ def circuit(
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
     special: SpecialOption = False,
+    chat: ChatOption = False,
+    prefix: PrefixOption = "",
+    template: TemplateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the circuit that carries a behaviour, with the evidence for and against it."""
@@ -90,7 +98,7 @@ def circuit(
     from casestudy.study.study import study
 
     loaded = read_model(model, device, dtype, bos, special)
-    subject = read_behaviour(behaviour)
+    subject = read_behaviour(behaviour, read_chat(chat, prefix, template))
     folder = out or default_folder(subject.name, model, "circuit")
     choices = choices_of(
         method=method,

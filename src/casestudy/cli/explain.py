@@ -8,14 +8,19 @@ import typer
 
 from casestudy.cli.options import (
     BosOption,
+    ChatOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
     MemoryOption,
     ModelOption,
+    PrefixOption,
     SpecialOption,
+    TemplateOption,
     read_budget,
+    read_chat,
     read_model,
+    read_prompt,
 )
 from casestudy.cli.printing import escape, gap, preference, print_json, print_table, say
 from casestudy.cli.progress import ProgressBar
@@ -48,28 +53,34 @@ def explain(
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
     special: SpecialOption = False,
+    chat: ChatOption = False,
+    prefix: PrefixOption = "",
+    template: TemplateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Explain one preference: the contrast, its ledger, the strongest parts and the checks.
 
     For one prompt, in seconds. `run` asks the same of many prompts, with intervals.
     """
+    from casestudy.behaviour.prompts import Prompt
     from casestudy.measure.explanation import explain
 
     loaded = read_model(model, device, dtype, bos, special)
     budget = read_budget(memory)
+    given = Prompt(prompt, corrupted=corrupted)
+    loaded, read = read_prompt(loaded, given, read_chat(chat, prefix, template))
     with ProgressBar("cells") as progress:
         found = explain(
             loaded,
-            prompt,
+            read.text,
             answer,
             counterpart,
-            corrupted=corrupted,
+            corrupted=read.corrupted,
             budget=budget,
             progress=progress.cells,
         )
     if as_json:
-        print_json("explain", found.as_dict(top))
+        print_json("explain", found.as_dict(top) | {"prompt": prompt, "text": read.text})
         return
     _print_explanation(found, top)
     for warning in found.warnings:

@@ -10,15 +10,20 @@ import typer
 
 from casestudy.cli.options import (
     BosOption,
+    ChatOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
     MemoryOption,
     ModelOption,
+    PrefixOption,
     ReadoutOption,
     SpecialOption,
+    TemplateOption,
     read_budget,
+    read_chat,
     read_model,
+    read_prompt,
     read_readout,
     say_notices,
 )
@@ -43,6 +48,9 @@ def predict(
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
     special: SpecialOption = False,
+    chat: ChatOption = False,
+    prefix: PrefixOption = "",
+    template: TemplateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the most probable next tokens, and how given answers stand."""
@@ -51,20 +59,19 @@ def predict(
     from casestudy.model.notices import one_per_kind
 
     loaded = read_model(model, device, dtype, bos, special)
-    (ids,) = loaded.tokenize(prompt).rows()
+    loaded, read = read_prompt(loaded, Prompt(prompt), read_chat(chat, prefix, template))
+    (ids,) = loaded.tokenize(read.text).rows()
     tokens = loaded.tokenizer.labels(ids)
-    top = predictions(loaded, prompt, top_k=top_k).rows()
-    scores = [score_answer(loaded, prompt, text) for text in answer or ()]
-    say_notices(loaded, [Prompt(prompt)])
+    top = predictions(loaded, read.text, top_k=top_k).rows()
+    scores = [score_answer(loaded, read.text, text) for text in answer or ()]
+    say_notices(loaded, [read])
     for notice in one_per_kind(n for score in scores for n in score.notices):
         say(escape(notice))
     if as_json:
         kept = [{k: row[k] for k in ("token", "id", "logit", "prob")} for row in top]
         answers = [_score(s) for s in scores]
-        print_json(
-            "predict",
-            {"prompt": prompt, "tokens": tokens, "ids": ids, "top": kept, "answers": answers},
-        )
+        about = {"prompt": prompt, "text": read.text, "tokens": tokens, "ids": ids}
+        print_json("predict", about | {"top": kept, "answers": answers})
     else:
         _print_predictions(tokens, top)
         _print_scores(scores)
@@ -167,6 +174,9 @@ def patch(
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
     special: SpecialOption = False,
+    chat: ChatOption = False,
+    prefix: PrefixOption = "",
+    template: TemplateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Activation patching: copy one site's activations between two prompts, cell by cell."""
@@ -175,6 +185,7 @@ def patch(
 
     loaded = read_model(model, device, dtype, bos, special)
     pair = Prompt(clean, answer=answer, counterpart=counterpart, corrupted=corrupted)
+    loaded, pair = read_prompt(loaded, pair, read_chat(chat, prefix, template))
     say_notices(loaded, [pair])
     with ProgressBar("cells") as progress:
         patched = patch_prompts(

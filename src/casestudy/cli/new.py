@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,12 +12,18 @@ import typer
 
 from casestudy.cli.options import (
     BosOption,
+    ChatOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
     ModelOption,
+    PrefixOption,
     SpecialOption,
+    TemplateOption,
+    read_chat,
     read_model,
+    read_prompt,
+    say_notices,
 )
 from casestudy.cli.printing import escape, preference, print_json, print_table, say
 from casestudy.errors import CasestudyError
@@ -25,6 +32,7 @@ from casestudy.show.text import clean, prompt_excerpt, visible
 if TYPE_CHECKING:
     from casestudy.measure.partners import Partner
     from casestudy.measure.predictions import AnswerScore
+    from casestudy.model.chat import Chat
 
 OFFERED = 8
 """How many partners are shown and written into the file."""
@@ -38,7 +46,7 @@ name = {name}
 # The report's title. Without it, the title says what was found.
 # question = "Why does the model prefer this token to that one?"
 answers = "given"  # every prompt brings its answer and its counterpart
-
+{chat}
 [[prompts]]
 text = {text}
 # One token each, with the leading space if the word has one.
@@ -47,6 +55,7 @@ counterpart = {counterpart}
 # The corrupted prompt: the same sentence, with as many tokens, in which the preference is gone.
 # Patching and the circuit compare the two.
 """
+_CHAT = "# A text is what a user says, or messages as JSON; the chat template writes the rest.\n"
 _TAIL = """
 # One prompt gives no interval. Add nine or more of the same kind, each like this:
 #
@@ -74,24 +83,33 @@ def new(
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
     special: SpecialOption = False,
+    chat: ChatOption = False,
+    prefix: PrefixOption = "",
+    template: TemplateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Start a study of your own: write a commented behaviour file for one prompt.
 
     It shows how the model ranks the two tokens, and offers corrupted prompts.
     """
+    from casestudy.behaviour.prompts import Prompt
     from casestudy.measure.partners import partners
     from casestudy.measure.predictions import score_answer
     from casestudy.measure.quick_look import weighed
 
     path = _free(out or Path(f"{_slug(prompt)}.toml"))
     loaded = read_model(model, device, dtype, bos, special)
-    pair = weighed(loaded, prompt, answer, counterpart)
-    scores = [score_answer(loaded, prompt, token) for token in pair]
-    offers = partners(loaded, prompt, *pair)
+    how = read_chat(chat, prefix, template)
+    loaded, read = read_prompt(loaded, Prompt(prompt), how)
+    say_notices(loaded, [read])
+    pair = weighed(loaded, read.text, answer, counterpart)
+    scores = [score_answer(loaded, read.text, token) for token in pair]
+    offers = partners(loaded, read.text, *pair)
+    if how is not None:  # as the file has them: messages, not what the template makes of them
+        offers = _as_messages(prompt, read.text, offers)
     logits = [score.logit for score in scores if score.logit is not None]
     command = ["casestudy", "run", str(path), "--model", model]
-    _write(path, _file(path.stem, prompt, (answer, counterpart), offers, command))
+    _write(path, _file(path.stem, prompt, (answer, counterpart), offers, command, how))
     if as_json:
         found: dict[str, Any] = {"file": str(path), "model": loaded.name}
         found |= {name: s.standing() for name, s in zip(_SIDES, scores, strict=True)}
@@ -160,14 +178,17 @@ def _file(
     pair: tuple[str, str],
     offers: tuple[Partner, ...],
     command: list[str],
+    chat: Chat | None = None,
 ) -> str:
     """The behaviour file: the best partner is used, the others stand in comments."""
+    from casestudy.behaviour.chat import chat_entry
     from casestudy.behaviour.files_written import toml_value
 
     answer, counterpart = map(toml_value, pair)
     head = _HEAD.format(
         command=" ".join(shlex.join(command).split()),
         name=toml_value(name),
+        chat="" if chat is None else f"{_CHAT}chat = {toml_value(chat_entry(chat))}\n",
         text=toml_value(prompt),
         answer=answer,
         counterpart=counterpart,
@@ -179,6 +200,14 @@ def _file(
     if not offers:
         lines.append('# corrupted = "…"  # casestudy knows no edit of this prompt\n')
     return head + "".join(lines) + _TAIL.format(answer=answer, counterpart=counterpart)
+
+
+def _as_messages(prompt: str, text: str, offers: tuple[Partner, ...]) -> tuple[Partner, ...]:
+    """The offers that change the last user message alone, as that message."""
+    from casestudy.behaviour.chat import edited_message
+
+    found = ((offer, edited_message(prompt, text, offer.text)) for offer in offers)
+    return tuple(replace(offer, text=said) for offer, said in found if said is not None)
 
 
 def _left(offer: Partner) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +16,7 @@ from casestudy.study.chosen import NAMES, choose
 if TYPE_CHECKING:
     from casestudy.behaviour.prompts import Behaviour, Prompt
     from casestudy.engine.packing import Budget, Progress, Tell
+    from casestudy.model.chat import Chat
     from casestudy.model.model import Model
 
 BehaviourArgument = Annotated[
@@ -54,6 +56,30 @@ SpecialOption = Annotated[
     typer.Option(
         "--parse-special",
         help="Read the text of a special token, such as <|endoftext|>, as that token.",
+    ),
+]
+ChatOption = Annotated[
+    bool,
+    typer.Option(
+        "--chat",
+        help="Read the prompt as a conversation, what a user says or messages in JSON, and have "
+        "the model's own chat template write it, special tokens parsed.",
+    ),
+]
+PrefixOption = Annotated[
+    str,
+    typer.Option(
+        "--assistant-prefix",
+        metavar="TEXT",
+        help="The start of the assistant's turn, after which the model goes on; implies --chat.",
+    ),
+]
+TemplateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--chat-template",
+        metavar="FILE",
+        help="A Jinja template in place of the checkpoint's own; implies --chat.",
     ),
 ]
 MemoryOption = Annotated[
@@ -105,14 +131,39 @@ def read_model(
     return loaded
 
 
-def read_behaviour(name: str) -> Behaviour:
-    """A preset, or a file's behaviour; what the file's reader left out goes to stderr."""
+def read_behaviour(name: str, chat: Chat | None = None) -> Behaviour:
+    """A preset, or a file's behaviour, with --chat as conversations; what the file's reader left
+    out goes to stderr."""
     from casestudy.behaviour.files import find_behaviour
 
     behaviour = find_behaviour(name)
     for note in behaviour.notes:
         say(escape(f"{name}: {note}"))
-    return behaviour
+    if chat is None:
+        return behaviour
+    return replace(behaviour, chat=chat)
+
+
+def read_chat(chat: bool, prefix: str, template: Path | None) -> Chat | None:
+    """How --chat and its two options have conversations written; None without any of them."""
+    from casestudy.model.chat import Chat
+    from casestudy.model.chat_template import template_file
+
+    if not (chat or prefix or template):
+        return None
+    return Chat(prefix, None if template is None else template_file(template))
+
+
+def read_prompt(model: Model, prompt: Prompt, chat: Chat | None) -> tuple[Model, Prompt]:
+    """A prompt as the model reads it, and the model that reads it so: with --chat the template has
+    written it."""
+    from casestudy.behaviour.chat import written
+    from casestudy.behaviour.prompts import Behaviour
+
+    if chat is None:
+        return model, prompt
+    behaviour = written(model, Behaviour("chat", prompts=(prompt,), chat=chat))
+    return behaviour.read_by(model), behaviour.prompts[0]
 
 
 def read_stages(only: list[str] | None, skip: list[str] | None) -> list[str]:
@@ -139,9 +190,11 @@ def read_readout(where: str | None) -> int | str | None:
 
 def say_notices(model: Model, prompts: Behaviour | Sequence[Prompt]) -> None:
     """What to know of how these prompts are read, a line for each kind, on stderr."""
+    from casestudy.behaviour.chat import written
     from casestudy.behaviour.notices import prompt_notices
     from casestudy.behaviour.prompts import reader_of
 
+    prompts = prompts if isinstance(prompts, Sequence) else written(model, prompts)
     asked = list(prompts) if isinstance(prompts, Sequence) else list(prompts.prompts)
     tokenizer = reader_of(model, prompts).tokenizer
     for notice in prompt_notices(tokenizer, asked):

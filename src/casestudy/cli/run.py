@@ -10,6 +10,7 @@ import typer
 from casestudy.cli.options import (
     BehaviourArgument,
     BosOption,
+    ChatOption,
     DeviceOption,
     DtypeOption,
     FamilyOption,
@@ -17,11 +18,14 @@ from casestudy.cli.options import (
     MemoryOption,
     ModelOption,
     OnlyOption,
+    PrefixOption,
     SkipOption,
     SpecialOption,
+    TemplateOption,
     default_folder,
     read_behaviour,
     read_budget,
+    read_chat,
     read_executor,
     read_model,
     read_stages,
@@ -56,6 +60,9 @@ def run(
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
     special: SpecialOption = False,
+    chat: ChatOption = False,
+    prefix: PrefixOption = "",
+    template: TemplateOption = None,
     only: OnlyOption = None,
     skip: SkipOption = None,
     family: FamilyOption = None,
@@ -74,7 +81,7 @@ def run(
 
     chosen = read_stages(only, skip)
     loaded = read_model(model, device, dtype, bos, special)
-    subject = read_behaviour(behaviour)
+    subject = read_behaviour(behaviour, read_chat(chat, prefix, template))
     folder = out or default_folder(subject.name, model)
     with ProgressBar("prompts") as progress:
         finished = study(

@@ -25,6 +25,7 @@ KEYS: dict[str, dict[str, str]] = {
     "explain": {
         "model": "its name",
         "prompt": "as given",
+        "text": "what the model read as text: the prompt, or with --chat what the template wrote",
         "tokens": "what the model read, BOS included",
         "n": "prompts behind every figure: 1",
         "contrast": f"`answer` and `counterpart` ({ANSWER}); `logit_difference` in `unit`",
@@ -39,6 +40,7 @@ KEYS: dict[str, dict[str, str]] = {
     },
     "predict": {
         "prompt": "as given",
+        "text": "what the model read as text: the prompt, or with --chat what the template wrote",
         "tokens": "what the model read",
         "ids": "the same as ids",
         "top": "the most probable next tokens: `token`, `id`, `logit`, `prob`",

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.answers import FORMS, Answers, choose_answers
+from casestudy.behaviour.chat import written
 from casestudy.behaviour.contrast import Contrast, class_contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt, Prompts
 from casestudy.behaviour.readouts import tokens_of
@@ -111,7 +112,7 @@ def run_whole(
     measurements: Sequence[Measurement],
 ) -> Batch:
     """Run all of a behaviour's prompts, or texts, once."""
-    behaviour = Behaviour.of(prompts)
+    behaviour = written(model, Behaviour.of(prompts))
     index = range(len(behaviour))
     return run_batch(model, behaviour, index, measurements)
 

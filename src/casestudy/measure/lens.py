@@ -34,6 +34,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from casestudy.behaviour.chat import written
 from casestudy.behaviour.contrast import BLOCK, Contrast
 from casestudy.behaviour.prompts import Behaviour, Prompts, takes_prompts
 from casestudy.behaviour.readouts import tokens_of
@@ -315,7 +316,7 @@ def logit_lens(
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     Raises: PromptError for a prompt that cannot be run.
     """
-    behaviour = Behaviour.of(behaviour)
+    behaviour = written(model, Behaviour.of(behaviour))
     model = behaviour.read_by(model)
     tokens = tokens_of(model, behaviour.prompts)
     return concatenate_tables([_top(model, tokens[[i]], i, top_k) for i in range(len(tokens))])

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from casestudy.behaviour.chat import written
 from casestudy.behaviour.prompts import Behaviour, Prompts, takes_prompts
 from casestudy.behaviour.readouts import tokens_of
 from casestudy.engine.batch import Batch, Measurement, run_whole
@@ -48,7 +49,7 @@ def predictions(
     Rows:   one per prompt and rank, with token, id, logit and probability.
     Raises: PromptError for a prompt that cannot be run.
     """
-    behaviour = Behaviour.of(behaviour)
+    behaviour = written(model, Behaviour.of(behaviour))
     model = behaviour.read_by(model)
     trace = run(model, tokens_of(model, behaviour.prompts), logits="last")
     assert trace.logits is not None

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from torch import Tensor, nn
 
 from casestudy.errors import ModelError
+from casestudy.model.chat_template import default_template
 from casestudy.model.families import read_config, read_weights
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokenizer
@@ -87,4 +88,5 @@ def _tokenizer(tokenizer: Any, prepend_bos: bool | None, n_ctx: int) -> Tokenize
         family_prepends=prepend_bos,
         declared=getattr(tokenizer, "add_bos_token", None),
         n_ctx=n_ctx,
+        chat_template=default_template(getattr(tokenizer, "chat_template", None)),
     )

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as HFTokenizer
 
 from casestudy.errors import ModelError
+from casestudy.model.chat_template import default_template
 from casestudy.model.tokens import Tokenizer
 
 # What may stand in `tokenizer.ggml.token_type`, as far as it matters here.
@@ -96,7 +97,7 @@ def read_tokenizer(
         family_prepends=prepend_bos,
         declared=entries.get("add_bos_token", usual),
         n_ctx=n_ctx,
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=default_template(metadata.get("tokenizer.chat_template")),
     )
 
 

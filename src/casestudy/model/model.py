@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from casestudy.drawing import described
+from casestudy.model.chat import Chat, Messages
 from casestudy.model.config import ModelConfig
 from casestudy.model.tokens import Tokenizer, Tokens
 from casestudy.model.weights import Weights
@@ -93,6 +95,41 @@ class Model:
     def with_special(self, parse: bool = True) -> Model:
         """The same model, reading special tokens' texts in prompts as those tokens."""
         return replace(self, tokenizer=replace(self.tokenizer, parse_special=parse))
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        assistant_prefix: str = "",
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Messages as the text that the model reads, up to where the assistant speaks.
+
+        Read it with `model.with_chat(text)`, which parses its special tokens; for measurements of
+        several conversations see `casestudy.chat`.
+
+        Args:
+            messages: a list of `{"role": …, "content": …}`, its JSON, or what a user says.
+            assistant_prefix: the start of the assistant's turn, after which the model goes on.
+            template: Jinja, in place of the checkpoint's own.
+            variables: what else the template reads, such as `{"enable_thinking": False}`.
+
+        Raises: PromptError without a template, for messages that are not well formed, and for a
+            template that refuses them or does not end.
+        """
+        chat = Chat(assistant_prefix, template, variables or {})
+        (text,) = chat.render(self.tokenizer, [messages])
+        return text
+
+    def with_chat(self, text: str) -> Model:
+        """The same model, reading what a chat template wrote: special tokens are parsed, and BOS is
+        there only where the text has it."""
+        tokenizer = self.tokenizer
+        bos = "" if tokenizer.bos_id is None else tokenizer.backend.id_to_token(tokenizer.bos_id)
+        begins = bool(bos) and text.startswith(str(bos))
+        # a text that begins with BOS gets no second one, and stays known to begin with it
+        return self.with_special().with_bos(begins and tokenizer.prepend_bos)
 
     @property
     def device(self) -> torch.device:

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from torch import Tensor
 
 from casestudy.errors import ModelError, PromptError, TokenError
+from casestudy.model.chat_template import template_in
 from casestudy.model.notices import Notice
 from casestudy.model.token import AnswerLike, Continuation, Token, ids_given
 from casestudy.model.token_labels import is_byte_piece, labels
@@ -138,7 +139,7 @@ class Tokenizer:
             a model gives those spare ids logits too.
         parse_special: whether the text of a special token ("<|endoftext|>") in a prompt is read as
             that token; by default it is plain text.
-        chat_template: how the model's own conversations are written, as Jinja; never run here.
+        chat_template: how the model's own conversations are written, as Jinja (see `chat`).
     """
 
     backend: HFTokenizer
@@ -228,7 +229,8 @@ class Tokenizer:
                     return entry
             return None
 
-        declared = json_object(folder / "tokenizer_config.json").get("add_bos_token")
+        entries = json_object(folder / "tokenizer_config.json")
+        declared = entries.get("add_bos_token")
         return cls.of(
             backend,
             bos_id=id_of("bos_token"),
@@ -236,6 +238,7 @@ class Tokenizer:
             family_prepends=prepend_bos,
             declared=declared if isinstance(declared, bool) else None,
             n_ctx=n_ctx,
+            chat_template=template_in(folder, entries),
         )
 
     def with_bos(self, prepend: bool) -> Tokenizer:
@@ -472,7 +475,8 @@ class Tokenizer:
                 "special",
                 f"{text[:40]!r} holds the text of {count} ({names}), which is "
                 f"read as plain characters, {len(plain) - len(parsed) + len(found)} tokens; "
-                "--parse-special (model.with_special()) reads it as special tokens",
+                "--parse-special (model.with_special()) reads it as special tokens"
+                + (", --chat writes messages with them" if self.chat_template else ""),
             ),
         )
 

@@ -22,6 +22,7 @@ from casestudy.behaviour.notices import prompt_notices
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.engine.threads import suited
 from casestudy.errors import StudyError
+from casestudy.model.chat import Written
 from casestudy.model.model import Model, WeightsFile
 from casestudy.study.measuring import plan_chunks
 from casestudy.study.settings import Execution, Settings
@@ -159,6 +160,7 @@ def _describe_behaviour(behaviour: Behaviour) -> dict[str, Any]:
             for name in behaviour.groups
         },
         "hash": hashlib.sha256(prompts.encode()).hexdigest(),
+        **({"chat": behaviour.chat.as_dict()} if isinstance(behaviour.chat, Written) else {}),
     }
 
 

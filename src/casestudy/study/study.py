@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from casestudy.behaviour.chat import written
 from casestudy.behaviour.contrast import check_classes
 from casestudy.behaviour.counterfactual import FAMILY_NAMES
 from casestudy.behaviour.files import find_behaviour, names_behaviour
@@ -196,6 +197,7 @@ def study(
         for cannot be looked for.
     """
     model, behaviour = _read(model, behaviour)
+    behaviour = written(model, behaviour)
     model = behaviour.read_by(model)
     settings, execution = settings or Settings(), execution or Execution()
     if settings.family is not None:

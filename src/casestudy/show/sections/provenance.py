@@ -69,6 +69,7 @@ def facts(study: StoredStudy) -> list[tuple[str, str]]:
                 study.about("settings", "prepend_bos"), ""
             ),
         ),
+        ("Chat template", _chat(study)),
         ("Versions", _versions(study)),
         ("Started", study.about("created")),
         ("Finished", study.about("finished")),
@@ -89,6 +90,17 @@ def _file(study: StoredStudy) -> str:
     digits = re.search(r"\d+", next(iter(counts), ""))
     most = f"de-quantised from {digits[0]} bits" if digits and int(digits[0]) < 16 else "as stored"
     return f"{clean(file.get('name'))}, {most} ({shares}); SHA-256 {clean(file.get('sha256'))}"
+
+
+def _chat(study: StoredStudy) -> str:
+    """What wrote the prompts from messages, where something did."""
+    behaviour = study.manifest.get("behaviour", {})
+    chat = behaviour.get("chat") if isinstance(behaviour, Mapping) else None
+    if not isinstance(chat, Mapping):
+        return ""
+    prefix = clean(chat.get("assistant_prefix", ""))
+    begun = f"; the assistant’s turn begins with “{prefix}”" if prefix else ""
+    return f"SHA-256 {clean(chat.get('template_sha256', ''))}{begun}"
 
 
 def _float(value: object) -> float | None:

@@ -207,6 +207,7 @@ DESCRIBED = ("model", "behaviour", "measure", "study")
 ROOMS = {
     "Models": ("casestudy.model.",),
     "Behaviours": ("casestudy.behaviour.",),
+    "Generated text": ("casestudy.engine.",),
     "Measurements": ("casestudy.measure.",),
     "Studies": ("casestudy.study.",),
     "Other": ("casestudy.compat.", "casestudy.show."),

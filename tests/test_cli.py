@@ -337,3 +337,39 @@ def test_patch_shows_one_role_and_names_those_there_are(
     assert (status, out) == (2, "")
     assert "Did you mean 'last token'" in " ".join(err.split())
     assert call(capsys, *pair, "--model", model, "--role", "BOS", "--by", "all")[0] == 2
+
+
+def test_generate_writes_a_page_and_a_behaviour_that_runs(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    arguments = ("It was late.", "--n", "4", "--temperature", "2", "--seed", "3", "--model", model)
+    out = tmp_path / "written"
+    status, text, err = call(capsys, "generate", *arguments, "--out", str(out), "--json")
+    assert status == 0, err
+    found = json.loads(text)
+    assert found["page"] == str(out / "generated.html")
+    steps = [token["logit_difference"] for token in found["tokens"]]
+    sums = [sum(row["value"] for row in token["ledger"]) for token in found["tokens"]]
+    assert sums == pytest.approx(steps, abs=1e-4)
+    study = ("run", found["behaviour"], "--only", "predictions", "--out", str(tmp_path / "s"))
+    status, text, _ = call(capsys, *study, "--model", model, "--json")
+    assert status == 0
+    assert json.loads(text)["logit_difference"] == pytest.approx(sum(steps) / 4, abs=1e-4)
+
+
+def test_generate_prints_the_text_and_with_explain_the_strongest_terms(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    arguments = ("generate", "It was late.", "--n", "3", "--model", model)
+    status, plain, _ = call(capsys, *arguments)
+    assert status == 0
+    assert "3 tokens, each against its runner-up" in plain
+    assert "mlp" not in plain
+    status, explained, err = call(capsys, *arguments, "--explain")
+    assert status == 0
+    assert explained.splitlines()[0] == plain.splitlines()[0]
+    assert "mlp" in explained
+    assert "largest gap of the ledgers" in err
+    status, _, err = call(capsys, *arguments, "--stop", " the house")
+    assert status == 2
+    assert "is 2 tokens" in " ".join(err.split())

@@ -52,10 +52,11 @@ def test_what_needs_no_study(
     assert documented(capsys, "models")["models"]
     named = documented(capsys, "presets")["presets"]
     assert all(row["question"] for row in named)  # type: ignore[attr-defined]
-    for name in ("predict", "explain", "new", "patch"):
+    for name in ("predict", "explain", "new", "patch", "generate"):
         arguments = {
             "predict": ("Go.", "-a", " It"),
             "explain": QUESTION,
+            "generate": ("Go.", "-n", "3", "--out", str(tmp_path / "written")),
             "new": (*QUESTION, "--out", str(tmp_path / "new.toml")),
             "patch": ("It was late.", "it was late.", "-a", " He", "-c", " he"),
         }[name]

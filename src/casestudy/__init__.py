@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from casestudy.claims.compare import compare
     from casestudy.claims.emergence import emergence
     from casestudy.compat.transformer_lens.arrays import to_numpy
+    from casestudy.engine.generation import generate
     from casestudy.measure.attention import attention_by_role, attention_pattern
     from casestudy.measure.attribution import head_attribution, neuron_attribution, top_neurons
     from casestudy.measure.attribution_patching import attribute_nodes
@@ -78,6 +79,7 @@ _ROOMS = {
     "casestudy.behaviour.answers": ("choose_answers",),
     "casestudy.behaviour.contrast": ("Contrast",),
     "casestudy.measure.predictions": ("logit_difference", "predictions", "score_answer"),
+    "casestudy.engine.generation": ("generate",),
     "casestudy.results.by_role": ("by_role",),
     "casestudy.measure.case_by_space": ("case_by_space",),
     "casestudy.measure.class_mass": ("class_mass",),
@@ -145,6 +147,7 @@ __all__ = [
     "explain",
     "explain_attention_score",
     "figures",
+    "generate",
     "head_attribution",
     "head_profile",
     "ledger",

@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from casestudy.cli import circuit, compare, explain, look, mine, models, new, run
+from casestudy.cli import circuit, compare, explain, generate, look, mine, models, new, run
 from casestudy.cli.printing import escape, say
 from casestudy.errors import CasestudyError
 
@@ -31,7 +31,8 @@ app = typer.Typer(
 )
 
 COMMANDS = (
-    *(new.new, run.run, explain.explain, look.predict, look.patch, circuit.circuit),
+    *(new.new, run.run, explain.explain, look.predict, generate.generate),
+    *(look.patch, circuit.circuit),
     *(compare.compare, compare.check, look.serve, run.report),
     *(mine.mine, new.presets, models.models),
 )

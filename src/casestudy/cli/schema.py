@@ -47,6 +47,23 @@ KEYS: dict[str, dict[str, str]] = {
         "answers": "for each --answer: `answer`, `tokens`, `ids`, `rank` (1 is the first; null for "
         "several tokens), `logit`, `log_prob`, `prob`",
     },
+    "generate": {
+        "model": "its name",
+        "prompt": "as given",
+        "text": "what the model read as text: the prompt, or with --chat what the template wrote",
+        "generated": "the text that it wrote after it",
+        "tokens": "that text's, in order: `token`, `id`, `rank` (1 is the first), `prob`, "
+        "`runner_up` (the most probable other token: `token`, `id`, `prob`), `logit_difference` "
+        "(token against runner-up); with --explain `ledger`, a list of `term` and `value` that sum "
+        "to the logit difference",
+        "stopped": "length (as many as asked for), end of text, or context (it is full)",
+        "temperature": "0: the most probable token each time",
+        "seed": "of the draws, where the temperature is not 0",
+        "largest_gap": "with --explain: of the ledgers, in logits",
+        "bound": "with --explain: what the gap must not exceed",
+        "page": "with --out: the page with every token's account",
+        "behaviour": "with --out: the file that runs as a study, a prompt for each token",
+    },
     "patch": {
         "about": "what was put where, in words",
         "answer": "`token` and `id`",

@@ -70,7 +70,7 @@ def run(
     edits = (edit,) if isinstance(edit, Edit) else tuple(edit)
     tap = Tap(model.config.n_layers, keep, edits, tokens.last)
     with torch.set_grad_enabled(grad):
-        x = _embed(model.config, model.weights, tokens.ids, tap, grad)
+        x = embed_ids(model.config, model.weights, tokens.ids, tap, grad)
         for layer, block in enumerate(model.weights.blocks):
             final = layer == model.config.n_layers - 1
             only_last = final and logits != "all" and tap.asks_only_last_from_z(layer)
@@ -131,9 +131,15 @@ def _check_fit(config: ModelConfig, tokens: Tokens) -> None:
         )
 
 
-def _embed(
-    config: ModelConfig, weights: Weights, ids: Int[Tensor, "batch pos"], tap: Tap, grad: bool
+def embed_ids(
+    config: ModelConfig,
+    weights: Weights,
+    ids: Int[Tensor, "batch pos"],
+    tap: Tap = _NO_TAP,
+    grad: bool = False,
+    first: int = 0,
 ) -> Float[Tensor, "batch pos d_model"]:
+    """Token and learned position embeddings, of positions from `first` on."""
     embed = F.embedding(ids, weights.W_E)
     if config.embed_scale != 1.0:
         # rounded to the model's dtype first, as the checkpoints were trained
@@ -142,7 +148,7 @@ def _embed(
         embed = embed.requires_grad_()
     x = tap(Site.EMBED, None, embed)
     if weights.W_pos is not None:
-        rows = torch.arange(ids.shape[1], device=ids.device) + config.position_offset
+        rows = torch.arange(ids.shape[1], device=ids.device) + (first + config.position_offset)
         pos_embed = weights.W_pos[rows].expand_as(x)
         if grad:
             pos_embed = pos_embed.requires_grad_()

@@ -574,6 +574,11 @@ class Tokenizer:
         ids = sorted(range(self.d_vocab), key=is_byte, reverse=True)
         return {text: id for id, text in zip(ids, self._texts(ids), strict=True) if text}
 
+    def continued(self, ids: Sequence[int]) -> str:
+        """The text that these tokens together add to a text before them."""
+        anchor, before = ([self._anchor[0]], self._anchor[1]) if self._anchor else ([], "")
+        return self._decode([[*anchor, *ids]])[0][len(before) :]
+
     def is_special(self, id: int) -> bool:
         """Whether an id is a control token, or a spare row, rather than text."""
         return id in self.special or self.backend.id_to_token(id) is None

@@ -12,6 +12,16 @@
   addEventListener("hashchange", unfold);
   unfold();
 
+  // The strip of a generated text says whose account is open.
+  function current() {
+    const tokens = $$(".strip a");
+    const open = tokens.find((a) => a.hash === location.hash) || tokens[0];
+    tokens.forEach((a) => a.removeAttribute("aria-current"));
+    if (open) open.setAttribute("aria-current", "true");
+  }
+  addEventListener("hashchange", current);
+  current();
+
   // In a logit lens the last position decides the answer, so a wide one opens there.
   document.addEventListener("toggle", (event) => {
     $$(".scroll:has(> .lens)", event.target).forEach((box) => { box.scrollLeft = box.scrollWidth; });

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def gpt2_tokenizer_json(files: Path, folder: Path) -> Path:
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of `casestudy ARGUMENTS`."""
-    before = sys.argv
+    before, interrupted = sys.argv, signal.getsignal(signal.SIGINT)
     sys.argv = ["casestudy", *arguments]
     try:
         cli.main()
@@ -129,5 +130,6 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         status = 0
     finally:
         sys.argv = before
+        signal.signal(signal.SIGINT, interrupted)
     out, err = capsys.readouterr()
     return status, out, err

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from casestudy.cli.printing import in_options
 from tests.helpers import call
 
 
@@ -156,6 +157,10 @@ def test_patch_json_has_every_cell_with_its_share_and_effect(
             ("run", "--only", "legder"),
             "is called legder. Allowed: predictions, class_mass",
         ),
+        (("run", "--only", ""), "--only names no measurement. Allowed: predictions, class_mass"),
+        (("run", "--skip", ","), "--skip names no measurement"),
+        (("compare", "ioi", "--only", ""), "--only names no measurement"),
+        (("circuit", "--steps", "1000000"), "1,000,000 steps. Allowed: 1 to 1,000."),
         (("run", "--skip", "Circuit"), "Did you mean 'circuit'?"),
         (
             ("run", "--only", "lens", "--skip", "lens"),
@@ -224,10 +229,9 @@ def test_a_target_that_cannot_be_written_is_one_sentence(
     pair = ("It was late.", "it was late.", "--model", model, "-a", " He", "-c", " he")
     target = str(tmp_path / "file" / "figure.html")
     status, out, err = call(capsys, "patch", *pair, "--figure", target)
-    assert status == 2
-    assert "could not be written" in " ".join(err.split())
+    assert (status, out) == (2, "")  # before anything is computed
+    assert "cannot be written: Not a directory. Choose another --figure" in " ".join(err.split())
     assert "Traceback" not in err
-    assert "logit difference" in out  # what was computed is shown all the same
 
 
 @pytest.mark.parametrize(
@@ -273,6 +277,39 @@ def test_ctrl_c_says_what_is_kept_and_what_continues(
     said = "".join(err.split())
     assert "Everyfinishedstepiskept" in said
     assert f"casestudyrunfull-stop-capitals--model{model}--out" in said
+
+
+def test_python_m_casestudy_is_the_command_line() -> None:
+    command = [sys.executable, "-m", "casestudy", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "explain" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("said", "reads"),
+    [
+        ("Give one with corrupted=.", "Give one with --corrupted."),
+        ("Allowed: prepend_bos=False.", "Allowed: --no-bos."),
+        ("by='role', which aligns; or by='last'", "--by role, which aligns; or --by last"),
+        ("Use float32 (dtype='float32'): it", "Use float32 (--dtype float32): it"),
+        ("n = 3, k=4 and f'x=' stay", "n = 3, k=4 and f'x=' stay"),
+    ],
+)
+def test_messages_name_options_where_the_library_names_arguments(said: str, reads: str) -> None:
+    assert in_options(said) == reads
+
+
+def test_an_explanation_without_a_partner_names_the_option(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    arguments = ("explain", "Go", "--model", model, "-a", " He", "-c", " he")
+    for more in ((), ("--json",)):
+        status, out, err = call(capsys, *arguments, *more)
+        assert status == 0, err
+        said = " ".join((out + err).split())
+        assert "Give one with --corrupted." in said
+        assert "corrupted=" not in said
 
 
 def test_special_tokens_are_parsed_on_request(

@@ -18,7 +18,7 @@ import casestudy.errors
 SOURCE = Path(casestudy.__file__).parent
 ROOMS = (
     *("errors", "drawing", "model", "results", "behaviour", "engine", "measure", "circuits"),
-    *("study", "claims", "show", "compat", "cli"),
+    *("study", "claims", "show", "compat", "cli", "__main__"),
 )
 FRONT_DOOR = SOURCE / "__init__.py"
 MODULES = sorted(SOURCE.rglob("*.py"))

@@ -59,6 +59,8 @@ def test_none_within_top_k_costs_that_prompt_alone(toy_model: Model) -> None:
     assert answers.chosen[1] is not None
     assert list(answers.errors) == [0]
     assert "no usable space+Capital token among the first 2" in answers.errors[0]
+    # this vocabulary has words with their spaces: advice for others would not fit
+    assert answers.errors[0].endswith("Give the prompt an answer and a counterpart of its own.")
     values = answers.contrast("lowercase").value(logits)
     assert values.isnan().tolist() == [True, False]
 

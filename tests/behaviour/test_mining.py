@@ -299,8 +299,8 @@ def test_what_is_not_text_is_skipped_in_folders_and_refused_by_name(
 @pytest.mark.parametrize(
     ("content", "options", "says"),
     [
-        ("", {}, "no full stop at all"),
-        ("No stop in here\nNor here\n", {}, "no full stop at all"),
+        ("", {}, r"a\.txt: no text, 0 bytes. Allowed: files with text"),
+        ("No stop in here\nNor here\n", {}, r"no full stop in 1 text\. Is this the file"),
         ("Go.", {"min_tokens": 50}, "contexts shorter than 50 tokens"),
         ("Go.", {"n": 0}, "n is 0"),
         ("Go.", {"max_tokens": 10**6}, "which is as much as the model reads"),

@@ -244,6 +244,9 @@ def test_bad_input_is_named() -> None:
         attribute_edges(model, Pairs(clean, clean), values)
     with pytest.raises(MeasureError, match="no gradient"):
         attribute_edges(model, pair_of(), lambda logits, rows: logits.detach()[:, 0])
+    for steps in (0, 10**6):
+        with pytest.raises(MeasureError, match=r"steps\. Allowed: 1 to 1,000"):
+            attribute_edges(model, pair_of(), values, steps=steps)
     with pytest.raises(MeasureError, match="3 prompts for a bootstrap"):
         attribute_edges(model, pair_of(), values, replicates=10)
     with pytest.raises(MeasureError, match="equal"):

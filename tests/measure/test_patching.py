@@ -314,11 +314,11 @@ class TestBadInput:
         if by != "role":
             with pytest.raises(MeasureError, match=lengths) as told:
                 patch_prompts(toy_model, [with_roles], "resid_pre", by=by)
-            assert "roles align them: by='role', --by role" in str(told.value)
+            assert "by='role', which aligns them by roles" in str(told.value)
         with pytest.raises(BehaviourError, match="has 3 tokens and the corrupted one 4") as told:
             patch_prompts(toy_model, [without], "resid_pre", by=by)
         assert "they share no role to align them" in str(told.value)
-        assert "by='last', --by last" in str(told.value)
+        assert "by='last', the last token alone" in str(told.value)
 
     def test_the_last_tokens_need_nothing_to_align_them(self, toy_model: Model) -> None:
         pair = Prompt("The dog", " He", " he", corrupted="The big dogs")

@@ -148,8 +148,7 @@ def choose_answers(
                 if token is None:
                     raise BehaviourError(
                         f"no usable space+Capital token among the first {top_k} predictions",
-                        hint="Where words and their spaces are tokens of their own, choose answers "
-                        "by classes (Capital against lower)",
+                        hint=_without_capital(model.tokenizer),
                     )
                 answer = _with_forms(model, token, other)
         except (BehaviourError, TokenError) as problem:
@@ -260,6 +259,17 @@ def _unfit(model: Model, text: str) -> str | None:
 
 def _forms_asked_for(model: Model) -> tuple[str, ...]:
     return FORMS if _has_bare_words(model.tokenizer) else FORMS[:1]
+
+
+@lru_cache(maxsize=8)
+def _without_capital(tokenizer: Tokenizer) -> str:
+    """What to try for a prompt after which no space and capital is predicted."""
+    if any(map(is_space_capital, tokenizer.vocabulary())):
+        return "Give the prompt an answer and a counterpart of its own"
+    return (
+        "Words and their spaces are tokens of their own here: choose answers by classes (Capital "
+        "against lower)"
+    )
 
 
 @lru_cache(maxsize=8)

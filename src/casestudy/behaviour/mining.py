@@ -24,7 +24,7 @@ import os
 import zlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -106,6 +106,11 @@ def mine(
     _check(n, min_tokens, max_tokens, shard, tokenizer)
     skipped: Counter[str] = Counter()
     reader = Reader(files_of(sources), text_field, skipped, progress)
+    if not reader.total:
+        raise BehaviourError(
+            f"{', '.join(map(str, sources))}: no text, 0 bytes",
+            allowed="files with text in which full stops occur",
+        )
     sample = _Sample(n, kinds if sampling == "balanced" else None)
     found: Counter[str] = Counter()
     bos = tokenizer.prepend_bos and tokenizer.bos_id is not None
@@ -119,12 +124,7 @@ def mine(
     if sample.repeats:
         skipped["contexts that repeat one of the sample"] = sample.repeats
     if not chosen:
-        raise BehaviourError(
-            f"no context that ends in a full stop ({', '.join(kinds[:2])}, …) in "
-            f"{reader.documents} texts; found {dict(found) or 'no full stop at all'}, left out "
-            f"{dict(skipped) or 'nothing'}",
-            hint="Is this the file you meant? Try a smaller --min-tokens or a larger --max-tokens",
-        )
+        raise _no_context(kinds, reader.documents, found, skipped)
     behaviour = Behaviour(
         name=f"{base.name}-mined",
         question=base.question,
@@ -146,6 +146,28 @@ def mine(
         reader.documents,
         reader.bytes,
     )
+
+
+def _no_context(
+    kinds: Sequence[str], documents: int, found: Mapping[str, int], skipped: Mapping[str, int]
+) -> BehaviourError:
+    """The error of texts without a context: what they have instead."""
+    texts = f"{documents:,} text" + ("" if documents == 1 else "s")
+    left_out = f"; left out: {_counted(skipped)}" if skipped else ""
+    if not found:
+        return BehaviourError(
+            f"no full stop in {texts}{left_out}", hint="Is this the file you meant?"
+        )
+    return BehaviourError(
+        f"no context that ends in a full stop of the kinds asked for in {texts}: found "
+        f"{_counted(found)}{left_out}",
+        allowed=", ".join(kinds),
+        hint="Try a smaller min_tokens= or a larger max_tokens=",
+    )
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n:,} {what}" for what, n in counts.items())
 
 
 def _prompt(kind: str, context: _Candidate, tokenizer: Tokenizer) -> Prompt:

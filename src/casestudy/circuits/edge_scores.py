@@ -50,7 +50,7 @@ from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell, pac
 from casestudy.engine.readout import Metric, Readout
 from casestudy.engine.rows import head_maps
 from casestudy.errors import MeasureError, one_of
-from casestudy.measure.attribution_patching import RULES, STEPS, read_last
+from casestudy.measure.attribution_patching import RULES, STEPS, check_steps, read_last
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Direction, Pairs, equal_lengths
 from casestudy.model.decoder import norm_scale, run
@@ -107,8 +107,7 @@ def attribute_edges(
             gradient, too few prompts for the bootstrap.
     """
     one_of("method", method, METHODS, MeasureError)
-    if steps < 1:
-        raise MeasureError(f"{steps} steps", allowed="1 or more")
+    check_steps(steps)
     n = len(pairs.clean)
     if replicates and n < BOOTSTRAP_FROM:
         raise MeasureError(

@@ -45,7 +45,7 @@ from casestudy.circuits.knockouts import Knockouts, knock_out
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Planned, Progress, Tell
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError, one_of
-from casestudy.measure.attribution_patching import STEPS
+from casestudy.measure.attribution_patching import STEPS, check_steps
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Pairs
 from casestudy.model.model import Model
@@ -98,7 +98,7 @@ class Choices:
 def choices_of(**typed: Any) -> Choices:
     """Choices from the values that a user typed.
 
-    Raises: MeasureError for a name that is not one of those allowed.
+    Raises: MeasureError for a name that is not one of those allowed, or steps out of range.
     """
     for name, allowed in (
         ("method", get_args(Method)),
@@ -107,6 +107,8 @@ def choices_of(**typed: Any) -> Choices:
     ):
         if name in typed:
             one_of(name, typed[name], allowed, MeasureError)
+    if "steps" in typed:
+        check_steps(typed["steps"])
     return Choices(**typed)
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
 from casestudy.cli import circuit, compare, explain, generate, look, mine, models, new, run
-from casestudy.cli.printing import escape, say
+from casestudy.cli.printing import escape, in_options, say
 from casestudy.errors import CasestudyError
 
 app = typer.Typer(
@@ -42,6 +43,10 @@ KEEPING = ("run", "circuit", "compare")
 """Commands whose finished steps are kept when they are stopped."""
 
 
+WATCHING = ("serve",)
+"""Commands that store nothing, however they end."""
+
+
 def stoppable(command: Callable[..., None]) -> Callable[..., None]:
     """The command; stopped by Ctrl-C, it says what is kept and what continues it (exit 130)."""
 
@@ -50,13 +55,22 @@ def stoppable(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*arguments, **options)
         except KeyboardInterrupt:
-            again = shlex.join(["casestudy", *sys.argv[1:]])
-            kept = command.__name__ in KEEPING
-            what = f"Every finished step is kept. To continue: {again}" if kept else ""
-            say(escape(f"Stopped. {what or 'Nothing was stored.'}"))
-            raise SystemExit(130) from None
+            _stopped(command.__name__)
 
     return run_command
+
+
+def _stopped(command: str) -> NoReturn:
+    """Say once what is kept; a second Ctrl-C interrupts neither this nor the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    words = ["Stopped."]
+    if command in KEEPING:
+        again = shlex.join(["casestudy", *sys.argv[1:]])
+        words.append(f"Every finished step is kept. To continue: {again}")
+    elif command not in WATCHING:
+        words.append("Nothing was stored.")
+    say(escape(" ".join(words)))
+    raise SystemExit(130) from None
 
 
 for command in COMMANDS:
@@ -82,8 +96,7 @@ def main() -> None:
     try:
         app()
     except CasestudyError as error:
-        say(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}")
+        say(f"[bold red]{type(error).__name__}[/]: {escape(in_options(str(error)))}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:  # before a command began
-        say("Stopped. Nothing was stored.")
-        raise SystemExit(130) from None
+        _stopped("")

@@ -41,6 +41,9 @@ MethodOption = Annotated[
         help="How edges are scored: eap, eap-ig-inputs, eap-ig-activations, relp or relp-ah."
     ),
 ]
+StepsOption = Annotated[
+    int, typer.Option(min=1, help="Integration steps of the eap-ig methods, at most 1,000.")
+]
 MetricOption = Annotated[
     str,
     typer.Option(
@@ -59,7 +62,7 @@ def circuit(
         Path | None, typer.Option(help="A folder; studies/BEHAVIOUR-MODEL-circuit by default.")
     ] = None,
     method: MethodOption = "eap-ig-inputs",
-    steps: Annotated[int, typer.Option(min=1, help="Integration steps of the eap-ig methods.")] = 5,
+    steps: StepsOption = 5,
     rank: Annotated[
         str, typer.Option(help="Choose edges by their absolute or by their signed score.")
     ] = "absolute",
@@ -97,9 +100,6 @@ def circuit(
     from casestudy.study.settings import Execution, Search, Settings
     from casestudy.study.study import study
 
-    loaded = read_model(model, device, dtype, bos, special)
-    subject = read_behaviour(behaviour, read_chat(chat, prefix, template))
-    folder = out or default_folder(subject.name, model, "circuit")
     choices = choices_of(
         method=method,
         steps=steps,
@@ -109,13 +109,17 @@ def circuit(
         exact_edges=exact,
         seed=seed,
     )
+    kind = read_kind(metric)
+    loaded = read_model(model, device, dtype, bos, special)
+    subject = read_behaviour(behaviour, read_chat(chat, prefix, template))
+    folder = out or default_folder(subject.name, model, "circuit")
     with ProgressBar("circuit") as progress:
         finished = study(
             loaded,
             subject,
             out=folder,
             only=["predictions", "ledger", NAME],
-            settings=Settings(search=Search(choices, read_kind(metric), family)),
+            settings=Settings(search=Search(choices, kind, family)),
             execution=Execution(budget=read_budget(memory)),
             progress=saying_notices(folder, subject, progress),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ from casestudy.cli.options import (
     DtypeOption,
     JsonOption,
     MemoryOption,
+    check_target,
+    names_in,
     page_name,
     read_behaviour,
     read_budget,
@@ -38,6 +41,11 @@ if TYPE_CHECKING:
     from casestudy.claims.check import Checked, Outcome
     from casestudy.claims.compare import Comparison
     from casestudy.claims.emergence import Emergence
+
+
+FigureOption = Annotated[
+    Path | None, typer.Option(help="With --model: write the curves as a page of its own.")
+]
 
 
 def compare(
@@ -70,9 +78,7 @@ def compare(
         bool, typer.Option("--two-samples", help="Do not pair the prompts that both studies have.")
     ] = False,
     top: Annotated[int, typer.Option(min=1, help="How many differences to show.")] = 20,
-    figure: Annotated[
-        Path | None, typer.Option(help="With --model: write the curves as a page of its own.")
-    ] = None,
+    figure: FigureOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
@@ -80,6 +86,7 @@ def compare(
 ) -> None:
     """Compare two studies, or one behaviour on several checkpoints of a model."""
     given = studies or []
+    check_target("--figure", figure)
     if not model:
         if len(given) != 2:
             raise CasestudyError(
@@ -90,8 +97,9 @@ def compare(
         return
     if len(given) > 1:
         raise CasestudyError(f"{' '.join(given)} with --model", allowed="one behaviour")
-    from casestudy.claims.emergence import ONLY, checkpoints, emergence, read_answers
+    from casestudy.claims.emergence import checkpoints, emergence, read_answers
 
+    measured = _names_only(only)
     named = checkpoints(model, revisions.split(",") if revisions else ())
     behaviour = read_behaviour(given[0] if given else "full-stop-capitals")
     folder = out or Path("studies") / f"{behaviour.name}-{Path(model[0]).name}-checkpoints"
@@ -101,7 +109,7 @@ def compare(
             behaviour,
             out=folder,
             answers=read_answers(answers),
-            only=None if only == "all" else only.split(",") if only else ONLY,
+            only=measured,
             device=device,
             dtype=dtype,
             prepend_bos=bos,
@@ -119,6 +127,15 @@ def compare(
         _print_emergence(emerged)
         say(f"studies: {escape(str(folder))}")
     write_figure(emerged.contrasts, figure)
+
+
+def _names_only(only: str | None) -> Sequence[str] | None:
+    """The measurements of --only; None for all."""
+    from casestudy.claims.emergence import ONLY
+
+    if only is None:
+        return ONLY
+    return None if only == "all" else names_in("--only", [only])
 
 
 def check(

@@ -22,7 +22,7 @@ from casestudy.cli.options import (
     read_model,
     read_prompt,
 )
-from casestudy.cli.printing import escape, gap, preference, print_json, print_table, say
+from casestudy.cli.printing import escape, gap, in_options, preference, print_json, print_table, say
 from casestudy.cli.progress import ProgressBar
 from casestudy.show.text import clean, visible
 
@@ -79,11 +79,13 @@ def explain(
             budget=budget,
             progress=progress.cells,
         )
+    warnings = [in_options(warning) for warning in found.warnings]
     if as_json:
-        print_json("explain", found.as_dict(top) | {"prompt": prompt, "text": read.text})
+        more = {"prompt": prompt, "text": read.text, "warnings": warnings}
+        print_json("explain", found.as_dict(top) | more)
         return
     _print_explanation(found, top)
-    for warning in found.warnings:
+    for warning in warnings:
         say(escape(f"Note: {warning}"))
 
 

@@ -20,6 +20,7 @@ from casestudy.cli.options import (
     ReadoutOption,
     SpecialOption,
     TemplateOption,
+    check_target,
     read_budget,
     read_chat,
     read_model,
@@ -183,6 +184,7 @@ def patch(
     from casestudy.behaviour.prompts import Prompt
     from casestudy.measure.patching import patch_prompts, read_direction
 
+    check_target("--figure", figure)
     loaded = read_model(model, device, dtype, bos, special)
     pair = Prompt(clean, answer=answer, counterpart=counterpart, corrupted=corrupted)
     loaded, pair = read_prompt(loaded, pair, read_chat(chat, prefix, template))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from casestudy.cli.options import JsonOption, ModelOption
+from casestudy.cli.options import JsonOption, ModelOption, check_target
 from casestudy.cli.printing import escape, print_json, print_table, say
 from casestudy.cli.progress import ProgressBar
 from casestudy.errors import CasestudyError
@@ -46,6 +46,7 @@ def mine(
 
     if out.suffix != ".jsonl":
         raise CasestudyError(f"--out {out}", allowed="a name that ends in .jsonl")
+    check_target("--out", out)
     tokenizer = load_tokenizer(model)
     with ProgressBar("reading") as progress:
         mined = mine(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from casestudy.cli.printing import escape, say
-from casestudy.errors import CasestudyError, one_of
+from casestudy.errors import CasestudyError, StudyError, one_of
 from casestudy.study.chosen import NAMES, choose
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A model: tiny (bundled), a folder, a .gguf file, or a hub id such as gpt2.",
+        help="A model: tiny (bundled), smollm2 (from a pip package), a folder, a .gguf file, or a "
+        "hub id such as gpt2.",
     ),
 ]
 DeviceOption = Annotated[
@@ -169,13 +172,21 @@ def read_prompt(model: Model, prompt: Prompt, chat: Chat | None) -> tuple[Model,
 def read_stages(only: list[str] | None, skip: list[str] | None) -> list[str]:
     """The measurements that --only and --skip leave; either may hold commas.
 
-    Raises: StudyError for a name there is not, and where nothing is left.
+    Raises: StudyError for a name there is not, for an option that names nothing, and where nothing
+        is left.
     """
-    return choose(None if not only else _names(only), _names(skip or []))
+    return choose(names_in("--only", only) if only else None, names_in("--skip", skip or ()))
 
 
-def _names(given: list[str]) -> list[str]:
-    return [name.strip() for part in given for name in part.split(",")]
+def names_in(option: str, given: Sequence[str]) -> list[str]:
+    """The measurements that an option names, each time with commas or without.
+
+    Raises: StudyError where it is there and names nothing, as an empty variable of a script does.
+    """
+    found = [name.strip() for part in given for name in part.split(",") if name.strip()]
+    if given and not found:
+        raise StudyError(f"{option} names no measurement", allowed=", ".join(NAMES))
+    return found
 
 
 def read_readout(where: str | None) -> int | str | None:
@@ -246,10 +257,30 @@ def read_executor(name: str) -> Literal["local", "ray"]:
 
 
 def page_name(out: Path | None) -> Path | None:
-    """A page's file, which has to be called so."""
+    """A page's file, which has to be called so, and where it can be written."""
     if out is not None and out.suffix != ".html":
         raise CasestudyError(f"--out {out}", allowed="a name that ends in .html")
-    return out
+    return check_target("--out", out)
+
+
+def check_target(option: str, path: Path | None) -> Path | None:
+    """The file that an option names, before the work whose result it is to hold.
+
+    Raises: CasestudyError where no file can be written there.
+    """
+    if path is None:
+        return None
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise CasestudyError(
+            f"{path} cannot be written: {error.strerror}", hint=f"Choose another {option}"
+        ) from error
+    return path
 
 
 def default_folder(behaviour: str, model: str, *more: str) -> Path:

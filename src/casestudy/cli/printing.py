@@ -7,6 +7,7 @@ shown is show/text's.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,25 @@ def say(text: str) -> None:
     from rich.console import Console
 
     Console(stderr=True, highlight=False).print(text)
+
+
+_ARGUMENT = re.compile(r"(?<![\w-])([a-z][a-z_]*)=(?:'([^']*)'|(True|False))?(?=[\s.,;:)]|$)")
+
+_OPTIONS = {"prepend_bos": "bos", "exact_edges": "exact"}
+"""Options whose names are not those of the Python arguments."""
+
+
+def in_options(text: str) -> str:
+    """A message of the library with its Python arguments as the command line's options:
+    "Give one with corrupted=." becomes "Give one with --corrupted."."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value, switch = found.groups()
+        name = _OPTIONS.get(name, name).replace("_", "-")
+        off = "no-" if switch == "False" else ""
+        return f"--{off}{name}" + (f" {value}" if value is not None else "")
+
+    return _ARGUMENT.sub(option, text)
 
 
 def escape(text: str) -> str:

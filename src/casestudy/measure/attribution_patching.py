@@ -52,6 +52,16 @@ NODE_METHODS: tuple[NodeMethod, ...] = get_args(NodeMethod)
 RULES: dict[str, tuple[Rule, ...]] = {"relp": RELP, "relp-ah": RELP_AH}
 """The rules of each method that propagates relevance; the others take gradients."""
 STEPS = 5
+MOST_STEPS = 1000
+"""Points of an integral; hundreds change no score, and each costs a gradient of every pair."""
+
+
+def check_steps(steps: int) -> None:
+    """Raises: MeasureError for fewer steps than one, or more than `MOST_STEPS`."""
+    if not 1 <= steps <= MOST_STEPS:
+        hint = None if steps < 1 else f"The default is {STEPS}; each step costs as much again"
+        raise MeasureError(f"{steps:,} steps", allowed=f"1 to {MOST_STEPS:,}", hint=hint)
+
 
 _SITES = (
     *(Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST, Site.ATTN_OUT, Site.MLP_OUT),
@@ -104,8 +114,7 @@ def attribute_nodes(
     if site not in _SITES:
         allowed = ", ".join(s.value for s in _SITES)
         raise SiteError(f"scores of {site.value}", allowed=allowed)
-    if steps < 1:
-        raise MeasureError(f"{steps} steps", allowed="1 or more")
+    check_steps(steps)
     whole: NodeBy = "all" if site in (Site.Z, Site.MLP_POST) else "position"
     by = whole if by is None else one_of("by", by, get_args(NodeBy), MeasureError)
     equal_lengths(pairs.clean, pairs.corrupted, "a score by position")

@@ -91,10 +91,7 @@ class Pairs:
         return Sides(self.clean, self.corrupted, self.roles, theirs, ("clean", "corrupted"))
 
 
-UNEQUAL = (
-    "by role (roles align them: by='role', --by role); or the last token alone (by='last', "
-    "--by last)"
-)
+UNEQUAL = "by='role', which aligns them by roles; or by='last', the last token alone"
 """How pairs of unequal length can be patched."""
 
 

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from casestudy.errors import CasestudyError, ServeError
 from casestudy.show.explorer.study_prompts import StudyPrompts
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from casestudy.model.model import Model
 
 PORT = 8017
@@ -30,7 +35,7 @@ def serve(
     port: int = PORT,
     started: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serve the explorer until it is interrupted.
+    """Serve the explorer until it is interrupted, which raises KeyboardInterrupt.
 
     Args:
         model: which is asked.
@@ -73,8 +78,38 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=2,
     )
-    with contextlib.suppress(KeyboardInterrupt), listening:
-        uvicorn.Server(config).run(sockets=[listening])
+    with listening:
+        _run(uvicorn.Server(config), listening)
+
+
+def _run(server: uvicorn.Server, listening: socket.socket) -> None:
+    """Serve until a signal, finish within the time that the configuration gives, and raise the
+    signal once.
+
+    uvicorn's own handlers cut the end short at a second Ctrl-C, with tracebacks of what was cut,
+    and raise as many signals as came.
+    """
+    came: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        server.should_exit = True
+
+    @contextlib.contextmanager
+    def signals() -> Iterator[None]:
+        handled = signal.SIGINT, signal.SIGTERM
+        before = {number: signal.signal(number, stop) for number in handled}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    if threading.current_thread() is threading.main_thread():  # elsewhere nobody may handle signals
+        server.capture_signals = signals  # type: ignore[method-assign]
+    server.run(sockets=[listening])
+    if came:
+        signal.raise_signal(came[0])
 
 
 def listen(host: str, port: int) -> socket.socket:

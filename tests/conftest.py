@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # No test reads or writes the user's cache.
 os.environ["CASESTUDY_CACHE"] = tempfile.mkdtemp(prefix="casestudy-tests-")
@@ -19,18 +20,25 @@ from tests.checked import install
 install("casestudy")
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from casestudy.errors import ModelError  # noqa: E402
-from casestudy.model.loading import load  # noqa: E402
-from casestudy.model.model import Model  # noqa: E402
-from casestudy.model.tokens import Tokenizer  # noqa: E402
-from tests.helpers import gpt2_tokenizer_json, write_gpt2  # noqa: E402
+# torch and casestudy are imported by what needs them: the process that hands the tests to
+# pytest-xdist's workers runs none, and would spend as long on the imports as a worker.
+if TYPE_CHECKING:
+    from casestudy.model.model import Model
+    from casestudy.model.tokens import Tokenizer
 
-# The models here are small: a second thread only waits for the first, ten times longer where the
-# cores are busy.
-torch.set_num_threads(1)
+
+def pytest_collectstart() -> None:
+    """In a process that runs tests: one thread.
+
+    The models here are small: a second thread only waits for the first, ten times longer where the
+    cores are busy.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+
 
 # The suite says the same on every run and every machine; a slow one is no failure.
 settings.register_profile("casestudy", deadline=None, derandomize=True, print_blob=False)
@@ -45,6 +53,8 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Folders of small random GPT-2 checkpoints, one per set of options; see `write_gpt2`."""
     made: dict[str, Path] = {}
 
+    from tests.helpers import write_gpt2
+
     def make(**options: int) -> Path:
         key = repr(sorted(options.items()))
         if key not in made:
@@ -58,6 +68,8 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def toy(toy_folder: Callable[..., Path]) -> Callable[..., Model]:
     """Small random GPT-2 models: `toy()`, `toy(n_layer=3, seed=1, dtype="float64")`."""
     made: dict[str, Model] = {}
+
+    from casestudy.model.loading import load
 
     def make(dtype: str = "float32", **options: int) -> Model:
         key = repr((dtype, sorted(options.items())))
@@ -83,6 +95,9 @@ def toy_model64(toy: Callable[..., Model]) -> Model:
 @pytest.fixture(scope="session")
 def gpt2_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """GPT-2's own tokenizer, where its two files are."""
+    from casestudy.model.tokens import Tokenizer
+    from tests.helpers import gpt2_tokenizer_json
+
     folder = Path(os.environ.get(GPT2_TOKENIZER, ROOT.parent / "shared" / "gpt2-tokenizer"))
     if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
         pytest.skip(
@@ -96,6 +111,9 @@ def gpt2_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="session")
 def smollm2() -> Model:
     """SmolLM2-135M-Instruct, where its package is installed."""
+    from casestudy.errors import ModelError
+    from casestudy.model.loading import load
+
     try:
         return load("smollm2", device="cpu")
     except ModelError as error:
@@ -105,6 +123,8 @@ def smollm2() -> Model:
 @pytest.fixture(autouse=True)
 def gradients_as_they_were() -> Iterator[None]:
     """A test that switches gradients off, as notebooks do, switches them off for itself alone."""
+    import torch
+
     before = torch.is_grad_enabled()
     yield
     torch.set_grad_enabled(before)

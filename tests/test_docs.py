@@ -40,12 +40,21 @@ def fenced(path: Path, language: str) -> list[str]:
 def in_memory(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a reader who works with transformers has at hand."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch = pytest.importorskip("torch")
     folder = shutil.copytree(BUNDLED / "tiny", tmp_path_factory.mktemp("hf") / "tiny")
+    # the file's float16 takes a hundred times as long on a CPU without such products
+    read = transformers.AutoModelForCausalLM.from_pretrained
     return {
-        "hf_model": transformers.AutoModelForCausalLM.from_pretrained(folder),
+        "hf_model": read(folder, dtype=torch.float32),
         "tokenizer": transformers.AutoTokenizer.from_pretrained(folder),
     }
 
+
+FEW_PAIRS = """\
+import casestudy.study.causal, casestudy.study.circuit
+casestudy.study.causal.MOST_PAIRS = casestudy.study.circuit.MOST_PAIRS = 6
+"""
+"""What a page's whole study patches and seeks its circuit on here; by itself, all its prompts."""
 
 WHOLE_STUDY = re.compile(r"cs\.study\((?![^)]*only=)")
 WITH_CODE = [page for page in PAGES if fenced(page, "python")]
@@ -59,7 +68,7 @@ def test_snippets_run(
     blocks = fenced(page, "python")
     if any(WHOLE_STUDY.search(block) for block in blocks):
         # in a process of its own, where shapes are not checked: half the time
-        (tmp_path / "page.py").write_text("\n".join(blocks), encoding="utf-8")
+        (tmp_path / "page.py").write_text("\n".join([FEW_PAIRS, *blocks]), encoding="utf-8")
         subprocess.run([sys.executable, "page.py"], cwd=tmp_path, check=True, timeout=300)
         return
     names: dict[str, Any] = {}

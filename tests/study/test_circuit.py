@@ -98,7 +98,7 @@ def test_where_there_is_none_a_study_says_so_and_a_search_fails(
 
 
 def test_a_circuit_may_carry_a_class_contrast(tiny: Model, tmp_path: Path) -> None:
-    few = Choices(random_circuits=0, exact_edges=0, replicates=0, faithful=0.5)
+    few = Choices(steps=1, random_circuits=0, exact_edges=0, replicates=0, faithful=0.5)
     asked = replace(
         behaviour(TEXTS[:2]),
         class_contrast=ClassContrast("capital mass", "space+Capital", "space+lower"),
@@ -126,8 +126,11 @@ def test_a_circuit_may_carry_a_class_contrast(tiny: Model, tmp_path: Path) -> No
 def test_the_card_the_report_and_the_command_name_the_metric_and_its_means(
     tiny: Model, tmp_path: Path, kind: Kind
 ) -> None:
-    search = Search(QUICK.search.choices if QUICK.search else Choices(), kind)
-    made = study(behaviour(), tiny, out=tmp_path / "s", only=ONLY, settings=Settings(search=search))
+    few = Choices(steps=1, random_circuits=0, exact_edges=0, replicates=0, faithful=0.5)
+    search = Search(few, kind)
+    made = study(
+        behaviour(TEXTS[:3]), tiny, out=tmp_path / "s", only=ONLY, settings=Settings(search=search)
+    )
     about = made.manifest["circuit_about"]
     name, unit = NAMES[kind]
     assert (about["metric_name"], about["unit"]) == (name, unit)

@@ -55,8 +55,8 @@ def test_a_run_leaves_a_model_a_log_and_snapshots(make_corpus: MakeCorpus, tmp_p
 
 def test_a_killed_run_ends_in_the_same_weights(make_corpus: MakeCorpus, tmp_path: Path) -> None:
     corpus, whole, killed = make_corpus(), tmp_path / "whole", tmp_path / "killed"
-    assert main(arguments(corpus, whole, tokens=16_384)) == 0
-    command = [sys.executable, "-m", "training.train", *arguments(corpus, killed, tokens=16_384)]
+    assert main(arguments(corpus, whole, tokens=8192)) == 0
+    command = [sys.executable, "-m", "training.train", *arguments(corpus, killed, tokens=8192)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 600
     while not checkpoints(killed) and process.poll() is None and time.monotonic() < deadline:
@@ -65,7 +65,7 @@ def test_a_killed_run_ends_in_the_same_weights(make_corpus: MakeCorpus, tmp_path
     process.wait()
     assert checkpoints(killed)
     assert not (killed / "final").exists()
-    assert main(arguments(corpus, killed, tokens=16_384)) == 0
+    assert main(arguments(corpus, killed, tokens=8192)) == 0
     files = [run / "final" / "model.safetensors" for run in (whole, killed)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -81,13 +81,13 @@ def test_a_finished_run_can_be_made_longer_from_its_plateau(
     make_corpus: MakeCorpus, tmp_path: Path
 ) -> None:
     corpus, short, long = make_corpus(), tmp_path / "short", tmp_path / "long"
-    assert main(arguments(corpus, short, tokens=4096)) == 0
+    assert main(arguments(corpus, short, tokens=2048)) == 0
     (plateau,) = checkpoints(short / "plateau")
     long.mkdir()
     shutil.copy(plateau, long)
-    assert main(arguments(corpus, long, tokens=8192)) == 0
+    assert main(arguments(corpus, long, tokens=4096)) == 0
     whole = tmp_path / "whole"
-    assert main(arguments(corpus, whole, tokens=8192)) == 0
+    assert main(arguments(corpus, whole, tokens=4096)) == 0
     files = [run / "final" / "model.safetensors" for run in (whole, long)]
     assert files[0].read_bytes() == files[1].read_bytes()
 

@@ -14,7 +14,7 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.ablated import EdgeAblation
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.card import Card, circuit_card, read_card
-from casestudy.circuits.cost import Costs, Extent, make_plan
+from casestudy.circuits.cost import Costs, Extent, Line, make_plan
 from casestudy.circuits.curves import PROPORTIONS, curve, curve_circuits, smallest
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import METHODS, Method, attribute_edges
@@ -296,7 +296,8 @@ def test_a_plan_states_its_cost_and_is_cut_down_until_it_fits(made: Card) -> Non
     kinds: tuple[EdgeAblation, ...] = get_args(EdgeAblation)
     rows = dict.fromkeys(kinds, ends)
     costs = Costs(1000, 16, rows, kinds, (0, 10, 100, 1000), 12, (0, 1000),
-                  (0.0, 0.001), call=0.001, whole=0.001, check=0.1, edge=0.02)  # fmt: skip
+                  (0.0, 0.1), Line((100.0, 200.0), (0.1, 0.2)), Line((100.0, 200.0), (0.1, 0.3)),
+                  whole=0.1, check=0.1, edge=0.02)  # fmt: skip
     asked = Extent(10, 200)
     whole = make_plan(costs, asked)
     assert (whole.extent.random_circuits, whole.extent.exact_edges) == (10, 200)
@@ -315,6 +316,12 @@ def test_a_plan_states_its_cost_and_is_cut_down_until_it_fits(made: Card) -> Non
     assert least.extent.pairs == 6
     assert least.extent.exact_edges == 20
     assert make_plan(costs, Extent(1, 0), 0.001).extent.exact_edges == 0  # never more than asked
+
+
+def test_a_time_grows_with_the_tokens_as_it_was_measured() -> None:
+    assert Line((10, 110), (2.0, 4.0)).at(60) == pytest.approx(3.0)
+    assert Line((10, 110), (2.0, 1.0)).at(60) == pytest.approx(2.0)  # noise: no slope
+    assert Line((10, 12), (2.0, 9.0)).at(30) == pytest.approx(6.0)  # too close for a slope
 
 
 def test_a_circuit_under_a_limit_says_what_is_smaller(

@@ -1,7 +1,8 @@
 """What does a circuit's evidence cost on this machine, and how much of it fits into a limit?
 
 Once every edge has a score, circuits of a few sizes are evaluated and a few edges are patched, each
-timed. This gives the seconds per circuit and token by size, from which the time of the planned
+timed, by the search's ablation on its pairs and by one that computes more tokens on the others.
+This gives the seconds per circuit by size and number of tokens, from which the time of the planned
 evaluations is estimated. If it exceeds a limit, the parts of the evidence that say least per second
 are made smaller, by the steps of `LADDER`: random circuits, edges patched exactly, nodes knocked
 out, and in the end the pairs of the controls and the knockouts. Scores, curves, the circuit and its
@@ -192,6 +193,26 @@ class _Evaluated:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A time that grows with the number of tokens, by two measurements.
+
+    Attributes:
+        rows, seconds: of either measurement.
+    """
+
+    rows: tuple[float, float]
+    seconds: tuple[float, float]
+
+    def at(self, rows: float) -> float:
+        """Seconds for so many tokens; in proportion where the two have about as many."""
+        (few, many), (short, long) = self.rows, self.seconds
+        if many < 1.5 * few:
+            return short * rows / few
+        slope = max(0.0, long - short) / (many - few)
+        return max(0.0, short + slope * (rows - few))
+
+
+@dataclass(frozen=True)
 class Costs:
     """Seconds on this machine, and the sizes of the circuits to come.
 
@@ -202,9 +223,10 @@ class Costs:
         ablations: the ablation of the search, then the others.
         sizes: edges of the curve's circuits.
         nodes: of a circuit as large as the smallest faithful one is guessed to be.
-        probed, per_row: seconds per token of a circuit with so many edges.
-        call: seconds per token of what an evaluation's circuits share.
-        whole: seconds per token of the whole model without a node.
+        probed, seconds: of a circuit with so many edges, on the pairs of the search.
+        growth: with the number of tokens, of one circuit's seconds.
+        call: of what an evaluation's circuits share.
+        whole: seconds of the whole model without a node, on the pairs of the search.
         check: seconds per circuit that is computed again the plain way.
         edge: seconds per edge patched exactly on the pairs of the search.
     """
@@ -216,8 +238,9 @@ class Costs:
     sizes: tuple[int, ...]
     nodes: int
     probed: tuple[int, ...]
-    per_row: tuple[float, ...]
-    call: float
+    seconds: tuple[float, ...]
+    growth: Line
+    call: Line
     whole: float
     check: float
     edge: float
@@ -226,14 +249,16 @@ class Costs:
         """Evaluations of circuits, and seconds."""
         parts = list(self._parts(extent))
         evaluations = sum(len(part.sizes) + part.whole for part in parts)
-        seconds = sum(self.seconds(part) for part in parts)
+        seconds = sum(map(self.of_part, parts))
         return evaluations, seconds + self.edge * extent.exact_edges
 
-    def seconds(self, part: _Evaluated) -> float:
-        """Of one step's evaluations."""
-        each = np.interp(np.asarray(part.sizes, dtype=np.float64), self.probed, self.per_row)
-        per_row = part.calls * self.call + float(each.sum()) + part.whole * self.whole
-        return part.rows * per_row + part.checked * self.check
+    def of_part(self, part: _Evaluated) -> float:
+        """Seconds of one step's evaluations."""
+        each = np.interp(np.asarray(part.sizes, dtype=np.float64), self.probed, self.seconds)
+        circuits = float(each.sum()) + part.whole * self.whole
+        here, _ = self.rows[self.ablations[0]]
+        grown = self.growth.at(part.rows) / (self.growth.at(here) or 1.0)
+        return part.calls * self.call.at(part.rows) + grown * circuits + part.checked * self.check
 
     def _parts(self, extent: Extent) -> Sequence[_Evaluated]:
         own, *others = self.ablations
@@ -262,88 +287,106 @@ class Costs:
         ]
 
 
+class Probe:
+    """Times evaluations on some pairs.
+
+    Args:
+        model: the decoder.
+        pairs: clean and corrupted prompts of equal length.
+        metric: of the pairs.
+        ablation: of the edges outside the circuits.
+        budget: memory and seed.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        pairs: Pairs,
+        metric: Contrast | Metric,
+        ablation: EdgeAblation,
+        budget: Budget,
+    ) -> None:
+        self.on, self.ablation, self.budget = (model, pairs, metric), ablation, budget
+        self.rows = _rows(pairs, ablation)
+
+    def seconds(self, circuits: Sequence[Circuit], check: int = 0) -> float:
+        """Of one evaluation."""
+        budget = self.budget.checking(check)
+        return _seconds(
+            lambda: evaluate_circuit(*self.on, circuits, ablation=self.ablation, budget=budget)
+        )
+
+    def shared(self, empty: Circuit) -> float:
+        """Seconds of what the circuits of an evaluation share."""
+        self.seconds([empty])  # what is slow only once, such as a first allocation, is not timed
+        return self.seconds([empty])
+
+
 def measure_costs(
-    model: Model,
-    search: tuple[Pairs, Contrast | Metric],
-    judge: Pairs,
+    own: Probe,
+    other: Probe,
     scores: EdgeScores,
     ablations: Sequence[EdgeAblation] = get_args(EdgeAblation),
     *,
     rank: Rank = "absolute",
-    budget: Budget,
 ) -> Costs:
-    """Time a few circuits and edges on the pairs of the search.
+    """Time a few circuits and edges.
 
     Args:
-        model: the decoder.
-        search: the pairs of the search, with their metric.
-        judge: the pairs of the evaluation.
+        own: on the pairs of the search, by its ablation.
+        other: on the pairs of the evaluation, by an ablation that computes more tokens.
         scores: of every edge.
         ablations: that of the search, then the others.
         rank: of the edges.
-        budget: memory and seed.
     """
-    pairs, metric = search
+    (_, search, _), (_, judge, _) = own.on, other.on
     graph = scores.graph
-    rows = {kind: (_rows(pairs, kind), _rows(judge, kind)) for kind in ablations}
-    here = rows[ablations[0]][0]
-
-    def circuits(found: Sequence[Circuit], check: int = 0) -> float:
-        return _seconds(
-            lambda: evaluate_circuit(
-                model, pairs, metric, found, ablation=ablations[0], budget=budget.checking(check)
-            )
-        )
-
-    circuits([graph.empty])  # what is slow once, such as a first allocation, is not timed
-    shared = circuits([graph.empty])
-    per_row, probed = [0.0], [0]
+    shared = own.shared(graph.empty), other.shared(graph.empty)
+    each, probed = [0.0], [0]
     for share, count in _PROBED:
         sizes = [round(graph.n_edges * share * (1 - 0.1 * i)) for i in range(count)]
         found = [graph.top(scores.ranked, n, rank).pruned() for n in sizes]
-        if share == _GUESS:
-            nodes_guessed = len(found[0].nodes)
-        seconds = max(0.0, circuits(found) - shared) / len(set(found))
+        seconds = max(0.0, own.seconds(found) - shared[0]) / len(set(found))
         probed.append(max(probed[-1] + 1, sum(c.n_edges for c in found) // count))
-        per_row.append(max(per_row[-1], seconds / here))
-    nodes = [i for i, s in enumerate(graph.senders) if s.kind != "embed"][-2:]
-    whole = [graph.full.without([node]) for node in nodes]
+        each.append(max(each[-1], seconds))
+        if share == _GUESS:
+            nodes, there = len(found[0].nodes), len(set(found))
+            grown = seconds, max(0.0, other.seconds(found) - shared[1]) / there
+    last = [i for i, s in enumerate(graph.senders) if s.kind != "embed"][-2:]
+    whole = [graph.full.without([node]) for node in last]
     checked = 2
-    plain = circuits(found, checked) - circuits(found)
-    curve = curve_circuits(graph, scores.ranked, rank=rank)
+    plain = own.seconds(found, checked) - own.seconds(found)
+    ends = own.rows, other.rows
     return Costs(
         graph.n_edges,
         len(judge),
-        rows,
+        {kind: (_rows(search, kind), _rows(judge, kind)) for kind in ablations},
         tuple(ablations),
-        tuple(c.n_edges for c in curve),
-        nodes_guessed,
+        tuple(c.n_edges for c in curve_circuits(graph, scores.ranked, rank=rank)),
+        nodes,
         tuple(probed),
-        tuple(per_row),
-        shared / here,
-        max(0.0, circuits(whole) - shared) / here / len(whole),
+        tuple(each),
+        Line(ends, grown),
+        Line(ends, shared),
+        max(0.0, own.seconds(whole) - shared[0]) / len(whole),
         max(0.0, plain) / checked,
-        _seconds_per_edge(model, pairs, metric, scores, budget),
+        _seconds_per_edge(own, scores),
     )
 
 
-def _seconds_per_edge(
-    model: Model, pairs: Pairs, metric: Contrast | Metric, scores: EdgeScores, budget: Budget
-) -> float:
+def _seconds_per_edge(probe: Probe, scores: EdgeScores) -> float:
     """Of exact patching, on these pairs."""
     graph = scores.graph
     if any(graph.neurons.values()):
         return 0.0
     edges = np.flatnonzero(graph.real)
-    drawn = np.random.default_rng(budget.seed).permutation(edges)
+    drawn = np.random.default_rng(probe.budget.seed).permutation(edges)
+    unchecked = probe.budget.checking(0)
 
     def timed(count: int) -> float:
         mask = np.zeros_like(graph.real)
         mask.ravel()[drawn[:count]] = True
-        unchecked = budget.checking(0)
-        return _seconds(
-            lambda: patch_edges(model, pairs, metric, mask, direction="noising", budget=unchecked)
-        )
+        return _seconds(lambda: patch_edges(*probe.on, mask, direction="noising", budget=unchecked))
 
     few, many = map(timed, _EDGES)
     return max(0.0, many - few) / (_EDGES[1] - _EDGES[0])

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
-from casestudy.circuits.cost import FLIPS, Extent, Plan, make_plan, measure_costs
+from casestudy.circuits.cost import FLIPS, Extent, Plan, Probe, make_plan, measure_costs
 from casestudy.circuits.curves import Curve, curve, curve_circuits, smallest
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import Method, attribute_edges
@@ -284,15 +284,11 @@ def score_edges(question: Question) -> EdgeScores:
 def plan_evidence(question: Question, scores: EdgeScores) -> Plan:
     """How much of the following steps is measured, and what it costs on this machine."""
     choices = question.choices
-    costs = measure_costs(
-        question.model,
-        (question.search.pairs, question.search.metric),
-        question.judge.pairs,
-        scores,
-        (choices.ablation, *choices.other_ablations),
-        rank=choices.rank,
-        budget=question.drawing,
-    )
+    ablations = (choices.ablation, *choices.other_ablations)
+    most = next(kind for kind in ablations[::-1] if kind != "corrupted")
+    own = Probe(*question.on(question.search), choices.ablation, question.drawing)
+    other = Probe(*question.on(question.judge), most, question.drawing)
+    costs = measure_costs(own, other, scores, ablations, rank=choices.rank)
     asked = Extent(choices.random_circuits, choices.exact_edges)
     return make_plan(costs, asked, question.budget.seconds)
 

@@ -66,6 +66,30 @@ def test_every_prompt_gets_an_answer_or_says_why_not(toy: Callable[..., Model], 
         assert not batch.contrasts[-1].value(batch.logits).isnan().any()
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_there_are_prompts_enough_for_a_circuit_and_they_are_like_the_others(
+    tokenizer: Tokenizer, name: str
+) -> None:
+    behaviour = preset(name)
+    whole = behaviour.with_circuit_prompts
+    texts = [prompt.text for prompt in whole.prompts]
+    assert len(set(texts)) == len(texts)
+    assert len(behaviour.main_prompts) + len(behaviour.circuit_prompts) >= 25
+    check_roles(tokenizer, whole)
+    for prompt in behaviour.circuit_prompts:
+        assert 4 <= len(tokenizer.ids(prompt.text)) <= 20
+        if prompt.corrupted is not None:
+            assert len(tokenizer.ids(prompt.text)) == len(tokenizer.ids(prompt.corrupted))
+        for text in (prompt.answer, prompt.counterpart):
+            assert text is None or tokenizer.single(text) >= 0
+    if name == "ioi":
+        for prompt in behaviour.circuit_prompts:
+            ids = tokenizer.ids(prompt.text)
+            roles = roles_of(tokenizer, prompt, ids, behaviour.roles)
+            at = [tokenizer.string(ids[i]) for i in roles["indirect object"]]
+            assert at == [prompt.answer]
+
+
 def test_the_flagship_has_every_prompt_that_was_recorded() -> None:
     figures = json.loads((DATA / "gpt2_small.json").read_text("utf-8"))
     masses = json.loads((DATA / "gpt2_class_masses.json").read_text("utf-8"))

@@ -6,9 +6,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from casestudy.behaviour.classes import ClassContrast
+from casestudy.behaviour.counterfactual import Counterfactual, Score
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.circuits.card import read_card
 from casestudy.circuits.evidence import Choices, choices_of
@@ -17,7 +19,7 @@ from casestudy.measure.metrics import NAMES, Kind
 from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.results.result import Grid
-from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE
+from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, _units
 from casestudy.study.settings import Search, Settings
 from casestudy.study.study import open_study, study
 
@@ -70,6 +72,36 @@ def test_the_same_again_does_nothing_and_another_search_is_refused(
     other = Settings(search=Search(Choices(rank="signed")))
     with pytest.raises(StudyError, match=r"absolute.*signed"):
         study(behaviour(), tiny, out=folder, only=ONLY, settings=other)
+
+
+def test_circuit_prompts_add_pairs_to_the_circuit_alone(tiny: Model, tmp_path: Path) -> None:
+    few = Choices(random_circuits=0, exact_edges=0, replicates=0, faithful=0.3)
+    settings = Settings(search=Search(few, family="all lowered"))
+    asked = replace(behaviour(TEXTS[:2]), circuit_prompts=tuple(map(Prompt, TEXTS[2:])))
+    made = study(asked, tiny, out=tmp_path / "s", only=ONLY, settings=settings)
+    about = made.manifest["circuit_about"]
+    assert about["further_pairs"] == 3
+    assert about["n_found_on"] == about["n_judged_on"] == 5
+    assert len(made["logit_difference"].axis("prompt")) == 2  # type: ignore[union-attr]
+    assert "3 pairs are of further prompts of the same kind" in made.report().read_text().lower()
+    other = replace(asked, circuit_prompts=asked.circuit_prompts[:1])
+    with pytest.raises(StudyError, match="another study"):
+        study(other, tiny, out=tmp_path / "s", only=ONLY, settings=settings)
+
+
+def test_a_pair_and_its_mirror_are_on_one_side_of_the_split() -> None:
+    texts = ("a b", "b a", "c d", "d c", "e f")
+    pairs = tuple(
+        Counterfactual("given", i, Prompt(text), Prompt(text[::-1]), 1, 2, "position")
+        for i, text in enumerate(texts)
+    )
+    score = Score("given", pairs, np.ones(5), -np.ones(5), ())
+    units = _units([Prompt(text) for text in texts], score)
+    assert units is not None
+    assert units[0] == units[1] != units[2] == units[3] != units[4]
+    assert _units([Prompt(text) for text in texts[::2]], replace(score, pairs=pairs[::2])) is None
+    named = [Prompt(text, document="book") for text in texts]
+    assert _units(named, score) == ("book",) * 5
 
 
 def test_where_there_is_none_a_study_says_so_and_a_search_fails(

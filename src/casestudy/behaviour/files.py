@@ -37,7 +37,7 @@ SEPARATOR = ";"
 ROLE_COLUMN = "role:"
 SETTINGS = (
     *("name", "question", "about", "answers", "main", "classes", "class_contrast", "roles"),
-    *("parse_special", "chat"),
+    *("parse_special", "chat", "circuit_prompts"),
 )
 """The settings that a file may have besides its prompts."""
 PROMPT_KEYS = tuple(f.name for f in fields(Prompt))
@@ -409,7 +409,22 @@ def behaviour_of_rows(
         notes=notes,
         parse_special=_truth(settings, "parse_special"),
         chat=chat_setting(settings.get("chat")),
+        circuit_prompts=_circuit_prompts(settings.get("circuit_prompts", [])),
     )
+
+
+def _circuit_prompts(rows: object) -> tuple[Prompt, ...]:
+    """The further prompts of a file's settings, each checked as a prompt is.
+
+    Raises: BehaviourError for what is no list of tables, and naming the prompt that is wrong.
+    """
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BehaviourError(
+            f"circuit_prompts is {rows!r}"[:100], allowed="a list of prompts, each a table"
+        )
+    named = ((f"circuit prompt {i}", row) for i, row in enumerate(rows))
+    prompts, _ = _prompts(iter(named))
+    return prompts
 
 
 def _rule(prompts: Sequence[Prompt]) -> AnswerRule:

@@ -76,6 +76,7 @@ def _settings(behaviour: Behaviour) -> dict[str, Any]:
         },
         "class_contrast": behaviour.class_contrast and asdict(behaviour.class_contrast),
         "roles": [asdict(role) for role in behaviour.roles],
+        "circuit_prompts": [_entries(prompt) for prompt in behaviour.circuit_prompts],
     }
     if behaviour.parse_special:
         said["parse_special"] = True

@@ -13,6 +13,12 @@ from __future__ import annotations
 import regex
 
 from casestudy.behaviour.classes import CAPITAL_MASS, STANDARD, ClassContrast, TokenClass
+from casestudy.behaviour.preset_pairs import (
+    DECIMAL_CONTEXTS,
+    FULL_STOP_SENTENCES,
+    GREATER_THAN_YEARS,
+    IOI_NAMES,
+)
 from casestudy.behaviour.prompts import Behaviour, Prompt, Role
 from casestudy.errors import BehaviourError, unknown
 
@@ -89,6 +95,7 @@ def _full_stop_capitals() -> Behaviour:
         "Headline means are over the ordinary sentences; the other cases are shown by group.",
         class_contrast=CAPITAL_MASS,
         main=_ORDINARY,
+        circuit_prompts=tuple(map(Prompt, FULL_STOP_SENTENCES)),
     )
 
 
@@ -133,6 +140,10 @@ def _decimal_point() -> Behaviour:
         "are over the numbers.",
         class_contrast=ClassContrast("digit mass", "digit", "space+Capital"),
         main=("number",),
+        circuit_prompts=tuple(
+            Prompt(f"{start} {number}.", corrupted=f"{start} {word}.")
+            for start, number, word in DECIMAL_CONTEXTS
+        ),
     )
 
 
@@ -149,17 +160,26 @@ _IOI = (
 _NAME = r"\p{Lu}\p{L}+"
 
 
+def _abba_and_baba(template: str, a: str, b: str) -> tuple[Prompt, Prompt]:
+    """A template's two prompts, which differ in the name that is repeated."""
+    abba, baba = template.format(a, b, b), template.format(a, b, a)
+    return (
+        Prompt(abba, f" {a}", f" {b}", corrupted=baba, groups=("ABBA",)),
+        Prompt(baba, f" {b}", f" {a}", corrupted=abba, groups=("BABA",)),
+    )
+
+
 def _ioi() -> Behaviour:
-    prompts = []
-    for template, a, b in _IOI:
-        abba, baba = template.format(a, b, b), template.format(a, b, a)
-        prompts.append(Prompt(abba, f" {a}", f" {b}", corrupted=baba, groups=("ABBA",)))
-        prompts.append(Prompt(baba, f" {b}", f" {a}", corrupted=abba, groups=("BABA",)))
     again = r"\b(?P=role)\b"
     return Behaviour(
         name="ioi",
         question="How does the model name the indirect object and not the subject?",
-        prompts=tuple(prompts),
+        prompts=tuple(prompt for row in _IOI for prompt in _abba_and_baba(*row)),
+        circuit_prompts=tuple(
+            _abba_and_baba(template, *(names[::-1] if i % 2 else names))[(i + k) % 2]
+            for k, names in enumerate(IOI_NAMES)
+            for i, (template, *_) in enumerate(_IOI)
+        ),
         answers="given",
         about="Indirect object identification (Wang et al. 2022): of two names, one is repeated, "
         "and the other is the answer. Each prompt's corrupted partner repeats the other name, so "
@@ -180,23 +200,23 @@ _YEARS = (
 )  # fmt: skip
 
 
+def _span_of_years(noun: str, century: int, year: int) -> Prompt:
+    template = f"The {noun} lasted from the year {century}{{}} to the year {century}"
+    tens, ones = divmod(year, 10)
+    return Prompt(
+        template.format(year),
+        corrupted=template.format("01"),
+        answer_class=rf"(?:{tens}[{ones + 1}-9]|[{tens + 1}-9]\d?)\Z",
+        counterpart_class=rf"(?:{tens}[0-{ones}]|[0-{tens - 1}]\d?)\Z",
+    )
+
+
 def _greater_than() -> Behaviour:
-    prompts = []
-    for noun, century, year in _YEARS:
-        template = f"The {noun} lasted from the year {century}{{}} to the year {century}"
-        tens, ones = divmod(year, 10)
-        prompts.append(
-            Prompt(
-                template.format(year),
-                corrupted=template.format("01"),
-                answer_class=rf"(?:{tens}[{ones + 1}-9]|[{tens + 1}-9]\d?)\Z",
-                counterpart_class=rf"(?:{tens}[0-{ones}]|[0-{tens - 1}]\d?)\Z",
-            )
-        )
     return Behaviour(
         name="greater-than",
         question="How does the model end a span of years with a later year?",
-        prompts=tuple(prompts),
+        prompts=tuple(_span_of_years(*row) for row in _YEARS),
+        circuit_prompts=tuple(_span_of_years(*row) for row in GREATER_THAN_YEARS),
         answers="classes",
         about='Greater-than (Hanna et al. 2023): after "from the year 1732 to the year 17", later '
         "years (33 to 99) against the others (00 to 32). GPT-2 writes a year's last two digits as "

@@ -172,6 +172,8 @@ class Behaviour:
         roles: positions to average over besides the standard ones (see `roles`).
         main: the groups of prompts for a study's headline means; empty for all. The others are
             measured and shown by group.
+        circuit_prompts: further prompts of the same kind, on which circuits are looked for and
+            evaluated besides the main ones; no other measurement uses them.
         notes: what was left out when the file was read; it does not affect the measurements.
         parse_special: whether the text of a special token ("<|endoftext|>") in its prompts is read
             as that token; otherwise the model's setting applies (see `read_by`).
@@ -188,16 +190,24 @@ class Behaviour:
     class_contrast: ClassContrast | None = None
     roles: tuple[Role, ...] = ()
     main: tuple[str, ...] = ()
+    circuit_prompts: tuple[Prompt, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
     parse_special: bool = False
     chat: Chat | Written | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", prompts_given(self.prompts))
+        object.__setattr__(self, "circuit_prompts", prompts_given(self.circuit_prompts))
         if not self.prompts:
             raise BehaviourError(f"behaviour {self.name!r} has no prompts", allowed="at least one")
+        if self.circuit_prompts and self.chat is not None:
+            raise BehaviourError(
+                f"{self.name!r} has conversations and circuit prompts",
+                allowed="either",
+                hint="Put them among the prompts, in a group that is no main one",
+            )
         if self.answers == "given":
-            for i, prompt in enumerate(self.prompts):
+            for i, prompt in enumerate((*self.prompts, *self.circuit_prompts)):
                 if prompt.answer is None or prompt.counterpart is None:
                     raise BehaviourError(
                         f"prompt {i} of {self.name!r} lacks its answer or counterpart",
@@ -212,15 +222,17 @@ class Behaviour:
                 allowed="a class_contrast, or class patterns with the prompts",
             )
         patterns = {role.name: role for role in self.roles}
-        if any(prompt.readout in patterns for prompt in self.prompts):
-            # so that a prompt can be read without its behaviour at hand
-            read = (
-                replace(p, readout=patterns[p.readout])
-                if isinstance(p.readout, str) and p.readout in patterns
-                else p
-                for p in self.prompts
-            )
-            object.__setattr__(self, "prompts", tuple(read))
+        for name in ("prompts", "circuit_prompts"):
+            given: tuple[Prompt, ...] = getattr(self, name)
+            if any(prompt.readout in patterns for prompt in given):
+                # so that a prompt can be read without its behaviour at hand
+                read = (
+                    replace(p, readout=patterns[p.readout])
+                    if isinstance(p.readout, str) and p.readout in patterns
+                    else p
+                    for p in given
+                )
+                object.__setattr__(self, name, tuple(read))
         names = [role.name for role in self.roles]
         repeated = [name for name in names if names.count(name) > 1]
         if repeated:
@@ -266,6 +278,12 @@ class Behaviour:
     def main_prompts(self) -> list[int]:
         """The indices of the prompts that count for the headline means."""
         return [i for i, prompt in enumerate(self.prompts) if self.is_main(prompt)]
+
+    @cached_property
+    def with_circuit_prompts(self) -> Behaviour:
+        """The same with its circuit prompts after its prompts."""
+        whole = (*self.prompts, *self.circuit_prompts)
+        return replace(self, prompts=whole, circuit_prompts=())
 
     def read_by(self, model: Model) -> Model:
         """The model, with this behaviour's setting for the texts of special tokens.

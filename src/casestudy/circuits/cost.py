@@ -45,7 +45,10 @@ _GUESS = 0.02
 _PROBED = ((0.005, 3), (_GUESS, 3), (0.1, 2), (0.5, 1))
 """The shares of all edges at which circuits are timed, and how many together."""
 
-_EDGES = (2, 10)
+PROBED_PAIRS = 5
+"""The most pairs that circuits and edges are timed on."""
+
+_EDGES = (2, 8)
 """How many edges are patched exactly in the two timed calls."""
 
 
@@ -223,10 +226,10 @@ class Costs:
         ablations: the ablation of the search, then the others.
         sizes: edges of the curve's circuits.
         nodes: of a circuit as large as the smallest faithful one is guessed to be.
-        probed, seconds: of a circuit with so many edges, on the pairs of the search.
+        probed, seconds: of a circuit with so many edges, on the pairs that were timed.
         growth: with the number of tokens, of one circuit's seconds.
         call: of what an evaluation's circuits share.
-        whole: seconds of the whole model without a node, on the pairs of the search.
+        whole: seconds of the whole model without a node, on the pairs that were timed.
         check: seconds per circuit that is computed again the plain way.
         edge: seconds per edge patched exactly on the pairs of the search.
     """
@@ -256,8 +259,7 @@ class Costs:
         """Seconds of one step's evaluations."""
         each = np.interp(np.asarray(part.sizes, dtype=np.float64), self.probed, self.seconds)
         circuits = float(each.sum()) + part.whole * self.whole
-        here, _ = self.rows[self.ablations[0]]
-        grown = self.growth.at(part.rows) / (self.growth.at(here) or 1.0)
+        grown = self.growth.at(part.rows) / (self.growth.seconds[0] or 1.0)
         return part.calls * self.call.at(part.rows) + grown * circuits + part.checked * self.check
 
     def _parts(self, extent: Extent) -> Sequence[_Evaluated]:
@@ -326,6 +328,7 @@ def measure_costs(
     own: Probe,
     other: Probe,
     scores: EdgeScores,
+    sides: tuple[Pairs, Pairs],
     ablations: Sequence[EdgeAblation] = get_args(EdgeAblation),
     *,
     rank: Rank = "absolute",
@@ -333,13 +336,14 @@ def measure_costs(
     """Time a few circuits and edges.
 
     Args:
-        own: on the pairs of the search, by its ablation.
-        other: on the pairs of the evaluation, by an ablation that computes more tokens.
+        own: on some pairs of the search, by its ablation.
+        other: on some pairs of the evaluation, by an ablation that computes more tokens.
         scores: of every edge.
+        sides: all pairs of the search and of the evaluation.
         ablations: that of the search, then the others.
         rank: of the edges.
     """
-    (_, search, _), (_, judge, _) = own.on, other.on
+    search, judge = sides
     graph = scores.graph
     shared = own.shared(graph.empty), other.shared(graph.empty)
     each, probed = [0.0], [0]
@@ -370,7 +374,7 @@ def measure_costs(
         Line(ends, shared),
         max(0.0, own.seconds(whole) - shared[0]) / len(whole),
         max(0.0, plain) / checked,
-        _seconds_per_edge(own, scores),
+        _seconds_per_edge(own, scores) * len(search) / len(own.on[1]),
     )
 
 

@@ -35,7 +35,15 @@ from numpy.typing import NDArray
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
-from casestudy.circuits.cost import FLIPS, Extent, Plan, Probe, make_plan, measure_costs
+from casestudy.circuits.cost import (
+    FLIPS,
+    PROBED_PAIRS,
+    Extent,
+    Plan,
+    Probe,
+    make_plan,
+    measure_costs,
+)
 from casestudy.circuits.curves import Curve, curve, curve_circuits, smallest
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import Method, attribute_edges
@@ -138,6 +146,10 @@ class Half:
             None if documents is None else tuple(documents[i] for i in rows),
         )
 
+    def first(self, most: int) -> Half:
+        """At most so many of the pairs, the first ones."""
+        return self if most >= len(self) else self[list(range(most))]
+
 
 @dataclass(frozen=True)
 class Question:
@@ -191,9 +203,7 @@ class Question:
 
     def with_judges(self, most: int | None) -> Question:
         """The same with at most so many of the pairs for the evaluation, the first ones."""
-        if most is None or most >= len(self.judge):
-            return self
-        return replace(self, judge=self.judge[list(range(most))])
+        return self if most is None else replace(self, judge=self.judge.first(most))
 
     def on(self, half: Half) -> tuple[Model, Pairs, Contrast | Metric]:
         """The first arguments of every function that measures these pairs."""
@@ -286,9 +296,11 @@ def plan_evidence(question: Question, scores: EdgeScores) -> Plan:
     choices = question.choices
     ablations = (choices.ablation, *choices.other_ablations)
     most = next(kind for kind in ablations[::-1] if kind != "corrupted")
-    own = Probe(*question.on(question.search), choices.ablation, question.drawing)
-    other = Probe(*question.on(question.judge), most, question.drawing)
-    costs = measure_costs(own, other, scores, ablations, rank=choices.rank)
+    search, judge = question.search, question.judge
+    own = Probe(*question.on(search.first(PROBED_PAIRS)), choices.ablation, question.drawing)
+    other = Probe(*question.on(judge.first(PROBED_PAIRS)), most, question.drawing)
+    sides = (search.pairs, judge.pairs)
+    costs = measure_costs(own, other, scores, sides, ablations, rank=choices.rank)
     asked = Extent(choices.random_circuits, choices.exact_edges)
     return make_plan(costs, asked, question.budget.seconds)
 

@@ -107,7 +107,7 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
     return Stage(NAME, tasks, has, run, keep)
 
 
-def kept_scores(subject: Subject, batch: Batch) -> tuple[Score, ...]:
+def kept_scores(subject: Subject, batch: Batch, name: str = SCORES) -> tuple[Score, ...]:
     """What every family of edits does to the main contrast, computed once in a study.
 
     Kept as a step of its own for patching and the circuit, however often either continues, until
@@ -116,16 +116,17 @@ def kept_scores(subject: Subject, batch: Batch) -> tuple[Score, ...]:
 
     Args:
         batch: the chosen prompts.
+        name: of the step; another one for other prompts.
     """
     store, contrast = subject.store, batch.contrasts[0]
     proposals = propose(subject.model, batch.prompts, roles=subject.behaviour.roles)
     edits = [[pair.family, batch.index[pair.index]] for pair in proposals.pairs]
-    if store.has_step(SCORES, SCORES):
-        arrays, of = store.read_step(SCORES, SCORES)
+    if store.has_step(SCORES, name):
+        arrays, of = store.read_step(SCORES, name)
         if of == edits:
             return score(subject.model, proposals, contrast, values=arrays["values"])
     values = pair_values(subject.model, proposals, contrast)
-    store.write_step(SCORES, SCORES, {"values": values}, edits)
+    store.write_step(SCORES, name, {"values": values}, edits)
     return score(subject.model, proposals, contrast, values=values)
 
 

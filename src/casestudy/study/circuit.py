@@ -12,6 +12,7 @@ Stored steps are dropped once the card is written.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,6 +22,8 @@ from typing import Any
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import Score, propose, score
 from casestudy.behaviour.family_choice import FamilyChoice, choose_family
+from casestudy.behaviour.prompts import Prompt
+from casestudy.behaviour.readouts import tokens_of
 from casestudy.circuits.card import write_card
 from casestudy.circuits.evidence import (
     CARD_STEPS,
@@ -32,13 +35,13 @@ from casestudy.circuits.evidence import (
     writing_up,
 )
 from casestudy.circuits.packed import Packed, pack, unpack
-from casestudy.engine.batch import Batch
-from casestudy.errors import MeasureError, StudyError
+from casestudy.engine.batch import Batch, run_batch
+from casestudy.errors import CasestudyError, MeasureError, StudyError
 from casestudy.measure.metrics import metric_of
 from casestudy.measure.patching import Pairs
 from casestudy.results.files import write_atomically
 from casestudy.results.stats import BOOTSTRAP_FROM
-from casestudy.study.causal import chosen_prompts, kept_scores, scored_pairs
+from casestudy.study.causal import SCORES, chosen_prompts, kept_scores, scored_pairs
 from casestudy.study.settings import Search
 from casestudy.study.stage import Stage, Subject
 from casestudy.study.store import Store, differences
@@ -132,21 +135,42 @@ class _Finding:
         Raises: MeasureError where there are no such pairs.
         """
         subject, search = self.subject, self.search
-        batch = subject.batch(chosen_prompts(subject.behaviour, subject.runnable, MOST_PAIRS))
-        scores = kept_scores(subject, batch)
+        batch = self.batch
+        scores = kept_scores(subject, batch, NAME if self.further else SCORES)
         choice, pairs, contrast = circuit_pairs(batch, family=search.family, scores=scores)
         best = choice.score
         assert best is not None
         self.store.manifest.setdefault("family_choice", {})[NAME] = choice.as_dict(batch.index)
         if search.metric == "class":
             contrast = batch.contrasts[-1][[pair.index for pair in best.pairs]]
-        documents = [batch.prompts[pair.index].document for pair in best.pairs]
+        documents = _units([batch.prompts[pair.index] for pair in best.pairs], best)
         metric = metric_of(batch.model, contrast, search.metric, pairs.clean)
-        everything = Half(pairs, metric, tuple(documents) if any(documents) else None)
+        everything = Half(pairs, metric, documents)
         budget = subject.execution.budget
         if subject.settings.search is None and budget.seconds is None:
             budget = replace(budget, seconds=SECONDS)
         return best, Question.of(batch.model, everything, search.choices, budget=budget)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The main prompts and, as far as there is room, the behaviour's circuit prompts."""
+        subject = self.subject
+        main = chosen_prompts(subject.behaviour, subject.runnable, MOST_PAIRS)
+        if not self.further:
+            return subject.batch(main)
+        chosen = [*main, *self.further[: MOST_PAIRS - len(main)]]
+        whole = subject.behaviour.with_circuit_prompts
+        return run_batch(subject.model, whole, chosen, [], top_k=subject.settings.top_k)
+
+    @cached_property
+    def further(self) -> list[int]:
+        """The circuit prompts that can be run, by index after the behaviour's prompts."""
+        behaviour, found = self.subject.behaviour, []
+        for i, prompt in enumerate(behaviour.circuit_prompts, len(behaviour)):
+            with contextlib.suppress(CasestudyError):  # as for the others, but nobody asks for it
+                tokens_of(self.subject.model, [prompt])
+                found.append(i)
+        return found
 
     def run(self, missing: Sequence[str]) -> Generator[tuple[str, Any], None, None]:
         """Take the missing steps, from the kept ones."""
@@ -173,7 +197,9 @@ class _Finding:
         best, question = self.family
         self.subject.tell(writing_up())
         card = write_card(question, Evidence(**self.kept()))
-        card.about.update(family=best.family)
+        known = len(self.subject.behaviour)
+        further = sum(self.batch.index[pair.index] >= known for pair in best.pairs)
+        card.about.update(family=best.family, further_pairs=further)
         self.store.write_final(card.results)
         card.save(self.store.folder / CARD_FILE)
         importances = card.circuit.importances(card.scores.values)
@@ -182,6 +208,16 @@ class _Finding:
         if card.scores.replicates is None:
             why = f"{card.scores.n} pairs were too few to resample: {BOOTSTRAP_FROM} are needed"
             self.store.say_not_measured("how much of the circuit stays under resampling", why)
+
+
+def _units(prompts: Sequence[Prompt], of: Score) -> tuple[str, ...] | None:
+    """Each pair's document; where none has one, mirrored pairs (a prompt whose partner is another
+    prompt) are one unit, so that none is held out while its mirror is searched."""
+    documents = tuple(prompt.document for prompt in prompts)
+    if any(documents):
+        return documents
+    both = tuple("\n".join(sorted((pair.clean.text, pair.corrupted.text))) for pair in of.pairs)
+    return both if len(set(both)) < len(both) else None
 
 
 def circuit_pairs(

@@ -161,6 +161,18 @@ def _describe_behaviour(behaviour: Behaviour) -> dict[str, Any]:
         },
         "hash": hashlib.sha256(prompts.encode()).hexdigest(),
         **({"chat": behaviour.chat.as_dict()} if isinstance(behaviour.chat, Written) else {}),
+        **_describe_circuit_prompts(behaviour),
+    }
+
+
+def _describe_circuit_prompts(behaviour: Behaviour) -> dict[str, Any]:
+    """Nothing where there are none: studies stored before there could be go on as they are."""
+    texts = json.dumps([asdict(p) for p in behaviour.circuit_prompts], ensure_ascii=True)
+    if not behaviour.circuit_prompts:
+        return {}
+    return {
+        "n_circuit_prompts": len(behaviour.circuit_prompts),
+        "circuit_prompts_hash": hashlib.sha256(texts.encode()).hexdigest(),
     }
 
 

@@ -59,14 +59,21 @@ def verdict(study: StoredStudy) -> list[Block]:
 
 
 def _cost(study: StoredStudy) -> list[Block]:
-    """What the evidence was planned to cost, and what was made smaller to fit a limit; nothing
-    for a study that was stored before cards said so."""
+    """Which prompts the pairs are of, what the evidence was planned to cost, and what was made
+    smaller to fit a limit; nothing for a study that was stored before cards said so."""
     about = study.manifest.get("circuit_about")
-    plan = about.get("plan") if isinstance(about, Mapping) else None
-    words = plan.get("words") if isinstance(plan, Mapping) else None
-    if not isinstance(words, str):
+    if not isinstance(about, Mapping):
         return []
-    return [Markup("<p>{}.</p>").format(capital(clean(words)))]
+    plan, further = about.get("plan"), about.get("further_pairs")
+    said = []
+    if isinstance(further, int) and further:
+        said.append(
+            f"{capital(count(further, 'pair'))} are of further prompts of the same kind, which "
+            "only the circuit uses, so that enough pairs can be held out"
+        )
+    if isinstance(plan, Mapping) and isinstance(plan.get("words"), str):
+        said.append(capital(clean(plan["words"])))
+    return [Markup("<p>{}.</p>").format(". ".join(said))] if said else []
 
 
 FEW = 10

@@ -124,6 +124,29 @@ def test_links_and_pictures_exist(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link may follow "#" with: headings as Python-Markdown's toc names them, given ids, and
+    the objects of a reference page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.M)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    titles = [re.sub(r"\{[^}]*\}|\]\([^)]*\)", "", title) for title in titles]
+    found = {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", t).strip().lower()) for t in titles}
+    found |= set(re.findall(r"\{ ?#([\w.-]+) ?\}", text))
+    return found | set(re.findall(r"^::: ([\w.]+)$", text, re.M))
+
+
+def test_every_anchor_that_a_page_links_to_is_there() -> None:
+    known = {page: anchors(page) for page in PAGES}
+    linked = [
+        (page, (page.parent / path).resolve() if path else page, anchor)
+        for page in PAGES
+        for path, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text("utf-8"))
+    ]
+    assert linked
+    for page, target, anchor in linked:
+        assert anchor in known[target], f"{name(page)}: {name(target)} has no #{anchor}"
+
+
 def test_the_bundled_model_is_there() -> None:
     assert (BUNDLED / "tiny" / "model.safetensors").is_file()
 

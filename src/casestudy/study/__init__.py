@@ -1,4 +1,4 @@
-"""Running and keeping. `casestudy.study(...)` runs one, whatever was imported before."""
+"""Run studies and store them. `casestudy.study(...)` always runs a study."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 
 class _Callable(ModuleType):
-    """Importing any module of this room puts the room itself at `casestudy.study`, where the
-    function is promised; so the room can be called as the function.
+    """A package that can be called.
+
+    Importing any module of this package sets `casestudy.study` to the package, although users
+    expect the function `study` there. So calling the package calls the function.
     """
 
     def __call__(self, *args: Any, **options: Any) -> Any:

@@ -1,18 +1,18 @@
-"""Is it causal? The set of patches that a study runs.
+"""Which parts have a causal effect? The set of patches that a study runs.
 
-The ledger says who wrote the difference; only an intervention says who was needed. On the prompts
-of the main groups, every family of minimal edits is scored; then activations are exchanged between
-the clean prompts and their partners of the family that undoes the behaviour most surely:
+The ledger gives direct contributions; causal effects need an intervention. Every family of minimal
+edits is scored on the prompts of the main groups. Then activations are patched between the clean
+prompts and the corrupted prompts of the family that most surely undoes the behaviour:
 
-- where the pairs differ before their last token: the residual stream, attention and MLP outputs by
-  role (and by position where all pairs have one length), heads over all positions in both
-  directions, and the neurons that attribution puts first;
-- where they differ in the last token only: attention, MLPs and heads at the last token. The
-  residual stream is left out there: it carries everything by construction.
+- if the pairs differ before their last token: the residual stream, attention and MLP outputs by
+  role (and by position if all pairs have the same length), heads at all positions together in both
+  directions, and the neurons with the largest scores by gradient;
+- if the pairs differ in the last token only: attention, MLPs and heads at the last token. The
+  residual stream is left out there, because it carries the whole difference by construction.
 
-Assumes prompts with an answer. Cost: see `measure/sweep`; at most `MOST_PAIRS` prompts, evenly
-taken, since a grid over thousands of prompts answers no other question than one over sixty-four.
-Each grid is written whole before the next begins, and a continued study makes only those missing.
+Assumes prompts with an answer. Cost: see `engine/sweep`; at most `MOST_PAIRS` prompts, evenly
+spaced, because a grid over thousands of prompts answers the same question as one over sixty-four.
+Each grid is stored before the next begins; a continued study makes only the missing ones.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NAME = PATCHING
 """As in `casestudy run --only patching`."""
 
 SCORES = "counterfactuals"
-"""The step that keeps each edit's values, until the study is complete."""
+"""The step that stores the values of the edits, until the study is complete."""
 
 MOST_PAIRS = 64
 MOST_NEURONS = 20
@@ -54,7 +54,7 @@ MOST_NEURONS = 20
 
 @dataclass(frozen=True)
 class _Task:
-    """One grid to make: what it is called in the study, of which family's pairs, and how."""
+    """A grid to make: its name in the study, the family of its pairs, and the function."""
 
     name: str
     family: str
@@ -64,7 +64,7 @@ class _Task:
 def patching(subject: Subject) -> Stage[_Task, Patched]:
     """The stage that makes every patch grid. Its steps are the grids.
 
-    The counterfactuals' scores, which decide on the grids, are kept before any grid.
+    The scores of the counterfactuals, which decide which grids are made, are stored first.
     """
     store = subject.store
     batch = subject.batch(chosen_prompts(subject.behaviour, subject.runnable))
@@ -85,14 +85,14 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
         store.say_not_measured("causal effects", f"{edits} fits these prompts")
 
     def has(task: _Task) -> bool:
-        return store.has_grid(names.known(task.name))  # the last that is written of a grid
+        return store.has_grid(names.known(task.name))  # the last file of a grid that is written
 
     def run(missing: Sequence[_Task]) -> Generator[tuple[_Task, Patched], None, None]:
         for task in missing:
             tell = partial(_tell_cells, subject, task.name)
             try:
                 patched = task.make(subject.execution.budget, tell)
-            except MeasureError as problem:  # one grid's failure costs no other
+            except MeasureError as problem:  # the other grids are still made
                 store.say_not_measured(task.name, str(problem))
                 continue
             yield task, patched
@@ -108,11 +108,11 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
 
 
 def kept_scores(subject: Subject, batch: Batch, name: str = SCORES) -> tuple[Score, ...]:
-    """What every family of edits does to the main contrast, computed once in a study.
+    """The score of every family of edits on the main contrast, computed once in a study.
 
-    Kept as a step of its own for patching and the circuit, however often either continues, until
-    the study is complete. Values of other edits, as another version might propose them, are
-    computed anew.
+    Patching and the circuit both use the scores. They are stored as a step until the study is
+    complete, so that a continued study does not compute them again. If the stored values are of
+    other edits (another version may propose others), they are computed again.
 
     Args:
         batch: the chosen prompts.
@@ -137,13 +137,13 @@ def _tell_cells(subject: Subject, grid: str, cells: Progress) -> None:
 def chosen_prompts(
     behaviour: Behaviour, runnable: Sequence[int], most: int | None = None
 ) -> list[int]:
-    """The main prompts, or some of them, by index."""
+    """The prompts of the main groups by index, at most `most` of them."""
     main = [i for i in runnable if behaviour.is_main(behaviour.prompts[i])] or list(runnable)
     return evenly(main, most)
 
 
 def evenly(prompts: Sequence[int], most: int | None = None) -> list[int]:
-    """At most so many (`MOST_PAIRS` by default) of some prompts, evenly taken."""
+    """At most `most` (by default `MOST_PAIRS`) of these prompts, evenly spaced."""
     most = MOST_PAIRS if most is None else most
     if len(prompts) <= most:
         return list(prompts)
@@ -162,7 +162,7 @@ def _last_only(scores: Sequence[Score]) -> list[Score]:
 
 
 def _before_last(batch: Batch, choice: FamilyChoice) -> Iterator[_Task]:
-    """Grids of the strongest family whose pairs differ before their last token."""
+    """The grids of the chosen family whose pairs differ before their last token."""
     best = choice.score
     if best is None:
         return
@@ -185,7 +185,7 @@ def _before_last(batch: Batch, choice: FamilyChoice) -> Iterator[_Task]:
 
 
 def _at_last(batch: Batch, choice: FamilyChoice) -> Iterator[_Task]:
-    """Grids of the strongest family whose pairs differ in the last token only."""
+    """The grids of the chosen family whose pairs differ in the last token only."""
     best = choice.score
     if best is None:
         return
@@ -195,7 +195,7 @@ def _at_last(batch: Batch, choice: FamilyChoice) -> Iterator[_Task]:
 
 
 class _Side:
-    """One family's pairs, ready to be patched."""
+    """The pairs of one family, and the grids to make of them."""
 
     def __init__(self, batch: Batch, score: Score, said: str) -> None:
         self.model, self.family, self.said = batch.model, score.family, said
@@ -203,7 +203,7 @@ class _Side:
         self.contrast = batch.contrasts[0][[pair.index for pair in score.pairs]]
 
     def grid(self, site: str, by: By, direction: Direction = "denoising") -> _Task:
-        """One site, patched in every layer and place."""
+        """A grid of one site, patched in every layer and at every place."""
 
         def make(budget: Budget, tell: Tell) -> Patched:
             return self._told(
@@ -222,7 +222,7 @@ class _Side:
         return _Task(names.patching(site, by, direction), self.family, make)
 
     def neurons(self) -> _Task:
-        """The neurons that attribution puts first, one by one."""
+        """A grid of single neurons: those with the largest scores by gradient."""
 
         def make(budget: Budget, tell: Tell) -> Patched:
             chosen = neurons_by_gradient(self.model, self.pairs, self.contrast, MOST_NEURONS)
@@ -237,7 +237,7 @@ class _Side:
 
 
 def scored_pairs(batch: Batch, score: Score) -> Pairs:
-    """A family's pairs on the model's device, labelled by their place in the behaviour."""
+    """A family's pairs on the model's device, labelled by their index in the behaviour."""
     assert batch.behaviour is not None
     labels = [str(batch.index[pair.index]) for pair in score.pairs]
     roles = batch.behaviour.roles

@@ -1,7 +1,7 @@
-"""What can a study measure, by name, and what of it is chosen?
+"""Which measurements does a study have, and which of them are chosen?
 
-The one list of names, in the order of a study, and the one check of those that somebody gives. No
-torch here, so that the command line can list them.
+The only list of their names, in the order in which a study makes them, and the only check of names
+that users give. Imports no torch, so that the command line can list the names quickly.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ OF_CHUNKS = (
     *("predictions", "class_mass", "ledger", "case_by_space", "controls"),
     *("lens", "attribution", "attention", "profile"),
 )
-"""The measurements of every chunk of prompts."""
+"""The measurements that are made on every chunk of prompts."""
 PATCHING, CIRCUIT = "patching", "circuit"
-"""The stages that follow them, each chosen by its own name."""
+"""The stages after them, each chosen by its name."""
 NAMES = (*OF_CHUNKS, PATCHING, CIRCUIT)
 
 
 def choose(only: Sequence[str] | None, skip: Sequence[str] = ()) -> list[str]:
-    """The names of all that is measured, in order.
+    """The names of the chosen measurements and stages, in order.
 
     Args:
-        only: these; all by default.
-        skip: not these.
+        only: the names to choose from; all by default.
+        skip: the names to leave out.
 
-    Raises: StudyError for a name that nothing has, or where nothing is left.
+    Raises: StudyError for an unknown name, and if no name is left.
     """
     for name in (*(only or ()), *skip):
         if name not in NAMES:

@@ -1,13 +1,13 @@
-"""What is the circuit? How a study looks for one.
+"""Which circuit carries the behaviour? How a study looks for it.
 
-On pairs of the family of edits that undoes the behaviour most surely, aligned token by token, every
-edge is scored, the smallest faithful circuit is taken, and the evidence for it is gathered (see
-`circuits/evidence`). Pairs that differ before their last token are preferred: where only the last
-token differs everything happens there by construction.
+The pairs are of the family of edits that most surely undoes the behaviour, with equal numbers of
+tokens. Every edge is scored on them; the smallest faithful circuit is chosen; then the evidence for
+it is gathered (see `circuits/evidence`). Pairs that differ before their last token are preferred:
+if only the last token differs, all effects are at that token by construction.
 
 Assumes prompts with an answer. Cost: see `circuits/evidence`; at most `MOST_PAIRS` pairs. Each step
-of the evidence is stored as soon as it is there, and a continued study takes only those missing.
-Stored steps are dropped once the card is written.
+of the evidence is stored when it is done, and a continued study takes only the missing steps. The
+stored steps are deleted after the card is written.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ SECONDS = 300.0
 """The most computing time for the evidence of a study's own circuit, where no limit is given."""
 
 _BEGUN = "circuit_begun"
-"""Where the manifest has the search whose steps are kept, until its card is written."""
+"""The manifest's entry for a search that has begun, until its card is written."""
 
 
 def circuit(subject: Subject) -> Stage[str, Any]:
-    """The stage that finds the circuit. Its steps are those of its evidence (see `CARD_STEPS`).
+    """The stage that finds the circuit. Its steps are those of the evidence (see `CARD_STEPS`).
 
-    Raises: StudyError where the study holds a circuit that was looked for in another way, or a part
-        of one.
+    Raises: StudyError if the study holds a circuit, or a part of one, that was looked for with
+        other settings.
     """
     store, search = subject.store, _search(subject)
     described = asdict(search)
@@ -103,9 +103,9 @@ def _none() -> Generator[tuple[str, Any], None, None]:
 
 
 def _stored(store: Store, described: Mapping[str, Any], key: str) -> bool:
-    """Whether the manifest has this search under the key.
+    """Whether the manifest holds this search under the key.
 
-    Raises: StudyError where it has another.
+    Raises: StudyError if it holds another search.
     """
     known = store.manifest.get(key)
     if known is None:
@@ -122,7 +122,7 @@ def _stored(store: Store, described: Mapping[str, Any], key: str) -> bool:
 
 
 class _Finding:
-    """A search in a study: its question, and its steps as the study's folder keeps them."""
+    """A search for a circuit in a study: its question and its stored steps."""
 
     def __init__(self, subject: Subject, search: Search) -> None:
         self.subject, self.search = subject, search
@@ -130,9 +130,9 @@ class _Finding:
 
     @cached_property
     def family(self) -> tuple[Score, Question]:
-        """The family of edits, and what evidence is gathered about on its pairs.
+        """The score of the chosen family, and the question that its pairs ask.
 
-        Raises: MeasureError where there are no such pairs.
+        Raises: MeasureError if there are no such pairs.
         """
         subject, search = self.subject, self.search
         batch = self.batch
@@ -173,13 +173,13 @@ class _Finding:
         return found
 
     def run(self, missing: Sequence[str]) -> Generator[tuple[str, Any], None, None]:
-        """Take the missing steps, from the kept ones."""
+        """Take the missing steps, using the stored ones."""
         if missing:
             _, question = self.family
             yield from take_steps(question, self.kept(), self.subject.tell)
 
     def kept(self) -> dict[str, Any]:
-        """Every step's value that is kept."""
+        """The values of the stored steps."""
         _, question = self.family
         names = [step.name for step in CARD_STEPS if self.store.has_step(NAME, step.name)]
         return {
@@ -193,7 +193,7 @@ class _Finding:
         self.store.write_step(NAME, name, packed.arrays, packed.plain)
 
     def write(self) -> None:
-        """Write tables and grids, then the card and MIB's importances as files of their own."""
+        """Write the tables and grids, then the card and MIB's importances as separate files."""
         best, question = self.family
         self.subject.tell(writing_up())
         card = write_card(question, Evidence(**self.kept()))
@@ -223,17 +223,17 @@ def _units(prompts: Sequence[Prompt], of: Score) -> tuple[str, ...] | None:
 def circuit_pairs(
     batch: Batch, *, family: str | None = None, scores: Sequence[Score] | None = None
 ) -> tuple[FamilyChoice, Pairs, Contrast]:
-    """The pairs a circuit is looked for on, with the choice of their family and their contrast.
+    """The pairs to look for a circuit on, with the choice of their family and their contrast.
 
     Args:
-        batch: of a behaviour.
-        family: which edits; by default the partners that the prompts bring, or else those edits
-            that undo the behaviour most surely, before the last token if there are any (see
+        batch: the run of a behaviour's prompts.
+        family: the family of edits; by default the given corrupted prompts, or otherwise the edits
+            that most surely undo the behaviour, before the last token if possible (see
             `choose_family`).
-        scores: of every family on these prompts, where they were kept; computed by default.
+        scores: the stored scores of every family on these prompts; computed by default.
 
-    Raises: MeasureError where the family, or every family, has fewer than two aligned pairs, and
-        where none surely undoes the behaviour.
+    Raises: MeasureError if the family (or every family) has fewer than two pairs of equal length,
+        and if no family surely undoes the behaviour.
     """
     assert batch.behaviour is not None
     contrast = batch.contrasts[0]

@@ -1,8 +1,9 @@
-"""Who runs the chunks?
+"""Where are the chunks of prompts measured?
 
-`Work` is what a chunk needs: the model, the behaviour and what is asked. This process runs it chunk
-after chunk; `ray_chunks` hands the same chunks to workers of a Ray cluster. Either way the results
-of a chunk come back whole, and the study's own process stores them.
+`Work` holds what measuring a chunk needs: the model, the behaviour and the measurements.
+`local_chunks` measures chunks one after another in this process; `ray_chunks` sends them to the
+workers of a Ray cluster. In both cases the study's own process stores the results, a whole chunk at
+a time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Done = tuple[int, list[Result]]
 
 @dataclass(frozen=True)
 class Work:
-    """All that a chunk of prompts needs to be measured."""
+    """Everything that measuring a chunk of prompts needs."""
 
     model: Model
     behaviour: Behaviour
@@ -33,14 +34,14 @@ class Work:
 
     @property
     def summed(self) -> frozenset[str]:
-        """Names of the results that add up over chunks."""
+        """The names of results that are summed over chunks."""
         return frozenset(name for m in self.measurements for name in m.partial)
 
     def chunk(self, index: Sequence[int]) -> list[Result]:
         """Measure some prompts of the behaviour.
 
-        Beside the measurements' own results, the tables "prompts" (what was read, or why there is
-        no answer) and "chunks" (what it cost).
+        Adds two tables to the results of the measurements: "prompts" (how each prompt was read, and
+        why it has no answer) and "chunks" (the cost).
         """
         start = time.perf_counter()
         batch = run_batch(
@@ -86,7 +87,7 @@ def _add_prompt(
 
 
 def left_out(behaviour: Behaviour, errors: Mapping[int, str]) -> Table:
-    """The rows of the table "prompts" for those that cannot be run; each costs only itself."""
+    """The rows of the table "prompts" for the prompts that cannot be run, with the reasons."""
     columns: dict[str, list[Any]] = {name: [] for name in PROMPT_COLUMNS}
     for index, why in errors.items():
         _add_prompt(columns, index, behaviour.prompts[index], [], [], why)
@@ -114,5 +115,5 @@ def _cost(batch: Batch, seconds: float) -> Table:
             "computed_tokens": [batch.tokens.ids.numel()],
             "seconds": [seconds],
         },
-        "What each chunk cost: its prompts' own tokens, those computed with the padding, time.",
+        "The cost of each chunk: tokens of its prompts, computed tokens with padding, seconds.",
     )

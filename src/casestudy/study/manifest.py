@@ -1,7 +1,8 @@
 """What does a study record about itself?
 
-What was run on what, with which versions and settings; the plan of chunks and the thread count, so
-that a continued study gives the same numbers; and what was not measured, with the reason.
+The manifest holds the model, the behaviour, the versions and the settings; the plan of chunks and
+the number of threads, so that a continued study gives the same numbers; and what was not measured,
+with the reason.
 """
 
 from __future__ import annotations
@@ -41,16 +42,16 @@ def new_manifest(
     measurements: Sequence[str],
     not_measured: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What a study that begins now records.
+    """The manifest of a new study.
 
     Args:
         model, behaviour, settings, execution: as `study` takes them.
         lengths: tokens per prompt; None for a prompt that cannot be run.
-        measurements: the names of all that is measured.
-        not_measured: what a reader might look for, and why it is not there.
+        measurements: the names of the chosen measurements and stages.
+        not_measured: what a reader may expect but is not measured, with the reason.
     """
     notices = prompt_notices(model.tokenizer, behaviour.prompts)
-    # only where they are asked for: studies stored before they could be go on as they are
+    # stored only if given, so that studies stored before these settings existed still match
     asked: dict[str, Any] = {"parse_special": True} if model.tokenizer.parse_special else {}
     asked |= {} if settings.family is None else {"family": settings.family}
     return {
@@ -77,9 +78,9 @@ def new_manifest(
 
 
 def stored_plan(store: Store, lengths: Sequence[int | None]) -> tuple[list[list[int]], int]:
-    """The chunks and threads this study was begun with.
+    """The stored plan of chunks and the stored number of threads.
 
-    Raises: StudyError where they are not a plan of these prompts.
+    Raises: StudyError if the plan does not hold each prompt that can be run exactly once.
     """
     plan: Any = store.manifest.get("plan")
     runnable = [i for i, n in enumerate(lengths) if n is not None]
@@ -98,12 +99,12 @@ def stored_plan(store: Store, lengths: Sequence[int | None]) -> tuple[list[list[
 
 
 def now() -> str:
-    """The time, as manifests have it."""
+    """The present time, in the manifest's format."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _threads(model: Model, execution: Execution) -> int:
-    """As many as help the model's products; Ray's workers share the machine's."""
+    """As many threads as speed up this model; on Ray at most each worker's share of them."""
     workers = 1 if execution.executor == "local" else execution.workers
     return min(suited(model), max(1, torch.get_num_threads() // workers))
 

@@ -1,9 +1,11 @@
-"""The first stage: every measurement, of every chunk of prompts.
+"""The first stage of a study: all measurements on every chunk of prompts.
 
-Prompts are packed into chunks by length, and one run per chunk serves all measurements. A step is a
-chunk; chunks are merged into shards as they come, and the joined results follow from the shards
-alone (see `join`). Memory: a chunk's run, a few shards' results, and about 1 kB per prompt for the
-prompts themselves; per-prompt results stay on the disk.
+Prompts are packed into chunks by length. Each chunk is run once for all measurements. A step of
+this stage is a chunk. Finished chunks are merged into shards, and the joined results are computed
+from the shards only (see `join`).
+
+Memory: the run of one chunk, the results of a few shards, and about 1 kB per prompt for the prompts
+themselves. Results per prompt stay on disk.
 """
 
 from __future__ import annotations
@@ -28,20 +30,21 @@ NAME = "measuring"
 CHUNK_PROMPTS = 128
 
 USEFUL = 0.9
-"""Of the tokens a chunk computes, at least so many are its prompts'; the rest is padding."""
+"""At least this share of a chunk's tokens are tokens of prompts; the others are padding."""
 
 
 @dataclass(frozen=True)
 class State(Progress):
-    """How far the prompts are.
+    """The progress of measuring prompts.
 
     Attributes:
-        done, total: prompts.
-        found: how many of the done were stored by an earlier run of the same study.
-        rate: prompts per second of this run; 0 before its first chunk.
-        left: seconds that the rest will take by this run's tokens per second; later chunks have
-            longer prompts, so prompts per second would promise too much. None before the first.
-        memory: bytes this process holds now; 0 where the system does not say.
+        done, total: numbers of prompts.
+        found: how many of `done` were stored by an earlier run of the same study.
+        rate: prompts per second in this run; 0 before its first chunk is done.
+        left: estimated seconds for the other prompts, from this run's tokens per second. Prompts
+            per second would give too small a number, because later chunks have longer prompts.
+            None before the first chunk is done.
+        memory: bytes of memory this process uses; 0 if the system does not say.
     """
 
     found: int = 0
@@ -61,7 +64,7 @@ def measuring(subject: Subject) -> Stage[int, list[Result]]:
         settings.top_k,
     )
     for shard in range(-(-len(chunks) // SHARD)):
-        store.seal(shard, chunks, work.summed)  # what a killed run left half merged
+        store.seal(shard, chunks, work.summed)  # shards that a killed run had begun to merge
     pace = _Pace(subject)
 
     def run(missing: Sequence[int]) -> Generator[Done, None, None]:
@@ -89,7 +92,7 @@ def measuring(subject: Subject) -> Stage[int, list[Result]]:
 
 
 class _Pace:
-    """How fast the chunks are measured, and how long the rest will take."""
+    """Measures the speed of this run and estimates the time left."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -128,7 +131,7 @@ class _Pace:
 
 
 def memory_now() -> int:
-    """Bytes of memory this process holds; 0 where the system does not say."""
+    """Bytes of memory this process uses; 0 if the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):
@@ -145,11 +148,12 @@ def plan_chunks(
     """Pack prompts into chunks of similar length.
 
     Args:
-        lengths: tokens per prompt; None for a prompt that cannot be run, which gets no chunk.
-        chunk_tokens: at most so many tokens in a chunk, padding included (one prompt always fits).
-        chunk_prompts: at most so many prompts.
+        lengths: tokens per prompt; None for a prompt that cannot be run, which is in no chunk.
+        chunk_tokens: the most tokens in a chunk, including padding. A longer prompt is a chunk by
+            itself.
+        chunk_prompts: the most prompts in a chunk.
 
-    At least `USEFUL` of every chunk's tokens are no padding.
+    At most 1 − `USEFUL` of a chunk's tokens are padding.
     """
     runnable = [i for i, n in enumerate(lengths) if n is not None]
     chunks = pack(

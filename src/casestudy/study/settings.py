@@ -1,8 +1,8 @@
-"""What does a study ask, and how is it run?
+"""Which settings does a study have?
 
-`Settings` belong to the question: another value is another study. `Execution` never changes what is
-found, beyond float rounding: a continued study may be given another, and keeps its stored plan of
-chunks and its number of threads.
+`Settings` are part of the question: a study with another value is another study. `Execution` only
+says how the study is run; it changes no result beyond float rounding. A study may be continued with
+another `Execution`, but keeps its stored plan of chunks and its stored number of threads.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Executor = Literal["local", "ray"]
 
 @dataclass(frozen=True)
 class Search:
-    """Which circuit is looked for, and how.
+    """Which circuit a study looks for, and how.
 
     Attributes:
-        choices: method, rank, ablation and the rest.
-        metric: what a circuit is to carry.
-        family: of edits; the strongest by default.
+        choices: the method, the rank, the ablation and the other choices.
+        metric: the metric that the circuit has to reproduce.
+        family: the family of edits; by default chosen by `choose_family`.
     """
 
     choices: Choices = field(default_factory=Choices)
@@ -36,15 +36,14 @@ class Search:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a study asks, beside its behaviour and its model.
+    """What a study measures, besides its behaviour and its model.
 
     Attributes:
-        top_k: how many predictions to look through for an answer.
-        search: which circuit to look for. By default the study's own choice, and that there is none
-            is then no error.
-        family: of edits, to patch and to look for the study's own circuit on; by default the
-            corrupted prompts that are given, or else the family that undoes the behaviour most
-            surely.
+        top_k: the number of predictions among which an answer is chosen.
+        search: the circuit to look for. By default the study chooses it, and it is no error if it
+            finds no pairs to look for one on.
+        family: the family of edits for patching and for the circuit; by default the given corrupted
+            prompts, or otherwise the family that most surely undoes the behaviour.
     """
 
     top_k: int = 100
@@ -57,14 +56,14 @@ class Execution:
     """How a study is run.
 
     Attributes:
-        executor: "local" is this process; "ray" runs the same chunks on Ray workers.
-        workers: how many, on Ray.
-        address: of a Ray cluster; by default one is started on this machine for the time.
-        threads: of each process that measures; by default as many of torch's as help a model of
-            this size (see `engine.threads`), on Ray no more than its share of them. A continued
-            study keeps its stored number.
-        chunk_tokens: how many tokens to run at once; a continued study keeps its stored plan.
-        budget: of the patch grids and the circuit, beyond the model itself.
+        executor: "local" runs the chunks in this process, "ray" on Ray workers.
+        workers: the number of Ray workers.
+        address: the address of a Ray cluster; by default a temporary one on this machine.
+        threads: the number of threads of each measuring process. By default as many as speed up a
+            model of this size (see `engine.threads`); each Ray worker gets at most its share of
+            torch's threads. A continued study keeps its stored number.
+        chunk_tokens: the number of tokens to run at once; a continued study keeps its stored plan.
+        budget: the memory for patching and the circuit, in addition to the model's.
     """
 
     executor: Executor = "local"

@@ -1,11 +1,12 @@
 """What is a stage of a study?
 
-A series of steps whose values are kept one by one, and what is made of them at the end. Measuring
-the chunks of prompts, patching and the circuit are stages alike, with one rule for resuming (law
-5): a step whose value is kept is never computed again; each value is kept whole before the next
-step begins; what joins them is made again from the kept values alone.
+A stage is a series of steps. The value of each step is stored, and at the end the values are
+combined into results. The three stages are measuring the chunks of prompts, patching, and the
+circuit. All are resumed by one rule (law 5): a step whose value is stored is never computed again;
+a value is stored completely before the next step begins; results are combined from stored values
+only.
 
-Cost: none of its own.
+Cost: none beyond that of the steps.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Subject:
-    """What every stage of a study is about.
+    """The study that a stage belongs to.
 
     Attributes:
         store: the study's folder.
         model, behaviour, settings, execution: as `study` takes them.
-        measurements: those of the first stage, asked of every chunk.
-        chunks: which prompts are run together.
+        measurements: the measurements of the first stage, made on every chunk.
+        chunks: the prompts that are run together, by index.
         lengths: tokens per prompt; None for a prompt that cannot be run.
-        errors: why not, by prompt.
-        progress: told how far each stage is.
+        errors: for each prompt that cannot be run, the reason.
+        progress: called with the progress of each stage.
     """
 
     store: Store
@@ -59,12 +60,12 @@ class Subject:
         return [i for i, n in enumerate(self.lengths) if n is not None]
 
     def tell(self, progress: Progress) -> None:
-        """Pass on how far a stage is, where somebody wants to know."""
+        """Report progress, if the caller asked for it."""
         if self.progress is not None:
             self.progress(progress)
 
     def batch(self, index: Sequence[int]) -> Batch:
-        """Some prompts with their contrasts; no activations are kept."""
+        """Run some prompts and choose their contrasts; no activations are kept."""
         settings = self.settings
         return run_batch(
             self.model,
@@ -76,7 +77,7 @@ class Subject:
 
 
 def _nothing() -> None:
-    """Of steps that need no joining."""
+    """The default `combine`: nothing to combine."""
 
 
 def _raise(problem: MeasureError) -> None:
@@ -85,16 +86,16 @@ def _raise(problem: MeasureError) -> None:
 
 @dataclass(frozen=True)
 class Stage(Generic[Step, Value]):
-    """Steps that are kept one by one, and what is made of them.
+    """Steps whose values are stored one by one and then combined.
 
     Attributes:
-        name: as `Progress.stage` has it.
-        steps: all of them, in order.
-        has: whether a step's value is kept.
-        run: computes steps that are not, in any order, and yields each with its value.
-        keep: stores one step's value, whole or not at all.
-        combine: makes the results from the kept values, once all are there.
-        cannot: called instead of `combine` where these prompts do not allow the question.
+        name: the stage's name in `Progress.stage`.
+        steps: all steps, in order.
+        has: whether the value of a step is stored.
+        run: computes the given steps, in any order, and yields each step with its value.
+        keep: stores the value of a step, completely or not at all.
+        combine: makes the results from the stored values, once all are stored.
+        cannot: called instead of `combine` if the stage cannot be measured on these prompts.
     """
 
     name: str
@@ -106,13 +107,13 @@ class Stage(Generic[Step, Value]):
     cannot: Callable[[MeasureError], None] = _raise
 
     def finish(self) -> None:
-        """Compute and keep the steps that are missing, then combine all.
+        """Compute and store the missing steps, then combine all values.
 
-        Raises: StudyError where a value cannot be stored or read; what a step raises.
+        Raises: StudyError if a value cannot be stored or read; whatever a step raises.
         """
         missing = [step for step in self.steps if not self.has(step)]
         try:
-            # closed at once when keeping fails, so that workers do not go on for nobody
+            # if storing fails, the generator is closed at once, so that its workers stop
             with contextlib.closing(self.run(missing)) as values:
                 for step, value in values:
                     self.keep(step, value)

@@ -14,6 +14,7 @@ from casestudy.cli.options import (
     DtypeOption,
     JsonOption,
     MemoryOption,
+    TopOption,
     check_target,
     names_in,
     page_name,
@@ -77,7 +78,7 @@ def compare(
     two_samples: Annotated[
         bool, typer.Option("--two-samples", help="Do not pair the prompts that both studies have.")
     ] = False,
-    top: Annotated[int, typer.Option(min=1, help="How many differences to show.")] = 20,
+    top: TopOption = 20,
     figure: FigureOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",

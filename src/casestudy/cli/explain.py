@@ -15,8 +15,10 @@ from casestudy.cli.options import (
     MemoryOption,
     ModelOption,
     PrefixOption,
+    PromptArgument,
     SpecialOption,
     TemplateOption,
+    TopOption,
     read_budget,
     read_chat,
     read_model,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def explain(
-    prompt: Annotated[str, typer.Argument(help="The text after which the model chooses.")],
+    prompt: PromptArgument,
     answer: Annotated[
         str | None,
         typer.Option("--answer", "-a", help="The token to explain; by default the likeliest."),
@@ -46,7 +48,7 @@ def explain(
         str | None,
         typer.Option(help="A partner of as many tokens; by default the best that is found."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many parts to show.")] = 10,
+    top: TopOption = 10,
     model: ModelOption = "tiny",
     memory: MemoryOption = "2GB",
     device: DeviceOption = "auto",

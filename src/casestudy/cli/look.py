@@ -20,6 +20,7 @@ from casestudy.cli.options import (
     ReadoutOption,
     SpecialOption,
     TemplateOption,
+    TopOption,
     check_target,
     read_budget,
     read_chat,
@@ -165,7 +166,7 @@ def patch(
     counterpart: Annotated[
         str | None, typer.Option("--counterpart", "-c", help="By default its lower case.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many of the largest to show.")] = 20,
+    top: TopOption = 20,
     figure: Annotated[
         Path | None, typer.Option(help="Write the heatmap as a page of its own.")
     ] = None,

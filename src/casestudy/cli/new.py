@@ -18,6 +18,7 @@ from casestudy.cli.options import (
     JsonOption,
     ModelOption,
     PrefixOption,
+    PromptArgument,
     SpecialOption,
     TemplateOption,
     read_chat,
@@ -68,7 +69,7 @@ _TAIL = """
 
 
 def new(
-    prompt: Annotated[str, typer.Argument(help="The text after which the model chooses.")],
+    prompt: PromptArgument,
     answer: Annotated[
         str, typer.Option("--answer", "-a", help="The token to explain, such as ' were'.")
     ],

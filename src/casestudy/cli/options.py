@@ -88,6 +88,10 @@ TemplateOption = Annotated[
 MemoryOption = Annotated[
     str, typer.Option(help="Memory that patching may use, such as 500MB or 2GB.")
 ]
+PromptArgument = Annotated[str, typer.Argument(help="The text after which the model chooses.")]
+TopOption = Annotated[
+    int, typer.Option(min=1, help="How many rows to show, those with the largest values first.")
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object instead of tables.")
 ]

@@ -130,6 +130,7 @@ class Explorer:
                 directions=asking.DIRECTIONS,
                 views=asking.VIEWS,
                 special=asking.SPECIAL,
+                chat=asking.CHAT,
                 picks=self.picks,
                 limits={"text": asking.MOST_TEXT, "tokens": self.questions.most_tokens},
                 version=self.version,

@@ -47,12 +47,16 @@ VIEWS = {"clean": "the clean prompt", "corrupted": "the corrupted prompt"}
 SPECIAL = {"": "as plain text", "parsed": "as those tokens"}
 """How the text of a special token ("<|endoftext|>") in a prompt is read."""
 
+CHAT = {"": "the text that is continued", "messages": "what a user says, or messages"}
+"""Whether the model's chat template writes the prompts."""
+
 _CHOICES: Mapping[str, Iterable[str]] = {
     "view": VIEWS,
     "site": SITES,
     "by": PLACES,
     "direction": DIRECTIONS,
     "special": SPECIAL,
+    "chat": CHAT,
 }
 _HEAD = re.compile(r"\d{1,4}\.\d{1,4}", re.ASCII)
 
@@ -79,6 +83,8 @@ class PageState:
         site, by, direction: of the patch grid.
         head: "layer.head" whose pattern is open; "" for none.
         special: "parsed" where the texts of special tokens are read as those tokens.
+        chat: "messages" where prompts are conversations that the chat template writes.
+        prefix: then, the start of the assistant's turn.
     """
 
     prompt: str = "This is a sentence."
@@ -91,6 +97,8 @@ class PageState:
     direction: str = "denoising"
     head: str = ""
     special: str = ""
+    chat: str = ""
+    prefix: str = ""
 
     @property
     def texts(self) -> list[str]:
@@ -116,7 +124,7 @@ class PageState:
 def readable(entries: Iterable[tuple[str, str]]) -> PageState:
     """As much of a refused question as can be read: what was typed stays on the page."""
     given = dict(entries)
-    texts = ("prompt", "corrupted", "answer", "counterpart")
+    texts = ("prompt", "corrupted", "answer", "counterpart", "prefix")
     found = {name: given[name].replace("\r\n", "\n") for name in texts if name in given}
     found |= {n: given[n] for n, choices in _CHOICES.items() if given.get(n, "?") in choices}
     return PageState(**found)
@@ -139,7 +147,7 @@ def read(entries: Iterable[tuple[str, str]]) -> PageState:
             allowed = ", ".join(filter(None, choices))
             raise Refusal(400, f"{name} “{found[name][:40]}”. Allowed: {allowed}.")
     for name, most in (
-        *((name, MOST_TEXT) for name in ("prompt", "corrupted")),
+        *((name, MOST_TEXT) for name in ("prompt", "corrupted", "prefix")),
         *((name, MOST_TOKEN) for name in ("answer", "counterpart")),
     ):
         if len(found.get(name, "")) > most:

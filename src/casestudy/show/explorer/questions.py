@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -21,6 +21,7 @@ from casestudy.show.explorer.patches import Line, patch_grid
 from casestudy.show.text import visible
 
 if TYPE_CHECKING:
+    from casestudy.behaviour.prompts import Behaviour
     from casestudy.model.model import Model
     from casestudy.model.token import Token
     from casestudy.show.explorer.worker import Pause
@@ -44,9 +45,31 @@ class Questions:
         """The longest prompt that is answered."""
         return min(self.model.config.n_ctx, MOST_TOKENS)
 
-    def reader(self, page_state: PageState) -> Model:
-        """The model, reading special tokens' texts as the page asks."""
-        return self.model.with_special() if page_state.special else self.model
+    def read(self, page_state: PageState) -> tuple[Model, PageState]:
+        """The model, reading special tokens' texts as the page asks, and the texts that it reads:
+        the page's own, or what the chat template writes of them.
+
+        Raises: PromptError for messages that are not well formed, and as the template does.
+        """
+        if not page_state.chat:
+            return self.model.with_special() if page_state.special else self.model, page_state
+        from casestudy.behaviour.chat import written
+
+        behaviour = written(self.model, self._behaviour(page_state))
+        (prompt,) = behaviour.prompts
+        texts = {"prompt": prompt.text, "corrupted": prompt.corrupted or ""}
+        return behaviour.read_by(self.model), replace(page_state, **texts)
+
+    def _behaviour(
+        self, page_state: PageState, answer: str | None = None, counterpart: str | None = None
+    ) -> Behaviour:
+        """The page's prompt as a file holds it: a conversation before a template has written it."""
+        from casestudy.behaviour.prompts import Behaviour, Prompt
+        from casestudy.model.chat import Chat
+
+        prompt = Prompt(page_state.prompt, answer, counterpart, page_state.corrupted or None)
+        chat = Chat(page_state.prefix) if page_state.chat else None
+        return Behaviour("explored", prompts=(prompt,), chat=chat)
 
     def panels(self, page_state: PageState) -> tuple[dict[str, Markup], dict[str, Any]]:
         """Every quick panel, and what the page's script has to know.
@@ -55,10 +78,10 @@ class Questions:
         """
         from casestudy.measure.quick_look import probe
 
-        self.check(page_state)
+        model, read = self.check(page_state)
         found = probe(
-            self.reader(page_state),
-            page_state.texts,
+            model,
+            read.texts,
             answer=page_state.answer or None,
             counterpart=page_state.counterpart or None,
         )
@@ -76,7 +99,8 @@ class Questions:
         """Minimal edits of the prompt, by the kinds that a study scores: name and text."""
         from casestudy.behaviour.counterfactual import FAMILIES
 
-        if len(page_state.prompt) > MOST_EDITED:
+        listed = page_state.chat and page_state.prompt.lstrip().startswith("[")
+        if len(page_state.prompt) > MOST_EDITED or listed:
             return []
         found = {family.edit(page_state.prompt): family.name for family in reversed(FAMILIES)}
         return [
@@ -85,11 +109,13 @@ class Questions:
             if text is not None and text != page_state.prompt
         ]
 
-    def check(self, page_state: PageState) -> None:
-        """Raises: PromptError for a prompt longer than is answered, naming both lengths."""
-        tokenizer = self.reader(page_state).tokenizer
+    def check(self, page_state: PageState) -> tuple[Model, PageState]:
+        """As `read`; raises PromptError for a prompt longer than is answered, naming both
+        lengths."""
+        model, read = self.read(page_state)
+        tokenizer = model.tokenizer
         bos = tokenizer.prepend_bos
-        for name, text in zip(("prompt", "corrupted prompt"), page_state.texts, strict=False):
+        for name, text in zip(("prompt", "corrupted prompt"), read.texts, strict=False):
             if not text and not bos:
                 raise PromptError(f"The {name} is empty", hint="Type something to continue")
             row = tokenizer.ids(text)
@@ -98,6 +124,7 @@ class Questions:
                     f"The {name} is {len(row) + bos:,} tokens long",
                     allowed=f"at most {self.most_tokens:,}, BOS included",
                 )
+        return model, read
 
     def pair(self, page_state: PageState) -> tuple[Token, Token]:
         """Answer and counterpart, chosen as the panels choose them.
@@ -106,20 +133,19 @@ class Questions:
         """
         from casestudy.measure.quick_look import weighed
 
-        self.check(page_state)
+        model, read = self.check(page_state)
         given = (page_state.answer or None, page_state.counterpart or None)
-        return weighed(self.reader(page_state), page_state.prompt, *given)
+        return weighed(model, read.prompt, *given)
 
     def pattern(self, page_state: PageState) -> dict[str, Any]:
         """One head's pattern in the prompt that is looked at."""
         from casestudy.measure.quick_look import head_pattern
 
-        self.check(page_state)
+        model, read = self.check(page_state)
         if not page_state.head:
             raise Refusal(400, "No head is named. Allowed: head=layer.head, as in 3.1.")
         layer, head = map(int, page_state.head.split("."))
-        text = page_state.texts[page_state.row]
-        grid = head_pattern(self.reader(page_state), text, layer, head)
+        grid = head_pattern(model, read.texts[read.row], layer, head)
         tokens = [visible(label.partition(":")[2]) for label in grid.axes[0].labels]
         return {
             "tokens": tokens,
@@ -127,30 +153,22 @@ class Questions:
         }
 
     def study_file(self, page_state: PageState) -> str:
-        """The state as a behaviour file."""
+        """The state as a behaviour file; conversations stay messages."""
         from casestudy.behaviour.files_written import behaviour_toml
-        from casestudy.behaviour.prompts import Behaviour, Prompt
 
         answer, counterpart = self.pair(page_state)
-        prompt = Prompt(
-            page_state.prompt,
-            answer=self._written(answer, page_state),
-            counterpart=self._written(counterpart, page_state),
-            corrupted=page_state.corrupted or None,
-        )
-        behaviour = Behaviour(
-            "explored",
-            f"Why does the model prefer “{visible(answer)}” to “{visible(counterpart)}”?",
-            (prompt,),
+        model, read = self.read(page_state)
+        pair = [model.tokenizer.written(t.id, after=read.prompt) for t in (answer, counterpart)]
+        behaviour = replace(
+            self._behaviour(page_state, *pair),
+            question=f"Why does the model prefer “{visible(answer)}” to “{visible(counterpart)}”?",
             answers="given",
             about=f"Saved from casestudy's explorer, which ran it on {self.model.name}.",
-            parse_special=self.reader(page_state).tokenizer.parse_special,
+            parse_special=not page_state.chat and model.tokenizer.parse_special,
         )
         return behaviour_toml(behaviour)
 
-    def _written(self, token: Token, page_state: PageState) -> str:
-        return self.reader(page_state).tokenizer.written(token.id, after=page_state.prompt)
-
     def grid(self, page_state: PageState, pause: Pause, tell: Callable[[Line], None]) -> Line:
         """A patch grid; see `patch_grid`."""
-        return patch_grid(self.reader(page_state), page_state, self.pair(page_state), pause, tell)
+        model, read = self.read(page_state)
+        return patch_grid(model, read, self.pair(page_state), pause, tell)

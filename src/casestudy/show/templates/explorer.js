@@ -5,9 +5,9 @@
   const { $, $$, bytes, openHead, ready } = casestudy;
   const PAUSE = 120; // milliseconds without a keystroke after which something is asked
   const form = $("#ask"), status = $("#status"), progress = $("#progress");
-  const fields = Object.fromEntries(["prompt", "corrupted", "answer", "counterpart", "view", "site", "by", "direction", "special"]
+  const fields = Object.fromEntries(["prompt", "corrupted", "answer", "counterpart", "view", "site", "by", "direction", "special", "chat", "prefix"]
     .map((name) => [name, $(`textarea[name="${name}"], select[name="${name}"]`)]));
-  const usual = { view: "clean", site: "resid_pre", by: "", direction: "denoising", corrupted: "", answer: "", counterpart: "", special: "" };
+  const usual = { view: "clean", site: "resid_pre", by: "", direction: "denoising", corrupted: "", answer: "", counterpart: "", special: "", chat: "", prefix: "" };
   const dialog = $("dialog.head-view");
   let state = JSON.parse($("#state").textContent), head = new URLSearchParams(location.search).get("head") || "";
   const page = `${Date.now().toString(36)}${Math.random().toString(36).slice(2)}`; // of its questions the newest wins
@@ -26,6 +26,8 @@
 
   function remember() {
     $("#view").hidden = !fields.corrupted.value;
+    $("#prefix").hidden = !fields.chat.value;
+    $("#special").hidden = "plain" in form.dataset || Boolean(fields.chat.value); // a template's are parsed
     history.replaceState(null, "", `/?${query({ head })}`);
   }
 
@@ -168,13 +170,13 @@
   });
   document.addEventListener("change", (event) => {
     const name = event.target.name;
-    if (name === "view" || name === "special") update();
+    if (["view", "special", "chat"].includes(name)) update();
     else if (["site", "by", "direction"].includes(name)) { remember(); patch(); }
     else if (event.target.id === "picks" && event.target.value) choosePrompt(new URLSearchParams(event.target.value));
   });
 
   function choosePrompt(chosen) {
-    for (const name of ["prompt", "corrupted", "answer", "counterpart", "special"]) fields[name].value = chosen.get(name) ?? usual[name];
+    for (const name of ["prompt", "corrupted", "answer", "counterpart", "special", "chat", "prefix"]) fields[name].value = chosen.get(name) ?? usual[name];
     update();
   }
 

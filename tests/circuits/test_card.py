@@ -75,6 +75,7 @@ def test_areas_are_linear_trapezoids_over_the_shares(scored: EdgeScores) -> None
     assert "<svg" in found._repr_html_()
     for name, (low, high) in found.intervals().items():
         assert low <= getattr(found, name) <= high
+    assert found.intervals()["cmd"][0] >= 0, "an area of absolute values"
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -151,6 +151,25 @@ def test_patches_are_shares_of_the_difference(toy_model: Model) -> None:
         assert share.value == pytest.approx(effect / float(clean), abs=1e-5)
 
 
+@pytest.mark.parametrize("role", ["last token", "changed tokens"])
+def test_a_pairs_own_roles_can_be_claimed_of_as_a_study_patches_them(
+    toy_model: Model, role: str
+) -> None:
+    of = cs.Behaviour(
+        prompts=tuple(
+            Prompt(f"It was {word}.", " He", " he", corrupted=f"it was {word}.")
+            for word in ("late", "old", "dark")
+        ),
+        answers="given",
+    )
+    place = {"measure": "patching", "edit": "given", "site": "attn_out", "layer": 1, "role": role}
+    (outcome,) = checked(toy_model, place | {"at_least": -99.0}, of=of)
+    found = patching.patch_prompts(toy_model, of.prompts, "attn_out", by="role").normalised
+    cell = found.select(layer="1", role=role)
+    assert outcome.value == pytest.approx(float(cell.values), abs=1e-5)
+    assert outcome.n == int(cell.n) == 3
+
+
 def answers(model: Model) -> tuple[list[str], list[str]]:
     """The prompts' answers and their lower case."""
     logits = cs.run(model, list(TEXTS), logits="last").logits

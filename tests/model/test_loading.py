@@ -175,7 +175,7 @@ class TestAsItIs:
     def test_where_it_came_from(self, folder: Path) -> None:
         model = load(folder, device="cpu")
         assert model.name == str(folder)
-        assert model.source == str(folder.resolve())
+        assert model.source == f"folder: {folder.name}"
         assert load("tiny", device="cpu").source == "bundled with casestudy: tiny"
 
 

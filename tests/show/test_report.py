@@ -91,7 +91,8 @@ def test_a_circuit_is_a_graph_of_its_nodes_layer_by_layer(full: Page) -> None:
 
 
 def test_a_circuits_verdict_is_a_sentence_of_its_figures(full: Page) -> None:
-    said = "A circuit of 64 of the model’s edges (1.8 % of all) and 14 of its 16 parts carries 69 %"
+    said = "A circuit of 64 of the model’s edges (1.8 % of all) and 14 of its 16 parts, "
+    said += "the embeddings counted, carries 69 %"
     assert said in full.text.replace("\u00a0", " ")
     assert "0.47 to 0.90, n = 6" in full.text.replace("\u00a0", " ")
     titles = ("Faithfulness of circuits by size, and controls", "with other ablations of the rest")

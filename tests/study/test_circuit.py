@@ -110,7 +110,7 @@ def test_where_there_is_none_a_study_says_so_and_a_search_fails(
     one = behaviour(TEXTS[:1])
     made = study(one, tiny, out=tmp_path / "one", only=ONLY)
     assert any(
-        what["what"] == "circuits" and "two of these prompts" in what["why"]
+        what["what"] == "circuits" and "there is one pair" in what["why"]
         for what in made.manifest["not_measured"]
     )
     prompts = tuple(Prompt(text, "no such token", " he") for text in TEXTS[:3])

@@ -40,6 +40,23 @@ def behaviour(*texts: str) -> Behaviour:
     return Behaviour("test", "Why?", prompts)
 
 
+def test_nothing_that_is_shared_has_the_path_of_the_model(
+    toy_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = toy_folder(n_positions=256)
+    model = cs.load(folder, device="cpu")
+    made = study(behaviour("Go."), model, out=tmp_path / "s", only=["predictions", "ledger"])
+    described = made.manifest["model"]
+    assert (described["name"], described["source"]) == (folder.name, f"folder: {folder.name}")
+    assert described["weight_hash"] == model.weight_hash
+    for file in (tmp_path / "s" / "manifest.json", made.report()):
+        assert str(folder.parent) not in file.read_text(encoding="utf-8"), file
+    # a study of 0.1.0, which stored the path, goes on
+    made.store.manifest["model"]["source"] = str(folder)
+    made.store.save_manifest()
+    study(behaviour("Go."), model, out=tmp_path / "s", only=["predictions", "ledger"])
+
+
 def grids(folder: Path) -> dict[str, Grid]:
     return open_study(folder).grids
 

@@ -230,7 +230,10 @@ def _passed_over(scores: Sequence[Score], best: Score | None) -> dict[str, str]:
 def _why_not(score: Score, best: Score | None) -> str:
     before = score.before_last
     if score.family == GIVEN and score.excluded:
-        return f"too few can be used: {score.n} of {score.n + len(score.excluded)} ({score.why})"
+        prompts = score.n + len(score.excluded)
+        without = sum(e.why == NO_PARTNER for e in score.excluded)
+        brought = f"{prompts - without} bring one; " if without else ""
+        return f"too few can be used: {score.n} of {prompts} ({brought}{score.why})"
     if not score.undoes:
         return f"does not surely undo the behaviour: {_effect(score)}"
     if best is not None and score.n < LEAST_PAIRS <= best.n:

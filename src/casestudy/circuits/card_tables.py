@@ -166,11 +166,20 @@ def node_table(question: Question, evidence: Evidence) -> Table:
             "faithfulness_without": [float(without[name]) for name in order],
             "minimality": [float(minimality[name]) for name in order],
         },
-        f"{len(order)} of the circuit's {len(knockouts.members or order)} nodes, those with the "
-        "largest scores: attribution patching's score, the circuit's faithfulness without "
-        "the node, and the largest change in faithfulness that knocking it out made (Wang et "
-        "al. 2022, section 4.2).",
+        f"{_which_nodes(evidence)}: attribution patching's score, the circuit's faithfulness "
+        "without the node, and the largest change in faithfulness that knocking it out made (Wang "
+        "et al. 2022, section 4.2).",
     )
+
+
+def _which_nodes(evidence: Evidence) -> str:
+    """Which of the circuit's nodes were knocked out: all but the embeddings, or the largest."""
+    knockouts, total = evidence.knockouts, len(evidence.circuit.nodes)
+    tried, others = len(knockouts.nodes), len(knockouts.members or knockouts.nodes)
+    words = f"{tried} of the circuit's {total} nodes"
+    if others < total:
+        words += " (the embeddings, which everything comes from, are not knocked out)"
+    return words + (", those with the largest scores" if tried < others else "")
 
 
 class Figure(NamedTuple):
@@ -273,12 +282,21 @@ def headline(question: Question, evidence: Evidence) -> dict[str, Any]:
     }
 
 
+AREAS = {
+    "CPR": "circuit performance ratio: the area under the faithfulness curve (MIB, the benchmark "
+    "of Mueller et al. 2025)",
+    "CMD": "circuit-model distance: the area between the faithfulness curve and 1 (MIB)",
+}
+"""The two areas of a curve, spelt out."""
+
+
 def _areas(curves: dict[str, Curve], documents: Sequence[str] | None, n: int) -> list[Figure]:
     figures = []
     for name, curve in curves.items():
         intervals = curve.intervals(documents)
         for area, value in (("CPR", curve.cpr), ("CMD", curve.cmd)):
-            figures.append(Figure(f"{area} ({name})", value, n, "MIB", *intervals[area.lower()]))
+            ends = intervals[area.lower()]
+            figures.append(Figure(f"{area} ({name})", value, n, AREAS[area], *ends))
     return figures
 
 

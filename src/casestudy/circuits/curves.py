@@ -27,7 +27,14 @@ from casestudy.measure.patching import Pairs
 from casestudy.model.model import Model
 from casestudy.results import names
 from casestudy.results.result import Axis, Grid, Shown
-from casestudy.results.stats import FAITHFULNESS, mean_interval, ratio_in_parts
+from casestudy.results.stats import (
+    FAITHFULNESS,
+    RATIOS_FROM,
+    RESAMPLES,
+    mean_interval,
+    ratio_in_parts,
+    units_of,
+)
 
 PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """MIB's shares of a graph's edges."""
@@ -75,19 +82,38 @@ class Curve(Shown):
         return _area(self.proportions, np.abs(1 - self.evaluation.faithfulness))
 
     def intervals(self, documents: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
-        """95 % intervals of both areas over prompts, linearised at the means."""
+        """95 % intervals of both areas over prompts; NaN below `RATIOS_FROM` prompts or documents.
+
+        CPR's is linearised at the means. CMD is an area of absolute values: a linear interval would
+        go below zero, which no CMD can, so its ends are quantiles of resampled curves' CMD (or CMD
+        itself, where every resampled curve is further from 1).
+        """
         evaluation = self.evaluation
         faithfulness = ratio_in_parts(evaluation.values, evaluation.empty, evaluation.full)
-        sign = np.sign(1 - evaluation.faithfulness)[:, None]
-        distance = sign * (1 - faithfulness)  # circuit prompt
-        intervals = {}
-        for name, values in (("cpr", faithfulness), ("cmd", distance)):
-            area = np.asarray(np.trapezoid(values, self.proportions, axis=0))
-            _, lower, upper, _ = mean_interval(
-                area[:, None], unit=FAITHFULNESS, documents=documents
-            )
-            intervals[name] = (float(lower[0]), float(upper[0]))
-        return intervals
+        area = np.asarray(np.trapezoid(faithfulness, self.proportions, axis=0))
+        _, lower, upper, _ = mean_interval(area[:, None], unit=FAITHFULNESS, documents=documents)
+        return {"cpr": (float(lower[0]), float(upper[0])), "cmd": self._resampled_cmd(documents)}
+
+    def _resampled_cmd(self, documents: Sequence[str] | None) -> tuple[float, float]:
+        """2.5 % and 97.5 % quantiles of CMD over resampled prompts, whole documents at a time."""
+        found = self.evaluation
+        unit = units_of(len(found.full), documents)
+        units = int(unit.max(initial=-1)) + 1
+        if units < RATIOS_FROM:
+            return float("nan"), float("nan")
+        rng = np.random.default_rng(0)
+        draws = rng.multinomial(units, np.full(units, 1 / units), RESAMPLES)
+        weights = draws[:, unit].astype(np.float64)  # draw prompt
+        change = weights @ (found.values - found.empty).T  # draw circuit
+        whole = (weights @ (found.full - found.empty))[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            away = np.abs(1 - change / whole)
+        areas = np.trapezoid(away, self.proportions, axis=1)
+        areas = areas[np.isfinite(areas)]
+        if not areas.size:
+            return float("nan"), float("nan")
+        low, high = np.quantile(areas, (0.025, 0.975))
+        return min(float(low), self.cmd), max(float(high), self.cmd)
 
 
 def _area(proportions: Sequence[float], values: NDArray[np.float64]) -> float:

@@ -20,7 +20,7 @@ from casestudy.behaviour.counterfactual import FAMILIES, GIVEN, Score, propose, 
 from casestudy.behaviour.files import find_behaviour
 from casestudy.behaviour.prompts import Behaviour, Prompts
 from casestudy.behaviour.readouts import row_of
-from casestudy.behaviour.roles import role_names
+from casestudy.behaviour.roles import CHANGED, LAST, role_names
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.engine.packing import Budget, Tell
 from casestudy.errors import BehaviourError, CasestudyError, FindingError, one_of
@@ -132,6 +132,11 @@ class Bench:
     def roles(self) -> tuple[str, ...]:
         """Every role the prompts may have."""
         return role_names(self.behaviour)
+
+    @cached_property
+    def pair_roles(self) -> tuple[str, ...]:
+        """Every role a pair of clean and corrupted prompts may have."""
+        return tuple(dict.fromkeys((*self.roles, CHANGED, LAST)))
 
     def contrast(self, name: str | None) -> str:
         """A contrast's name; the main one's by default.

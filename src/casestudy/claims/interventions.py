@@ -142,6 +142,10 @@ class _Swept(Finding):
         """True for an embedding, which is in no layer."""
         return self.layer is None
 
+    def roles_in(self, bench: Bench) -> tuple[str, ...]:
+        """The roles whose tokens can be swept."""
+        return bench.roles
+
     def check_place(self, bench: Bench) -> None:
         """Raises: FindingError for a site or place that no model has; Inapplicable for a layer,
         head or role that this model or behaviour does not have."""
@@ -173,7 +177,7 @@ class _Swept(Finding):
                 allowed='one of role, position and at, where at is "last" or "all"',
             )
         if self.role is not None:
-            there("role", self.role, bench.roles)
+            there("role", self.role, self.roles_in(bench))
         if self.at is not None:
             among("at", self.at, ("last", "all"))
 
@@ -237,6 +241,10 @@ class Patching(_Swept):
         check_count("neuron", self.neuron, bench.model.config.d_mlp)
         if (self.role, self.position) != (None, None) or self.at not in ("last", "all"):
             raise FindingError("a neuron's place", allowed='at = "all" or at = "last"')
+
+    def roles_in(self, bench: Bench) -> tuple[str, ...]:
+        """See `_Swept.roles_in`; pairs also have a last token and changed tokens, as in a study."""
+        return bench.pair_roles
 
     def sweep(self, bench: Bench, group: str | None, *, ranked: bool) -> Swept:
         """One cell per layer and head at this place; a single cell for a neuron."""

@@ -204,7 +204,7 @@ def _difference(study: Study) -> dict[str, Any]:
         "interval": [finite(end[0]) for end in (mean.lower, mean.upper) if end is not None],
         "groups": _by_group(study, main),
     }
-    if names.mean(names.LEDGER) not in study.grids:
+    if names.mean(names.LEDGER) not in study.grids or not figures["n"]:
         return figures
     account = study.grids[names.mean(names.LEDGER)]
     terms = dict(

@@ -290,7 +290,7 @@ def _find_here(name: str) -> tuple[Path, str] | None:
             )
         return file, f"package {packaged.package} {version(packaged.package)}: {file.name}"
     if here.is_dir():
-        return here, str(here.resolve())
+        return here, f"folder: {here.resolve().name}"  # a path says too much about its owner
     if not here.exists():
         return None
     if not here.is_file():

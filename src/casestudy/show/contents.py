@@ -132,7 +132,9 @@ ARGUMENT: Sequence[Topic] = (
         [
             Part("a circuit’s evidence", circuit.verdict, (names.CIRCUIT_SUMMARY,)),
             Part(
-                "the faithfulness of circuits", circuit.faithfulness, (names.CIRCUIT_FAITHFULNESS,)
+                "the faithfulness of circuits",
+                circuit.faithfulness,
+                (names.CIRCUIT_FAITHFULNESS, names.CIRCUIT_SIZES),
             ),
             Part("the edges of a circuit", circuit.edges, (names.CIRCUIT_EDGES,)),
             Part("the parts of a circuit", circuit.nodes, (names.CIRCUIT_NODES,)),

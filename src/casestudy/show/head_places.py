@@ -48,7 +48,7 @@ class Place:
     def label(self) -> str:
         """For an axis: a token that is always the same, else the role."""
         if not self.role or len(self.tokens) == 1:
-            return visible(self.tokens[0])
+            return f"“{visible(self.tokens[0])}”"
         return self.role
 
     @property

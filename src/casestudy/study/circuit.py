@@ -253,10 +253,7 @@ def circuit_pairs(
                 allowed=", ".join(s.family for s in scores if s.n >= 2) or "no family here",
             )
     if not usable:
-        raise MeasureError(
-            "no minimal edit leaves two of these prompts their number of tokens",
-            hint="Bring corrupted partners of as many tokens in the behaviour file",
-        )
+        raise _too_few(scores)
     choice = choose_family(scores, named=family)
     best = choice.score
     if best is None:
@@ -266,3 +263,17 @@ def circuit_pairs(
         )
     pairs = scored_pairs(batch, best)
     return choice, pairs, contrast[[pair.index for pair in best.pairs]]
+
+
+def _too_few(scores: Sequence[Score]) -> MeasureError:
+    """Why no family of edits has the two aligned pairs that a circuit needs."""
+    if any(found.n for found in scores):
+        return MeasureError(
+            "there is one pair of clean and corrupted prompts with as many tokens, and a circuit "
+            "needs two",
+            hint="Add prompts of the same kind to the behaviour file",
+        )
+    return MeasureError(
+        "no corrupted prompt has as many tokens as its prompt, and a circuit needs two such pairs",
+        hint="Bring corrupted partners of as many tokens in the behaviour file",
+    )

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,7 +113,8 @@ def _threads(model: Model, execution: Execution) -> int:
 def _describe_model(model: Model) -> dict[str, Any]:
     config = model.config
     return {
-        "name": model.name,
+        # a report is shared: of an absolute path it says the last name
+        "name": Path(model.name).name if Path(model.name).is_absolute() else model.name,
         "source": model.source,
         "weight_hash": model.weight_hash,
         "dtype": str(model.dtype).removeprefix("torch."),

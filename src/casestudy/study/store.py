@@ -148,7 +148,8 @@ class Store:
             different = [
                 f"{where}: stored {_short(then)}, now {_short(now)}"
                 for where, then, now in differences(stored, now)
-                if where != "model.name"  # the string typed; weights and source say which it is
+                # how it was named and where it was read from; the weights' hash says which it is
+                if where not in ("model.name", "model.source")
             ]
             if different:
                 raise StudyError(

@@ -154,7 +154,7 @@ def _predictions(found: Probe, page_state: PageState) -> Markup:
         least = min(other.values())
         for entry in shown:
             if entry["other"] == "not measured":
-                entry["other"] = f"< {percent(least)}"
+                entry["other"] = f"below {percent(least)}, not among the first {len(other)}"
     return _macro(
         "predictions",
         shown[:FIRST],

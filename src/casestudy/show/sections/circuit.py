@@ -16,6 +16,7 @@ from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of
 from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import (
+    amount,
     capital,
     clean,
     count,
@@ -31,6 +32,7 @@ from casestudy.show.wording import Mean, spoken
 EDGES = 30
 RANDOM = "random circuits of the same size"
 FLIPPED = "signs flipped at random"
+LARGER = "least faithfulness at larger sizes"
 
 
 def verdict(study: StoredStudy) -> list[Block]:
@@ -48,7 +50,7 @@ def verdict(study: StoredStudy) -> list[Block]:
                 _figure(row["figure"], row["value"]),
                 _ends(row["lower"], row["upper"]),
                 clean(row["n"]),
-                clean(respelled(str(row["about"] or ""))),
+                _note(row),
             ]
             for row in rows
         ],
@@ -74,6 +76,17 @@ def _cost(study: StoredStudy) -> list[Block]:
     if isinstance(plan, Mapping) and isinstance(plan.get("words"), str):
         said.append(capital(clean(plan["words"])))
     return [Markup("<p>{}.</p>").format(". ".join(said))] if said else []
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    """A figure's note; the stored verdict on larger circuits as a sentence."""
+    note = clean(respelled(str(row["about"] or "")))
+    if row["figure"] != LARGER:
+        return note
+    where, _, verdict = note.partition("; ")
+    spike = "less than 0.8 of the circuit’s own faithfulness: the small circuit is a spike"
+    holds = "at least 0.8 of the circuit’s own faithfulness: larger circuits are as faithful"
+    return f"{where}; {spike if verdict == 'a spike' else holds}"
 
 
 FEW = 10
@@ -114,7 +127,7 @@ def _judged(study: StoredStudy) -> _Verdict:
     judged, zero = rows[judged_on[0]], rows.get(f"{judged_on[0]}, zero ablation")
     value, lower, upper = (_float(judged[end]) for end in ("value", "lower", "upper"))
     share, flipped = clean(size["about"]), rows.get(f"{judged_on[0]}, {FLIPPED}")
-    larger = rows.get("least faithfulness at larger sizes")
+    larger = rows.get(LARGER)
     return _Verdict(
         int(size["value"]),
         share,
@@ -203,7 +216,7 @@ def _parts(study: StoredStudy, nodes: int) -> str:
     total = layers * (heads + 1) + 1  # every head and MLP, and the embeddings
     if nodes >= total:
         return ""
-    return f" and {nodes:,} of its {total:,} parts"
+    return f" and {nodes:,} of its {total:,} parts, the embeddings counted,"
 
 
 def _at_size(study: StoredStudy, method: str, share: str) -> float | None:
@@ -268,7 +281,26 @@ def faithfulness(study: StoredStudy) -> list[Block]:
                 "The same circuits with other ablations of the rest",
             )
         )
-    return blocks
+    return [*blocks, *_sizes(study)]
+
+
+def _sizes(study: StoredStudy) -> list[Block]:
+    """How many edges the circuits of each curve have after pruning; nothing where not stored."""
+    try:
+        grid = study.grid(names.CIRCUIT_SIZES, "method", "proportion")
+    except Missing:
+        return []
+    methods, shares = grid.axis("method").labels, grid.axis("proportion").labels
+    rows: list[list[str | Markup]] = [
+        [_share(share), *(amount(value) for value in column)]
+        for share, column in zip(shares, grid.values.T, strict=True)
+    ]
+    head = ["Share of all edges", *(f"{spoken(method)}#" for method in methods)]
+    data: dict[str, list[object]] = {"proportion": list(shares)}
+    data |= {m: list(row) for m, row in zip(methods, grid.values.tolist(), strict=True)}
+    return [
+        Listing("Edges of these circuits after pruning", head, rows, clean(grid.about), data=data)
+    ]
 
 
 def _curves(grid: Grid, title: str) -> Figure:

@@ -37,20 +37,28 @@ def kinds_of(reasons: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def left_out(study: StoredStudy) -> Markup:
-    """How many prompts entered no contrast, and why.
+    """How many prompts the headline's mean is over, of how many, and why the others are not in it.
 
-    Raises: Missing where there is none.
+    Raises: Missing where all are.
     """
     rows = study.table(names.PROMPTS, "prompt").rows()
     reasons = [clean(row["error"]) for row in rows if row.get("error")]
-    if not reasons:
-        raise Missing("no prompt was left out")
-    return Markup("{} of {} {} left out: {}.").format(
-        f"{len(reasons):,}",
-        count(len(rows), "prompt"),
-        "was" if len(reasons) == 1 else "were",
-        _reasons(reasons),
-    )
+    main = study.main_prompts([str(row["prompt"]) for row in rows])
+    measured = sum(not rows[i].get("error") for i in main)
+    compared = len(rows) - len(reasons) - measured
+    said = []
+    if compared:
+        said.append(
+            f"This is the mean over the prompts of the main groups, n\u00a0=\u00a0{measured:,} of "
+            f"{len(rows):,}; {compared:,} are in other groups, for comparison."
+        )
+    if reasons:
+        was = "was" if len(reasons) == 1 else "were"
+        prompts = count(len(rows), "prompt")
+        said.append(f"{len(reasons):,} of {prompts} {was} left out: {_reasons(reasons)}.")
+    if not said:
+        raise Missing("every prompt is in the mean")
+    return Markup("{}").format(" ".join(said))
 
 
 def _reasons(reasons: Sequence[str]) -> str:

@@ -238,7 +238,7 @@ def lens(study: StoredStudy) -> list[Block]:
     largest = int(np.nanargmax(np.abs(steps))) if np.isfinite(steps).any() else 0
     half = next((d for d, v in zip(depths, values, strict=True) if v >= values[-1] / 2), "")
     reached = (
-        f" The curve first reaches half of its last value at {clean(half)}."
+        f" The curve first reaches half of its last value at {depth_name(half)}."
         if values[-1] > 0 and half
         else ""
     )
@@ -246,7 +246,11 @@ def lens(study: StoredStudy) -> list[Block]:
         paragraph(
             "Projected on the contrast at every depth, the residual stream of the last token "
             "gains most between {} and {} ({} logits, n\u00a0=\u00a0{}).{}",
-            *(clean(depths[largest]), clean(depths[largest + 1]), signed(float(steps[largest]))),
+            *(
+                depth_name(depths[largest]),
+                depth_name(depths[largest + 1]),
+                signed(float(steps[largest])),
+            ),
             *(n, reached),
         ),
         lens_figure(
@@ -296,19 +300,24 @@ def lens_figure(
     return Figure(
         "The difference by depth: the accumulated logit lens",
         marks.Lines(
-            ["end" if d == "final_post" else clean(d) for d in depths],
+            list(map(depth_name, depths)),
             drawn,
             unit=frozen.unit,
             axis="depth: before and in the middle of each layer",
             final=final,
             height=height,
         ),
-        f"Line from {number(float(values[0]))} at {clean(depths[0])} to "
-        f"{number(float(values[-1]))} logits at {clean(depths[-1])}{alt}",
+        f"Line from {number(float(values[0]))} at {depth_name(depths[0])} to "
+        f"{number(float(values[-1]))} logits at {depth_name(depths[-1])}{alt}",
         _series_data(depths, series),
         f"{caption}With the final norm’s scale frozen at its measured value, each step is the "
         f"ledger’s term of the part in between.{arrival}{beyond}",
     )
+
+
+def depth_name(depth: str) -> str:
+    """A place of the residual stream in figures and sentences: "end" after the last layer."""
+    return "end" if depth == "final_post" else clean(depth)
 
 
 def _known_ends(lower: Array | None, upper: Array | None) -> list[Array]:
@@ -355,7 +364,7 @@ def _series_data(depths: Sequence[str], series: Sequence[marks.Series]) -> marks
     if any(line.lower is not None for line in series):
         columns["lower"] = [v for line in series for v in line.lower or none]
         columns["upper"] = [v for line in series for v in line.upper or none]
-    axes = [("reading", [line.name for line in series]), ("depth", list(depths))]
+    axes = [("reading", [line.name for line in series]), ("depth", list(map(depth_name, depths)))]
     return marks.Data(axes, columns, "logits", "arrays/lens.safetensors")
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from casestudy.results import names
 from casestudy.results.result import Axis, Grid
@@ -252,8 +253,36 @@ def strongest(study: StoredStudy) -> Markup:
         ).format(into, out, verb)
     return Markup(
         "Put into {}, one part of {} {} more of the difference than any other tried: {}, with {} "
-        "of it{}."
-    ).format(into, out, verb, what, number(value), ends)
+        "of it{}.{}"
+    ).format(into, out, verb, what, number(value), ends, _re_encoding(study, name, value))
+
+
+def _re_encoding(study: StoredStudy, of: str, value: float) -> Markup:
+    """That first MLP layers, which re-encode the changed tokens, restore more than the part that
+    was named, on the same corrupted prompts; nothing where none does."""
+    families = study.manifest.get("patch_families")
+    families = families if isinstance(families, Mapping) else {}
+    found: list[tuple[float, Grid, tuple[Any, ...]]] = []
+    for name in _names(study):
+        if _parts(name)[0] != "mlp_out" or name.endswith(names.EFFECT):
+            continue
+        if families.get(name) != families.get(of) or (".noising." in name) != (".noising." in of):
+            continue
+        try:
+            grid, _ = _cut(study, name)
+        except Missing:
+            continue
+        size = np.where(_by_construction(grid, name), grid.values, np.nan)
+        if np.isfinite(size).any():
+            where = tuple(np.unravel_index(int(np.nanargmax(size)), size.shape))
+            found.append((float(grid.values[where]), grid, where))
+    largest = max(found, key=lambda item: item[0], default=None)
+    if largest is None or largest[0] <= value:
+        return Markup("")
+    return Markup(
+        " The first MLP layers are not counted: they re-encode the changed tokens, which alone has "
+        "an effect of up to {} (mlp_out, {})."
+    ).format(number(largest[0]), _at(largest[1], largest[2]))
 
 
 def _largest(grid: Grid, name: str) -> tuple[Any, ...]:
@@ -261,24 +290,31 @@ def _largest(grid: Grid, name: str) -> tuple[Any, ...]:
 
     Raises: Missing where there is none.
     """
-    site, place = _parts(name)[0], _parts(name)[-1]
+    site = _parts(name)[0]
     values = np.array(grid.values, dtype=float)
     # a share below zero restores nothing; an ablation's effect counts either way
     size = np.abs(values) if name.endswith(names.EFFECT) else values
     if site.startswith("resid"):
         raise Missing("the residual stream carries everything somewhere")
-    axes = {axis.name: axis.labels for axis in grid.axes}
-    if site == "mlp_out" and "layer" in axes:
-        early = np.array([label in map(str, range(EARLY)) for label in axes["layer"]])
-        changed = np.ones(size.shape, dtype=bool)
-        if place == "role":
-            changed[:] = [label in CHANGED_ROLES for label in axes["role"]]
-        elif place not in ("last", "position"):
-            changed[:] = False
-        size[early.reshape([-1 if a == "layer" else 1 for a in axes]) & changed] = np.nan
+    size[_by_construction(grid, name)] = np.nan
     if not np.isfinite(size).any():
         raise Missing("every cell is so by construction")
     return tuple(np.unravel_index(int(np.nanargmax(size)), size.shape))
+
+
+def _by_construction(grid: Grid, name: str) -> NDArray[np.bool_]:
+    """The cells of the first MLP layers at tokens that an edit can change."""
+    site, place = _parts(name)[0], _parts(name)[-1]
+    axes = {axis.name: axis.labels for axis in grid.axes}
+    changed = np.zeros(grid.values.shape, dtype=bool)
+    if site != "mlp_out" or "layer" not in axes:
+        return changed
+    early = np.array([label in map(str, range(EARLY)) for label in axes["layer"]])
+    if place == "role":
+        changed[:] = [label in CHANGED_ROLES for label in axes["role"]]
+    elif place in ("last", "position"):
+        changed[:] = True
+    return early.reshape([-1 if a == "layer" else 1 for a in axes]) & changed
 
 
 CHANGED_ROLES = ("changed tokens", "first word", "sentence starts", "final full stop")
@@ -314,6 +350,9 @@ def _cut(study: StoredStudy, name: str) -> tuple[Grid, tuple[Any, ...]]:
     names = [axis.name for axis in grid.axes]
     if names[:2] == ["layer", "head"] and len(names) == 3:
         grid = by_head(grid, MOST_HEADS)
+    if names == ["neuron"]:
+        order = np.argsort(-np.nan_to_num(np.abs(grid.values)), kind="stable")
+        grid = grid.take("neuron", [grid.axes[0].labels[i] for i in order])
     if not 1 <= len(grid.axes) <= 2 or grid.axes[-1].name == "prompt":
         raise Missing(f"“{name}” has axes that no figure was made for")
     if not np.isfinite(grid.values).any():

@@ -157,6 +157,22 @@ def test_the_tests_own_process_runs_no_template(
     assert model.chat(USER).endswith("<|im_start|>assistant\n")
 
 
+def test_a_text_with_special_tokens_is_noticed_with_what_to_add(
+    model: Model, toy_model: Model
+) -> None:
+    text = model.chat("Hi")
+    (notice,) = model.tokenizer.notices(text)
+    plain = len(model.tokenizer.ids(text, parse_special=False))
+    parsed = model.tokenizer.ids(text, parse_special=True)
+    found = sum(id in model.tokenizer.special for id in parsed)
+    assert f"{found} special tokens (<|im_start|>, <|im_end|>)" in notice.text
+    assert f"{plain - len(parsed) + found} tokens; --parse-special" in notice.text
+    assert notice.text.endswith("--chat writes messages with them")
+    assert model.with_chat(text).tokenizer.notices(text) == ()
+    (without,) = toy_model.tokenizer.notices("<|endoftext|>")
+    assert "--chat" not in without.text, "this checkpoint has no template"
+
+
 def test_where_a_checkpoint_keeps_its_template(tmp_path: Path) -> None:
     assert template_in(tmp_path, {}) is None
     assert template_in(tmp_path, {"chat_template": "one"}) == "one"

@@ -114,7 +114,7 @@ def test_what_cannot_be_read_is_an_error_and_no_traceback(
         (("predict", SAID, "--chat"), "no chat template"),
         (("predict", "[]", *chat), "without messages"),
         (("predict", SAID, "--chat-template", str(tmp_path / "none")), "cannot be read"),
-        (("run", "ioi", "--chat", "--out", str(tmp_path / "s")), "no chat template"),
+        (("run", "decimal-point", "--chat", "--out", str(tmp_path / "s")), "no chat template"),
     ):
         status, out, err = call(capsys, *arguments, "--model", model)
         assert (status, out) == (2, ""), arguments

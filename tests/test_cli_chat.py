@@ -110,11 +110,15 @@ def test_a_new_file_holds_messages_and_runs(
 def test_what_cannot_be_read_is_an_error_and_no_traceback(
     capsys: pytest.CaptureFixture[str], model: str, chat: tuple[str, ...], tmp_path: Path
 ) -> None:
+    (tmp_path / "own.csv").write_text(f"text\n{SAID}\n")
     for arguments, why in (
         (("predict", SAID, "--chat"), "no chat template"),
         (("predict", "[]", *chat), "without messages"),
         (("predict", SAID, "--chat-template", str(tmp_path / "none")), "cannot be read"),
-        (("run", "decimal-point", "--chat", "--out", str(tmp_path / "s")), "no chat template"),
+        (
+            ("run", str(tmp_path / "own.csv"), "--chat", "--out", str(tmp_path / "s")),
+            "no chat template",
+        ),
     ):
         status, out, err = call(capsys, *arguments, "--model", model)
         assert (status, out) == (2, ""), arguments

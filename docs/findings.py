@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from docs.findings_decimals import decimals
 from docs.findings_heads import measure_heads
 from docs.findings_kept import difference, mean, number
 from docs.findings_page import PAGE, RESULTS, filled
@@ -540,12 +541,14 @@ def measure(name: str, folder: Path, before: Found | None) -> Found | None:
     if not books:
         print(f"no kept-out book in {folder}: the mined figures stay as they are; name a folder "
               f"with --corpus or {CORPUS}", file=sys.stderr)  # fmt: skip
-        return {"preset": found, "heads": heads, "mined": before and before["mined"]}
+        kept = {key: before and before[key] for key in ("mined", "decimals")}
+        return {"preset": found, "heads": heads, **kept}
     print(f"{name}: contexts of {len(books)} books", file=sys.stderr)
     return {
         "preset": found,
         "heads": heads,
         "mined": measure_mined(model, books, made, plan),
+        "decimals": decimals(model, folder, [*HELD_OUT]),
     }
 
 

@@ -27,6 +27,7 @@ from docs.findings_tables import (
     claim,
     clear,
     curves_table,
+    decimals_sentence,
     edits_table,
     ledgers_table,
     masses_table,
@@ -303,7 +304,7 @@ def gaps(found: Found) -> str:
         f"{'one book' if m['kinds']['decimal_books'] == 1 else 'few books'} (n = "
         f"{m['taken']['decimal point']}), and of `whole number` the preset has "
         f"{p['decimal']['mass']['whole number']['digit']['n']} prompts. How the model weighs a "
-        f"number at a sentence's end is open.",
+        f"number at a sentence's end is open. {decimals_sentence(found, trained_on=True)}",
         f"Mined intervals resample paragraphs; over {m['books']} books they say nothing about "
         f"others. Circuits were looked for in pairs of at most {m['longest']} tokens, most of "
         f"them one sentence.",

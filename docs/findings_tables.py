@@ -43,6 +43,24 @@ def shares(x: Found) -> str:
     return f"{percent(x['mean'])} ({percent(low)} to {percent(high)})"
 
 
+def decimals_sentence(found: Found, trained_on: bool) -> str:
+    """What decimal points of all books add to those of the kept-out ones.
+
+    Args:
+        found: a model's figures.
+        trained_on: whether the model was trained on the other books.
+    """
+    d = found["decimals"]
+    own = f"of these contexts {d['kept_out']} are of kept-out books"
+    own += ", and the model was trained on the others" if trained_on else ""
+    return (
+        f"The kept-out books hold no more. All {d['all_books']} books of the corpus hold "
+        f"{d['found']:,} decimal points that end a token; after {d['n']} of them, from "
+        f"{d['books']} books, digits get {shares(d['mass']['digit'])} and capitals "
+        f"{shares(d['mass']['space+Capital'])}, where books are resampled ({own})."
+    )
+
+
 def share(value: float) -> str:
     """A share of a difference with two decimals, and no sign before nothing."""
     return number(round(value, 2) + 0.0)

@@ -18,6 +18,7 @@ from docs.findings_tables import (
     between,
     card_table,
     curves_table,
+    decimals_sentence,
     edits_table,
     ledgers_table,
     masses_table,
@@ -166,7 +167,7 @@ def published(found: Found) -> str:
             "Faithfulness held out, by share of the edges, beside the controls:\n",
             curves_table(p["card"], m["card"]),
             "### What is not explained of it\n",
-            _left(p, m),
+            _left(found["smollm2"], p, m),
         ]
     )
 
@@ -217,7 +218,7 @@ def _digits(p: Found) -> str:
     )
 
 
-def _left(p: Found, m: Found) -> str:
+def _left(model: Found, p: Found, m: Found) -> str:
     cards = [side["card"] for side in (p, m)]
     left = [1 - card["summary"][HELD]["value"] for card in cards]
     found = [card["summary"][LOOKED]["value"] for card in cards]
@@ -240,7 +241,8 @@ def _left(p: Found, m: Found) -> str:
         f"{cards[0]['about']['n_judged_on']} and {cards[1]['about']['n_judged_on']}, of at most "
         f"{m['longest']} tokens.",
         f"The mined decimal points (n = {m['taken']['decimal point']}) are from "
-        f"{m['kinds']['decimal_books']} of {m['books']} books.",
+        f"{m['kinds']['decimal_books']} of {m['books']} books. "
+        f"{decimals_sentence(model, trained_on=False)}",
     ]  # fmt: skip
     return "".join(f"- {line}\n" for line in lines)
 

@@ -27,6 +27,16 @@ def test_the_figures_are_the_bundled_models() -> None:
     assert {side["weight_hash"] for side in TINY.values()} == {ours}
 
 
+def test_each_kind_of_stop_has_enough_contexts_or_the_page_says_what_the_books_hold() -> None:
+    for model in FOUND.values():
+        few = {kind: n for kind, n in model["mined"]["taken"].items() if n < 250}
+        assert set(few) <= {"decimal point"}
+        decimals = model["decimals"]
+        assert decimals["n"] >= 250
+        assert decimals["kept_out"] < 250 < decimals["found"]
+        assert f"hold {decimals['found']:,} decimal points" in PAGE
+
+
 @pytest.mark.real
 def test_the_figures_are_the_published_models(smollm2: Model) -> None:
     theirs = FOUND["smollm2"]

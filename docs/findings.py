@@ -541,7 +541,7 @@ def measure(name: str, folder: Path, before: Found | None) -> Found | None:
     if not books:
         print(f"no kept-out book in {folder}: the mined figures stay as they are; name a folder "
               f"with --corpus or {CORPUS}", file=sys.stderr)  # fmt: skip
-        kept = {key: before and before[key] for key in ("mined", "decimals")}
+        kept = {key: (before or {}).get(key) for key in ("mined", "decimals")}
         return {"preset": found, "heads": heads, **kept}
     print(f"{name}: contexts of {len(books)} books", file=sys.stderr)
     return {

@@ -1,7 +1,8 @@
 """What does a model expect at the decimal points of every book, kept out of training or not?
 
-The six kept-out books hold fewer than a hundred decimal points, all in one of them, so the rest of the
-corpus is read as well. For `tiny` most of these books are its training text, which the page says.
+The six kept-out books hold fewer than a hundred decimal points, all in one of them, so the rest of
+the corpus is read as well. For `tiny` most of these books are its training text, which the page
+says.
 
 Cost: one pass of the tokenizer over the corpus, and `WANTED` short prompts.
 """

@@ -54,7 +54,8 @@ def decimals_sentence(found: Found, trained_on: bool) -> str:
     own = f"of these contexts {d['kept_out']} are of kept-out books"
     own += ", and the model was trained on the others" if trained_on else ""
     return (
-        f"The kept-out books hold no more in contexts of this length. All {d['all_books']} books of the corpus hold "
+        f"The kept-out books hold no more in contexts of this length. All {d['all_books']} books "
+        f"of the corpus hold "
         f"{d['found']:,} decimal points that end a token; after {d['n']} of them, from "
         f"{d['books']} books, digits get {shares(d['mass']['digit'])} and capitals "
         f"{shares(d['mass']['space+Capital'])}, where books are resampled ({own})."

@@ -99,7 +99,8 @@ def test_without_the_books_the_mined_figures_stay(
     monkeypatch.setattr(findings, "measure_preset", lambda model, plan: ({"new": 1}, None))
     monkeypatch.setattr(findings, "measure_heads", lambda model: {"new": 2})
     found = findings.measure("tiny", tmp_path, TINY)
-    assert found == {"preset": {"new": 1}, "heads": {"new": 2}, "mined": TINY["mined"]}
+    kept = {key: TINY[key] for key in ("mined", "decimals")}
+    assert found == {"preset": {"new": 1}, "heads": {"new": 2}, **kept}
     assert "the mined figures stay as they are" in capsys.readouterr().err
 
 

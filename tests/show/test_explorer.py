@@ -32,7 +32,7 @@ from casestudy.show.explorer.app import Explorer
 from casestudy.show.explorer.page_state import PageState, Refusal, read
 from casestudy.show.explorer.questions import Questions
 from casestudy.show.explorer.server import hosts, listen
-from casestudy.show.explorer.study_prompts import study_prompts_of
+from casestudy.show.explorer.study_prompts import StudyPrompts, study_prompts_of
 from casestudy.show.explorer.worker import Worker
 from casestudy.show.text import signed, visible
 from tests.show import studies
@@ -562,3 +562,12 @@ def test_the_address_served_is_loopback_and_its_names() -> None:
         taken.listen()
         with pytest.raises(ServeError, match="--port"):
             listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_studys_tokens_are_texts_where_a_text_is_one_token(toy_model: Model) -> None:
+    tokenizer = toy_model.tokenizer
+    ids = [tokenizer.token(text).id for text in (" It", " it")]
+    query = PageState(prompt="Go.", answer=f"id:{ids[0]}", counterpart=f"id:{ids[1]}").query()
+    offered = StudyPrompts("s", "m", "float32", True, [("0: Go.", query)])
+    ((_, written),) = offered.written_by(tokenizer).prompts
+    assert written == PageState(prompt="Go.", answer=" It", counterpart=" it").query()

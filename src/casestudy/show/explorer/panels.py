@@ -154,7 +154,7 @@ def _predictions(found: Probe, page_state: PageState) -> Markup:
         least = min(other.values())
         for entry in shown:
             if entry["other"] == "not measured":
-                entry["other"] = f"below {percent(least)}, not among the first {len(other)}"
+                entry["other"] = f"below {percent(least)}"
     return _macro(
         "predictions",
         shown[:FIRST],

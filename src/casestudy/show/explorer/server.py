@@ -67,7 +67,7 @@ def serve(
             questions.panels(PageState())
 
     worker.ask(ready).answer.result()
-    explorer = Explorer(questions, worker, picks)
+    explorer = Explorer(questions, worker, picks and picks.written_by(model.tokenizer))
     config = uvicorn.Config(
         explorer.application(hosts(host, port), lambda: started(f"http://{name}:{port}/")),
         http="h11",  # which bounds a request's head before anything of it is kept

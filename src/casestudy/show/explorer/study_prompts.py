@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode
 
 from casestudy.errors import StudyError
 from casestudy.results.files import read_table
@@ -18,6 +19,9 @@ from casestudy.show.explorer.page_state import MOST_EDITED, MOST_TEXT, MOST_TOKE
 from casestudy.show.stored import UNEXPECTED
 from casestudy.show.text import clean, prompt_excerpt
 from casestudy.study.store import FORMAT, Store
+
+if TYPE_CHECKING:
+    from casestudy.model.tokens import Tokenizer
 
 MOST = 500
 """Prompts offered; a list of more is not read by anybody."""
@@ -42,6 +46,20 @@ class StudyPrompts:
     bos: bool | None
     prompts: list[tuple[str, str]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+
+    def written_by(self, tokenizer: Tokenizer) -> StudyPrompts:
+        """The same with every token as a person writes it, where its text is that token alone."""
+        return replace(self, prompts=[(label, _written(q, tokenizer)) for label, q in self.prompts])
+
+
+def _written(query: str, tokenizer: Tokenizer) -> str:
+    """A query whose tokens are texts; one whose text is another token too stays id:1234."""
+    found = dict(parse_qsl(query, keep_blank_values=True))
+    for side in ("answer", "counterpart"):
+        id = found.get(side, "").removeprefix("id:")
+        if id != found.get(side, "") and id.isdecimal() and int(id) < tokenizer.d_vocab:
+            found[side] = tokenizer.written(int(id), after=found.get("prompt", ""))
+    return urlencode(found)
 
 
 def study_prompts_of(folder: str | os.PathLike[str]) -> StudyPrompts:

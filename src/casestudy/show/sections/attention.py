@@ -242,8 +242,8 @@ def profiles(study: StoredStudy) -> list[Block]:
     if not blocks:
         raise Missing("no head has a profile")
     words = paragraph(
-        "The highest score of each kind, and the head that has it: {}. {}",
-        listing(phrases),
+        "{} The highest score of each kind, and the head that has it: {}.",
         prose(grid.about),
+        listing(phrases),
     )
     return [words, *blocks]

@@ -27,6 +27,26 @@
     $$(".scroll:has(> .lens)", event.target).forEach((box) => { box.scrollLeft = box.scrollWidth; });
   }, true);
 
+  // Under whatever is wider than its place stands that there is more to the right.
+  function hint() {
+    $$("main .scroll").forEach((box) => {
+      const wide = box.scrollWidth > box.clientWidth + 4;
+      let note = box.nextElementSibling;
+      if (!note || !note.matches(".wide")) {
+        if (!wide) return;
+        note = document.createElement("p");
+        note.className = "caption wide";
+        note.setAttribute("aria-hidden", "true");
+        note.textContent = "More to the right: scroll \u2192";
+        box.after(note);
+      }
+      note.hidden = !wide;
+    });
+  }
+  addEventListener("resize", hint);
+  document.addEventListener("toggle", hint, true);
+  hint();
+
   // The rail says where the reader is.
   const links = new Map($$(".rail a").map((a) => [a.hash.slice(1), a]));
   const inView = new IntersectionObserver((entries) => {

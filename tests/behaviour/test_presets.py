@@ -45,7 +45,7 @@ def test_it_can_be_read_and_its_parts_are_found(tokenizer: Tokenizer, name: str)
             assert behaviour.classes.ids(side, tokenizer)
 
 
-@pytest.mark.parametrize("name", ["decimal-point", "ioi", "greater-than"])
+@pytest.mark.parametrize("name", ["decimal-point", "ioi", "greater-than", "agreement"])
 def test_corrupted_partners_are_aligned(tokenizer: Tokenizer, name: str) -> None:
     for prompt in preset(name).prompts:
         if prompt.corrupted is not None:
@@ -136,6 +136,27 @@ def test_ioi_names_are_where_the_paper_puts_them(tokenizer: Tokenizer) -> None:
         assert text["indirect object"] == [prompt.answer]
         assert text["subject 1"] == text["subject 2"] == [prompt.counterpart]
         assert roles["subject 1"] < roles["subject 2"]
+
+
+def test_agreement_partners_differ_in_the_subjects_number_alone(tokenizer: Tokenizer) -> None:
+    behaviour = preset("agreement")
+    texts = {prompt.text: prompt for prompt in behaviour.prompts}
+    for prompt in behaviour.prompts:
+        assert prompt.corrupted is not None
+        ids, theirs = tokenizer.ids(prompt.text), tokenizer.ids(prompt.corrupted)
+        apart = [i for i, (a, b) in enumerate(zip(ids, theirs, strict=True)) if a != b]
+        roles = roles_of(tokenizer, prompt, ids, behaviour.roles)
+        assert tuple(apart) == roles["subject"]
+        assert apart[0] < len(ids) - 1
+        other = texts[prompt.corrupted]  # the partner is a prompt of its own, with the same verbs
+        assert (other.answer, other.counterpart) == (prompt.counterpart, prompt.answer)
+        assert ("attractor" in roles) == (prompt.groups != ("no attractor",))
+    singular = [prompt.answer in (" is", " was", " has") for prompt in behaviour.prompts]
+    for group, n in (("no attractor", 16), ("attractor", 12), ("attractor of the same number", 12)):
+        of_group = [
+            s for s, p in zip(singular, behaviour.prompts, strict=True) if group in p.groups
+        ]
+        assert (len(of_group), sum(of_group)) == (n, n // 2)
 
 
 def test_years_are_split_where_the_start_year_is(gpt2_tokenizer: Tokenizer) -> None:

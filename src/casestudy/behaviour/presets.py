@@ -4,8 +4,9 @@
 started from ("How does GPT-2 Small predict capital letters after full stops?"): the plain sentence
 and its cases, the numeric one, the ragged five, the eleven-token four and eight. It also has all of
 them in lower and in upper case, which the notebook planned. `decimal-point` is about its numeric
-prompt. `ioi` (Wang et al. 2022) and `greater-than` (Hanna et al. 2023) are the field's
-reference behaviours. All four are written so that GPT-2's tokenizer and the bundled one read them.
+prompt. `ioi` (Wang et al. 2022), `greater-than` (Hanna et al. 2023) and `agreement` (Linzen et al.
+2016) are the field's reference behaviours. All are written so that GPT-2's tokenizer and the
+bundled one read them.
 """
 
 from __future__ import annotations
@@ -233,11 +234,71 @@ def _greater_than() -> Behaviour:
     )
 
 
+_PLURALS = {
+    **{noun: f"{noun}s" for noun in ("boy", "girl", "friend", "soldier", "officer", "brother")},
+    **{noun: f"{noun}s" for noun in ("house", "ship", "horse", "tree")},
+    **{"man": "men", "woman": "women"},
+}
+"""Nouns that are one token in either number."""
+
+_VERBS = ((" is", " are"), (" was", " were"), (" has", " have"))
+
+_NO_ATTRACTOR = (
+    ("The {} who left", ("boy", "girl", "officer", "woman")),
+    ("The {} over there", ("man", "friend", "brother", "soldier")),
+)
+_ATTRACTOR = (
+    ("The {} near the {}", (("boy", "house"), ("officer", "ship"), ("woman", "tree"))),
+    ("The {} behind the {}", (("man", "horse"), ("girl", "tree"), ("soldier", "house"))),
+)
+
+
+def _agreement() -> Behaviour:
+    prompts: list[Prompt] = []
+
+    def add(template: str, subject: str, attractor: tuple[str, ...], group: str) -> None:
+        """One prompt; its corrupted partner has the subject in the other number."""
+        other = {**_PLURALS, **{b: a for a, b in _PLURALS.items()}}[subject]
+        singular, plural = _VERBS[len(prompts) // 2 % len(_VERBS)]
+        verbs = (singular, plural) if subject in _PLURALS else (plural, singular)
+        corrupted = template.format(other, *attractor)
+        text = template.format(subject, *attractor)
+        prompts.append(Prompt(text, *verbs, corrupted=corrupted, groups=(group,)))
+
+    for template, nouns in _NO_ATTRACTOR:
+        for noun in nouns:
+            for subject in (noun, _PLURALS[noun]):
+                add(template, subject, (), "no attractor")
+    for template, both in _ATTRACTOR:
+        for noun, other in both:
+            for attractor in (other, _PLURALS[other]):
+                for subject in (noun, _PLURALS[noun]):
+                    same = (subject in _PLURALS) == (attractor in _PLURALS)
+                    group = "attractor of the same number" if same else "attractor"
+                    add(template, subject, (attractor,), group)
+    return Behaviour(
+        name="agreement",
+        question="How does the model choose a verb in the number of its subject?",
+        prompts=tuple(prompts),
+        answers="given",
+        about="Subject-verb agreement (Linzen et al. 2016; Marks et al. 2025): a singular or "
+        "plural subject, then a relative clause or an adverb (no attractor), or a second noun of "
+        "the other number (attractor) or of the same. The answer is the verb in the subject's "
+        "number, its counterpart the verb in the other. Each prompt's corrupted partner has its "
+        "subject in the other number and is otherwise the same.",
+        roles=(
+            Role("subject", r"^The (?P<role>\w+)"),
+            Role("attractor", r" the (?P<role>\w+)$"),
+        ),
+    )
+
+
 _PRESETS = {
     "full-stop-capitals": _full_stop_capitals,
     "decimal-point": _decimal_point,
     "ioi": _ioi,
     "greater-than": _greater_than,
+    "agreement": _agreement,
 }
 
 

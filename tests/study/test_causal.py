@@ -177,3 +177,31 @@ def test_a_grid_whose_check_fails_costs_no_other_and_is_named(
     again = patched(toy_model, tmp_path / "partly", *TEXTS)
     assert set(again.grids) == set(whole.grids), "what failed is tried again"
     assert "patching.attn_out.last" not in {e["what"] for e in again.manifest["not_measured"]}
+
+
+def test_a_noising_grid_that_mirrors_denoising_is_not_made(
+    toy_model: Model, tmp_path: Path
+) -> None:
+    abba, baba = ("When {} and {} went to the shop, {} gave the bag to".format(*names)
+                  for names in (("Tom", "James", "James"), ("Tom", "James", "Tom")))  # fmt: skip
+    one = Prompt(abba, " Tom", " James", corrupted=baba)
+    mirror = Prompt(baba, " James", " Tom", corrupted=abba)
+
+    def grids(*prompts: Prompt) -> Study:
+        asked = Behaviour("ioi", "Who?", prompts, answers="given")
+        settings = Settings(family="given")
+        return study(asked, toy_model, out=tmp_path / str(len(prompts)), settings=settings,
+                     only=["predictions", "patching"])  # fmt: skip
+
+    both, alone = grids(one, mirror), grids(one)
+    assert "patching.noising.z.all" in alone.grids
+    assert "patching.z.all" in both.grids
+    assert "patching.noising.z.all" not in both.grids
+    (why,) = (entry["why"] for entry in both.manifest["not_measured"]
+              if entry["what"] == "patching.noising.z.all")  # fmt: skip
+    assert "mirror" in why
+    # what was left out is what was made, of the mirrored pair and with the other sign
+    noised, denoised = (alone.grids["patching.noising.z.all.raw"], both.grids["patching.z.all.raw"])
+    np.testing.assert_allclose(
+        noised.values.squeeze(), -denoised.select(prompt="1").values.squeeze(), atol=1e-5
+    )

@@ -21,6 +21,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import Score, pair_values, propose, score
 from casestudy.behaviour.family_choice import FamilyChoice, choose_family
 from casestudy.behaviour.prompts import Behaviour
@@ -83,6 +84,12 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
     if not tasks:
         edits = "no minimal edit" if family is None else f"no edit of the family “{family}”"
         store.say_not_measured("causal effects", f"{edits} fits these prompts")
+
+    known = {task.name for task in tasks}
+    for by in ("all", "role"):
+        one, other = (names.patching("z", by, d) for d in ("denoising", "noising"))
+        if one in known and other not in known:
+            store.say_not_measured(other, _MIRRORED)
 
     def has(task: _Task) -> bool:
         return store.has_grid(names.known(task.name))  # the last file of a grid that is written
@@ -173,15 +180,40 @@ def _before_last(batch: Batch, choice: FamilyChoice) -> Iterator[_Task]:
         yield by_role.grid(site, "role")
     if not aligned.n:
         yield by_role.grid("z", "role")
-        yield by_role.grid("z", "role", "noising")
+        if not mirrored(by_role.pairs, by_role.contrast):
+            yield by_role.grid("z", "role", "noising")
         return
     whole = _Side(batch, aligned, _said(aligned, "before the last token"))
     if len(set(whole.pairs.clean.lengths.tolist())) == 1:
         for site in ("resid_pre", "attn_out", "mlp_out"):
             yield whole.grid(site, "position")
     yield whole.grid("z", "all")
-    yield whole.grid("z", "all", "noising")
+    if not mirrored(whole.pairs, whole.contrast):
+        yield whole.grid("z", "all", "noising")
     yield whole.neurons()
+
+
+def mirrored(pairs: Pairs, contrast: Contrast) -> bool:
+    """Whether for each pair there is another with clean and corrupted prompt exchanged and the
+    opposite contrast, as in IOI's ABBA and BABA. Then noising one pair is denoising the other, and
+    the means over pairs are the same by construction."""
+
+    def key(clean: Sequence[int], corrupted: Sequence[int], row: int, sign: int) -> object:
+        weights = zip(contrast.ids[row].tolist(), contrast.weights[row].tolist(), strict=True)
+        constant = float(contrast.constant[row]) * sign
+        both = (tuple(clean), tuple(corrupted))
+        return both, frozenset((i, w * sign) for i, w in weights if w), constant + 0.0
+
+    sides = list(zip(pairs.clean.rows(), pairs.corrupted.rows(), strict=True))
+    there = {key(clean, corrupted, i, 1) for i, (clean, corrupted) in enumerate(sides)}
+    return {key(corrupted, clean, i, -1) for i, (clean, corrupted) in enumerate(sides)} == there
+
+
+_MIRRORED = (
+    "each pair has a mirror among the pairs (clean and corrupted prompt exchanged, the contrast "
+    "with the other sign), so patching from corrupted to clean runs gives the same means by "
+    "construction"
+)
 
 
 def _at_last(batch: Batch, choice: FamilyChoice) -> Iterator[_Task]:

@@ -25,11 +25,16 @@ def model(toy_folder: Callable[..., Path]) -> str:
     return str(toy_folder(n_positions=256))
 
 
+def no_json(word: str) -> None:
+    """JSON has no NaN and no infinity, though Python reads both."""
+    raise ValueError(f"{word} is not JSON")
+
+
 def documented(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
     """What a command prints, if it is as its schema says."""
     status, out, err = call(capsys, *arguments, "--json")
     assert status in EXIT_CODES, err
-    found = json.loads(out)
+    found = json.loads(out, parse_constant=no_json)
     assert list(found)[:2] == ["schema", "version"]
     assert found.pop("schema") == f"casestudy.{arguments[0]}"
     assert found.pop("version") == VERSION
@@ -61,6 +66,26 @@ def test_what_needs_no_study(
             "patch": ("It was late.", "it was late.", "-a", " He", "-c", " he"),
         }[name]
         assert set(documented(capsys, name, *arguments, *on)) == set(KEYS[name])
+
+
+def test_half_precision_promises_no_bound_in_text_and_json(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    on = ("--model", model, "--dtype", "bfloat16")
+    checks = documented(capsys, "explain", *QUESTION, *on)["checks"]
+    assert {(row["bound"], row["holds"]) for row in checks} == {(None, None)}  # type: ignore[attr-defined]
+    _, out, _ = call(capsys, "explain", *QUESTION, *on)
+    assert "no bound is guaranteed" in out
+    assert "inf" not in out
+    wrote = tmp_path / "b.jsonl"
+    wrote.write_text('{"text": "It was late.", "answer": " He", "counterpart": " he"}\n')
+    run = ("run", str(wrote), "--only", "predictions,ledger", "--out", str(tmp_path / "s"))
+    found = documented(capsys, *run, *on)
+    assert found["largest_gap"] is not None
+    assert found["bound"] is None
+    text = (tmp_path / "s" / "report.html").read_text()
+    assert "none promised" in text
+    assert "checks hold" not in text
 
 
 def test_what_is_about_studies(

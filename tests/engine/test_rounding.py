@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,14 +10,19 @@ import pytest
 import torch
 
 from casestudy.behaviour.contrast import Contrast
+from casestudy.circuits.edge_patching import patch_edges
+from casestudy.circuits.edge_scores import attribute_edges
 from casestudy.circuits.evaluate import _Circuits, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph
+from casestudy.circuits.paths import LOGITS, path_patch
 from casestudy.engine import rounding
 from casestudy.engine import sweep as engine
 from casestudy.engine.cells import Cell, Place
 from casestudy.engine.packing import Budget
 from casestudy.engine.sweep import sweep
 from casestudy.errors import MeasureError
+from casestudy.measure.head_scores import head_profile
+from casestudy.measure.lens import logit_lens
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
@@ -97,6 +103,14 @@ def test_what_cannot_be_promised_has_no_bound(monkeypatch: pytest.MonkeyPatch) -
     assert found.error["gap"] > 1e-3
 
 
+def test_the_worst_gap_is_the_one_nearest_its_bound_or_else_the_largest() -> None:
+    nan, inf = float("nan"), float("inf")
+    gaps = torch.tensor([2.0, 3.0, nan])
+    assert rounding.worst_gap(gaps, torch.tensor([2.0, 6.0, 1.0])) == {"gap": 2.0, "bound": 2.0}
+    assert rounding.worst_gap(gaps, torch.full((3,), inf)) == {"gap": 3.0}
+    assert rounding.worst_gap(gaps * nan, torch.ones(3)) == {}
+
+
 def test_what_is_not_finite_is_named_with_the_layer_where_it_begins() -> None:
     model = decoder(dtype=torch.float16)
     blocks = list(model.weights.blocks)
@@ -111,3 +125,18 @@ def test_what_is_not_finite_is_named_with_the_layer_where_it_begins() -> None:
         with pytest.raises(MeasureError, match=r"float16: not finite from layer 1 on.*float32"):
             run(loud, prompts, logits=logits)  # type: ignore[arg-type]
     run(loud.to(dtype=torch.float32), prompts, logits="last")
+    on = loud, pair_of(), contrast(3)
+    doors: tuple[Callable[[], object], ...] = (
+        lambda: sweep(
+            loud, on[1].corrupted, prompts, [Cell(Site.Z, 0, Place.everywhere(prompts))], on[2]
+        ),
+        lambda: evaluate_circuit(*on, circuits(loud)),
+        lambda: attribute_edges(*on),
+        lambda: patch_edges(*on, ["head 0.1->logits"]),
+        lambda: path_patch(*on, LOGITS),
+        lambda: head_profile(loud),
+        lambda: logit_lens(loud, "a"),
+    )
+    for door in doors:
+        with pytest.raises(MeasureError, match="not finite from layer 1 on"):
+            door()

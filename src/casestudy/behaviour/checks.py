@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from casestudy.errors import MeasureError
+from casestudy.model.decoder import run
 
 if TYPE_CHECKING:
+    from casestudy.model.model import Model
     from casestudy.model.tokens import Tokens
 
 
@@ -28,18 +30,29 @@ def check_different(clean: Tokens, corrupted: Tokens) -> None:
 
 
 def check_finite(
-    values: ArrayLike, what: str = "a run", prompts: Sequence[int] | None = None
+    values: ArrayLike,
+    what: str = "a run",
+    prompts: Sequence[int] | None = None,
+    *,
+    model: Model | None = None,
+    of: Sequence[Tokens] = (),
 ) -> None:
-    """Raises: MeasureError for NaN or infinity among values whose last axis is the prompts.
+    """Raises: MeasureError for NaN or infinity among values whose last axis is the prompts. If an
+    unedited run of the model is not finite, the error names the layer where that begins.
 
     Args:
         values: (…, prompt).
         what: what gave them.
         prompts: the prompts' numbers, to name those that are not finite; by default none is named.
+        model: of the values.
+        of: the prompts that were run, once more if the values are not finite.
     """
     finite = np.isfinite(np.asarray(values))
     if finite.all():
         return
+    if model is not None:
+        for tokens in of:
+            run(model, tokens.to(model.device), logits="last")  # raises where it is not finite
     bad = ~finite.reshape(-1, finite.shape[-1]).all(0)
     named = [] if prompts is None else [str(prompts[i]) for i in np.flatnonzero(bad).tolist()]
     where = f" in prompts {', '.join(named)}" if named else ""

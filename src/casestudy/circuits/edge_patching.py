@@ -140,7 +140,8 @@ def _of_block(
             for trace in (path.base, path.source)
         ]
     )
-    check_finite(runs)
+    sides = [trace.tokens for trace in (path.base, path.source)]
+    check_finite(runs, model=path.model, of=sides)
     total, errors = np.zeros(mask.shape), []
     chosen = np.flatnonzero(mask.any(0)).tolist()
     last = len(graph.receivers) - 1

@@ -217,7 +217,7 @@ class _Chunk:
     def runs(self) -> NDArray[np.float64]:
         """The metric of the clean and of the corrupted run."""
         found = [self.values[side].detach().double().cpu().numpy() for side in _SIDES]
-        check_finite(found)
+        check_finite(found, model=self.model, of=[self.clean, self.corrupted])
         return np.stack(found)
 
     def scores(

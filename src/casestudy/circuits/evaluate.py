@@ -190,7 +190,8 @@ class _Engine:
         numbers = random.Random(budget.seed).sample(range(total), min(budget.check, total))
         sample = [divmod(number, n) for number in numbers]
         values, plain = self.both_ways(circuits, range(n), sample, budget.memory, progress)
-        check_finite(values, prompts=range(n))
+        sides = [self.pairs.clean, self.pairs.corrupted]
+        check_finite(values, prompts=range(n), model=self.model, of=sides)
         fast = np.array([values[place] for place in sample])
         again = partial(self.in_float64, circuits, sample, budget.memory)
         return values, checked(self.model, fast, plain, again, "a circuit's value")

@@ -393,7 +393,8 @@ class Path:
         base_rows = self.base.last(Site.FINAL_RESID)
         base = readout(base_rows, self.every).cpu().numpy()
         other = readout(self.source.last(Site.FINAL_RESID), self.every).cpu().numpy()
-        check_finite([base, other], prompts=range(len(base)))
+        sides = [trace.tokens for trace in (self.base, self.source)]
+        check_finite([base, other], prompts=range(len(base)), model=self.model, of=sides)
         norm = self.model.weights.final_norm
         values = torch.stack(
             [readout.of_normed(self.norm(norm, rows, base_rows), self.every) for rows in x]

@@ -7,6 +7,7 @@ shown is show/text's.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +23,17 @@ if TYPE_CHECKING:
 
 def print_json(command: str, found: dict[str, Any]) -> None:
     """A command's object on stdout, with its schema and version first (see `schema`)."""
-    value = stamped(command, found)
-    print(json.dumps(value, ensure_ascii=False, indent=1))
+    value = _finite_only(stamped(command, found))
+    print(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False))
+
+
+def _finite_only(value: Any) -> Any:
+    """The same with null for numbers that are not finite: JSON has none."""
+    if isinstance(value, dict):
+        return {key: _finite_only(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_only(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -107,7 +117,10 @@ def interval(ends: Sequence[float | None]) -> str:
 
 def gap(largest: float | None, bound: float | None) -> str:
     """The largest error found by a check, beside the bound it has to keep."""
-    return "" if largest is None or bound is None else f"{largest:.1e} (bound {bound:.0e})"
+    if largest is None:
+        return ""
+    none = bound is None or math.isinf(bound)  # infinite in studies of version 0.1.0
+    return f"{largest:.1e} ({'no bound is guaranteed' if none else f'bound {bound:.0e}'})"
 
 
 def bar(value: float, largest: float, width: int = 20) -> str:

@@ -15,7 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from casestudy.errors import MeasureError, ModelError
 from casestudy.model.model import Model
@@ -40,6 +42,24 @@ def rounding_bound(dtype: torch.dtype, size: float = 0.0) -> float:
     """
     least = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, float("inf"))
     return least * max(1.0, size / 10)
+
+
+def worst_gap(gaps: Float[Tensor, " value"], bounds: Float[Tensor, " value"]) -> dict[str, float]:
+    """The gap closest to its bound, with that bound; the largest gap, without a bound, if none is
+    guaranteed (an infinite one); empty if every gap is NaN.
+
+    Args:
+        gaps: absolute differences; NaN where nothing was measured.
+        bounds: what is allowed.
+    """
+    known = ~gaps.isnan()
+    if not bool(known.any()):
+        return {}
+    gaps, bounds = gaps[known], bounds[known]
+    if bool(bounds.isinf().all()):
+        return {"gap": float(gaps.max())}
+    worst = (gaps / bounds).argmax()
+    return {"gap": float(gaps[worst]), "bound": float(bounds[worst])}
 
 
 def checked(

@@ -296,7 +296,7 @@ class _Sweeping:
         """
         index = torch.tensor(prompts, device=self.task.device)
         values = self.readout(trace.last(Site.FINAL_RESID), index).cpu().numpy()
-        check_finite(values, what, prompts)
+        check_finite(values, what, prompts, model=self.model, of=[trace.tokens])
         return np.asarray(values, dtype=np.float64)
 
     # The plain way.

@@ -197,7 +197,7 @@ def measure_attention(batch: Batch) -> list[Result]:
 
 def _pattern(model: Model, tokens: Tokens, name: str) -> Grid:
     config = model.config
-    trace = run(model, tokens, keep=[Site.PATTERN])
+    trace = run(model, tokens, keep=[Site.PATTERN], logits="last")  # names overflow
     layers = torch.cat([trace[Site.PATTERN, i] for i in range(config.n_layers)])
     labels = position_labels(model, tokens)
     return Grid(

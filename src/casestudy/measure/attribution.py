@@ -31,6 +31,7 @@ from torch import Tensor
 
 from casestudy.behaviour.prompts import Prompts
 from casestudy.engine.batch import Batch, Measurement, run_whole
+from casestudy.engine.rounding import worst_gap
 from casestudy.measure.ledger import final_direction, gap_bound, keep_for_ledger, ledger_terms
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import merge_heads, norm_scale
@@ -148,12 +149,7 @@ def _worst(
 ) -> dict[str, float]:
     """The gap closest to its bound, and that bound; empty if nothing was measured."""
     gaps, bounds = (torch.cat(parts) for parts in zip(*checks, strict=True))
-    known = ~gaps.isnan()
-    if not bool(known.any()):
-        return {}
-    gaps, bounds = gaps[known], bounds[known]
-    worst = (gaps / bounds).argmax()
-    return {"gap": float(gaps[worst]), "bound": float(bounds[worst])}
+    return worst_gap(gaps, bounds)
 
 
 def measure_heads(batch: Batch) -> list[Result]:

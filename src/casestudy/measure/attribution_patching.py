@@ -132,7 +132,8 @@ def attribute_nodes(
         if progress is not None:
             progress(Progress("node scores", len(parts), n))
     out = np.stack([parts[i] for i in range(n)], -1)
-    check_finite([out.reshape(-1, n)[0]])
+    sides = [pairs.clean, pairs.corrupted]
+    check_finite([out.reshape(-1, n)[0]], model=model, of=sides)
     prompts = Axis.count("prompt", n) if pairs.labels is None else Axis("prompt", pairs.labels)
     return Grid(
         names.attribution_patching(site.value, by, method, direction),

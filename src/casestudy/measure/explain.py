@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from casestudy.engine.rounding import worst_gap
 from casestudy.errors import SiteError
 from casestudy.measure.attribution import value_bias
 from casestudy.measure.ledger import gap_bound
@@ -79,7 +80,7 @@ def explain_attention_score(
             f"the query at {query_pos} cannot see the key at {key_pos} in layer {layer}",
             allowed="a key at or before the query, within the layer's window",
         )
-    trace = run(model, tokens, keep=_keep(model, layer, grain))
+    trace = run(model, tokens, keep=_keep(model, layer, grain), logits="last")
     labels, queries = _side(model, trace, layer, head, query_pos, grain, "query")
     _, keys = _side(model, trace, layer, head, key_pos, grain, "key")
     cells = queries @ keys.T * config.attn_scale[layer]
@@ -92,10 +93,9 @@ def explain_attention_score(
         cells.cpu().numpy(),
         (Axis("query_component", labels), Axis("key_component", labels)),
         "score",
-        error={
-            "gap": float((capped - score).abs()),
-            "bound": float(gap_bound(model.dtype, cells.flatten()[:, None])),
-        },
+        error=worst_gap(
+            (capped - score).abs().view(1), gap_bound(model.dtype, cells.flatten()[:, None])
+        ),
         about=f"Why {components.head(layer, head)} looks from {strings[query_pos]!r} ({query_pos}) "
         f"at {strings[key_pos]!r} ({key_pos}): its score of {float(total):.3f} split over what "
         "wrote either stream, the norms' scales frozen.",

@@ -145,7 +145,7 @@ def attention_scores(model: Model, tokens: Tokens) -> dict[str, Float[Tensor, "l
 
 
 def _scores_of_text(model: Model, tokens: Tokens) -> dict[str, Float[Tensor, "layer head"]]:
-    trace = run(model, tokens, keep=[Site.PATTERN])
+    trace = run(model, tokens, keep=[Site.PATTERN], logits="last")  # names overflow
     layers = [trace[Site.PATTERN, i] for i in range(model.config.n_layers)]
     pattern = torch.cat(layers).double()  # layer head query_pos key_pos
     first, n = int(tokens.bos), tokens.ids.shape[1]  # where the random tokens begin and end

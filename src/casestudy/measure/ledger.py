@@ -22,6 +22,7 @@ from torch import Tensor
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Prompts
 from casestudy.engine.batch import Batch, Measurement, run_whole
+from casestudy.engine.rounding import worst_gap
 from casestudy.model.linear import pull_back
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
@@ -142,11 +143,7 @@ def measure_ledger(batch: Batch) -> list[Result]:
         checks.append(torch.stack([value, total, gap, bound, without]))
     check = torch.stack(checks).cpu().numpy()
     gaps, bounds = torch.stack(checks)[:, 2], torch.stack(checks)[:, 3]
-    known = ~gaps.isnan()
-    error = {}
-    if bool(known.any()):
-        worst = (gaps[known] / bounds[known]).argmax()
-        error = {"gap": float(gaps[known][worst]), "bound": float(bounds[known][worst])}
+    error = worst_gap(gaps.flatten(), bounds.flatten())
     # One axis for all contrasts: a term that a contrast does not have is absent there.
     every = tuple(dict.fromkeys(name for account in accounts for name in account))
     absent = torch.full_like(checks[0][0], float("nan"))
@@ -182,7 +179,7 @@ def ledger(model: Model, behaviour: Prompts) -> Grid:
     Shape:  (contrast, term, prompt), at each prompt's last position.
     Unit:   logits.
     Error:  `error["gap"]` is the largest difference between the sum of the terms and the logit
-            difference, `error["bound"]` what law 1 allows there.
+            difference, `error["bound"]` what law 1 allows there (absent in half precision).
     """
     batch = run_whole(model, behaviour, [LEDGER])
     grid = measure_ledger(batch)[0]

@@ -336,7 +336,8 @@ def _top(model: Model, tokens: Tokens, label: int, top_k: int) -> Table:
     """The whole vocabulary at every depth and position of one prompt, a few depths at a time."""
     config, weights = model.config, model.weights
     sites = depth_sites(config)
-    trace = run(model, tokens, keep={site for site, _ in sites.values()})
+    kept = {site for site, _ in sites.values()}
+    trace = run(model, tokens, keep=kept, logits="last")  # names overflow
     (row,) = tokens.rows()
     read = model.tokenizer.labels(row)
     top_k = min(top_k, config.d_vocab)

@@ -138,7 +138,7 @@ def score_answer(model: Model, prompt: str, answer: AnswerLike) -> AnswerScore:
     row = head + ids
     # The last token is only predicted, never read.
     tokens = Tokens.of([model.tokenizer.check_length(row[:-1])]).to(model.device)
-    trace = run(model, tokens, keep=[Site.FINAL_NORMED])
+    trace = run(model, tokens, keep=[Site.FINAL_NORMED], logits="last")
     at = slice(len(head) - 1, len(row) - 1)
     logits = unembed(model.config, model.weights, trace[Site.FINAL_NORMED][0, at])
     log_probs = logits.double().log_softmax(1)

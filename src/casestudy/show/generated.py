@@ -168,9 +168,10 @@ def _facts(generated: Generated, ledger: Grid) -> list[tuple[str, str]]:
     if generated.temperature > 0:
         how = f"drawn at temperature {generated.temperature:g} with the seed {generated.seed}"
     gap, bound = ledger.error.get("gap"), ledger.error.get("bound")
+    allowed = "no bound is guaranteed" if bound is None else f"bound {number(bound)}"
     return [
         ("Prompt", f"{len(generated.ids):,} tokens"),
         ("Tokens chosen", how),
         ("Stopped", STOPPED[generated.stopped]),
-        ("Largest gap of the ledgers", f"{number(gap)} logits, bound {number(bound)}"),
+        ("Largest gap of the ledgers", f"{number(gap)} logits, {allowed}"),
     ]

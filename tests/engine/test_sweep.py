@@ -474,7 +474,7 @@ class TestBadInput:
             (corrupted, clean, "other"),
             (clean, corrupted, "unpatched"),
         ):
-            with pytest.raises(MeasureError, match=f"the {name} run gave NaN"):
+            with pytest.raises(MeasureError, match=f"the {name} run: prompt 0 gave NaN"):
                 sweep(model, base, source, [cell], contrast(1))
 
     def test_a_contrast_for_other_prompts(self) -> None:

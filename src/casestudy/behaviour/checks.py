@@ -52,7 +52,10 @@ def check_finite(
         return
     if model is not None:
         for tokens in of:
-            run(model, tokens.to(model.device), logits="last")  # raises where it is not finite
+            try:
+                run(model, tokens.to(model.device), logits="last")
+            except MeasureError as problem:
+                raise MeasureError(f"{what}: {problem.came}", hint=problem.hint) from problem
     bad = ~finite.reshape(-1, finite.shape[-1]).all(0)
     named = [] if prompts is None else [str(prompts[i]) for i in np.flatnonzero(bad).tolist()]
     where = f" in prompts {', '.join(named)}" if named else ""

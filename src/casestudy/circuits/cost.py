@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -110,6 +110,7 @@ class Plan:
         seconds: computing time on this machine, estimated before the first of them.
         limit: the most seconds; None for no limit.
         limited: what was made smaller, in words: "random circuits of each size: 3 of 10".
+        steps: the seconds of each step.
     """
 
     extent: Extent
@@ -117,6 +118,7 @@ class Plan:
     seconds: float
     limit: float | None = None
     limited: tuple[str, ...] = ()
+    steps: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -165,7 +167,8 @@ def make_plan(costs: Costs, asked: Extent, limit: float | None = None) -> Plan:
     asked = asked.within(replace(asked, pairs=costs.n_judge))
     tried = [asked, *(asked.within(step) for step in LADDER)] if limit is not None else [asked]
     for extent in tried:
-        evaluations, seconds = costs.of(extent)
+        evaluations, steps = costs.of(extent)
+        seconds = sum(steps.values())
         if limit is None or seconds <= limit:
             break
     limited = tuple(
@@ -173,7 +176,7 @@ def make_plan(costs: Costs, asked: Extent, limit: float | None = None) -> Plan:
         for key, name in _NAMES.items()
         if getattr(extent, key) != getattr(asked, key)
     )
-    return Plan(extent, evaluations, seconds, limit, limited)
+    return Plan(extent, evaluations, seconds, limit, limited, steps)
 
 
 @dataclass(frozen=True)
@@ -248,12 +251,12 @@ class Costs:
     check: float
     edge: float
 
-    def of(self, extent: Extent) -> tuple[int, float]:
-        """Evaluations of circuits, and seconds."""
-        parts = list(self._parts(extent))
-        evaluations = sum(len(part.sizes) + part.whole for part in parts)
-        seconds = sum(map(self.of_part, parts))
-        return evaluations, seconds + self.edge * extent.exact_edges
+    def of(self, extent: Extent) -> tuple[int, dict[str, float]]:
+        """Evaluations of circuits, and each step's seconds."""
+        steps = self._steps(extent)
+        evaluations = sum(len(p.sizes) + p.whole for parts in steps.values() for p in parts)
+        seconds = {name: sum(map(self.of_part, parts)) for name, parts in steps.items()}
+        return evaluations, {"exact": self.edge * extent.exact_edges, **seconds}
 
     def of_part(self, part: _Evaluated) -> float:
         """Seconds of one step's evaluations."""
@@ -262,7 +265,7 @@ class Costs:
         grown = self.growth.at(part.rows) / (self.growth.seconds[0] or 1.0)
         return part.calls * self.call.at(part.rows) + grown * circuits + part.checked * self.check
 
-    def _parts(self, extent: Extent) -> Sequence[_Evaluated]:
+    def _steps(self, extent: Extent) -> dict[str, list[_Evaluated]]:
         own, *others = self.ablations
         search, judge = self.rows[own]
         few = judge * min(1.0, (extent.pairs or self.n_judge) / self.n_judge)
@@ -276,17 +279,27 @@ class Costs:
         knockouts = [guess] * single + [guess // 4] * halved
         tried = FIRST_SIZES + (ROUNDS - 1) * NEXT_SIZES
         first = [round(n) for n in np.geomspace(1, self.n_edges, FIRST_SIZES)]
-        return [
-            _Evaluated([*self.sizes, *self.sizes], judge, 2, 2 * checked),
-            *(_Evaluated(self.sizes, self.rows[kind][1], 1, checked) for kind in others),
-            _Evaluated(inside * extent.random_circuits, few, 1, checked),
-            _Evaluated(list(self.sizes) * FLIPS, few, 1, checked),
-            _Evaluated([*first, *[guess] * (tried - FIRST_SIZES)], search, ROUNDS),
-            _Evaluated([guess], search, 1, 1),
-            *(_Evaluated([guess], self.rows[kind][1], 1, 1) for kind in self.ablations),
-            _Evaluated([guess] * FLIPS, judge, 1, checked),
-            _Evaluated(knockouts, few, 3 + steps, 2 * (3 + steps), single + extent.random_sets),
-        ]
+        return {
+            "curves": [
+                _Evaluated([*self.sizes, *self.sizes], judge, 2, 2 * checked),
+                *(_Evaluated(self.sizes, self.rows[kind][1], 1, checked) for kind in others),
+            ],
+            "controls": [
+                _Evaluated(inside * extent.random_circuits, few, 1, checked),
+                _Evaluated(list(self.sizes) * FLIPS, few, 1, checked),
+            ],
+            "circuit": [
+                _Evaluated([*first, *[guess] * (tried - FIRST_SIZES)], search, ROUNDS),
+            ],
+            "faithfulness": [
+                _Evaluated([guess], search, 1, 1),
+                *(_Evaluated([guess], self.rows[kind][1], 1, 1) for kind in self.ablations),
+                _Evaluated([guess] * FLIPS, judge, 1, checked),
+            ],
+            "knockouts": [
+                _Evaluated(knockouts, few, 3 + steps, 2 * (3 + steps), single + extent.random_sets),
+            ],
+        }
 
 
 class Probe:

@@ -85,6 +85,13 @@ TemplateOption = Annotated[
         help="A Jinja template in place of the checkpoint's own; implies --chat.",
     ),
 ]
+TimeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Time to spend, such as 90s, 2m or 1h: the first stage, then the patch grids and the "
+        "steps of the circuit that fit, the most telling first. The same command continues."
+    ),
+]
 MemoryOption = Annotated[
     str, typer.Option(help="Memory that patching may use, such as 500MB or 2GB.")
 ]
@@ -121,6 +128,7 @@ FamilyOption = Annotated[
 ]
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
+_TIMES = {"s": 1, "m": 60, "h": 3600}
 
 
 def read_model(
@@ -235,11 +243,23 @@ def saying_notices(folder: Path, behaviour: Behaviour, tell: Tell) -> Tell:
     return told
 
 
-def read_budget(memory: str) -> Budget:
-    """The budget of --memory: 2GB, 500MB or a plain number of bytes."""
+def read_budget(memory: str, time: str | None = None) -> Budget:
+    """The budget of --memory (2GB, 500MB or a plain number of bytes) and --budget (90s, 2m)."""
     from casestudy.engine.packing import Budget
 
-    return Budget(memory=_bytes(memory))
+    return Budget(memory=_bytes(memory), seconds=None if time is None else _seconds(time))
+
+
+def _seconds(text: str) -> float:
+    number = text.lower().strip()
+    unit = number[-1:] if number[-1:] in _TIMES else ""
+    try:
+        seconds = float(number.removesuffix(unit)) * _TIMES.get(unit, 1)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise CasestudyError(f"--budget {text}", allowed="a time like 90s, 2m or 1h")
+    return seconds
 
 
 def _bytes(text: str) -> int:

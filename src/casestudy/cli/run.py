@@ -22,6 +22,7 @@ from casestudy.cli.options import (
     SkipOption,
     SpecialOption,
     TemplateOption,
+    TimeOption,
     default_folder,
     read_behaviour,
     read_budget,
@@ -67,6 +68,7 @@ def run(
     skip: SkipOption = None,
     family: FamilyOption = None,
     memory: MemoryOption = "2GB",
+    budget: TimeOption = None,
     executor: Annotated[str, typer.Option(help="local, or ray for several machines.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="How many Ray workers.")] = 2,
     address: Annotated[
@@ -94,7 +96,7 @@ def run(
                 executor=read_executor(executor),
                 workers=workers,
                 address=address,
-                budget=read_budget(memory),
+                budget=read_budget(memory, budget),
             ),
             progress=saying_notices(folder, subject, _renewing(folder, progress)),
         )

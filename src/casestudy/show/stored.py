@@ -61,8 +61,8 @@ class StoredStudy:
             )
         if store.manifest.get("state") != "complete":
             study.notices.append(
-                "This study is not complete: it was interrupted, or is still running. Run the "
-                "same command again to finish it, then make the report anew."
+                "This study is not complete: it was interrupted, is still running, or was given "
+                "less time than it takes. Run the same command again to finish it."
             )
         for path in sorted((store.folder / "arrays").glob("*.safetensors")):
             try:

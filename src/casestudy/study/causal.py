@@ -17,6 +17,7 @@ Each grid is stored before the next begins; a continued study makes only the mis
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +40,7 @@ from casestudy.measure.patching import (
     pairs_of,
     patch,
 )
+from casestudy.model.decoder import run as forward
 from casestudy.results import names
 from casestudy.study.chosen import PATCHING
 from casestudy.study.stage import Stage, Subject
@@ -55,10 +57,12 @@ MOST_NEURONS = 20
 
 @dataclass(frozen=True)
 class _Task:
-    """A grid to make: its name in the study, the family of its pairs, and the function."""
+    """A grid to make: its name in the study, the family of its pairs, how many activations are
+    patched, and the function."""
 
     name: str
     family: str
+    cells: int
     make: Callable[[Budget, Tell], Patched]
 
 
@@ -95,10 +99,15 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
         return store.has_grid(names.known(task.name))  # the last file of a grid that is written
 
     def run(missing: Sequence[_Task]) -> Generator[tuple[_Task, Patched], None, None]:
-        for task in missing:
-            tell = partial(_tell_cells, subject, task.name)
+        clock = subject.clock
+        each = 0.0 if clock.limit is None else _seconds_per_cell(batch)
+        for task in missing if clock.limit is None else sorted(missing, key=_telling):
+            if not clock.fits(task.name, clock.seconds(task.cells, each)):
+                continue
+            tell, begun = partial(_tell_cells, subject, task.name), time.perf_counter()
             try:
                 patched = task.make(subject.execution.budget, tell)
+                clock.timed(task.cells, time.perf_counter() - begun)
             except MeasureError as problem:  # the other grids are still made
                 store.say_not_measured(task.name, str(problem))
                 continue
@@ -112,6 +121,24 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
         store.write_final(patched.grids())
 
     return Stage(NAME, tasks, has, run, keep)
+
+
+_TELLING = ("z.all", "z.role", "attn_out.role", "mlp_out.role", "z.last", "neurons.all")
+"""The grids that are computed first if time is limited, the most telling first."""
+
+
+def _telling(task: _Task) -> int:
+    rest = task.name.removeprefix(names.PATCHING)
+    return _TELLING.index(rest) if rest in _TELLING else len(_TELLING)
+
+
+def _seconds_per_cell(batch: Batch) -> float:
+    """The time to patch one activation of one prompt: half a forward pass, because the layers below
+    are not computed again."""
+    some = batch.tokens[list(range(min(8, len(batch.tokens))))]
+    begun = time.perf_counter()
+    forward(batch.model, some, logits="last")
+    return (time.perf_counter() - begun) / len(some) / 2
 
 
 def kept_scores(subject: Subject, batch: Batch, name: str = SCORES) -> tuple[Score, ...]:
@@ -251,7 +278,13 @@ class _Side:
                 )
             )
 
-        return _Task(names.patching(site, by, direction), self.family, make)
+        config, pairs = self.model.config, self.pairs
+        places = {
+            "role": sum(len(roles) for roles in pairs.roles or ()),
+            "position": int(pairs.clean.lengths.sum()),
+        }.get(by, len(pairs))
+        cells = places * config.n_layers * (config.n_heads if site == "z" else 1)
+        return _Task(names.patching(site, by, direction), self.family, cells, make)
 
     def neurons(self) -> _Task:
         """A grid of single neurons: those with the largest scores by gradient."""
@@ -261,7 +294,8 @@ class _Side:
             on = (self.model, self.pairs, self.contrast)
             return self._told(neurons(*on, chosen, budget=budget, progress=tell))
 
-        return _Task(names.patching("neurons", "all"), self.family, make)
+        cells = MOST_NEURONS * len(self.pairs)
+        return _Task(names.patching("neurons", "all"), self.family, cells, make)
 
     def _told(self, patched: Patched) -> Patched:
         raw = replace(patched.raw, about=f"{patched.raw.about} {self.said}")

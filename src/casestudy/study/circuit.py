@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -39,9 +40,11 @@ from casestudy.engine.batch import Batch, run_batch
 from casestudy.errors import CasestudyError, MeasureError, StudyError
 from casestudy.measure.metrics import metric_of
 from casestudy.measure.patching import Pairs
+from casestudy.model.decoder import run as forward
 from casestudy.results.files import write_atomically
 from casestudy.results.stats import BOOTSTRAP_FROM
 from casestudy.study.causal import SCORES, chosen_prompts, kept_scores, scored_pairs
+from casestudy.study.clock import LeftOut
 from casestudy.study.settings import Search
 from casestudy.study.stage import Stage, Subject
 from casestudy.study.store import Store, differences
@@ -53,8 +56,10 @@ CARD_FILE = "circuit.json"
 IMPORTANCES_FILE = "importances.json"
 MOST_PAIRS = 32
 SECONDS = 300.0
-"""The most computing time for the evidence of a study's own circuit, where no limit is given."""
+"""The most computing time for the evidence of a study's own circuit."""
 
+_SCORES, _PLAN = "scores", "plan"
+_WHAT = "circuits"
 _BEGUN = "circuit_begun"
 """The manifest's entry for a search that has begun, until its card is written."""
 
@@ -147,8 +152,9 @@ class _Finding:
         metric = metric_of(batch.model, contrast, search.metric, pairs.clean)
         everything = Half(pairs, metric, documents)
         budget = subject.execution.budget
-        if subject.settings.search is None and budget.seconds is None:
-            budget = replace(budget, seconds=SECONDS)
+        # the study's own limit decides which steps are made now, not how large they are
+        own = subject.settings.search is None
+        budget = replace(budget, seconds=SECONDS if own else None)
         return best, Question.of(batch.model, everything, search.choices, budget=budget)
 
     @cached_property
@@ -174,9 +180,29 @@ class _Finding:
 
     def run(self, missing: Sequence[str]) -> Generator[tuple[str, Any], None, None]:
         """Take the missing steps, using the stored ones."""
-        if missing:
-            _, question = self.family
-            yield from take_steps(question, self.kept(), self.subject.tell)
+        if not missing:
+            return
+        clock = self.subject.clock
+        if clock.limit is not None and _SCORES in missing and not clock.fits(_WHAT, self.scoring()):
+            raise LeftOut
+        _, question = self.family
+        values = self.kept()
+        taken = take_steps(question, values, self.subject.tell)
+        for name in missing:
+            plan = values.get(_PLAN)
+            if plan is not None and not clock.fits(_WHAT, plan.steps.get(name, 0.0)):
+                raise LeftOut
+            yield next(taken)
+
+    def scoring(self) -> float:
+        """The time to score the edges: two forward passes, and for each step of the integrals a
+        forward and a backward pass, on half of the prompts."""
+        batch = self.batch
+        some = batch.tokens[list(range(min(8, len(batch.tokens))))]
+        begun = time.perf_counter()
+        forward(batch.model, some, logits="last")
+        each = (time.perf_counter() - begun) / len(some)
+        return each * len(batch.tokens) * (1 + 2 * self.search.choices.steps)
 
     def kept(self) -> dict[str, Any]:
         """The values of the stored steps."""

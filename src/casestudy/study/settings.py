@@ -63,7 +63,10 @@ class Execution:
             model of this size (see `engine.threads`); each Ray worker gets at most its share of
             torch's threads. A continued study keeps its stored number.
         chunk_tokens: the number of tokens to run at once; a continued study keeps its stored plan.
-        budget: the memory for patching and the circuit, in addition to the model's.
+        budget: the memory for patching and the circuit, in addition to the model's. Its `seconds`
+            are for the whole call: after the first stage, which is always finished, patch grids
+            and steps of the circuit are computed if their estimated time is left. The others are
+            named as left out, and the same call continues with them.
     """
 
     executor: Executor = "local"

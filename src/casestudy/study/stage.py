@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Generic, TypeVar
 
@@ -22,6 +22,7 @@ from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.engine.packing import Progress, Tell
 from casestudy.errors import MeasureError
 from casestudy.model.model import Model
+from casestudy.study.clock import Clock, LeftOut
 from casestudy.study.settings import Execution, Settings
 from casestudy.study.store import Store
 
@@ -41,6 +42,7 @@ class Subject:
         lengths: tokens per prompt; None for a prompt that cannot be run.
         errors: for each prompt that cannot be run, the reason.
         progress: called with the progress of each stage.
+        clock: the time of this call.
     """
 
     store: Store
@@ -53,6 +55,7 @@ class Subject:
     lengths: Sequence[int | None]
     errors: Mapping[int, str]
     progress: Tell | None = None
+    clock: Clock = field(default_factory=lambda: Clock(None))
 
     @cached_property
     def runnable(self) -> list[int]:
@@ -107,7 +110,8 @@ class Stage(Generic[Step, Value]):
     cannot: Callable[[MeasureError], None] = _raise
 
     def finish(self) -> None:
-        """Compute and store the missing steps, then combine all values.
+        """Compute and store the missing steps, then combine all values; nothing is combined if a
+        step was left out for lack of time.
 
         Raises: StudyError if a value cannot be stored or read; whatever a step raises.
         """
@@ -118,5 +122,7 @@ class Stage(Generic[Step, Value]):
                 for step, value in values:
                     self.keep(step, value)
             self.combine()
+        except LeftOut:
+            return
         except MeasureError as problem:
             self.cannot(problem)

@@ -25,7 +25,7 @@ from casestudy.behaviour.prompts import Behaviour
 from casestudy.behaviour.readouts import check_roles, row_of
 from casestudy.drawing import WIDTH, described, draw
 from casestudy.engine.batch import Measurement
-from casestudy.engine.packing import Progress, Tell
+from casestudy.engine.packing import Planned, Progress, Tell
 from casestudy.engine.threads import threads_set
 from casestudy.errors import BehaviourError, CasestudyError, StudyError, one_of, unknown
 from casestudy.measure.attention import ATTENTION
@@ -43,6 +43,7 @@ from casestudy.results import names
 from casestudy.results.result import Grid, Result, Table
 from casestudy.study import causal, circuit, measuring
 from casestudy.study.chosen import OF_CHUNKS, choose
+from casestudy.study.clock import LEFT_OUT, Clock
 from casestudy.study.manifest import IDENTITY, new_manifest, now, stored_plan
 from casestudy.study.settings import Execution, Settings
 from casestudy.study.stage import Stage, Subject
@@ -223,21 +224,39 @@ def study(
             lengths=lengths,
             errors=errors,
             progress=progress,
+            clock=Clock(execution.budget.seconds),
         )
         with threads_set(threads):
             _finish(subject, [measuring.NAME, *(name for name in STAGES if name in names)])
         seconds = float(store.scan("chunks").select("seconds").sum().collect().item())
-        store.manifest |= {"state": "complete", "finished": now(), "seconds": seconds}
+        done = not subject.clock.left_out
+        store.manifest |= {"state": "complete" if done else "running", "finished": now()}
+        store.manifest["seconds"] = seconds
         store.save_manifest()
-        store.drop_steps(causal.SCORES)
+        if done:
+            store.drop_steps(causal.SCORES)
     return open_study(folder)
 
 
 def _finish(subject: Subject, stages: Sequence[str]) -> None:
-    """One stage after the other, and word after each."""
+    """One stage after the other, and word after each. The first is always finished; the others are
+    left out if there is no time."""
+    clock, store = subject.clock, subject.store
+    store.manifest["not_measured"] = [
+        entry for entry in store.manifest["not_measured"] if not entry["why"].startswith(LEFT_OUT)
+    ]
     for i, name in enumerate(stages):
-        STAGES[name](subject).finish()
+        what = _NOT_MEASURED[name][0] if name in _NOT_MEASURED else name
+        if i and clock.left <= 0:
+            clock.skip(what)
+        else:
+            STAGES[name](subject).finish()
         subject.tell(Progress(STUDY, i + 1, len(stages), name))
+    for what in clock.left_out:
+        store.say_not_measured(what, clock.why(what))
+    if clock.left_out:
+        words = f"left out: {', '.join(clock.left_out)}; the same command continues with them"
+        subject.tell(Planned(STUDY, len(stages), len(stages), words=words))
 
 
 def open_study(folder: str | os.PathLike[str]) -> Study:

@@ -30,7 +30,8 @@ def test_a_part_fits_while_its_estimate_is_left_and_estimates_learn() -> None:
     assert clock.fits("a", clock.seconds(4, each=2.0))
     assert not clock.fits("b", clock.seconds(6, each=2.0))
     assert clock.why("b") == f"{LEFT_OUT} 10 s (about 12 s); the same command continues with it"
-    clock.timed(4, 2.0)
+    with clock.timing(4):
+        now = 2.0
     assert clock.fits("b", clock.seconds(6, each=2.0))  # 3 s, by what 4 units took
     assert not clock.left_out
     now = 8.0

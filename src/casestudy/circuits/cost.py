@@ -327,7 +327,7 @@ class Probe:
     def seconds(self, circuits: Sequence[Circuit], check: int = 0) -> float:
         """Of one evaluation."""
         budget = self.budget.checking(check)
-        return _seconds(
+        return seconds_of(
             lambda: evaluate_circuit(*self.on, circuits, ablation=self.ablation, budget=budget)
         )
 
@@ -403,7 +403,9 @@ def _seconds_per_edge(probe: Probe, scores: EdgeScores) -> float:
     def timed(count: int) -> float:
         mask = np.zeros_like(graph.real)
         mask.ravel()[drawn[:count]] = True
-        return _seconds(lambda: patch_edges(*probe.on, mask, direction="noising", budget=unchecked))
+        return seconds_of(
+            lambda: patch_edges(*probe.on, mask, direction="noising", budget=unchecked)
+        )
 
     few, many = map(timed, _EDGES)
     return max(0.0, many - few) / (_EDGES[1] - _EDGES[0])
@@ -416,7 +418,7 @@ def _rows(pairs: Pairs, ablation: EdgeAblation) -> float:
     return float(lengths.sum() - skipped)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def seconds_of(call: Callable[[], Any]) -> float:
     """The smaller of processor and clock time."""
     clock, processor = time.perf_counter(), time.process_time()
     call()

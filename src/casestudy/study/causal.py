@@ -17,7 +17,6 @@ Each grid is stored before the next begins; a continued study makes only the mis
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +25,7 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import Score, pair_values, propose, score
 from casestudy.behaviour.family_choice import FamilyChoice, choose_family
 from casestudy.behaviour.prompts import Behaviour
+from casestudy.circuits.cost import seconds_of
 from casestudy.engine.batch import Batch
 from casestudy.engine.packing import Budget, Progress, Tell
 from casestudy.errors import MeasureError
@@ -57,12 +57,12 @@ MOST_NEURONS = 20
 
 @dataclass(frozen=True)
 class _Task:
-    """A grid to make: its name in the study, the family of its pairs, how many activations are
-    patched, and the function."""
+    """A grid to make: its name in the study, the family of its pairs, about how many tokens run
+    through all layers for it, and the function."""
 
     name: str
     family: str
-    cells: int
+    tokens: int
     make: Callable[[Budget, Tell], Patched]
 
 
@@ -100,14 +100,14 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
 
     def run(missing: Sequence[_Task]) -> Generator[tuple[_Task, Patched], None, None]:
         clock = subject.clock
-        each = 0.0 if clock.limit is None else _seconds_per_cell(batch)
+        each = 0.0 if clock.limit is None else _seconds_per_token(batch)
         for task in missing if clock.limit is None else sorted(missing, key=_telling):
-            if not clock.fits(task.name, clock.seconds(task.cells, each)):
+            if not clock.fits(task.name, clock.seconds(task.tokens, each)):
                 continue
-            tell, begun = partial(_tell_cells, subject, task.name), time.perf_counter()
+            tell = partial(_tell_cells, subject, task.name)
             try:
-                patched = task.make(subject.execution.budget, tell)
-                clock.timed(task.cells, time.perf_counter() - begun)
+                with clock.timing(task.tokens):
+                    patched = task.make(subject.execution.budget, tell)
             except MeasureError as problem:  # the other grids are still made
                 store.say_not_measured(task.name, str(problem))
                 continue
@@ -132,13 +132,13 @@ def _telling(task: _Task) -> int:
     return _TELLING.index(rest) if rest in _TELLING else len(_TELLING)
 
 
-def _seconds_per_cell(batch: Batch) -> float:
-    """The time to patch one activation of one prompt: half a forward pass, because the layers below
-    are not computed again."""
-    some = batch.tokens[list(range(min(8, len(batch.tokens))))]
-    begun = time.perf_counter()
-    forward(batch.model, some, logits="last")
-    return (time.perf_counter() - begun) / len(some) / 2
+def _seconds_per_token(batch: Batch) -> float:
+    """The time of a forward pass, on a few of the shorter prompts."""
+    order = batch.tokens.lengths.argsort().tolist()
+    some = batch.tokens[sorted(order[: min(8, len(order))])]
+    forward(batch.model, some, logits="last")  # what is slow only once is not timed
+    seconds = seconds_of(lambda: forward(batch.model, some, logits="last"))
+    return seconds / int(some.lengths.sum())
 
 
 def kept_scores(subject: Subject, batch: Batch, name: str = SCORES) -> tuple[Score, ...]:
@@ -278,13 +278,18 @@ class _Side:
                 )
             )
 
-        config, pairs = self.model.config, self.pairs
-        places = {
-            "role": sum(len(roles) for roles in pairs.roles or ()),
-            "position": int(pairs.clean.lengths.sum()),
-        }.get(by, len(pairs))
-        cells = places * config.n_layers * (config.n_heads if site == "z" else 1)
-        return _Task(names.patching(site, by, direction), self.family, cells, make)
+        config, lengths = self.model.config, self.pairs.clean.lengths
+        roles = [len(found) for found in self.pairs.roles or ()]
+        # a cell runs the tokens from its place on, and on average half of the layers
+        tokens = {
+            "all": int(lengths.sum()),
+            "last": len(lengths),
+            "role": sum(n * k for n, k in zip(lengths.tolist(), roles, strict=False)) / 2,
+            "position": int((lengths * lengths).sum()) / 2,
+        }[by]
+        cells = config.n_layers * (config.n_heads if site == "z" else 1)
+        made = round(tokens * cells / 2)
+        return _Task(names.patching(site, by, direction), self.family, made, make)
 
     def neurons(self) -> _Task:
         """A grid of single neurons: those with the largest scores by gradient."""
@@ -294,8 +299,8 @@ class _Side:
             on = (self.model, self.pairs, self.contrast)
             return self._told(neurons(*on, chosen, budget=budget, progress=tell))
 
-        cells = MOST_NEURONS * len(self.pairs)
-        return _Task(names.patching("neurons", "all"), self.family, cells, make)
+        made = (MOST_NEURONS // 2 + 3) * int(self.pairs.clean.lengths.sum())
+        return _Task(names.patching("neurons", "all"), self.family, made, make)
 
     def _told(self, patched: Patched) -> Patched:
         raw = replace(patched.raw, about=f"{patched.raw.about} {self.said}")

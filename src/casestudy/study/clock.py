@@ -11,7 +11,8 @@ Cost: none.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from casestudy.circuits.cost import spoken_seconds
 
@@ -63,10 +64,13 @@ class Clock:
         """
         return units * (self._seconds / self._units if self._units else each)
 
-    def timed(self, units: int, seconds: float) -> None:
-        """Learn from a part that was made."""
+    @contextmanager
+    def timing(self, units: int) -> Iterator[None]:
+        """Learn from a part of so many units that is made meanwhile."""
+        begun = self._now()
+        yield
         self._units += units
-        self._seconds += seconds
+        self._seconds += self._now() - begun
 
     def why(self, what: str) -> str:
         """The reason for leaving out a part, in words."""

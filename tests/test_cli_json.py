@@ -114,7 +114,7 @@ def test_what_is_about_studies(
 
 def test_the_mean_without_b_U_is_given_where_the_final_norm_has_a_bias(tmp_path: Path) -> None:
     for variant, has in (("gpt2", True), ("llama", False)):
-        prompts = tuple(Prompt(text, " He", " he") for text in ("It was late.", "He came."))
+        prompts = tuple(Prompt(text, " w3", " w4") for text in (" w1 w2", " w2 w5"))
         behaviour = Behaviour("pairs", "Why?", prompts, answers="given")
         only = ["predictions", "ledger"]
         done = study(decoder(variant), behaviour, out=tmp_path / variant, only=only)

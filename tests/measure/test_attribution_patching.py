@@ -64,7 +64,7 @@ def test_a_heads_and_an_mlps_score_is_the_sum_over_its_edges(variant: str, metho
     edges = attribute_edges(
         model, both, values, "eap" if method == "atp" else "relp", direction="noising"
     )
-    of_node = dict(zip((s.node for s in edges.graph.senders), edges.nodes, strict=True))
+    of_node = dict(zip((str(s) for s in edges.graph.senders), edges.nodes, strict=True))
     for site, kind in ((Site.Z, "head {}.{}"), (Site.MLP_OUT, "mlp {}")):
         found = attribute_nodes(
             model,

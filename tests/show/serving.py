@@ -59,5 +59,7 @@ def serving(*arguments: str) -> Iterator[Served]:
             process.send_signal(signal.SIGINT)
             time.sleep(0.02)
         said = process.communicate(timeout=300)[1]
-    assert process.returncode == 130, said
+    # A third interrupt may come when Python has already put the system's own handler back; a shell
+    # says 130 of a process that ends so, too.
+    assert process.returncode in (130, -signal.SIGINT), (process.returncode, said)
     assert said == "Stopped.\n", said

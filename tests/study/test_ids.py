@@ -11,7 +11,8 @@ from urllib.parse import parse_qs
 import pytest
 import torch
 
-from casestudy.behaviour.files import load_behaviour, write_behaviour
+from casestudy.behaviour.files import load_behaviour
+from casestudy.behaviour.files_written import write_behaviour
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.measure.patching import patch_prompts
 from casestudy.measure.predictions import score_answer

@@ -102,7 +102,7 @@ def test_predictions_and_masses_are_the_studys(toy_model: Model) -> None:
             for text, answer in zip(TEXTS, answers(toy_model)[0], strict=True)
         ]
         each = {
-            "rank": [score.rank for score in scores],
+            "rank": [score.place for score in scores],
             "probability": [score.prob for score in scores],
             "top-1": [score.rank == 0 for score in scores],
         }

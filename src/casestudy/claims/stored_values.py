@@ -70,7 +70,7 @@ def _patched(store: Store, name: str, *, share: bool) -> Grid:
 
 ANSWERS = {
     "probability": ("prob", "probability"),
-    "rank": ("rank", "rank (0 is the first)"),
+    "rank": ("rank", "rank (1 is the first)"),
     "top-1": ("rank", "share of prompts"),
 }
 """What the table of answers says of each prompt's answer: the column, and the unit."""
@@ -90,6 +90,8 @@ def answer_grid(answers: pl.DataFrame, what: str) -> Grid:
     values = own[column].to_numpy().astype(np.float64)
     if is_yes_or_no(what):
         values = (values == 0).astype(np.float64)
+    elif what == "rank":
+        values = values + 1  # tables count from 0, a person from 1
     labels = tuple(map(str, own["prompt"].to_list()))
     return Grid(names.answer(what), values, (Axis("prompt", labels),), unit)
 

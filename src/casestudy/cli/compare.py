@@ -297,7 +297,7 @@ def _print_answers(emerged: Emergence) -> None:
     masses = {} if mass is None else dict(zip(mass.axes[0].labels, mass.values, strict=True))
     largest_last = sorted(masses, key=lambda name: -masses[name][-1])[:3]
     print_table(
-        "means over prompts: the answer's rank (0 is the first), how often it is the first, and "
+        "means over prompts: the answer's rank (1 is the first), how often it is the first, and "
         "the mass of the largest classes",
         ("checkpoint", "rank", "first", *largest_last),
         [

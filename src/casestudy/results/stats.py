@@ -40,7 +40,7 @@ _BOUNDS = {
     "share": (0.0, 1.0),
     "share of prompts": (0.0, 1.0),
     "share of pairs": (0.0, 1.0),
-    "rank (0 is the first)": (0.0, np.inf),
+    "rank (1 is the first)": (1.0, np.inf),
 }
 """Between what all values of a unit are, and so their means."""
 _CELLS_AT_ONCE = 512

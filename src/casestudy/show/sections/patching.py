@@ -96,7 +96,7 @@ GIVEN = "given"
 """The family of the user's own corrupted prompts."""
 
 
-PRESETS = ("full-stop-capitals", "decimal-point", "ioi", "greater-than")
+PRESETS = ("full-stop-capitals", "decimal-point", "ioi", "agreement", "greater-than")
 """Behaviours whose corrupted prompts come with casestudy, not from the reader."""
 
 

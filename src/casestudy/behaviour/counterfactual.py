@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Prompt, Role
-from casestudy.behaviour.readouts import row_of, text_of
+from casestudy.behaviour.readouts import partner_of, row_of, text_of
 from casestudy.behaviour.roles import STANDARD_ROLES, roles_of
 from casestudy.errors import BehaviourError, CasestudyError
 from casestudy.model.decoder import run
@@ -349,13 +349,14 @@ def propose(
         for i, prompt in enumerate(whole):
             lacks = NO_PARTNER if family is None else family.lacks
             try:
-                if family is None:  # the prompt's own partner is read where the prompt is
-                    text, readout = prompt.corrupted, prompt.readout
-                else:  # an edit is made of what is read
-                    text, readout = family.edit(text_of(model.tokenizer, prompt)), None
+                if family is None:
+                    text = prompt.corrupted
+                else:
+                    text = family.edit(text_of(model.tokenizer, prompt))
                 if text is None:
                     raise BehaviourError(lacks)
-                corrupted = Prompt(text, readout=readout)
+                # A prompt's own partner is read where the prompt is; an edit is of what is read.
+                corrupted = partner_of(prompt, text) if family is None else Prompt(text)
                 pairs.append(_aligned(model, name, i, prompt, corrupted, roles, aligned))
             except CasestudyError as problem:
                 # the tokenizer numbers the prompts of its own call, which had one prompt

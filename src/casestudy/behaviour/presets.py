@@ -14,6 +14,7 @@ from __future__ import annotations
 import regex
 
 from casestudy.behaviour.classes import CAPITAL_MASS, STANDARD, ClassContrast, TokenClass
+from casestudy.behaviour.preset_names import PRESETS
 from casestudy.behaviour.preset_pairs import (
     DECIMAL_CONTEXTS,
     FULL_STOP_SENTENCES,
@@ -293,18 +294,13 @@ def _agreement() -> Behaviour:
     )
 
 
-_PRESETS = {
-    "full-stop-capitals": _full_stop_capitals,
-    "decimal-point": _decimal_point,
-    "ioi": _ioi,
-    "greater-than": _greater_than,
-    "agreement": _agreement,
-}
+_MAKERS = (_full_stop_capitals, _decimal_point, _ioi, _greater_than, _agreement)
+_PRESETS = dict(zip(PRESETS, _MAKERS, strict=True))
 
 
 def preset_names() -> tuple[str, ...]:
     """The presets that come with the package."""
-    return tuple(_PRESETS)
+    return PRESETS
 
 
 def preset(name: str) -> Behaviour:

@@ -12,7 +12,6 @@ own (text that a model wrote, whose tokens another reading of the text might not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from casestudy.behaviour.prompts import Behaviour, Prompt, Role
 from casestudy.behaviour.roles import roles_of, with_offsets
@@ -103,9 +102,9 @@ def text_of(tokenizer: Tokenizer, prompt: Prompt) -> str:
     return prompt.text[: ends[-behind - 1]] if behind else prompt.text
 
 
-def edited(prompt: Prompt, text: str) -> Prompt:
+def partner_of(prompt: Prompt, text: str) -> Prompt:
     """A corrupted partner: another text, read where the prompt is read."""
-    return Prompt(text) if prompt.readout is None else replace(Prompt(text), readout=prompt.readout)
+    return Prompt(text, readout=prompt.readout)
 
 
 def check_roles(tokenizer: Tokenizer, behaviour: Behaviour) -> None:

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.prompts import Prompt, Prompts
-from casestudy.behaviour.readouts import edited, row_of
+from casestudy.behaviour.readouts import partner_of, row_of
 from casestudy.behaviour.roles import BOS, CHANGED, LAST, STANDARD_ROLES, with_pair_roles
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.errors import BehaviourError, PromptError
@@ -102,7 +102,7 @@ def _partner(batch: Batch, prompt: Prompt) -> list[int] | None:
     if not prompt.corrupted:
         return None
     try:
-        return row_of(batch.model.tokenizer, edited(prompt, prompt.corrupted))
+        return row_of(batch.model.tokenizer, partner_of(prompt, prompt.corrupted))
     except (PromptError, BehaviourError):
         return None
 

@@ -32,7 +32,7 @@ from casestudy.behaviour.answers import choose_answers
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import NO_ROLE, Excluded, propose
 from casestudy.behaviour.prompts import AnswerRule, Prompt
-from casestudy.behaviour.readouts import edited, row_of
+from casestudy.behaviour.readouts import partner_of, row_of
 from casestudy.engine.cells import Cell, Place, Values
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
@@ -203,7 +203,7 @@ def _not_paired(
     for one in excluded:
         prompt, why = prompts[one.index], one.why
         if why == NO_ROLE and prompt.corrupted is not None:
-            both = (prompt, edited(prompt, prompt.corrupted))
+            both = (prompt, partner_of(prompt, prompt.corrupted))
             clean, corrupted = (len(row_of(model.tokenizer, side)) for side in both)
             why = (
                 f"the clean prompt has {clean} tokens and the corrupted one {corrupted}, and from "

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from casestudy.behaviour.preset_names import PRESETS
 from casestudy.results import names
 from casestudy.results.result import Axis, Grid
 from casestudy.show import marks
@@ -94,10 +95,6 @@ def counterfactuals(study: StoredStudy) -> list[Block]:
 
 GIVEN = "given"
 """The family of the user's own corrupted prompts."""
-
-
-PRESETS = ("full-stop-capitals", "decimal-point", "ioi", "agreement", "greater-than")
-"""Behaviours whose corrupted prompts come with casestudy, not from the reader."""
 
 
 def family_name(study: StoredStudy, family: object) -> str:

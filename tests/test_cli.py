@@ -239,6 +239,7 @@ def test_a_target_that_cannot_be_written_is_one_sentence(
     [
         (("run", "ioi"), ""),
         (("circuit", "ioi"), ""),
+        (("circuit", "ioi", "--grain", "neuron"), ""),
         (("compare", "ioi", "--model", "tiny"), ""),
         (("new", "It was late.", "-a", " He", "-c", " he"), ".toml"),
         (("mine", "TEXT"), ".jsonl"),

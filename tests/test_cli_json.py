@@ -68,6 +68,36 @@ def test_what_needs_no_study(
         assert set(documented(capsys, name, *arguments, *on)) == set(KEYS[name])
 
 
+def test_a_circuit_of_neurons(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    texts = ("It was late.", "She went home.", "He is here.")
+    rows = [
+        {"text": text, "answer": " He", "counterpart": " he", "corrupted": text.lower()}
+        for text in texts
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ("circuit", str(tmp_path / "own.jsonl"), "--grain", "neuron", "--family", "given")
+    command = (*command, "--model", model, "--out", str(tmp_path / "c"), "--top-k", "5")
+    found = documented(capsys, *command)
+    assert set(found) == set(KEYS["circuit"]) - {"importances", "report"}
+    assert len(found["circuit"]) == 5  # type: ignore[arg-type]
+    stored = json.loads(Path(str(found["card"])).read_text("utf-8"))
+    assert stored["circuit"] == found["circuit"]
+    status, out, _ = call(capsys, *command)
+    assert status == 0
+    assert "its first nodes" in out
+    for wrong, said in (
+        (("--top-k", "0"), "keeps none of"),
+        (("--grain", "nuron"), "Did you mean 'neuron'?"),
+        (("--heads", "rankd"), "Did you mean 'ranked'?"),
+        (("--grain", "edge"), "--top-k with --grain edge"),
+    ):
+        status, out, err = call(capsys, *command, *wrong)
+        assert (status, out) == (2, "")
+        assert said in " ".join(err.split())
+
+
 def test_half_precision_promises_no_bound_in_text_and_json(
     capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
 ) -> None:

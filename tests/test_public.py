@@ -47,6 +47,7 @@ SUBJECTS = (
 OWN = {
     **{"patch": "site", "ablate": "site", "path_patch": "receiver", "patch_edges": "edges"},
     **{"attribute_edges": "method", "attribute_nodes": "site"},
+    **{"evaluate_nodes": "sets", "neuron_circuit": "choices"},
     **{"evaluate_circuit": "circuits", "circuit_card": "choices"},
     **{"class_mass": "classes", "score_answer": "answer", "choose_answers": "logits"},
 }

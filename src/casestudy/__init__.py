@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from casestudy.circuits.edge_scores import attribute_edges
     from casestudy.circuits.evaluate import evaluate_circuit
     from casestudy.circuits.graph import Circuit, Graph
+    from casestudy.circuits.neuron_card import neuron_circuit
+    from casestudy.circuits.neuron_circuit import NeuronChoices
+    from casestudy.circuits.node_sets import NodeSet, evaluate_nodes
     from casestudy.circuits.paths import path_patch
     from casestudy.claims.check import check
     from casestudy.claims.compare import compare
@@ -93,6 +96,9 @@ _ROOMS = {
     "casestudy.circuits.edge_scores": ("attribute_edges",),
     "casestudy.circuits.graph": ("Circuit", "Graph"),
     "casestudy.measure.patching": ("Pairs", "ablate", "patch"),
+    "casestudy.circuits.neuron_card": ("neuron_circuit",),
+    "casestudy.circuits.neuron_circuit": ("NeuronChoices",),
+    "casestudy.circuits.node_sets": ("NodeSet", "evaluate_nodes"),
     "casestudy.circuits.paths": ("path_patch",),
     "casestudy.circuits.card": ("circuit_card",),
     "casestudy.circuits.evaluate": ("evaluate_circuit",),
@@ -120,6 +126,8 @@ __all__ = [
     "Grid",
     "Keep",
     "Model",
+    "NeuronChoices",
+    "NodeSet",
     "Pairs",
     "Prompt",
     "Role",
@@ -144,6 +152,7 @@ __all__ = [
     "controls",
     "emergence",
     "evaluate_circuit",
+    "evaluate_nodes",
     "explain",
     "explain_attention_score",
     "figures",
@@ -158,6 +167,7 @@ __all__ = [
     "logit_difference",
     "logit_lens",
     "neuron_attribution",
+    "neuron_circuit",
     "open_study",
     "patch",
     "patch_edges",

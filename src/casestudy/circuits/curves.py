@@ -10,7 +10,7 @@ about forty circuits for the smallest one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -178,28 +178,53 @@ def smallest(
     does not change).
     """
     graph = scores.graph
-    n_edges = len(graph.order(scores.ranked, rank))
 
-    def try_sizes(sizes: Sequence[int]) -> dict[int, tuple[Circuit, float]]:
-        circuits = [graph.top(scores.ranked, n, rank).pruned() for n in sizes]
-        values = evaluate_circuit(
+    def circuit(n: int) -> Circuit:
+        return graph.top(scores.ranked, n, rank).pruned()
+
+    def faithfulness(sizes: Sequence[int]) -> NDArray[np.float64]:
+        return evaluate_circuit(
             model,
             pairs,
             metric,
-            circuits,
+            [circuit(n) for n in sizes],
             ablation=ablation,
             budget=budget.checking(0),
             progress=progress,
         ).faithfulness
-        return {n: (c, float(f)) for n, c, f in zip(sizes, circuits, values, strict=True)}
 
-    known = try_sizes(sorted({round(n) for n in np.geomspace(1, n_edges, FIRST_SIZES)}))
+    n_edges = len(graph.order(scores.ranked, rank))
+    return circuit(smallest_size(n_edges, faithfulness, faithful, "edges"))
+
+
+def smallest_size(
+    largest: int,
+    faithfulness: Callable[[Sequence[int]], NDArray[np.float64]],
+    faithful: float,
+    what: str,
+) -> int:
+    """The smallest size tried whose faithfulness is at least `faithful`; see `smallest`.
+
+    Args:
+        largest: the largest size.
+        faithfulness: of the circuits of some sizes.
+        faithful: the least that will do.
+        what: a circuit is made of, for the error.
+
+    Raises: MeasureError if none is faithful enough.
+    """
+    known: dict[int, float] = {}
+
+    def try_sizes(sizes: Sequence[int]) -> None:
+        known.update(zip(sizes, map(float, faithfulness(sizes)), strict=True))
+
+    try_sizes(sorted({round(n) for n in np.geomspace(1, largest, FIRST_SIZES)}))
     for _ in range(ROUNDS - 1):
-        fits = [n for n, (_, f) in sorted(known.items()) if f >= faithful]
+        fits = [n for n, f in sorted(known.items()) if f >= faithful]
         if not fits:
             raise MeasureError(
-                f"no circuit of these edges reaches a faithfulness of {faithful}",
-                hint=f"The largest found is {max(f for _, f in known.values()):.2f}",
+                f"no circuit of these {what} reaches a faithfulness of {faithful}",
+                hint=f"The largest found is {max(known.values()):.2f}",
             )
         below = max((n for n in known if n < fits[0]), default=0)
         between = sorted(
@@ -207,6 +232,5 @@ def smallest(
         )
         if not between:
             break
-        known |= try_sizes(between)
-    best = min(n for n, (_, f) in known.items() if f >= faithful)
-    return known[best][0]
+        try_sizes(between)
+    return min(n for n, f in known.items() if f >= faithful)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,13 +33,44 @@ from casestudy.cli.progress import ProgressBar
 from casestudy.results import names
 
 if TYPE_CHECKING:
+    from casestudy.behaviour.prompts import Behaviour
+    from casestudy.circuits.evidence import Choices
+    from casestudy.engine.packing import Budget
+    from casestudy.measure.metrics import Kind
+    from casestudy.model.model import Model
     from casestudy.study.study import Study
 
 
-MethodOption = Annotated[
+GrainOption = Annotated[
     str,
     typer.Option(
-        help="How edges are scored: eap, eap-ig-inputs, eap-ig-activations, relp or relp-ah."
+        help="What the circuit is made of: edge (between heads and MLPs), or neuron (heads and "
+        "single neurons, everything else ablated)."
+    ),
+]
+MethodOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How edges are scored: eap, eap-ig-inputs (by default), eap-ig-activations, relp or "
+        "relp-ah. Of neurons: relp (by default), relp-ah, atp, ig-inputs or ig-activations."
+    ),
+]
+HeadsOption = Annotated[
+    str,
+    typer.Option(
+        help="With --grain neuron: ranked (heads are chosen with the neurons), or all (every head "
+        "is kept, only neurons are chosen)."
+    ),
+]
+TopOption = Annotated[
+    int | None,
+    typer.Option(help="With --grain neuron: keep so many nodes instead of searching."),
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        help="With --grain neuron: keep the nodes whose score is at least this share of the "
+        "difference between the runs, instead of searching."
     ),
 ]
 StepsOption = Annotated[
@@ -61,7 +93,8 @@ def circuit(
     out: Annotated[
         Path | None, typer.Option(help="A folder; studies/BEHAVIOUR-MODEL-circuit by default.")
     ] = None,
-    method: MethodOption = "eap-ig-inputs",
+    grain: GrainOption = "edge",
+    method: MethodOption = None,
     steps: StepsOption = 5,
     rank: Annotated[
         str, typer.Option(help="Choose edges by their absolute or by their signed score.")
@@ -76,6 +109,9 @@ def circuit(
             min=0, max=1, help="Faithfulness that the smallest circuit must reach, from 0 to 1."
         ),
     ] = 0.85,
+    heads: HeadsOption = "ranked",
+    top_k: TopOption = None,
+    threshold: ThresholdOption = None,
     family: FamilyOption = None,
     exact: Annotated[
         int, typer.Option(min=0, help="How many edges to patch exactly, drawn at random.")
@@ -94,42 +130,85 @@ def circuit(
     as_json: JsonOption = False,
 ) -> None:
     """Find the circuit that carries a behaviour, with the evidence for and against it."""
-    from casestudy.circuits.evidence import choices_of
     from casestudy.measure.metrics import read_kind
+
+    kind = read_kind(metric)
+    typed: dict[str, Any] = {"steps": steps, "rank": rank, "ablation": ablation}
+    typed |= {"faithful": faithful, "seed": seed}
+    find: Callable[..., None]
+    if _of_neurons(grain, {"--top-k": top_k, "--threshold": threshold}):
+        from casestudy.circuits.neuron_circuit import neuron_choices
+        from casestudy.cli.neurons import find_neurons
+
+        find, typed = find_neurons, typed | {"heads": heads, "top": top_k, "threshold": threshold}
+        choices: Any = neuron_choices(method=method or "relp", **typed)
+    else:
+        from casestudy.circuits.evidence import choices_of
+
+        find = _find_edges
+        choices = choices_of(method=method or "eap-ig-inputs", exact_edges=exact, **typed)
+    loaded = read_model(model, device, dtype, bos, special)
+    subject = read_behaviour(behaviour, read_chat(chat, prefix, template))
+    find(
+        loaded,
+        subject,
+        choices,
+        metric=kind,
+        family=family,
+        out=out or default_folder(subject.name, model, "circuit"),
+        budget=read_budget(memory),
+        as_json=as_json,
+    )
+
+
+def _of_neurons(grain: str, given: dict[str, object]) -> bool:
+    """Whether the circuit is of neurons.
+
+    Raises: MeasureError for another grain, and for options that edges do not have.
+    """
+    from casestudy.errors import MeasureError, one_of
+
+    if one_of("grain", grain, ("edge", "neuron"), MeasureError) == "neuron":
+        return True
+    for option, value in given.items():
+        if value is not None:
+            raise MeasureError(f"{option} with --grain edge", hint="Give --grain neuron too")
+    return False
+
+
+def _find_edges(
+    model: Model,
+    behaviour: Behaviour,
+    choices: Choices,
+    *,
+    metric: Kind,
+    family: str | None,
+    out: Path,
+    budget: Budget,
+    as_json: bool,
+) -> None:
+    """Find the circuit of edges as a stage of a study, and print it."""
     from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, NAME
     from casestudy.study.settings import Execution, Search, Settings
     from casestudy.study.study import study
 
-    choices = choices_of(
-        method=method,
-        steps=steps,
-        rank=rank,
-        ablation=ablation,
-        faithful=faithful,
-        exact_edges=exact,
-        seed=seed,
-    )
-    kind = read_kind(metric)
-    loaded = read_model(model, device, dtype, bos, special)
-    subject = read_behaviour(behaviour, read_chat(chat, prefix, template))
-    folder = out or default_folder(subject.name, model, "circuit")
     with ProgressBar("circuit") as progress:
         finished = study(
-            loaded,
-            subject,
-            out=folder,
+            model,
+            behaviour,
+            out=out,
             only=["predictions", "ledger", NAME],
-            settings=Settings(search=Search(choices, kind, family)),
-            execution=Execution(budget=read_budget(memory)),
-            progress=saying_notices(folder, subject, progress),
+            settings=Settings(search=Search(choices, metric, family)),
+            execution=Execution(budget=budget),
+            progress=saying_notices(out, behaviour, progress),
         )
-    files = {"card": folder / CARD_FILE, "importances": folder / IMPORTANCES_FILE}
+    files = {"card": out / CARD_FILE, "importances": out / IMPORTANCES_FILE}
     files["report"] = finished.report()
     if as_json:
         paths = {name: str(file) for name, file in files.items()}
         print_json("circuit", _judged_by(finished) | _tables(finished) | paths)
         return
-    title = f"{subject.name} on {loaded.name}: the circuit, judged by {_spoken(finished)}"
+    title = f"{behaviour.name} on {model.name}: the circuit, judged by {_spoken(finished)}"
     _print_circuit(title, **_tables(finished))
     for name, file in files.items():
         print(f"{name}: {file}")

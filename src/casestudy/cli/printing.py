@@ -23,17 +23,10 @@ if TYPE_CHECKING:
 
 def print_json(command: str, found: dict[str, Any]) -> None:
     """A command's object on stdout, with its schema and version first (see `schema`)."""
-    value = _finite_only(stamped(command, found))
+    from casestudy.results.files import finite_only
+
+    value = finite_only(stamped(command, found))
     print(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False))
-
-
-def _finite_only(value: Any) -> Any:
-    """The same with null for numbers that are not finite: JSON has none."""
-    if isinstance(value, dict):
-        return {key: _finite_only(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite_only(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -117,10 +117,16 @@ KEYS: dict[str, dict[str, str]] = {
         "mean_clean": "the metric's mean over the clean prompts",
         "mean_corrupted": "the same over the corrupted prompts",
         "figures": "the circuit's evidence: `figure`, `value`, `lower`, `upper`, `n`, `about`",
-        "edges": "its edges: `source`, `target`, `score`, `exact` where it was patched",
+        "edges": "its edges: `source`, `target`, `score`, `exact` where it was patched; with "
+        "--grain neuron those between its first nodes, absent where they cannot be scored",
         "card": "the circuit's file",
-        "importances": "every edge's score, in MIB's layout",
-        "report": "the study's page",
+        "importances": "every edge's score, in MIB's layout; not with --grain neuron",
+        "report": "the study's page; not with --grain neuron",
+        "circuit": "with --grain neuron: the names of its heads and neurons",
+        "curve": "with --grain neuron: a list of `nodes` and `faithfulness`",
+        "nodes": "with --grain neuron: its first nodes, random ones and the rest of each MLP: "
+        "`node`, `in_circuit`, `score`, `exact`, `faithfulness_lost`, `drawn_at_random`, `n`",
+        "layers": "with --grain neuron: `layer` and how many `heads` and `neurons`",
     },
     "compare": {
         "a": "`folder` and `about` of the first study (two studies)",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -193,6 +194,15 @@ def reading(path: Path) -> Iterator[None]:
             hint="If it is a chunk, a shard or a step, delete that file, and the same command "
             "makes it again; all others are kept",
         ) from error
+
+
+def finite_only(value: Any) -> Any:
+    """The same with null for numbers that are not finite: JSON has none."""
+    if isinstance(value, dict):
+        return {key: finite_only(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_only(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_atomically(path: Path, data: bytes) -> None:

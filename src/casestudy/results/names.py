@@ -161,6 +161,19 @@ unit."""
 CIRCUIT_NODES = "circuit.nodes"
 """A row per node of the circuit: its score, and the circuit's faithfulness without it."""
 
+# The card of a circuit of heads and neurons.
+
+NEURON_CIRCUIT_SUMMARY = "neuron_circuit.summary"
+"""A row per figure of the evidence: its value, interval, pairs and note."""
+NEURON_CIRCUIT_CURVE = "neuron_circuit.faithfulness"
+"""(nodes), faithfulness of so many first nodes."""
+NEURON_CIRCUIT_NODES = "neuron_circuit.nodes"
+"""A row per node that was ablated by itself: its score, exact effect and the faithfulness lost."""
+NEURON_CIRCUIT_LAYERS = "neuron_circuit.layers"
+"""A row per layer: the circuit's heads and neurons."""
+NEURON_CIRCUIT_EDGES = "neuron_circuit.edges"
+"""A row per edge between the first nodes, strongest first: its score by RelP."""
+
 # Grids and tables that are computed from a grid.
 
 MEAN = ".mean"

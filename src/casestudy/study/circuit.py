@@ -38,7 +38,7 @@ from casestudy.circuits.evidence import (
 from casestudy.circuits.packed import Packed, pack, unpack
 from casestudy.engine.batch import Batch, run_batch
 from casestudy.errors import CasestudyError, MeasureError, StudyError
-from casestudy.measure.metrics import metric_of
+from casestudy.measure.metrics import Kind, metric_of
 from casestudy.measure.patching import Pairs
 from casestudy.model.decoder import run as forward
 from casestudy.results.files import write_atomically
@@ -142,15 +142,12 @@ class _Finding:
         subject, search = self.subject, self.search
         batch = self.batch
         scores = kept_scores(subject, batch, NAME if self.further else SCORES)
-        choice, pairs, contrast = circuit_pairs(batch, family=search.family, scores=scores)
+        choice, everything = circuit_half(
+            batch, metric=search.metric, family=search.family, scores=scores
+        )
         best = choice.score
         assert best is not None
         self.store.manifest.setdefault("family_choice", {})[NAME] = choice.as_dict(batch.index)
-        if search.metric == "class":
-            contrast = batch.contrasts[-1][[pair.index for pair in best.pairs]]
-        documents = _units([batch.prompts[pair.index] for pair in best.pairs], best)
-        metric = metric_of(batch.model, contrast, search.metric, pairs.clean)
-        everything = Half(pairs, metric, documents)
         budget = subject.execution.budget
         # the study's own limit decides which steps are made now, not how large they are
         own = subject.settings.search is None
@@ -234,6 +231,27 @@ class _Finding:
         if card.scores.replicates is None:
             why = f"{card.scores.n} pairs were too few to resample: {BOOTSTRAP_FROM} are needed"
             self.store.say_not_measured("how much of the circuit stays under resampling", why)
+
+
+def circuit_half(
+    batch: Batch,
+    *,
+    metric: Kind = "contrast",
+    family: str | None = None,
+    scores: Sequence[Score] | None = None,
+) -> tuple[FamilyChoice, Half]:
+    """The pairs to look for a circuit on (see `circuit_pairs`), with their metric and the units
+    that are held out together.
+
+    Raises: as `circuit_pairs` and `metric_of`.
+    """
+    choice, pairs, contrast = circuit_pairs(batch, family=family, scores=scores)
+    best = choice.score
+    assert best is not None
+    if metric == "class":
+        contrast = batch.contrasts[-1][[pair.index for pair in best.pairs]]
+    units = _units([batch.prompts[pair.index] for pair in best.pairs], best)
+    return choice, Half(pairs, metric_of(batch.model, contrast, metric, pairs.clean), units)
 
 
 def _units(prompts: Sequence[Prompt], of: Score) -> tuple[str, ...] | None:

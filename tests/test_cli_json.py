@@ -82,6 +82,7 @@ def test_a_circuit_of_neurons(
     found = documented(capsys, *command)
     assert set(found) == set(KEYS["circuit"]) - {"importances", "report"}
     assert len(found["circuit"]) == 5  # type: ignore[arg-type]
+    assert {"figure", "value", "lower", "upper", "n", "about"} == set(found["figures"][0])  # type: ignore[index]
     stored = json.loads(Path(str(found["card"])).read_text("utf-8"))
     assert stored["circuit"] == found["circuit"]
     status, out, _ = call(capsys, *command)
@@ -92,6 +93,7 @@ def test_a_circuit_of_neurons(
         (("--grain", "nuron"), "Did you mean 'neuron'?"),
         (("--heads", "rankd"), "Did you mean 'ranked'?"),
         (("--grain", "edge"), "--top-k with --grain edge"),
+        (("--grain", "edge", "--heads", "all"), "with --grain edge"),
     ):
         status, out, err = call(capsys, *command, *wrong)
         assert (status, out) == (2, "")

@@ -121,9 +121,17 @@ def test_the_known_head_and_neuron_are_found_and_are_enough() -> None:
         row = figures[f"faithfulness, random nodes {kind}"]
         assert row["lower"] <= row["value"] <= row["upper"]
         assert row["value"] < 0.5
-    assert abs(figures["faithfulness of the model without the circuit's nodes"]["value"]) < 0.1
+    without = figures["faithfulness of the model without the circuit's nodes"]
+    assert abs(without["value"]) < 0.1
+    assert without["lower"] <= without["value"] <= without["upper"]
     rows = {row["node"]: row for row in found["neuron_circuit.nodes"].rows()}  # type: ignore[union-attr]
     assert rows["neuron 1.0"]["faithfulness_lost"] > 0.8
+    for row in rows.values():  # every mean has its interval
+        for name in ("exact", "faithfulness_lost"):
+            if row[name] is not None:
+                assert row[f"{name}_lower"] <= row[name] + 1e-9
+                assert row[name] <= row[f"{name}_upper"] + 1e-9
+    assert np.sign(rows["neuron 1.0"]["score"]) == np.sign(rows["neuron 1.0"]["exact"]) == 1
     assert rows["rest of mlp 1"]["score"] is None
     assert abs(rows["rest of mlp 1"]["exact"]) < 0.2 * rows["neuron 1.0"]["exact"]
     edges = found["neuron_circuit.edges"].rows()  # type: ignore[union-attr]

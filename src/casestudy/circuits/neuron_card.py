@@ -17,7 +17,7 @@ import numpy as np
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import agreement
-from casestudy.circuits.neuron_circuit import NeuronChoices, NeuronEvidence, gather_neurons
+from casestudy.circuits.neuron_circuit import Ends, NeuronChoices, NeuronEvidence, gather_neurons
 from casestudy.circuits.node_sets import NodeSet
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
@@ -152,8 +152,8 @@ def _results(evidence: NeuronEvidence, choices: NeuronChoices, unit: str) -> tup
 
 
 def _summary(evidence: NeuronEvidence) -> Table:
-    """A row per figure: value, ends of its interval, pairs, note."""
-    rows: list[tuple[str, float, float | None, float | None, int, str]] = []
+    """A row per figure: value, ends of its interval, pairs, and what it is about."""
+    rows: list[tuple[str, float | None, float | None, float | None, int, str]] = []
     circuit, (found_on, judged_on) = evidence.circuit, evidence.n
 
     def add(
@@ -161,42 +161,42 @@ def _summary(evidence: NeuronEvidence) -> Table:
         value: float,
         ends: tuple[float, float] | None = None,
         n: int = judged_on,
-        note: str = "",
+        about: str = "",
     ) -> None:
-        low, high = (None, None) if ends is None or np.isnan(ends).any() else ends
-        rows.append((figure, float(value), low, high, n, note))
+        low, high = (None, None) if ends is None else map(_measured, ends)
+        rows.append((figure, _measured(value), low, high, n, about))
 
     neurons, heads = circuit.neurons, circuit.heads
-    add("neurons", float(neurons.sum()), n=found_on, note=f"of {neurons.size:,}")
-    note = f"of {heads.size:,}" + ("" if evidence.scores.ranked_heads else ", all kept")
-    add("heads", float(heads.sum()), n=found_on, note=note)
+    add("neurons", float(neurons.sum()), n=found_on, about=f"of {neurons.size:,}")
+    kept = "" if evidence.scores.ranked_heads else ", all kept"
+    add("heads", float(heads.sum()), n=found_on, about=f"of {heads.size:,}{kept}")
     for name, value in evidence.faithfulness.items():
         add(f"faithfulness {name}", value.mean, (value.lower, value.upper), value.n)
     for name, values in evidence.controls.items():
         ends = float(values.min()), float(values.max())
-        note = f"mean of {len(values)} circuits; the ends are the smallest and the largest"
-        add(f"faithfulness, {name}", float(values.mean()), ends, note=note)
+        about = f"mean of {len(values)} circuits; the ends are the smallest and the largest"
+        add(f"faithfulness, {name}", float(values.mean()), ends, about=about)
     chosen = "nodes" if evidence.scores.ranked_heads else "neurons"
-    without = float(evidence.completeness[0, 1])
-    add(f"faithfulness of the model without the circuit's {chosen}", without)
-    apart = np.abs(evidence.completeness[1:, 0] - evidence.completeness[1:, 1])
-    note = (
+    without = evidence.without
+    figure = f"faithfulness of the model without the circuit's {chosen}"
+    add(figure, without.mean, (without.lower, without.upper))
+    apart = np.abs(evidence.completeness[:, 0] - evidence.completeness[:, 1])
+    about = (
         f"mean of {len(apart)} halves knocked out of circuit and model; the ends are the extremes"
     )
     ends = float(apart.min()), float(apart.max())
-    add("incompleteness, random halves", float(apart.mean()), ends, note=note)
-    drops = np.array([effect.drop for effect in evidence.effects if effect.drop is not None])
+    add("incompleteness, random halves", float(apart.mean()), ends, about=about)
+    drops = np.array([effect.drop[0] for effect in evidence.effects if effect.drop is not None])
     if len(drops):
         ends = float(drops.min()), float(drops.max())
-        note = f"median of {len(drops)} nodes; the ends are the extremes"
-        add("faithfulness lost without one node", float(np.median(drops)), ends, note=note)
-    tried = [effect for effect in evidence.effects if effect.score is not None]
-    scores, exact = (np.array([getattr(e, key) for e in tried]) for key in ("score", "exact"))
-    rho, n = agreement(scores, exact)
-    add("rank correlation of scores with exact effects", rho, n=found_on, note=f"{n} nodes")
+        about = f"median of {len(drops)} nodes; the ends are the extremes"
+        add("faithfulness lost without one node", float(np.median(drops)), ends, about=about)
+    tried = [(e.score, e.exact[0]) for e in evidence.effects if e.score is not None]
+    rho, n = agreement(*np.array(tried).T)
+    add("rank correlation of scores with exact effects", rho, n=found_on, about=f"{n} nodes")
     columns = dict(
         zip(
-            ("figure", "value", "lower", "upper", "n", "note"),
+            ("figure", "value", "lower", "upper", "n", "about"),
             map(list, zip(*rows, strict=True)),
             strict=True,
         )
@@ -204,8 +204,8 @@ def _summary(evidence: NeuronEvidence) -> Table:
     return Table(
         names.NEURON_CIRCUIT_SUMMARY,
         columns,
-        "A row per figure of the evidence, with its 95 % interval over pairs where no note says "
-        "otherwise.",
+        "A row per figure of the evidence, with its 95 % interval over pairs where nothing "
+        "else is said.",
     )
 
 
@@ -237,15 +237,30 @@ def _nodes(evidence: NeuronEvidence, unit: str) -> Table:
             "node": [effect.node for effect in rows],
             "in_circuit": [effect.node in inside for effect in rows],
             "score": [effect.score for effect in rows],
-            "exact": [effect.exact for effect in rows],
-            "faithfulness_lost": [effect.drop for effect in rows],
+            **_ends("exact", [effect.exact for effect in rows]),
+            **_ends("faithfulness_lost", [effect.drop for effect in rows]),
             "drawn_at_random": [effect.drawn for effect in rows],
             "n": [evidence.n[0]] * len(rows),
         },
         f"The first nodes, nodes drawn at random, and the rest of each MLP: the estimated and the "
         f"exact effect ({unit}) of ablating it in the whole model, on the search pairs, and what "
-        "the circuit's faithfulness loses without it, on the judging pairs.",
+        f"the circuit's faithfulness loses without it, on the {evidence.n[1]} judging pairs, with "
+        "95 % intervals over pairs.",
     )
+
+
+def _ends(name: str, rows: Sequence[Ends | None]) -> dict[str, list[float | None]]:
+    """Three columns: means, and the ends of their intervals."""
+    columns = (name, f"{name}_lower", f"{name}_upper")
+    return {
+        column: [None if row is None else _measured(row[i]) for row in rows]
+        for i, column in enumerate(columns)
+    }
+
+
+def _measured(value: float) -> float | None:
+    """None if a number was not measured."""
+    return None if np.isnan(value) else float(value)
 
 
 def _layers(evidence: NeuronEvidence) -> Table:

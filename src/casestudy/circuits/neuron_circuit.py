@@ -47,10 +47,12 @@ from casestudy.measure.pairs import Pairs
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.results.components import Component
-from casestudy.results.stats import ratio_of_means
+from casestudy.results.stats import FAITHFULNESS, mean_interval, ratio_of_means
 
 Array = NDArray[np.float64]
 Heads = Literal["ranked", "all"]
+Ends = tuple[float, float, float]
+"""A mean, and the ends of its interval."""
 
 STAGES = ("scores", "curve", "circuit", "faithfulness", "controls", "knockouts", "exact", "edges")
 MOST_NODES = 24
@@ -182,16 +184,17 @@ class NodeEffect:
     Attributes:
         node: its name; "rest of mlp 3" for a remainder.
         score: the estimate; None for a remainder.
-        exact: m(clean) - m(clean with the node ablated), a mean over the search pairs.
-        drop: how much faithfulness the circuit loses without it; None if it is not in the circuit,
-            or was not knocked out.
+        exact: m(clean) - m(clean with the node ablated), a mean over the search pairs with the ends
+            of its 95 % interval.
+        drop: how much faithfulness the circuit loses without it on the judging pairs, with the ends
+            of its interval; None if it is not in the circuit, or was not knocked out.
         drawn: whether it was drawn at random.
     """
 
     node: str
     score: float | None
-    exact: float
-    drop: float | None = None
+    exact: Ends
+    drop: Ends | None = None
     drawn: bool = False
 
 
@@ -207,8 +210,9 @@ class NeuronEvidence:
         n_ranked: of the circuit's nodes, how many were chosen by score.
         faithfulness: by pairs and ablation.
         controls: (circuit,) faithfulness of each kind of random circuit.
-        completeness: (set, 2) faithfulness of the circuit and of the model without the whole
-            circuit (first row) and without random halves of it.
+        without: faithfulness of the model without the circuit's nodes.
+        completeness: (half, 2) faithfulness of the circuit and of the model, each without the same
+            random half of the circuit.
         effects: of single nodes and of the remainders.
         edges: between the first nodes; None where they cannot be scored.
         held_out: whether the judging pairs are others than the search pairs.
@@ -224,6 +228,7 @@ class NeuronEvidence:
     n_ranked: int
     faithfulness: dict[str, Faithfulness]
     controls: dict[str, Array]
+    without: Faithfulness
     completeness: Array
     effects: tuple[NodeEffect, ...]
     edges: EdgeScores | None
@@ -358,16 +363,20 @@ class _Search:
         drawn = partial(self.rng.permuted, axis=1)
         return replace(circuit, heads=drawn(circuit.heads), neurons=drawn(circuit.neurons))
 
-    def completeness(self, circuit: NodeSet) -> Array:
-        """(set, 2) the circuit and the model, without the circuit and without halves of it."""
+    def completeness(self, circuit: NodeSet) -> tuple[Faithfulness, Array]:
+        """The model without the circuit; (half, 2) circuit and model without halves of it."""
         whole = NodeSet.of(self.model.config, True)
         heads = circuit.heads & (self.choices.heads == "ranked")  # of those chosen by score
-        gone = [replace(circuit, heads=heads)]
+        halves = []
         for _ in range(HALVES):
             keep = [self.rng.random(mask.shape) < 0.5 for mask in (heads, circuit.neurons)]
-            gone.append(NodeSet(heads & keep[0], circuit.neurons & keep[1]))
-        sets = [start.without(some) for start in (circuit, whole) for some in gone]
-        return self.on(self.judge, sets).faithfulness.reshape(2, -1).T
+            halves.append(NodeSet(heads & keep[0], circuit.neurons & keep[1]))
+        sets = [whole.without(replace(circuit, heads=heads))]
+        sets += [start.without(some) for start in (circuit, whole) for some in halves]
+        found = self.on(self.judge, sets)
+        mean, low, high = (float(x[0]) for x in found.interval(self.judge.documents))
+        without = Faithfulness(mean, low, high, len(self.judge))
+        return without, found.faithfulness[1:].reshape(2, -1).T
 
     def effects(self, scores: NodeScores, circuit: NodeSet, n: int) -> tuple[NodeEffect, ...]:
         """The first nodes and random ones, by themselves; and the remainders of the MLPs."""
@@ -384,28 +393,30 @@ class _Search:
             mask[layer] = ~circuit.neurons[layer]
             rests.append(NodeSet(np.zeros_like(circuit.heads), mask))
         found = self.on(self.search, [whole.without(one) for one in (*single, *rests)])
-        lost = found.full.mean() - found.values.mean(1)
+        lost = mean_ends((found.full - found.values).T, self.search.documents)
         within = self.on(
             self.judge, [circuit, *(circuit.without(one) for one in single[: len(first)])]
-        ).faithfulness
-        drops = [float(within[0] - value) for value in within[1:]]
+        ).in_parts
+        drops = mean_ends((within[0] - within[1:]).T, self.judge.documents, FAITHFULNESS)
         effects = [
             NodeEffect(
                 str(scores.place(i)),
                 float(scores.flat[i]),
-                float(lost[k]),
+                lost[k],
                 drops[k] if k < len(first) else None,
                 k >= len(first),
             )
             for k, i in enumerate(places)
         ]
-        rest = lost[len(places) :]
         names = [f"rest of mlp {layer}" for layer in layers]
-        effects += [NodeEffect(name, None, float(x)) for name, x in zip(names, rest, strict=True)]
-        return tuple(effects)
+        rest = zip(names, lost[len(places) :], strict=True)
+        return tuple(effects + [NodeEffect(name, None, ends) for name, ends in rest])
 
     def edges(self, scores: NodeScores, circuit: NodeSet, n: int) -> EdgeScores | None:
-        """Edges between the circuit's first nodes by RelP; None where they cannot be scored."""
+        """Edges between the circuit's first nodes by RelP; None where they cannot be scored: a norm
+        after the MLPs mixes neurons, so they are no senders."""
+        if any(block.mlp_post_norm is not None for block in self.model.weights.blocks):
+            return None
         parts = [scores.place(int(i)) for i in scores.order[:n]]
         neurons: dict[int, list[int]] = {}
         for part in [p for p in parts if p.kind == "neuron"][:EDGE_NEURONS]:
@@ -415,23 +426,26 @@ class _Search:
         chosen = {layer: tuple(sorted(some)) for layer, some in neurons.items()}
         graph = Graph(self.model.config, chosen)
         half = self.search
-        try:
-            found = attribute_edges(
-                self.model,
-                half.pairs,
-                half.metric,
-                "relp",
-                graph=graph,
-                direction="noising",
-                budget=self.budget,
-            )
-        except MeasureError:  # a norm after the MLPs mixes neurons, so they are no senders
-            return None
+        found = attribute_edges(
+            self.model,
+            half.pairs,
+            half.metric,
+            "relp",
+            graph=graph,
+            direction="noising",
+            budget=self.budget,
+        )
         names = {"embed", "logits", *circuit.names}
         inside = np.array([str(sender) in names for sender in graph.senders])[:, None] & np.array(
             [receiver.node in names for receiver in graph.receivers]
         )
         return replace(found, values=np.where(inside, found.values, np.nan))
+
+
+def mean_ends(values: Array, documents: Sequence[str] | None, unit: str = "") -> list[Ends]:
+    """Of each column of (prompt, cell) values."""
+    mean, lower, upper, _ = mean_interval(values, unit=unit, documents=documents)
+    return list(zip(mean.tolist(), lower.tolist(), upper.tolist(), strict=True))
 
 
 def curve_sizes(n: int) -> tuple[int, ...]:
@@ -475,7 +489,7 @@ def gather_neurons(
     tell("controls")
     controls = work.controls(circuit)
     tell("knockouts")
-    completeness = work.completeness(circuit)
+    without, completeness = work.completeness(circuit)
     tell("exact")
     effects = work.effects(scores, circuit, n)
     tell("edges")
@@ -483,6 +497,6 @@ def gather_neurons(
     ends = float(curve.full.mean()), float(curve.empty.mean())
     counts = len(work.search), len(work.judge)
     return NeuronEvidence(
-        *(scores, sizes, curve, circuit, n, judged, controls, completeness, effects, edges),
-        *(work.held_out, counts, ends, work.judge.documents),
+        *(scores, sizes, curve, circuit, n, judged, controls, without, completeness, effects),
+        *(edges, work.held_out, counts, ends, work.judge.documents),
     )

@@ -151,10 +151,14 @@ class NodeEvaluation:
         """(set,) (mean value - mean empty) / (mean full - mean empty); 1 is the whole model."""
         return ratio_of_means(self.values, self.empty, self.full)
 
+    @property
+    def in_parts(self) -> Array:
+        """(set, prompt) numbers whose mean is the faithfulness; see `ratio_in_parts`."""
+        return ratio_in_parts(self.values, self.empty, self.full)
+
     def interval(self, documents: Sequence[str] | None = None) -> tuple[Array, Array, Array]:
         """Faithfulness and the ends of its 95 % interval over prompts, the ratio linearised."""
-        parts = ratio_in_parts(self.values, self.empty, self.full)
-        return mean_interval(parts.T, unit=FAITHFULNESS, documents=documents)[:3]
+        return mean_interval(self.in_parts.T, unit=FAITHFULNESS, documents=documents)[:3]
 
 
 def evaluate_nodes(

@@ -114,7 +114,10 @@ def circuit(
     threshold: ThresholdOption = None,
     family: FamilyOption = None,
     exact: Annotated[
-        int, typer.Option(min=0, help="How many edges to patch exactly, drawn at random.")
+        int,
+        typer.Option(
+            min=0, help="With --grain edge: how many edges to patch exactly, drawn at random."
+        ),
     ] = 200,
     seed: Annotated[
         int, typer.Option(help="Seed of the held-out split, the controls and the bootstrap.")
@@ -136,7 +139,8 @@ def circuit(
     typed: dict[str, Any] = {"steps": steps, "rank": rank, "ablation": ablation}
     typed |= {"faithful": faithful, "seed": seed}
     find: Callable[..., None]
-    if _of_neurons(grain, {"--top-k": top_k, "--threshold": threshold}):
+    given = {"--top-k": top_k, "--threshold": threshold}
+    if _of_neurons(grain, given | {"--heads": None if heads == "ranked" else heads}):
         from casestudy.circuits.neuron_circuit import neuron_choices
         from casestudy.cli.neurons import find_neurons
 

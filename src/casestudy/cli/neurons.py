@@ -67,12 +67,12 @@ def _print(card: NeuronCard, title: str) -> None:
     rows = []
     for row in data["figures"]:
         count = row["figure"] in _COUNTS
-        value = f"{row['value']:,.0f} {row['note']}" if count else decimal(row["value"])
-        note = "" if count else row["note"]
+        value = f"{row['value']:,.0f} {row['about']}" if count else decimal(row["value"])
+        about = "" if count else row["about"]
         rows.append(
-            (row["figure"], value, interval([row["lower"], row["upper"]]), str(row["n"]), note)
+            (row["figure"], value, interval([row["lower"], row["upper"]]), str(row["n"]), about)
         )
-    print_table(title, ("figure", "value", "95 % interval", "pairs", "note"), rows)
+    print_table(title, ("figure", "value", "95 % interval", "pairs", "about"), rows)
     print_table(
         "its first nodes",
         ("node", "score", "exact", "faithfulness lost without it"),
@@ -80,7 +80,7 @@ def _print(card: NeuronCard, title: str) -> None:
             (
                 row["node"],
                 f"{row['score']:+.3f}",
-                f"{row['exact']:+.3f}",
+                f"{row['exact']:+.3f} {interval([row['exact_lower'], row['exact_upper']])}",
                 decimal(row["faithfulness_lost"]),
             )
             for row in data["nodes"]

@@ -125,7 +125,8 @@ KEYS: dict[str, dict[str, str]] = {
         "circuit": "with --grain neuron: the names of its heads and neurons",
         "curve": "with --grain neuron: a list of `nodes` and `faithfulness`",
         "nodes": "with --grain neuron: its first nodes, random ones and the rest of each MLP: "
-        "`node`, `in_circuit`, `score`, `exact`, `faithfulness_lost`, `drawn_at_random`, `n`",
+        "`node`, `in_circuit`, `score`, `exact` and `faithfulness_lost` (with `_lower` and "
+        "`_upper`), `drawn_at_random`, `n`",
         "layers": "with --grain neuron: `layer` and how many `heads` and `neurons`",
     },
     "compare": {

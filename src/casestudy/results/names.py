@@ -164,7 +164,7 @@ CIRCUIT_NODES = "circuit.nodes"
 # The card of a circuit of heads and neurons.
 
 NEURON_CIRCUIT_SUMMARY = "neuron_circuit.summary"
-"""A row per figure of the evidence: its value, interval, pairs and note."""
+"""A row per figure of the evidence: its value, interval and pairs."""
 NEURON_CIRCUIT_CURVE = "neuron_circuit.faithfulness"
 """(nodes), faithfulness of so many first nodes."""
 NEURON_CIRCUIT_NODES = "neuron_circuit.nodes"

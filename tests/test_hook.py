@@ -6,16 +6,33 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
-from jaxtyping import Float, TypeCheckError
+from jaxtyping import Bool, Float, Int, Shaped, TypeCheckError, _storage
 from torch import Tensor
 
 from casestudy.model.decoder import softmax
 from casestudy.model.tokens import Tokens
-from tests.checked import checked
+from tests.checked import CONTEXT, FULL_CHECK, checked, fits
 
+ANNOTATIONS = (
+    Float[Tensor, " n"],
+    Float[Tensor, "n m"],
+    Float[Tensor, "m n"],
+    Float[Tensor, "n n"],
+    Float[Tensor, "n 2"],
+    Float[Tensor, "*rows n"],
+    Float[Tensor, "n *rows"],
+    Float[Tensor, "n *rows m"],
+    Float[Tensor, "m ..."],
+    Float[Tensor, "#n m"],
+    Int[Tensor, "n m"],
+    Bool[Tensor, " n"],
+    Shaped[Tensor, " n"],
+)
+SHAPES = ((), (2,), (3,), (2, 2), (2, 3), (3, 2), (1, 2), (2, 3, 2))
 LONG, SHORT = torch.zeros(3), torch.zeros(2)
 
 
@@ -97,3 +114,21 @@ def test_fields_and_methods_of_a_dataclass_are_checked() -> None:
         Row(LONG, LONG, name=3)  # type: ignore[arg-type]
     with pytest.raises(TypeCheckError, match="how_many"):
         row.first("2")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("first", ANNOTATIONS, ids=str)
+@pytest.mark.parametrize("second", ANNOTATIONS, ids=str)
+def test_the_short_way_says_what_jaxtyping_says(first: Any, second: Any) -> None:
+    """Of two arguments of one call: the same verdict on each, and the same axes known after."""
+    values = [torch.zeros(shape) for shape in SHAPES]
+    values.append(torch.zeros(2, 3, dtype=torch.long))
+
+    def verdicts(check: Callable[[Any, Any], bool], a: Tensor, b: Tensor) -> object:
+        with CONTEXT:
+            found = check(first, a), check(second, b)
+            return found, [dict(part) for part in _storage.get_shape_memo()]
+
+    for a in values:
+        for b in values:
+            assert verdicts(fits, a, b) == verdicts(FULL_CHECK, a, b), (a.shape, b.shape)
+    assert not fits(first, [1.0, 2.0])

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from casestudy.behaviour.classes import matching
@@ -32,6 +32,8 @@ from casestudy.model.weights import Weights
 
 BLOCK = 4096
 """Columns of the unembedding in float64 at a time: 25 MB for GPT-2 small."""
+BOTH = 2
+"""The side of a token that both classes of a contrast hold."""
 FEW = 64
 """With at most this many tokens per prompt, only their columns of W_U are read."""
 
@@ -47,7 +49,8 @@ class Contrast:
         constant: (batch,) float64, added to the weighted sum (a class contrast's entropy term).
         answers, counterparts: per prompt, the labels of both sides.
         sides: (batch, k), for a class contrast: 1 for a token of the answer's class, -1 for one of
-            the counterpart's class, 0 for neither; None for single tokens.
+            the counterpart's class, 0 for neither, `BOTH` for a token of both; None for single
+            tokens.
     """
 
     name: str
@@ -148,6 +151,43 @@ class Contrast:
         weights, constant = _frozen(logits, ids, sides)
         return cls(name, ids, weights, constant, tuple(answers), tuple(counterparts), sides)
 
+    @classmethod
+    def of_log_probs(
+        cls,
+        model: Model,
+        logits: Float[Tensor, "batch d_vocab"],
+        answers: Sequence[int | None],
+        counterparts: Sequence[int | None],
+        *,
+        name: str,
+    ) -> Contrast:
+        """log p(answer) - log p(counterpart) of single tokens; of one alone, log p or -log p.
+
+        With both it is their logit difference. With one, log p(t) is the class contrast of that
+        token against the whole vocabulary, which it is a member of.
+
+        Args:
+            model: whose tokens they are.
+            logits: where they are read, one row each.
+            answers, counterparts: ids, at least one of the two per row.
+            name: of the contrast.
+        """
+        sides = torch.zeros(logits.shape, dtype=torch.int8)
+        for row, (a, b) in enumerate(zip(answers, counterparts, strict=True)):
+            assert a is not None or b is not None
+            if a is None or b is None:  # one alone: the other class is the vocabulary
+                sides[row] = 1 if a is None else -1
+                sides[row, a if b is None else b] = BOTH
+            else:
+                sides[row, [a, b]] = torch.tensor([1, -1], dtype=torch.int8)
+        ids = torch.arange(logits.shape[1]).expand(len(sides), -1)
+        weights, constant = _frozen(logits, ids, sides)
+        labels = [
+            tuple("" if id is None else model.tokenizer.label(id) for id in side)
+            for side in (answers, counterparts)
+        ]
+        return cls(name, ids, weights, constant, labels[0], labels[1], sides)
+
     def at(self, logits: Float[Tensor, "batch d_vocab"]) -> Contrast:
         """The same contrast for other logits: the weights of a class contrast are frozen at these
         logits, so that `contrast.at(logits).value(logits)` is log p(A) - log p(B). The weights of
@@ -185,7 +225,7 @@ class Contrast:
         kinds, which = self.sides.unique(dim=0, return_inverse=True)
         ids = self.ids[0]  # the same for all: those of any class
         return [
-            ((which == i).nonzero()[:, 0], ids[kind == 1], ids[kind == -1])
+            ((which == i).nonzero()[:, 0], ids[is_in(kind, 1)], ids[is_in(kind, -1)])
             for i, kind in enumerate(kinds)
         ]
 
@@ -293,6 +333,11 @@ CLASS_MASS = "class mass"
 """The name of a class contrast that only the prompts define."""
 
 
+def is_in(sides: Int8[Tensor, "*batch k"], side: int) -> Bool[Tensor, "*batch k"]:
+    """Which tokens are in the answer's class (1) or in the counterpart's (-1)."""
+    return (sides == side) | (sides == BOTH)
+
+
 def _frozen(
     logits: Float[Tensor, "batch d_vocab"],
     ids: Int[Tensor, "batch k"],
@@ -303,7 +348,7 @@ def _frozen(
     sides = sides.to(logits.device)
     weights, constant = torch.zeros_like(chosen), chosen.new_zeros(len(chosen))
     for side in (1, -1):
-        member = sides == side
+        member = is_in(sides, side)
         log_p = chosen.masked_fill(~member, float("-inf")).log_softmax(1)
         p = log_p.exp()
         weights += side * p

@@ -7,19 +7,14 @@ over the whole text has them all: that is one forward pass instead of one for ea
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from casestudy.behaviour.answers import Answers
 from casestudy.behaviour.contrast import Contrast
 from casestudy.engine.batch import Batch
 from casestudy.engine.generation import Generated
+from casestudy.engine.reading import read_at
 from casestudy.errors import MeasureError
 from casestudy.measure.ledger import keep_for_ledger, measure_ledger
-from casestudy.model.decoder import run, unembed
 from casestudy.model.model import Model
-from casestudy.model.sites import Site
-from casestudy.model.tokens import Tokens
-from casestudy.model.trace import Trace
 from casestudy.results.result import Grid
 
 
@@ -40,18 +35,13 @@ def ledger_of_steps(model: Model, generated: Generated) -> tuple[Grid, Grid]:
         raise MeasureError(f"{model.name} did not write this", allowed=generated.model)
     n, first = len(generated), len(generated.ids) - 1
     whole = list(generated.ids_before(n))[:-1]  # the last token is predicted, and never read
-    keep = [replace(one, last=False) for one in keep_for_ledger(model)]
-    text = run(model, [whole], keep=keep)
-    at = slice(first, first + n)
-    lasts = {address: x[0, at] for address, x in text.values.items()}
-    logits = unembed(model.config, model.weights, lasts[Site.FINAL_NORMED, None])
-    tokens = Tokens.of([generated.ids_before(i) for i in range(n)]).to(model.device)
-    trace = Trace(tokens, {}, lasts, logits, model.config.n_layers)
+    where = [(0, first + i) for i in range(n)]
+    trace = read_at(model, [whole], where, keep_for_ledger(model))
     pairs = [[one.token for one in generated.steps], [one.runner_up for one in generated.steps]]
     contrast = Contrast.between(model, pairs[0], pairs[1], name="counterpart")
     prompts = generated.behaviour().prompts
     none = Answers((None,) * n)
-    batch = Batch(model, tuple(range(n)), prompts, tokens, trace, none, (contrast,))
+    batch = Batch(model, tuple(range(n)), prompts, trace.tokens, trace, none, (contrast,))
     ledger, check = measure_ledger(batch)
     assert isinstance(ledger, Grid)
     assert isinstance(check, Grid)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.contrast import Contrast, is_in
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError, one_of
 from casestudy.model.decoder import run
@@ -117,7 +117,9 @@ def class_log_ratio(contrast: Contrast) -> Metric:
         rows = prompts.to(ids.device)
         chosen = logits.gather(1, ids[rows].to(logits.device)).double()
         side = sides[rows].to(logits.device)
-        a, b = (chosen.masked_fill(side != s, float("-inf")).logsumexp(1) for s in (1, -1))
+        a, b = (
+            chosen.masked_fill(~is_in(side, s), float("-inf")).logsumexp(1) for s in (1, -1)
+        )
         return a - b
 
     return NamedMetric(*NAMES["class"], metric)

@@ -17,6 +17,7 @@ from casestudy.claims.context import Unmeasurable, Values
 from casestudy.claims.findings import KINDS
 from casestudy.errors import FindingError
 from casestudy.measure import patching
+from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.model.model import Model
 from casestudy.results.stats import mean_interval
 from tests.conftest import ROOT
@@ -164,7 +165,7 @@ def test_a_pairs_own_roles_can_be_claimed_of_as_a_study_patches_them(
     )
     place = {"measure": "patching", "edit": "given", "site": "attn_out", "layer": 1, "role": role}
     (outcome,) = checked(toy_model, place | {"at_least": -99.0}, of=of)
-    found = patching.patch_prompts(toy_model, of.prompts, "attn_out", by="role").normalised
+    found = patch_prompts(toy_model, of.prompts, "attn_out", by="role").normalised
     cell = found.select(layer="1", role=role)
     assert outcome.value == pytest.approx(float(cell.values), abs=1e-5)
     assert outcome.n == int(cell.n) == 3

@@ -6,7 +6,7 @@ from casestudy.behaviour.prompts import Prompt
 from casestudy.errors import BehaviourError
 from casestudy.measure.explanation import explain
 from casestudy.measure.partners import partners
-from casestudy.measure.patching import patch_prompts
+from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.model.model import Model
 
 TEXT, CORRUPTED = "It was late. She went home.", "it was late. She went home."

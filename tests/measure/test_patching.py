@@ -17,9 +17,9 @@ from casestudy.measure.patching import (
     neurons,
     neurons_by_gradient,
     patch,
-    patch_prompts,
     subspace,
 )
+from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model

@@ -8,7 +8,7 @@ import pytest
 from casestudy.behaviour.prompts import Prompt
 from casestudy.behaviour.roles import LAST
 from casestudy.errors import BehaviourError
-from casestudy.measure.patching import patch_prompts
+from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.model.model import Model
 
 WHOLE = Prompt("It was late. She", " He", " he", corrupted="it was late. She")

@@ -23,7 +23,7 @@ from casestudy.behaviour.files import load_behaviour
 from casestudy.behaviour.prompts import Prompt
 from casestudy.errors import ServeError, StudyError
 from casestudy.measure.attention import attention_pattern
-from casestudy.measure.patching import patch_prompts
+from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.measure.quick_look import probe
 from casestudy.model.model import Model
 from casestudy.show.explorer import page_state as asking

@@ -21,7 +21,7 @@ from casestudy.claims.check import Checked, Outcome
 from casestudy.claims.compare import Comparison
 from casestudy.claims.emergence import Emergence
 from casestudy.errors import MeasureError
-from casestudy.measure.patching import patch_prompts
+from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.model.model import Model
 from casestudy.results.result import Axis, Grid, Table
 from casestudy.show import marks

@@ -14,7 +14,7 @@ import torch
 from casestudy.behaviour.files import load_behaviour
 from casestudy.behaviour.files_written import write_behaviour
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.measure.patching import patch_prompts
+from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.measure.predictions import score_answer
 from casestudy.model.decoder import run
 from casestudy.model.model import Model

@@ -219,15 +219,16 @@ class Contrast:
             None if self.sides is None else self.sides[rows],
         )
 
-    def classes(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """A class contrast's prompts by the two classes they have: (prompts, A's ids, B's ids)."""
+    def members(self, side: int) -> list[tuple[Tensor, Tensor]]:
+        """A class contrast's prompts by the class that they have on one side: (prompts, ids).
+
+        Args:
+            side: 1 for the answer's class, -1 for the counterpart's.
+        """
         assert self.sides is not None
-        kinds, which = self.sides.unique(dim=0, return_inverse=True)
+        kinds, which = is_in(self.sides, side).unique(dim=0, return_inverse=True)
         ids = self.ids[0]  # the same for all: those of any class
-        return [
-            ((which == i).nonzero()[:, 0], ids[is_in(kind, 1)], ids[is_in(kind, -1)])
-            for i, kind in enumerate(kinds)
-        ]
+        return [((which == i).nonzero()[:, 0], ids[kind]) for i, kind in enumerate(kinds)]
 
     def value(self, logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
         """The contrast of each prompt's logits, summed in float64, with the current weights."""

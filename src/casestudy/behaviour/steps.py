@@ -1,11 +1,11 @@
 """How is an answer of several tokens read, token by token?
 
-log p(answer) is the sum over its tokens of log p(token | prompt and the tokens before it). A contrast
-of two answers is the difference of the two sums. Tokens that both share at their start have the same
-log p on both sides and cancel; they are read as part of the prompt. At the first token that differs,
-both sides are read at one place, and log p(a) - log p(b) is their logit difference. Behind it each
-answer goes on alone. So every `Step` is one place in one row of tokens, with a token that counts for
-the answer, one that counts against it, or both.
+log p(answer) is the sum over its tokens of log p(token | prompt and the tokens before it). A
+contrast of two answers is the difference of the two sums. Tokens that both share at their start
+have the same log p on both sides and cancel; they are read as part of the prompt. At the first
+token that differs, both sides are read at one place, and log p(a) - log p(b) is their logit
+difference. Behind it each answer goes on alone. So every `Step` is one place in one row of tokens,
+with a token that counts for the answer, one that counts against it, or both.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from casestudy.errors import BehaviourError, TokenError
 from casestudy.model.notices import Notice
 from casestudy.model.tokens import Tokenizer
 
-AnswerScore = Literal["sum", "mean", "first"]
+Scoring = Literal["sum", "mean", "first"]
 """How the tokens of an answer count: their sum; their mean, each answer over its own tokens; or the
 first token in which the two differ, alone, which is what tools without a choice read."""
+
+MOST = 256
+"""Tokens an answer may have: each of them has an account of its own."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class Steps:
     steps: tuple[Step, ...]
     notices: tuple[Notice, ...] = ()
 
+    def __len__(self) -> int:
+        return len(self.steps)
+
     @property
     def shared(self) -> int:
         """How many tokens both sides share at their start."""
@@ -68,14 +74,14 @@ class Steps:
 
 
 def steps_of(
-    tokenizer: Tokenizer, prompt: Prompt, score: AnswerScore = "sum", *, number: int = 0
+    tokenizer: Tokenizer, prompt: Prompt, score: Scoring = "sum", *, number: int = 0
 ) -> Steps:
     """Where the answer and the counterpart of a prompt are read.
 
     Args:
         tokenizer: whose ids.
         prompt: with both its answer and its counterpart, of one token or several.
-        score: see `AnswerScore`.
+        score: see `Scoring`.
         number: of the prompt, in messages.
 
     Raises: BehaviourError where one of the two is missing or both are the same tokens; TokenError
@@ -100,12 +106,18 @@ def steps_of(
             allowed="two different answers",
         )
     longest = max(a, b, key=len)
+    if len(longest) > MOST:
+        raise TokenError(
+            f"an answer of {len(longest):,} tokens to prompt {number}",
+            allowed=f"at most {MOST}",
+            hint="Read the first tokens of it, or put its start into the prompt",
+        )
     tokenizer.check_length([*row, *longest[:-1]], f"prompt {number} with its answer")
     notices = tuple(notice for side in sides for notice in side.notices)
     return Steps(tuple(row), a, b, tuple(_steps(a, b, score)), notices)
 
 
-def _steps(a: tuple[int, ...], b: tuple[int, ...], score: AnswerScore) -> list[Step]:
+def _steps(a: tuple[int, ...], b: tuple[int, ...], score: Scoring) -> list[Step]:
     start = _shared(a, b)
     if score == "mean" and len(a) != len(b):
         # Shared tokens do not cancel: each answer's mean is over its own number of tokens.

@@ -183,7 +183,8 @@ def patch(
 ) -> None:
     """Activation patching: copy one site's activations between two prompts, cell by cell."""
     from casestudy.behaviour.prompts import Prompt
-    from casestudy.measure.patching import patch_prompts, read_direction
+    from casestudy.measure.patching import read_direction
+    from casestudy.measure.patching_prompts import patch_prompts
 
     check_target("--figure", figure)
     loaded = read_model(model, device, dtype, bos, special)

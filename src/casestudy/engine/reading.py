@@ -1,22 +1,41 @@
 """What does one run say at several places of each row?
 
 A causal decoder predicts each token from what stands before it, so one forward pass over a text has
-what a run of each of its beginnings would have at its last token. Cost: the rows' forward pass, with
-the kept sites at every position in memory.
+what a run of each of its beginnings would have at its last token. `Readings` are the places at
+which the answers of a behaviour are read, several for each prompt.
+
+Cost: the rows' forward pass, with the kept sites at every position in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from casestudy.behaviour.answers import Answers
+from casestudy.behaviour.chat import written
+from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.prompts import Behaviour, Prompts
+from casestudy.behaviour.steps import Scoring, Step, Steps, steps_of
+from casestudy.engine.batch import Batch
+from casestudy.engine.packing import pack
 from casestudy.model.decoder import run, unembed
 from casestudy.model.model import Model
+from casestudy.model.notices import Notice
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
 from casestudy.model.trace import Trace
+
+ROWS = 4096
+"""Tokens of the texts that are run at once: their activations are kept at every position."""
+WEIGHTS = 1 << 23
+"""Readings times tokens of the vocabulary whose weights are held at once, in float64: 64 MB."""
+CONTRAST = "whole answer"
 
 
 def read_at(
@@ -37,6 +56,8 @@ def read_at(
         and `logits` what is there.
     Raises: as `run`.
     """
+    if list(where) == [(i, len(row) - 1) for i, row in enumerate(rows)]:
+        return run(model, [list(row) for row in rows], keep=keep, logits="last")
     everywhere = [replace(one, last=False) for one in (*keep, Site.FINAL_NORMED.at(last=True))]
     text = run(model, [list(row) for row in rows], keep=everywhere)
     which = torch.tensor([row for row, _ in where], device=model.device)
@@ -45,3 +66,133 @@ def read_at(
     logits = unembed(model.config, model.weights, lasts[Site.FINAL_NORMED, None])
     tokens = Tokens.of([list(rows[row][: position + 1]) for row, position in where])
     return Trace(tokens.to(model.device), {}, lasts, logits, model.config.n_layers)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """The places at which the answers of some prompts are read.
+
+    Attributes:
+        model: as the behaviour reads it.
+        behaviour: with written prompts (see `casestudy.chat`).
+        scoring: how the tokens of an answer count.
+        answers: each prompt's steps.
+    """
+
+    model: Model
+    behaviour: Behaviour
+    scoring: Scoring
+    answers: tuple[Steps, ...]
+
+    @classmethod
+    def of(cls, model: Model, behaviour: Prompts, scoring: Scoring = "sum") -> Readings:
+        """The readings of a behaviour's answers.
+
+        Raises: as `steps_of`.
+        """
+        behaviour = written(model, Behaviour.of(behaviour))
+        model = behaviour.read_by(model)
+        prompts = enumerate(behaviour.prompts)
+        answers = (steps_of(model.tokenizer, p, scoring, number=i) for i, p in prompts)
+        return cls(model, behaviour, scoring, tuple(answers))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @cached_property
+    def prompts(self) -> tuple[int, ...]:
+        """Each reading's prompt, by index."""
+        return tuple(i for i, answer in enumerate(self.answers) for _ in answer.steps)
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Each reading's step."""
+        return tuple(step for answer in self.answers for step in answer.steps)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of each reading in its prompt's value."""
+        return tuple(step.weight for step in self.steps)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Each reading's name: its prompt, and its number there."""
+        return tuple(f"{i}.{n}" for i, steps in enumerate(self.answers) for n in range(len(steps)))
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """Where a prompt and its answer, read as one text, have other tokens than apart."""
+        return tuple(dict.fromkeys(notice for answer in self.answers for notice in answer.notices))
+
+    @property
+    def linear(self) -> bool:
+        """Whether every reading compares two tokens of one place, so that it is a logit difference:
+        true of answers of a single token, and of `first`."""
+        return all(None not in (step.answer, step.counterpart) for step in self.steps)
+
+    def rows(self) -> list[list[int]]:
+        """What the model has read at each reading: the prompt's tokens, and the answer's before."""
+        pairs = zip(self.prompts, self.steps, strict=True)
+        return [[*self.answers[i].row, *step.before] for i, step in pairs]
+
+    def contrast(self, some: Sequence[int], logits: Float[Tensor, "batch d_vocab"]) -> Contrast:
+        """The contrast of some of the readings at these logits, one row each: the logit difference
+        of two tokens, or log p of one."""
+        steps = [self.steps[i] for i in some]
+        answers, counterparts = ([getattr(s, side) for s in steps] for side in SIDES)
+        if self.linear:
+            return Contrast.between(self.model, answers, counterparts, name=CONTRAST)
+        return Contrast.of_log_probs(self.model, logits, answers, counterparts, name=CONTRAST)
+
+    def batches(self, keep: Sequence[Keep]) -> Iterator[tuple[list[int], Batch]]:
+        """The readings with their run, whole prompts at a time: (indices of readings, batch).
+
+        Args:
+            keep: as for `read_at`.
+        """
+        rows = self.rows()
+        mine: dict[int, list[int]] = {}
+        for number, i in enumerate(self.prompts):
+            mine.setdefault(i, []).append(number)
+        most = max(map(len, self.answers))
+        d_vocab = 1 if self.linear else self.model.config.d_vocab
+
+        def fits(n: int, longest: int, _: int) -> bool:
+            return 2 * n * longest <= ROWS and n * most * d_vocab <= WEIGHTS
+
+        for some in pack([max(len(rows[k]) for k in mine[i]) for i in mine], fits=fits):
+            chosen = [k for i in sorted(some) for k in mine[i]]
+            yield chosen, self._batch(chosen, [rows[k] for k in chosen], keep)
+
+    def _batch(self, some: list[int], rows: list[list[int]], keep: Sequence[Keep]) -> Batch:
+        texts, where = together(rows)
+        trace = read_at(self.model, texts, where, keep)
+        assert trace.logits is not None
+        return Batch(
+            self.model,
+            tuple(some),
+            tuple(self.behaviour.prompts[self.prompts[k]] for k in some),
+            trace.tokens,
+            trace,
+            Answers((None,) * len(some)),
+            (self.contrast(some, trace.logits),),
+        )
+
+
+SIDES = ("answer", "counterpart")
+
+
+def together(rows: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """Rows as places in as few texts as hold them: a row that begins another is read there.
+
+    Returns: the texts, and each row's (text, position of its last token).
+    """
+    holders: dict[int, list[int]] = {}
+    held_by: dict[int, int] = {}
+    for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
+        row = list(rows[i])
+        held_by[i] = next((h for h, text in holders.items() if text[: len(row)] == row), i)
+        holders.setdefault(held_by[i], row)
+    number = {h: n for n, h in enumerate(sorted(holders))}  # in the order of the rows
+    texts = [holders[h] for h in number]
+    return texts, [(number[held_by[i]], len(row) - 1) for i, row in enumerate(rows)]

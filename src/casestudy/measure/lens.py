@@ -138,10 +138,10 @@ def _log_odds(
     prompt without classes.
     """
     found = normed.new_zeros(normed.shape[:2], dtype=torch.float64)
-    for prompts, *sides in contrast.classes():
-        rows = normed[:, prompts.to(normed.device)]
-        first, second = (_log_mass(model, rows, ids.to(normed.device)) for ids in sides)
-        found[:, prompts.to(normed.device)] = first - second
+    for side in (1, -1):
+        for prompts, ids in contrast.members(side):
+            where = prompts.to(normed.device)
+            found[:, where] += side * _log_mass(model, normed[:, where], ids.to(normed.device))
     return found
 
 

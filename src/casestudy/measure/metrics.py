@@ -117,9 +117,7 @@ def class_log_ratio(contrast: Contrast) -> Metric:
         rows = prompts.to(ids.device)
         chosen = logits.gather(1, ids[rows].to(logits.device)).double()
         side = sides[rows].to(logits.device)
-        a, b = (
-            chosen.masked_fill(~is_in(side, s), float("-inf")).logsumexp(1) for s in (1, -1)
-        )
+        a, b = (chosen.masked_fill(~is_in(side, s), float("-inf")).logsumexp(1) for s in (1, -1))
         return a - b
 
     return NamedMetric(*NAMES["class"], metric)

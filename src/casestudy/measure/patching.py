@@ -28,20 +28,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.behaviour.answers import choose_answers
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import NO_ROLE, Excluded, propose
-from casestudy.behaviour.prompts import AnswerRule, Prompt
-from casestudy.behaviour.readouts import partner_of, row_of
 from casestudy.engine.cells import Cell, Place, Values
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
 from casestudy.engine.sweep import Sweep, sweep
-from casestudy.errors import BehaviourError, MeasureError, SiteError, one_of
+from casestudy.errors import MeasureError, SiteError, one_of
 from casestudy.measure.attribution_patching import attribute_nodes
 from casestudy.measure.means import mean_values
 from casestudy.measure.pairs import (
-    UNEQUAL,
     Direction,
     Pairs,
     Roles,
@@ -52,12 +47,11 @@ from casestudy.measure.pairs import (
 )
 from casestudy.measure.patched import Patched, patched
 from casestudy.model.config import ModelConfig
-from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site, check_layers
 from casestudy.model.tokens import Tokens
 from casestudy.results import names
-from casestudy.results.result import Axis, Grid
+from casestudy.results.result import Axis
 
 __all__ = [
     "Ablation",
@@ -73,7 +67,6 @@ __all__ = [
     "neurons_by_gradient",
     "pairs_of",
     "patch",
-    "patch_prompts",
     "read_by",
     "read_direction",
     "subspace",
@@ -133,101 +126,6 @@ def patch(
     about += f"{sides.about[1]} one put in."
     job = _Job(names.patching(site.value, by, direction), about, axes, pairs.labels)
     return job.run(model, sides.base, sides.source, cells, contrast, budget, progress, watch)
-
-
-def patch_prompts(
-    model: Model,
-    prompts: Sequence[Prompt],
-    site: Site | str,
-    *,
-    by: By | None = None,
-    direction: Direction = "denoising",
-    readout: int | str | None = None,
-    budget: Budget = DEFAULT_BUDGET,
-    progress: Tell | None = None,
-    watch: Watch | None = None,
-) -> Patched:
-    """Patch one site between prompts and their own corrupted prompts.
-
-    Answers are the prompts' own or the model's, with their lower case as counterpart (see
-    `choose_answers`).
-    They are read where each prompt says (see `readouts`), or all at `readout`, a position or a
-    role. For a single pair of one length, positions are labelled with the clean prompt's tokens.
-
-    Shape, unit, error: as `patch`.
-    Raises: as `patch`; BehaviourError for a prompt without a partner, a pair whose tokens do not
-        correspond, and a prompt without an answer.
-    """
-    if readout is not None:
-        prompts = [replace(prompt, readout=readout) for prompt in prompts]
-    proposals = propose(model, prompts, (), aligned="last" if by == "last" else "role")
-    if not proposals.pairs or proposals.excluded:
-        raise _not_paired(model, prompts, proposals.excluded)
-    pairs = pairs_of(model, proposals.pairs)
-    logits = run(model, pairs.clean, logits="last").logits
-    assert logits is not None
-    rule: AnswerRule = (
-        "given" if all(p.answer and p.counterpart for p in prompts) else ("space-capital")
-    )
-    answers = choose_answers(model, prompts, logits, rule=rule)
-    if answers.errors:
-        raise BehaviourError("; ".join(f"prompt {i}: {w}" for i, w in answers.errors.items()))
-    form = "counterpart" if rule == "given" else "lowercase"
-    weighed = tuple((a.token, a.counterparts[form]) for a in answers.chosen if a is not None)
-    contrast = answers.contrast(form)
-    found = patch(
-        model,
-        pairs,
-        contrast,
-        site,
-        by=by,
-        direction=direction,
-        budget=budget,
-        progress=progress,
-        watch=watch,
-    )
-    found = replace(found, weighed=weighed)
-    if len(prompts) > 1:
-        return found
-    tokens = model.tokenizer.labels(pairs.clean.rows()[0])
-    return replace(
-        found, raw=_with_tokens(found.raw, tokens), known=_with_tokens(found.known, tokens)
-    )
-
-
-def _not_paired(
-    model: Model, prompts: Sequence[Prompt], excluded: Sequence[Excluded]
-) -> BehaviourError:
-    """The error for pairs that cannot be aligned, with both lengths if they differ."""
-    lines = []
-    for one in excluded:
-        prompt, why = prompts[one.index], one.why
-        if why == NO_ROLE and prompt.corrupted is not None:
-            both = (prompt, partner_of(prompt, prompt.corrupted))
-            clean, corrupted = (len(row_of(model.tokenizer, side)) for side in both)
-            why = (
-                f"the clean prompt has {clean} tokens and the corrupted one {corrupted}, and from "
-                "the first token that differs they share no role to align them"
-            )
-        lines.append(f"prompt {one.index}: {why}")
-    unequal = any(one.why == NO_ROLE for one in excluded)
-    return BehaviourError(
-        "; ".join(lines) or "no prompt",
-        allowed=f"pairs of as many tokens; {UNEQUAL}" if unequal else _PARTNERS,
-    )
-
-
-_PARTNERS = "prompts with a corrupted partner"
-
-
-def _with_tokens(grid: Grid, tokens: Sequence[str]) -> Grid:
-    """A grid's positions labelled "index:token"."""
-    labels = tuple(f"{i}:{token}" for i, token in enumerate(tokens))
-    axes = tuple(
-        Axis("pos", labels) if axis.name == "pos" and len(axis) == len(labels) else axis
-        for axis in grid.axes
-    )
-    return replace(grid, axes=axes)
 
 
 def read_by(text: str | None) -> By | None:

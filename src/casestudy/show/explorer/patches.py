@@ -62,7 +62,8 @@ def patch_grid(
     """
     from casestudy.behaviour.prompts import Prompt
     from casestudy.engine.packing import Budget
-    from casestudy.measure.patching import patch_prompts, read_by, read_direction
+    from casestudy.measure.patching import read_by, read_direction
+    from casestudy.measure.patching_prompts import patch_prompts
 
     tokens = [model.tokenize(text).rows()[0] for text in page_state.texts]
     by = page_state.by or ("" if len(tokens[0]) == len(tokens[1]) else "role")

@@ -1,0 +1,279 @@
+"""Which activations carry a prompt's preference, against its own corrupted prompt?
+
+Exact activation patching as in `patching`, from prompts instead of pairs and a contrast: for a
+first look, from the command line, in the explorer, in Python. Answers may have several tokens. A
+patch of a prompt then counts at every place at which its answers are read (see `behaviour/steps`):
+the patched run reads the answer's tokens, and in a run of its own the counterpart's, and the values
+of the places are added up by their weights. The answers are the same in both prompts of a pair.
+
+Cost: a sweep (see `sweep`) over the prompts; for answers of several tokens, over each prompt with
+each beginning of its answers that is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from casestudy.behaviour.answers import choose_answers
+from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.counterfactual import NO_ROLE, Excluded, propose
+from casestudy.behaviour.prompts import AnswerRule, Prompt
+from casestudy.behaviour.readouts import partner_of, row_of, text_of
+from casestudy.behaviour.steps import Scoring
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
+from casestudy.engine.reading import SIDES, Readings
+from casestudy.engine.readout import Metric
+from casestudy.errors import BehaviourError, MeasureError
+from casestudy.measure.metrics import NamedMetric
+from casestudy.measure.pairs import UNEQUAL, Direction, Pairs, pairs_of
+from casestudy.measure.patched import Patched
+from casestudy.measure.patching import By, Watch, patch
+from casestudy.measure.whole_answers import fold
+from casestudy.model.decoder import run
+from casestudy.model.model import Model
+from casestudy.model.sites import Site
+from casestudy.model.tokens import Tokens
+from casestudy.results.result import Array, Axis, Grid
+
+WHOLE = "log-probability difference of two answers"
+"""The metric of answers of several tokens."""
+
+
+def patch_prompts(
+    model: Model,
+    prompts: Sequence[Prompt],
+    site: Site | str,
+    *,
+    by: By | None = None,
+    direction: Direction = "denoising",
+    readout: int | str | None = None,
+    scoring: Scoring = "sum",
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+    watch: Watch | None = None,
+) -> Patched:
+    """Patch one site between prompts and their own corrupted prompts.
+
+    Answers are the prompts' own or the model's, with their lower case as counterpart (see
+    `choose_answers`). They are read where each prompt says (see `readouts`), or all at `readout`, a
+    position or a role; a prompt's own may have several tokens. For a single pair of one length,
+    positions are labelled with the clean prompt's tokens.
+
+    Args:
+        model: the decoder.
+        prompts: each with a corrupted partner.
+        site, by, direction, budget, progress, watch: as in `patch`.
+        readout: where the answers are read.
+        scoring: how the tokens of an answer count, see `whole_answers`.
+
+    Shape, error: as `patch`. Behind the prompt, a position is the same place of both answers.
+    Unit:   logits; nats where an answer has several tokens.
+    Raises: as `patch`; BehaviourError for a prompt without a partner, a pair whose tokens do not
+        correspond, and a prompt without an answer; MeasureError for by="last" where answers are
+        read at several tokens.
+    """
+    if readout is not None:
+        prompts = [replace(prompt, readout=readout) for prompt in prompts]
+    pairs = _paired(model, prompts, by)
+    given = all(prompt.answer and prompt.counterpart for prompt in prompts)
+    if given and _several(model, prompts):
+        asked = _whole(Readings.of(model, tuple(prompts), scoring), pairs, by)
+    else:
+        asked = _single(model, prompts, pairs, "given" if given else "space-capital")
+    found = patch(
+        model,
+        asked.pairs,
+        asked.metric,
+        site,
+        by=by,
+        direction=direction,
+        budget=budget,
+        progress=progress,
+        watch=None if watch is None else lambda found: watch(asked.finished(found)),
+    )
+    found = asked.finished(found)
+    return _with_tokens(found, asked.positions) if len(prompts) == 1 else found
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a sweep is asked for prompts.
+
+    Attributes:
+        finished: turns the sweep's values into the prompts'.
+        positions: the tokens of the first pair's clean prompt, and of its answers behind.
+    """
+
+    pairs: Pairs
+    metric: Contrast | Metric
+    finished: Callable[[Patched], Patched]
+    positions: tuple[str, ...]
+
+
+def _paired(model: Model, prompts: Sequence[Prompt], by: By | None) -> Pairs:
+    """The prompts and their partners.
+
+    Raises: BehaviourError for a prompt without one, or with one whose tokens do not correspond.
+    """
+    proposals = propose(model, prompts, (), aligned="last" if by == "last" else "role")
+    if not proposals.pairs or proposals.excluded:
+        raise _not_paired(model, prompts, proposals.excluded)
+    return pairs_of(model, proposals.pairs)
+
+
+def _several(model: Model, prompts: Sequence[Prompt]) -> bool:
+    """Whether any answer or counterpart is not one token."""
+    read = model.tokenizer.continuation
+    return any(
+        len(read(text_of(model.tokenizer, prompt), side).ids) > 1
+        for prompt in prompts
+        for side in (prompt.answer, prompt.counterpart)
+        if side
+    )
+
+
+def _single(model: Model, prompts: Sequence[Prompt], pairs: Pairs, rule: AnswerRule) -> _Asked:
+    """Answers of one token, given or chosen."""
+    logits = run(model, pairs.clean, logits="last").logits
+    assert logits is not None
+    answers = choose_answers(model, prompts, logits, rule=rule)
+    if answers.errors:
+        raise BehaviourError("; ".join(f"prompt {i}: {w}" for i, w in answers.errors.items()))
+    form = "counterpart" if rule == "given" else "lowercase"
+    weighed = tuple((a.token, a.counterparts[form]) for a in answers.chosen if a is not None)
+    tokens = tuple(model.tokenizer.labels(pairs.clean.rows()[0]))
+    return _Asked(
+        pairs, answers.contrast(form), lambda found: replace(found, weighed=weighed), tokens
+    )
+
+
+def _whole(readings: Readings, pairs: Pairs, by: By | None) -> _Asked:
+    """Answers of several tokens: a row for each place at which they are read.
+
+    Raises: MeasureError for by="last".
+    """
+    if by == "last":
+        raise MeasureError(
+            "by='last' for answers that are read at several tokens",
+            allowed="by='role', where the prompt's last token is a role; 'position' or 'all'",
+        )
+    assert pairs.roles is not None
+    assert pairs.corrupted_roles is not None
+
+    def longer(side: Tokens) -> Tokens:
+        rows = side.rows()
+        read = zip(readings.prompts, readings.steps, strict=True)
+        return Tokens.of([[*rows[i], *step.before] for i, step in read], bos=side.bos)
+
+    rows = Pairs(
+        longer(pairs.clean),
+        longer(pairs.corrupted),
+        [pairs.roles[i] for i in readings.prompts],
+        [pairs.corrupted_roles[i] for i in readings.prompts],
+        readings.labels,
+    )
+    positions = readings.model.tokenizer.labels(pairs.clean.rows()[0])
+    positions += _behind(readings)
+    return _Asked(rows, _metric(readings), lambda found: _folded(readings, found), tuple(positions))
+
+
+def _behind(readings: Readings) -> list[str]:
+    """The first prompt's answers, place by place: "South | North"."""
+    first, label = readings.answers[0], readings.model.tokenizer.label
+    places = zip_longest(first.answer, first.counterpart)
+    both = [tuple(dict.fromkeys(id for id in place if id is not None)) for place in places]
+    return [" | ".join(map(label, ids)) for ids in both]
+
+
+def _metric(readings: Readings) -> Contrast | Metric:
+    """What is read at each place, before its weight: a contrast if all of them are linear."""
+    answers, counterparts = ([getattr(s, side) for s in readings.steps] for side in SIDES)
+    if readings.linear:
+        return Contrast.between(readings.model, answers, counterparts)
+    absent = -1
+    sides = [[absent if id is None else id for id in side] for side in (answers, counterparts)]
+    ids, sign = torch.tensor(sides).T, torch.tensor([1.0, -1.0], dtype=torch.float64)
+
+    def metric(logits: Tensor, rows: Tensor) -> Tensor:
+        mine = ids.to(logits.device)[rows]
+        log_p = logits.double().log_softmax(1).gather(1, mine.clamp(min=0))
+        return (log_p * sign.to(logits.device)).masked_fill(mine == absent, 0.0).sum(1)
+
+    return NamedMetric(WHOLE, "nats", metric)
+
+
+def _folded(readings: Readings, found: Patched) -> Patched:
+    """Patches of the places at which answers are read, as patches of their prompts.
+
+    A patched position behind a place that is read changes nothing there; the grid has no such cell.
+    """
+    absent = np.isnan(found.raw.values)
+    base = np.broadcast_to(found.baselines.values[0], absent.shape)
+    raw, known = found.raw.values.copy(), found.known.values.copy()
+    mine = np.array(readings.prompts)
+    of_prompts = []
+    for i in range(len(readings.answers)):
+        behind = absent & (mine == i)
+        behind &= ~absent[..., mine == i].all(-1, keepdims=True)
+        raw[behind], known[behind] = base[behind], 1.0
+        of_prompts.append(known[..., mine == i].min(-1))
+    unit = "logits" if readings.linear else "nats"
+
+    def by_prompt(grid: Grid, values: Array) -> Grid:
+        steps = (*grid.axes[:-1], Axis("step", readings.labels))
+        return replace(fold(readings, replace(grid, values=values, axes=steps)), unit=unit)
+
+    whole = by_prompt(found.raw, raw)
+    return replace(
+        found,
+        raw=whole,
+        baselines=by_prompt(found.baselines, found.baselines.values),
+        known=replace(found.known, values=np.stack(of_prompts, -1), axes=whole.axes),
+    )
+
+
+def _not_paired(
+    model: Model, prompts: Sequence[Prompt], excluded: Sequence[Excluded]
+) -> BehaviourError:
+    """The error for pairs that cannot be aligned, with both lengths if they differ."""
+    lines = []
+    for one in excluded:
+        prompt, why = prompts[one.index], one.why
+        if why == NO_ROLE and prompt.corrupted is not None:
+            both = (prompt, partner_of(prompt, prompt.corrupted))
+            clean, corrupted = (len(row_of(model.tokenizer, side)) for side in both)
+            why = (
+                f"the clean prompt has {clean} tokens and the corrupted one {corrupted}, and from "
+                "the first token that differs they share no role to align them"
+            )
+        lines.append(f"prompt {one.index}: {why}")
+    unequal = any(one.why == NO_ROLE for one in excluded)
+    return BehaviourError(
+        "; ".join(lines) or "no prompt",
+        allowed=f"pairs of as many tokens; {UNEQUAL}" if unequal else _PARTNERS,
+    )
+
+
+_PARTNERS = "prompts with a corrupted partner"
+
+
+def _with_tokens(found: Patched, tokens: Sequence[str]) -> Patched:
+    """A grid's positions labelled "index:token"."""
+    labels = [f"{i}:{token}" for i, token in enumerate(tokens)]
+
+    def labelled(grid: Grid) -> Grid:
+        axes = tuple(
+            Axis("pos", tuple(labels[: len(axis)]))
+            if axis.name == "pos" and len(axis) <= len(labels)
+            else axis
+            for axis in grid.axes
+        )
+        return replace(grid, axes=axes)
+
+    return replace(found, raw=labelled(found.raw), known=labelled(found.known))

@@ -1,0 +1,187 @@
+"""Which parts of the model wrote an answer of several tokens, token by token and in sum?
+
+log p(answer) is a sum over the answer's tokens, and a contrast of two answers is the difference of
+two such sums (see `behaviour/steps`). At each place the value is a logit difference, or log p of a
+token: a class contrast of that token against the whole vocabulary. Both have an exact ledger, lens
+and head attribution, and so has their sum. Where the two answers have one token each, all of this
+is the logit difference of the two.
+
+Assumes answers that are tokenised as they continue the prompt. Cost: one forward pass over each
+prompt with its answer, and with its counterpart; tokens that both share are read once.
+Source: the chain rule of probability; each step's ledger as in `ledger`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from casestudy.behaviour.prompts import Prompts
+from casestudy.behaviour.steps import Scoring
+from casestudy.engine.batch import Batch
+from casestudy.engine.reading import Readings
+from casestudy.measure.attribution import keep_for_heads, measure_heads
+from casestudy.measure.ledger import keep_for_ledger, measure_ledger
+from casestudy.measure.lens import curves, keep_for_lens
+from casestudy.model.model import Model
+from casestudy.model.notices import Notice
+from casestudy.results import names
+from casestudy.results.result import Axis, Grid, Shown, Table
+
+LOG_PROBS = ("answer", "counterpart")
+"""The two sides of a step, as columns of a table."""
+
+
+@dataclass(frozen=True)
+class WholeAnswers(Shown):
+    """The account of several prompts' answers of several tokens.
+
+    Attributes:
+        scoring: how the tokens of an answer count.
+        steps: a row per place at which an answer is read: the prompt, the token's place in its
+            answer, the tokens that count for and against it, with log p and id, the weight, and
+            the value.
+        value: (prompt), nats: log p(answer) - log p(counterpart), by `scoring`.
+        grids: by name, each with the axis `prompt` last, the steps of a prompt added up by weight:
+            `ledger`, `ledger.check`, `lens`, `lens.own_norm`, `attribution.head`, as a study has
+            them without its contrast axis.
+        by_step: the same before they are added up, with the axis `step` last ("0.2" is the third
+            step of prompt 0).
+        notices: where a prompt and its answer, read as one text, have other tokens than apart.
+    """
+
+    scoring: Scoring
+    steps: Table
+    value: Grid
+    grids: dict[str, Grid]
+    by_step: dict[str, Grid]
+    notices: tuple[Notice, ...] = ()
+
+    @property
+    def ledger(self) -> Grid:
+        """(term, prompt), nats: the terms sum to `value`."""
+        return self.grids[names.LEDGER]
+
+    @property
+    def shown(self) -> Grid:
+        """The ledger."""
+        return self.ledger
+
+
+def whole_answers(model: Model, behaviour: Prompts, *, scoring: Scoring = "sum") -> WholeAnswers:
+    """The contrast of two answers of any length, and which parts wrote it.
+
+    Args:
+        model: the decoder.
+        behaviour: a behaviour, or prompts, each with an answer and a counterpart: texts that
+            continue it, or ids ("id:12,345").
+        scoring: "sum" is log p(answer) - log p(counterpart); "mean" takes each answer's mean over
+            its own tokens; "first" is the logit difference of the first tokens in which the two
+            differ, and leaves out the others.
+
+    Unit:   nats (logits where each answer is one token, which is the same number).
+    Error:  the ledger's largest gap of any step, and what law 1 allows there.
+    Raises: BehaviourError for a prompt without both answers, or with the same tokens twice;
+        TokenError for an empty or a too long answer; PromptError for a text the model cannot read.
+    """
+    readings = Readings.of(model, behaviour, scoring)
+    rows: list[dict[str, Any] | None] = [None] * len(readings)
+    parts: dict[str, list[Grid]] = {}
+    order: list[int] = []
+    for some, batch in readings.batches(_keep(readings.model)):
+        order += some
+        for number, row in zip(some, _rows(readings, some, batch), strict=True):
+            rows[number] = row
+        for grid in _measured(batch):
+            parts.setdefault(grid.name, []).append(grid)
+    columns = {name: [row[name] for row in rows if row] for name in rows[0] or ()}
+    steps = Table(names.STEPS, columns, _STEPS)
+    by_step = {name: _joined(readings, found, order) for name, found in parts.items()}
+    folded = {name: fold(readings, grid) for name, grid in by_step.items()}
+    value = np.array(steps.columns["value"], dtype=np.float64)
+    named = Grid(names.STEPS, value, (Axis("step", readings.labels),), _unit(readings))
+    whole = replace(fold(readings, named), name=names.LOGIT_DIFFERENCE, about=_VALUE[scoring])
+    return WholeAnswers(scoring, steps, whole, folded, by_step, readings.notices)
+
+
+_STEPS = (
+    "The places at which the answers are read: what counts for and what counts against; tokens "
+    "that answer and counterpart share at their start cancel and are not listed."
+)
+_VALUE: dict[Scoring, str] = {
+    "sum": "log p(answer) - log p(counterpart), each the sum over its tokens",
+    "mean": "The mean log p of the answer's tokens less that of the counterpart's",
+    "first": "The logit difference of the first tokens in which answer and counterpart differ",
+}
+
+
+def _unit(readings: Readings) -> str:
+    return "logits" if readings.linear else "nats"
+
+
+def _keep(model: Model) -> list[Any]:
+    return [k for of in (keep_for_ledger, keep_for_lens, keep_for_heads) for k in of(model)]
+
+
+def _measured(batch: Batch) -> Iterator[Grid]:
+    """The measurements that are linear in the contrast, so that steps add up."""
+    for grid in (*measure_ledger(batch), *curves(batch), *measure_heads(batch)):
+        assert isinstance(grid, Grid)
+        yield grid
+
+
+def _rows(readings: Readings, some: Sequence[int], batch: Batch) -> Iterator[dict[str, Any]]:
+    """The rows of the table for some readings."""
+    (contrast,) = batch.contrasts
+    log_p = batch.logits.double().log_softmax(1).cpu()
+    values = contrast.value(batch.logits).tolist()
+    labels = readings.labels
+    for row, number in enumerate(some):
+        step = readings.steps[number]
+        found = {"prompt": readings.prompts[number], "step": labels[number], "place": step.place}
+        for side in LOG_PROBS:
+            id = getattr(step, side)
+            found[side] = None if id is None else readings.model.tokenizer.label(id)
+            found[f"{side}_id"] = id
+            found[f"{side}_log_prob"] = None if id is None else float(log_p[row, id])
+        yield found | {"weight": step.weight, "value": values[row]}
+
+
+def _joined(readings: Readings, parts: Sequence[Grid], order: Sequence[int]) -> Grid:
+    """A grid's batches as one, its steps in order, without the contrast axis."""
+    (contrast,) = parts[0].axis("contrast").labels
+    found = [grid.select(contrast=contrast) for grid in parts]
+    back = np.argsort(order)
+    values = np.concatenate([grid.values for grid in found], -1)[..., back]
+    axes = (*found[0].axes[:-1], Axis("step", readings.labels))
+    errors = [grid.error for grid in found if grid.error]
+    return replace(found[0], values=values, axes=axes, unit=_unit(readings), error=_worst(errors))
+
+
+def _worst(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The error nearest to its bound of several checks."""
+    if not errors:
+        return {}
+    nearest = max(errors, key=lambda e: e.get("gap", 0.0) / e.get("bound", float("inf")))
+    return dict(nearest)
+
+
+def fold(readings: Readings, grid: Grid) -> Grid:
+    """A grid whose last axis is the steps, added up by weight over each prompt's steps.
+
+    A term that some steps do not have (the entropy of log p) counts there as nothing, and is absent
+    where no step has it.
+    """
+    weights = np.array(readings.weights)
+    mine = np.array(readings.prompts)
+    columns = []
+    for i in range(len(readings.answers)):
+        at = mine == i
+        part = grid.values[..., at] * weights[at]
+        nothing = np.isnan(part).all(-1)
+        columns.append(np.where(nothing, np.nan, np.nansum(part, -1)))
+    axes = (*grid.axes[:-1], Axis.count("prompt", len(readings.answers)))
+    return replace(grid, values=np.stack(columns, -1), axes=axes)

@@ -4,7 +4,9 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from markupsafe import Markup
 
@@ -65,7 +67,37 @@ def test_what_needs_no_study(
             "new": (*QUESTION, "--out", str(tmp_path / "new.toml")),
             "patch": ("It was late.", "it was late.", "-a", " He", "-c", " he"),
         }[name]
-        assert set(documented(capsys, name, *arguments, *on)) == set(KEYS[name])
+        whole = {"steps", "page"} if name == "explain" else set()
+        assert set(documented(capsys, name, *arguments, *on)) == set(KEYS[name]) - whole
+
+
+def test_answers_of_several_tokens(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    on = ("-a", " He slept.", "-c", " he", "--model", model)
+    page = tmp_path / "answers.html"
+    found = documented(capsys, "explain", "It was late.", *on, "--out", str(page))
+    assert set(found) == set(KEYS["explain"])
+    assert page.is_file()
+    contrast: dict[str, Any] = found["contrast"]  # type: ignore[assignment]
+    sides = contrast["answer"], contrast["counterpart"]
+    assert sides[0]["log_prob"] - np.log(sides[1]["prob"]) == pytest.approx(
+        contrast["logit_difference"], abs=1e-4
+    )
+    steps: list[dict[str, Any]] = found["steps"]  # type: ignore[assignment]
+    assert sum(step["value"] for step in steps) == pytest.approx(contrast["logit_difference"])
+    for step in steps:
+        terms = sum(term["value"] for term in step["ledger"])
+        assert terms == pytest.approx(step["value"], abs=1e-4)
+    patched = documented(capsys, "patch", "It was late.", "it was late.", *on)
+    assert set(patched) == set(KEYS["patch"])
+    assert patched["clean"] == pytest.approx(contrast["logit_difference"], abs=1e-4)
+    assert patched["unit"] == "nats"
+    mean = documented(capsys, "explain", "It was late.", *on, "--scoring", "mean")
+    assert mean["contrast"]["scoring"] == "mean"  # type: ignore[index]
+    status, _, err = call(capsys, "explain", "It was late.", *on, "--scoring", "product")
+    assert status == 2
+    assert "mean" in err
 
 
 def test_a_circuit_of_neurons(

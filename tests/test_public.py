@@ -49,7 +49,12 @@ OWN = {
     **{"attribute_edges": "method", "attribute_nodes": "site"},
     **{"evaluate_nodes": "sets", "neuron_circuit": "choices"},
     **{"evaluate_circuit": "circuits", "circuit_card": "choices"},
-    **{"class_mass": "classes", "score_answer": "answer", "choose_answers": "logits"},
+    **{
+        "patch_prompts": "site",
+        "class_mass": "classes",
+        "score_answer": "answer",
+        "choose_answers": "logits",
+    },
 }
 """The one thing beside its subject that a call may name by position."""
 OTHERWISE = {
@@ -107,7 +112,14 @@ def test_one_thing_has_one_name_and_one_default() -> None:
     }.items():
         found = {key: value for key, value in defaults[name].items() if key not in OTHERWISE}
         assert [key for key, value in found.items() if value != default] == [], name
-    directed = {"patch", "path_patch", "patch_edges", "attribute_edges", "attribute_nodes"}
+    directed = {
+        "patch",
+        "patch_prompts",
+        "path_patch",
+        "patch_edges",
+        "attribute_edges",
+        "attribute_nodes",
+    }
     assert set(defaults["direction"]) == directed
 
 
@@ -136,6 +148,7 @@ def test_a_direction_has_one_default() -> None:
     }
     assert set(defaults) == {
         "patch",
+        "patch_prompts",
         "path_patch",
         "patch_edges",
         "attribute_edges",

@@ -53,7 +53,9 @@ if TYPE_CHECKING:
     from casestudy.measure.ledger import ledger
     from casestudy.measure.lens import lens, lens_by_role, logit_lens
     from casestudy.measure.patching import Pairs, ablate, patch
+    from casestudy.measure.patching_prompts import patch_prompts
     from casestudy.measure.predictions import logit_difference, predictions, score_answer
+    from casestudy.measure.whole_answers import whole_answers
     from casestudy.model.decoder import run
     from casestudy.model.edits import Edit
     from casestudy.model.loading import load
@@ -99,6 +101,8 @@ _ROOMS = {
     "casestudy.circuits.neuron_card": ("neuron_circuit",),
     "casestudy.circuits.neuron_circuit": ("NeuronChoices",),
     "casestudy.circuits.node_sets": ("NodeSet", "evaluate_nodes"),
+    "casestudy.measure.patching_prompts": ("patch_prompts",),
+    "casestudy.measure.whole_answers": ("whole_answers",),
     "casestudy.circuits.paths": ("path_patch",),
     "casestudy.circuits.card": ("circuit_card",),
     "casestudy.circuits.evaluate": ("evaluate_circuit",),
@@ -171,6 +175,7 @@ __all__ = [
     "open_study",
     "patch",
     "patch_edges",
+    "patch_prompts",
     "path_patch",
     "predictions",
     "preset",
@@ -180,6 +185,7 @@ __all__ = [
     "study",
     "to_numpy",
     "top_neurons",
+    "whole_answers",
     "write_behaviour",
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from casestudy.cli.options import (
     ModelOption,
     PrefixOption,
     ReadoutOption,
+    ScoringOption,
     SpecialOption,
     TemplateOption,
     TopOption,
@@ -27,6 +29,7 @@ from casestudy.cli.options import (
     read_model,
     read_prompt,
     read_readout,
+    read_scoring,
     say_notices,
 )
 from casestudy.cli.printing import escape, gap, print_json, print_table, say, write_figure
@@ -37,6 +40,7 @@ from casestudy.show.text import visible
 if TYPE_CHECKING:
     from casestudy.measure.patching import By, Patched
     from casestudy.measure.predictions import AnswerScore
+    from casestudy.model.token import Token
 
 
 def predict(
@@ -157,6 +161,7 @@ def patch(
     by: ByOption = None,
     role: RoleOption = None,
     readout: ReadoutOption = None,
+    scoring: ScoringOption = "sum",
     direction: Annotated[
         str, typer.Option(help="denoising puts clean into corrupted, noising the reverse.")
     ] = "denoising",
@@ -199,6 +204,7 @@ def patch(
             by=_by(by, role),
             direction=read_direction(direction),
             readout=read_readout(readout),
+            scoring=read_scoring(scoring),
             budget=read_budget(memory),
             progress=progress.cells,
         )
@@ -215,14 +221,14 @@ def patch(
 
 
 def _baselines(patched: Patched) -> dict[str, float]:
-    """The one pair's logit difference in each of its two runs."""
+    """The one pair's contrast in each of its two runs."""
     runs = patched.baselines.axis("run").labels
     return dict(zip(runs, patched.baselines.values[:, 0].tolist(), strict=True))
 
 
 _NO_SHARES = (
     "Warning: the two runs differ by almost nothing, so that shares of the difference mean "
-    "nothing; the effects are in logits."
+    "nothing; see the effects."
 )
 
 
@@ -233,8 +239,9 @@ def _weighed(patched: Patched, direction: str) -> dict[str, Any]:
     unpatched = "corrupted" if direction == "denoising" else "clean"
     other = "clean" if unpatched == "corrupted" else "corrupted"
     return {
-        "answer": {"token": answer.label, "id": answer.id},
-        "counterpart": {"token": counterpart.label, "id": counterpart.id},
+        "answer": _answer(answer),
+        "counterpart": _answer(counterpart),
+        "unit": patched.raw.unit,
         "direction": direction,
         "unpatched_run": unpatched,
         unpatched: runs["unpatched"],
@@ -242,6 +249,13 @@ def _weighed(patched: Patched, direction: str) -> dict[str, Any]:
         **runs,
         "warning": None if patched.shares_mean_something else _NO_SHARES,
     }
+
+
+def _answer(tokens: Sequence[Token]) -> dict[str, Any]:
+    """An answer of one token, or of several."""
+    if len(tokens) == 1:
+        return {"token": tokens[0].label, "id": tokens[0].id}
+    return {"tokens": [token.label for token in tokens], "ids": [token.id for token in tokens]}
 
 
 def _by(by: str | None, role: str | None) -> By | None:
@@ -276,13 +290,17 @@ def _print_patched(
     shares = patched.normalised
     axes = [axis.name for axis in shares.axes]
     cells = sorted(found, key=lambda cell: -abs(cell["effect"]))
-    answer, counterpart = (visible(about[side]["token"]) for side in ("answer", "counterpart"))
+    ((answer, counterpart),) = (
+        tuple(visible("".join(token.label for token in side)) for side in pair)
+        for pair in patched.weighed
+    )
+    what = "logit difference" if patched.raw.unit == "logits" else "log-probability difference"
     known = patched.shares_mean_something
     print_table(
-        f"{shares.name}, {about['direction']}: {answer} against {counterpart}, logit difference "
+        f"{shares.name}, {about['direction']}: {answer} against {counterpart}, {what} "
         f"clean {about['clean']:.3f}, corrupted {about['corrupted']:.3f}; unpatched is the "
         f"{about['unpatched_run']} run",
-        (*axes, *(["share"] if known else []), "logits"),
+        (*axes, *(["share"] if known else []), patched.raw.unit),
         [
             (
                 *(visible(c[name]) for name in axes),

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -17,6 +17,7 @@ from casestudy.study.chosen import NAMES, choose
 
 if TYPE_CHECKING:
     from casestudy.behaviour.prompts import Behaviour, Prompt
+    from casestudy.behaviour.steps import Scoring
     from casestudy.engine.packing import Budget, Progress, Tell
     from casestudy.model.chat import Chat
     from casestudy.model.model import Model
@@ -52,6 +53,14 @@ ReadoutOption = Annotated[
         metavar="WHERE",
         help="Read the next token after this one, not the last: a position (0 is the first, BOS "
         "counted; -2 the last but one) or a role, as 'final full stop'.",
+    ),
+]
+ScoringOption = Annotated[
+    str,
+    typer.Option(
+        metavar="sum|mean|first",
+        help="How the tokens of an answer of several count: the sum of their log-probabilities, "
+        "their mean, or the first token in which the two answers differ, alone.",
     ),
 ]
 SpecialOption = Annotated[
@@ -199,6 +208,16 @@ def names_in(option: str, given: Sequence[str]) -> list[str]:
     if given and not found:
         raise StudyError(f"{option} names no measurement", allowed=", ".join(NAMES))
     return found
+
+
+def read_scoring(text: str) -> Scoring:
+    """How the tokens of an answer count.
+
+    Raises: CasestudyError listing the ways.
+    """
+    from casestudy.behaviour.steps import Scoring
+
+    return one_of("--scoring", text, get_args(Scoring), CasestudyError)
 
 
 def read_readout(where: str | None) -> int | str | None:

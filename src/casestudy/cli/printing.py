@@ -132,10 +132,10 @@ def brief(value: Any) -> str:
     return text if len(text) <= 24 else f"{text[:11]}…{text[-12:]}"
 
 
-def preference(model: str, sides: Sequence[str], difference: float) -> str:
-    """Which of two tokens, answer and counterpart, a model prefers, and by how much."""
+def preference(model: str, sides: Sequence[str], difference: float, unit: str = "logits") -> str:
+    """Which of two answers, answer and counterpart, a model prefers, and by how much."""
     preferred, other = map(visible, sides if difference >= 0 else sides[::-1])
-    return f"{model} prefers {preferred} to {other} by {abs(difference):.2f} logits"
+    return f"{model} prefers {preferred} to {other} by {abs(difference):.2f} {unit}"
 
 
 def duration(seconds: float) -> str:

@@ -28,7 +28,9 @@ KEYS: dict[str, dict[str, str]] = {
         "text": "what the model read as text: the prompt, or with --chat what the template wrote",
         "tokens": "what the model read, BOS included",
         "n": "prompts behind every figure: 1",
-        "contrast": f"`answer` and `counterpart` ({ANSWER}); `logit_difference` in `unit`",
+        "contrast": f"`answer` and `counterpart` ({ANSWER}; of several tokens `answer`, `tokens`, "
+        "`ids`, `log_prob`, `prob`); `logit_difference` in `unit`; `scoring` where an answer has "
+        "several tokens",
         "ledger": "a list of `term` and `value`; the values sum to the logit difference",
         "corrupted": "the partner used: `edit`, `text`, `logit_difference`, `share_left`, "
         "`before_last`; null where parts were set to zero instead",
@@ -37,6 +39,10 @@ KEYS: dict[str, dict[str, str]] = {
         "`share` of the difference between the two prompts (null where there is none)",
         "checks": "a list of `what`, `gap`, `bound`, `holds`",
         "warnings": "sentences to read before believing the figures",
+        "steps": "where an answer has several tokens, each place at which it is read: `step`, "
+        "`place` (from 0), `answer` and `counterpart` with `…_id` and `…_log_prob` (null where "
+        "one of them is not read), `weight`, `value`, and its `ledger`",
+        "page": "with --out: the page with every token's account",
     },
     "predict": {
         "prompt": "as given",
@@ -66,18 +72,19 @@ KEYS: dict[str, dict[str, str]] = {
     },
     "patch": {
         "about": "what was put where, in words",
-        "answer": "`token` and `id`",
-        "counterpart": "`token` and `id`",
+        "answer": "`token` and `id`; of several tokens `tokens` and `ids`",
+        "counterpart": "the same",
+        "unit": "of the contrast: logits, or nats where an answer has several tokens",
         "direction": "denoising or noising",
         "unpatched_run": "clean or corrupted",
-        "clean": "logit difference of the clean prompt",
-        "corrupted": "logit difference of the corrupted prompt",
-        "unpatched": "logit difference of the run that is patched",
-        "other": "logit difference of the run that is patched from",
+        "clean": "contrast of the clean prompt",
+        "corrupted": "contrast of the corrupted prompt",
+        "unpatched": "contrast of the run that is patched",
+        "other": "contrast of the run that is patched from",
         "warning": "null, or why shares mean nothing here",
         "error": "`gap` of a sample of cells to full forward passes, and its `bound`",
         "cells": "every cell: its place (`layer`, `pos`, `role`, `head`), `value` (share of the "
-        "difference between the runs) and `effect` (logits)",
+        "difference between the runs) and `effect` (in `unit`)",
     },
     "new": {
         "file": "the behaviour file that was written",

@@ -12,22 +12,26 @@ Cost: one forward pass per candidate for the corrupted prompt, one patched run p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import NO_ROLE, Counterfactual, propose
+from casestudy.behaviour.notices import prompt_notices
 from casestudy.behaviour.prompts import Prompt
+from casestudy.behaviour.steps import Scoring
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
-from casestudy.errors import BehaviourError
+from casestudy.engine.reading import Readings
+from casestudy.errors import BehaviourError, TokenError
 from casestudy.measure.partners import Partner, partners
 from casestudy.measure.patched import Patched
-from casestudy.measure.patching import ablate, pairs_of, patch
+from casestudy.measure.patching_prompts import ablate_answers, patch_prompts, several_tokens
 from casestudy.measure.predictions import AnswerScore, score_answer
-from casestudy.measure.quick_look import CONTRAST, Probe, probe, weighed
+from casestudy.measure.quick_look import CONTRAST, as_given, probe, weighed
+from casestudy.measure.whole_answers import WholeAnswers, answer_values, whole_answers
 from casestudy.model.model import Model
-from casestudy.model.token import Token
+from casestudy.model.token import Token, by_ids
 from casestudy.results import components, names
+from casestudy.results.result import Grid
 
 SITES = {"z": "head", "mlp_out": "mlp"}
 """The sites that are patched, and the kind of component of each."""
@@ -88,7 +92,8 @@ class Explanation:
         model: its name.
         prompt, tokens: the text and the tokens that the model read.
         answer, counterpart: both tokens with rank and probability.
-        logit_difference: logit(answer) - logit(counterpart), at the last token.
+        logit_difference: logit(answer) - logit(counterpart), at the last token; of answers of
+            several tokens, log p(answer) - log p(counterpart) by `scoring` (see `whole_answers`).
         ledger: its terms, in the model's order; they sum to it.
         partner: the corrupted prompt; None if parts were zero-ablated.
         method: the patch or ablation of each part, in words.
@@ -96,6 +101,7 @@ class Explanation:
         checks: the results of the checks.
         warnings: reasons for caution.
         n: number of prompts.
+        whole: of answers of several tokens, the account of each token; else None.
     """
 
     model: str
@@ -111,6 +117,12 @@ class Explanation:
     checks: tuple[Check, ...]
     warnings: tuple[str, ...]
     n: int = 1
+    whole: WholeAnswers | None = None
+
+    @property
+    def unit(self) -> str:
+        """Of the difference, its ledger and the effects."""
+        return "logits" if self.whole is None else self.whole.value.unit
 
     def as_dict(self, top: int | None = None) -> dict[str, Any]:
         """For JSON, with the `top` strongest parts."""
@@ -123,15 +135,16 @@ class Explanation:
                 "answer": self.answer.standing(),
                 "counterpart": self.counterpart.standing(),
                 "logit_difference": self.logit_difference,
-                "unit": "logits",
-            },
+                "unit": self.unit,
+            }
+            | ({} if self.whole is None else {"scoring": self.whole.scoring}),
             "ledger": [{"term": name, "value": value} for name, value in self.ledger],
             "corrupted": None if self.partner is None else self.partner.as_dict(),
             "method": self.method,
             "parts": [part.as_dict() for part in self.parts[:top]],
             "checks": [check.as_dict() for check in self.checks],
             "warnings": list(self.warnings),
-        }
+        } | ({} if self.whole is None else {"steps": self.whole.accounts()})
 
 
 def explain(
@@ -140,6 +153,7 @@ def explain(
     answer: str | int | Token | None = None,
     counterpart: str | int | Token | None = None,
     *,
+    scoring: Scoring = "sum",
     corrupted: str | None = None,
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
@@ -149,43 +163,114 @@ def explain(
     Args:
         model: the decoder.
         prompt: a text.
-        answer, counterpart: two tokens, as texts that continue the prompt, "id:1234" or ids; by
-            default chosen as in `probe`.
+        answer, counterpart: texts that continue the prompt, "id:1234" or ids; by default two tokens
+            chosen as in `probe`. Both may have several tokens, if both are given.
+        scoring: how the tokens of an answer of several count, see `whole_answers`.
         corrupted: a corrupted prompt with the same number of tokens; by default the best of
             `partners`, if it removes at least half of the difference.
         budget: memory and checks of the patches.
         progress: called with the progress of the patches.
 
-    Unit:   logits.
+    Unit:   logits; nats for answers of several tokens.
     Error:  see `checks`: the ledger's gap, and a sample of patched runs computed again in full.
     Raises: PromptError, TokenError for texts that cannot be read; BehaviourError if the
         corrupted prompt does not have the same number of tokens.
     """
-    first, second = weighed(model, prompt, answer, counterpart)
-    found = probe(model, [prompt], answer=first, counterpart=second)
-    pair, partner = _partner(model, prompt, first, second, corrupted)
-    contrast = Contrast.between(model, [first], [second])
-    patches = _patches(model, prompt, pair, contrast, budget, progress)
-    sides = [score_answer(model, prompt, token) for token in (first, second)]
-    difference = float(found.grids[names.LOGIT_DIFFERENCE].values[0, 0])
-    ledger = found.grids[names.LEDGER].select(contrast=CONTRAST, prompt="0")
+    asked = Prompt(prompt, as_given(answer), as_given(counterpart))
+    several = None not in (asked.answer, asked.counterpart) and several_tokens(model, [asked])
+    found = (
+        _whole(model, asked, scoring) if several else _single(model, prompt, answer, counterpart)
+    )
+    pair, partner = _partner(model, prompt, found, corrupted)
+    patches = _patches(model, found, pair, budget, progress)
     parts = _parts(patches)
     return Explanation(
         model=model.name,
         prompt=prompt,
-        tokens=tuple(token.label for token in found.tokens[0]),
-        answer=sides[0],
-        counterpart=sides[1],
-        logit_difference=difference,
-        ledger=tuple(zip(ledger.axis("term").labels, map(float, ledger.values), strict=True)),
+        tokens=tuple(model.tokenizer.labels(model.tokenize([prompt]).rows()[0])),
+        answer=found.sides[0],
+        counterpart=found.sides[1],
+        logit_difference=found.difference,
+        ledger=tuple(
+            zip(found.ledger.axis("term").labels, map(float, found.ledger.values), strict=True)
+        ),
         partner=partner,
         method=_DENOISED if partner else _ZEROED,
         parts=parts,
-        checks=_checks(found, patches),
+        checks=_checks(found.ledger, patches),
         warnings=(
-            *_prompt_warnings(found, sides, difference),
+            *_prompt_warnings(found),
             *_patch_warnings(partner, patches, parts),
         ),
+        whole=found.whole,
+    )
+
+
+@dataclass(frozen=True)
+class _Contrast:
+    """What is explained of a prompt.
+
+    Attributes:
+        asked: the prompt with both answers, by id.
+        sides: the answers.
+        scoring: how their tokens count.
+        difference, ledger: the contrast, and what wrote it.
+        whole: of answers of several tokens.
+    """
+
+    asked: Prompt
+    sides: tuple[AnswerScore, AnswerScore]
+    scoring: Scoring
+    difference: float
+    ledger: Grid
+    notices: tuple[str, ...] = ()
+    whole: WholeAnswers | None = None
+
+
+def _single(
+    model: Model,
+    prompt: str,
+    answer: str | int | Token | None,
+    counterpart: str | int | Token | None,
+) -> _Contrast:
+    """Two tokens, given or chosen.
+
+    Raises: TokenError for an answer of several tokens without a counterpart.
+    """
+    try:
+        first, second = weighed(model, prompt, answer, counterpart)
+    except TokenError as error:
+        if None in (answer, counterpart):
+            hint = "Give both answers: two of several tokens are compared whole"
+            raise TokenError(error.came, allowed=error.allowed, hint=hint) from error
+        raise
+    found = probe(model, [prompt], answer=first, counterpart=second)
+    return _Contrast(
+        Prompt(prompt, first.by_id, second.by_id),
+        (score_answer(model, prompt, first), score_answer(model, prompt, second)),
+        "sum",
+        float(found.grids[names.LOGIT_DIFFERENCE].values[0, 0]),
+        found.grids[names.LEDGER].select(contrast=CONTRAST, prompt="0"),
+        found.notices,
+    )
+
+
+def _whole(model: Model, asked: Prompt, scoring: Scoring) -> _Contrast:
+    """Two answers of any length."""
+    found = whole_answers(model, asked, scoring=scoring)
+    assert asked.answer is not None
+    assert asked.counterpart is not None
+    answer, counterpart = (
+        score_answer(model, asked.text, side) for side in (asked.answer, asked.counterpart)
+    )
+    return _Contrast(
+        Prompt(asked.text, by_ids(answer.tokens), by_ids(counterpart.tokens)),
+        (answer, counterpart),
+        scoring,
+        float(found.value.values[0]),
+        found.ledger.select(prompt="0"),
+        prompt_notices(model.tokenizer, [asked]),
+        found,
     )
 
 
@@ -193,14 +278,17 @@ _DENOISED = (
     "each head and MLP of the clean run, over all positions, put into the corrupted run: the share "
     "of the difference that it restores"
 )
-_ZEROED = "each head and MLP set to zero at all positions: the change of the logit difference"
+_ZEROED = "each head and MLP set to zero at all positions: the change of the difference"
 
 
 def _partner(
-    model: Model, prompt: str, answer: Token, counterpart: Token, corrupted: str | None
+    model: Model, prompt: str, found: _Contrast, corrupted: str | None
 ) -> tuple[Counterfactual | None, Partner | None]:
     """The pair to patch between; None if no partner is given and none is good enough."""
-    offers = partners(model, prompt, answer, counterpart) if corrupted is None else ()
+    offers: Sequence[Partner] = ()
+    if corrupted is None:
+        sides = (side.tokens for side in found.sides)
+        offers = partners(model, prompt, *sides, scoring=found.scoring)
     offered = next((one for one in offers if one.undoes), None)
     text = offered.text if offered else corrupted
     if text is None:
@@ -217,39 +305,35 @@ def _partner(
         )
     (pair,) = proposals.pairs
     if offered is None:
-        both = probe(model, [prompt, text], answer=answer, counterpart=counterpart)
-        clean, left = both.grids[names.LOGIT_DIFFERENCE].values[0].tolist()
-        offered = Partner("given", text, clean, left, pair.before_last)
+        (left,) = answer_values(model, [replace(found.asked, text=text)], scoring=found.scoring)
+        offered = Partner("given", text, found.difference, left, pair.before_last)
     return pair, offered
 
 
 def _patches(
     model: Model,
-    prompt: str,
+    found: _Contrast,
     pair: Counterfactual | None,
-    contrast: Contrast,
     budget: Budget,
     progress: Tell | None,
 ) -> dict[str, Patched]:
     """One sweep per site."""
     if pair is None:
-        tokens = model.tokenize([prompt])
+        readings = Readings.of(model, found.asked, found.scoring)
         return {
-            site: ablate(
-                model,
-                tokens,
-                contrast,
-                site,
-                kind="zero",
-                by="all",
-                budget=budget,
-                progress=progress,
-            )
-            for site in SITES
+            site: ablate_answers(readings, site, budget=budget, progress=progress) for site in SITES
         }
-    pairs = pairs_of(model, [pair])
+    asked = replace(found.asked, corrupted=pair.corrupted.text)
     return {
-        site: patch(model, pairs, contrast, site, by="all", budget=budget, progress=progress)
+        site: patch_prompts(
+            model,
+            [asked],
+            site,
+            by="all",
+            scoring=found.scoring,
+            budget=budget,
+            progress=progress,
+        )
         for site in SITES
     }
 
@@ -267,10 +351,8 @@ def _parts(patches: dict[str, Patched]) -> tuple[Part, ...]:
     return tuple(sorted(parts, key=lambda part: -abs(part.effect)))
 
 
-def _checks(found: Probe, patches: dict[str, Patched]) -> tuple[Check, ...]:
-    checks = [
-        _check("the ledger's terms sum to the logit difference", found.grids[names.LEDGER].error)
-    ]
+def _checks(ledger: Grid, patches: dict[str, Patched]) -> tuple[Check, ...]:
+    checks = [_check("the ledger's terms sum to the logit difference", ledger.error)]
     for site, one in patches.items():
         what = f"patched {SITES[site]}s equal full forward passes, in a sample"
         checks.append(_check(what, one.raw.error))
@@ -282,20 +364,25 @@ def _check(what: str, error: Any) -> Check | None:
     return None if gap is None else Check(what, float(gap), None if bound is None else float(bound))
 
 
-def _prompt_warnings(
-    found: Probe, sides: Sequence[AnswerScore], difference: float
-) -> tuple[str, ...]:
-    """Warnings about the prompt and its two tokens."""
+def _prompt_warnings(found: _Contrast) -> tuple[str, ...]:
+    """Warnings about the prompt and its two answers."""
     warnings = ["One prompt: no interval, and nothing about other prompts. Run a study on several."]
     warnings += [str(notice) for notice in found.notices]
-    for name, side in zip(("answer", "counterpart"), sides, strict=True):
+    for name, side in zip(("answer", "counterpart"), found.sides, strict=True):
         if side.place is not None and side.place >= UNLIKELY:
             warnings.append(
                 f"The {name} is unlikely here: it has rank {side.place:,} and probability "
                 f"{side.prob:.2g}, so that the contrast weighs a token that is hardly predicted."
             )
-    if difference < 0:
-        warnings.append("The model prefers the counterpart: the logit difference is negative.")
+    if found.difference < 0:
+        what = "logit difference" if found.whole is None else "difference"
+        warnings.append(f"The model prefers the counterpart: the {what} is negative.")
+    lengths = [len(side.tokens) for side in found.sides]
+    if found.whole is not None and found.scoring == "sum" and len(set(lengths)) > 1:
+        warnings.append(
+            f"The answer has {lengths[0]} tokens and the counterpart {lengths[1]}: a longer answer "
+            "is less probable. scoring='mean' compares means per token."
+        )
     return tuple(warnings)
 
 

@@ -8,15 +8,16 @@ question is about. Cost: one forward pass per edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import FAMILIES, Family, propose, score
+from casestudy.behaviour.counterfactual import FAMILIES, Family, propose
 from casestudy.behaviour.prompts import Prompt
+from casestudy.behaviour.steps import Scoring
 from casestudy.behaviour.swaps import swaps
+from casestudy.measure.whole_answers import answer_values
 from casestudy.model.model import Model
-from casestudy.model.token import Token
+from casestudy.model.token import Token, by_ids
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Partner:
     Attributes:
         edit: what was changed ("singular or plural: dogs → dog").
         text: the corrupted prompt.
-        clean, corrupted: the logit difference of either prompt, for the same two tokens.
+        clean, corrupted: the contrast of either prompt, for the same two answers.
         before_last: whether the two differ before their last token, as patching by position
             needs.
     """
@@ -58,7 +59,14 @@ class Partner:
         }
 
 
-def partners(model: Model, prompt: str, answer: Token, counterpart: Token) -> tuple[Partner, ...]:
+def partners(
+    model: Model,
+    prompt: str,
+    answer: Token | Sequence[Token],
+    counterpart: Token | Sequence[Token],
+    *,
+    scoring: Scoring = "sum",
+) -> tuple[Partner, ...]:
     """The possible corrupted prompts with the same number of tokens, best first.
 
     Those that differ before the last token come first. Within both groups the order is by the
@@ -67,29 +75,31 @@ def partners(model: Model, prompt: str, answer: Token, counterpart: Token) -> tu
     Args:
         model: the decoder.
         prompt: a text.
-        answer, counterpart: the two tokens.
+        answer, counterpart: a token each, or several.
+        scoring: how the tokens of an answer count, see `whole_answers`.
 
-    Unit:   logits, at the last token.
+    Unit:   logits, at the last token; nats for answers of several tokens.
     Raises: PromptError for a prompt that cannot be run.
     """
     edits = {f"{one.kind}: {one.what}": _family(one.text) for one in swaps(prompt)}
     families = [Family(name, edit, "") for name, edit in edits.items()]
     proposals = propose(model, [Prompt(prompt)], [*families, *FAMILIES])
-    contrast = Contrast.between(model, [answer], [counterpart])
-    found = [one.of_equal_length for one in score(model, proposals, contrast)]
+    pairs = [pair for pair in proposals.pairs if pair.aligned == "position"]
+    first, second = (by_ids(_several(side)) for side in (answer, counterpart))
+    asked = [
+        Prompt(text, first, second) for text in (prompt, *(pair.corrupted.text for pair in pairs))
+    ]
+    clean, *left = answer_values(model, asked, scoring=scoring)
     offers = [
-        Partner(
-            one.family,
-            one.pairs[0].corrupted.text,
-            float(one.clean[0]),
-            float(one.corrupted[0]),
-            one.pairs[0].before_last,
-        )
-        for one in found
-        if one.n
+        Partner(pair.family, pair.corrupted.text, clean, value, pair.before_last)
+        for pair, value in zip(pairs, left, strict=True)
     ]
     distinct = {offer.text: offer for offer in reversed(offers)}  # keep the first of each text
     return tuple(sorted(distinct.values(), key=lambda o: (not o.before_last, o.left)))
+
+
+def _several(side: Token | Sequence[Token]) -> Sequence[Token]:
+    return [side] if isinstance(side, Token) else side
 
 
 def _family(text: str) -> Callable[[str], str | None]:

@@ -37,14 +37,14 @@ class Patched(Shown):
         known: 1 if a raw value equals the unpatched one by construction, 0 if it was computed;
             axes as `raw`.
         plan: how the sweep was divided; the same plan gives the same numbers.
-        weighed: each prompt's answer and counterpart, for a contrast of known tokens.
+        weighed: each prompt's answer and counterpart, for a contrast of known tokens; their tokens.
     """
 
     raw: Grid
     baselines: Grid
     known: Grid
     plan: Plan
-    weighed: tuple[tuple[Token, Token], ...] = ()
+    weighed: tuple[tuple[tuple[Token, ...], tuple[Token, ...]], ...] = ()
 
     @property
     def shares_mean_something(self) -> bool:

@@ -33,7 +33,7 @@ from casestudy.errors import BehaviourError, MeasureError
 from casestudy.measure.metrics import NamedMetric
 from casestudy.measure.pairs import UNEQUAL, Direction, Pairs, pairs_of
 from casestudy.measure.patched import Patched
-from casestudy.measure.patching import By, Watch, patch
+from casestudy.measure.patching import Ablation, By, Watch, ablate, patch
 from casestudy.measure.whole_answers import fold
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
@@ -82,7 +82,7 @@ def patch_prompts(
         prompts = [replace(prompt, readout=readout) for prompt in prompts]
     pairs = _paired(model, prompts, by)
     given = all(prompt.answer and prompt.counterpart for prompt in prompts)
-    if given and _several(model, prompts):
+    if given and several_tokens(model, prompts):
         asked = _whole(Readings.of(model, tuple(prompts), scoring), pairs, by)
     else:
         asked = _single(model, prompts, pairs, "given" if given else "space-capital")
@@ -127,7 +127,7 @@ def _paired(model: Model, prompts: Sequence[Prompt], by: By | None) -> Pairs:
     return pairs_of(model, proposals.pairs)
 
 
-def _several(model: Model, prompts: Sequence[Prompt]) -> bool:
+def several_tokens(model: Model, prompts: Sequence[Prompt]) -> bool:
     """Whether any answer or counterpart is not one token."""
     read = model.tokenizer.continuation
     return any(
@@ -146,7 +146,7 @@ def _single(model: Model, prompts: Sequence[Prompt], pairs: Pairs, rule: AnswerR
     if answers.errors:
         raise BehaviourError("; ".join(f"prompt {i}: {w}" for i, w in answers.errors.items()))
     form = "counterpart" if rule == "given" else "lowercase"
-    weighed = tuple((a.token, a.counterparts[form]) for a in answers.chosen if a is not None)
+    weighed = tuple(((a.token,), (a.counterparts[form],)) for a in answers.chosen if a is not None)
     tokens = tuple(model.tokenizer.labels(pairs.clean.rows()[0]))
     return _Asked(
         pairs, answers.contrast(form), lambda found: replace(found, weighed=weighed), tokens
@@ -180,7 +180,9 @@ def _whole(readings: Readings, pairs: Pairs, by: By | None) -> _Asked:
     )
     positions = readings.model.tokenizer.labels(pairs.clean.rows()[0])
     positions += _behind(readings)
-    return _Asked(rows, _metric(readings), lambda found: _folded(readings, found), tuple(positions))
+    return _Asked(
+        rows, metric_of(readings), lambda found: by_prompt(readings, found), tuple(positions)
+    )
 
 
 def _behind(readings: Readings) -> list[str]:
@@ -191,7 +193,7 @@ def _behind(readings: Readings) -> list[str]:
     return [" | ".join(map(label, ids)) for ids in both]
 
 
-def _metric(readings: Readings) -> Contrast | Metric:
+def metric_of(readings: Readings) -> Contrast | Metric:
     """What is read at each place, before its weight: a contrast if all of them are linear."""
     answers, counterparts = ([getattr(s, side) for s in readings.steps] for side in SIDES)
     if readings.linear:
@@ -208,7 +210,32 @@ def _metric(readings: Readings) -> Contrast | Metric:
     return NamedMetric(WHOLE, "nats", metric)
 
 
-def _folded(readings: Readings, found: Patched) -> Patched:
+def ablate_answers(
+    readings: Readings,
+    site: Site | str,
+    *,
+    kind: Ablation = "zero",
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+) -> Patched:
+    """Ablate one site at all positions, for answers of any length; otherwise as `ablate`.
+
+    A mean or another's activation is taken from the places at which answers are read.
+    """
+    found = ablate(
+        readings.model,
+        Tokens.of(readings.rows()),
+        metric_of(readings),
+        site,
+        kind=kind,
+        by="all",
+        budget=budget,
+        progress=progress,
+    )
+    return by_prompt(readings, found)
+
+
+def by_prompt(readings: Readings, found: Patched) -> Patched:
     """Patches of the places at which answers are read, as patches of their prompts.
 
     A patched position behind a place that is read changes nothing there; the grid has no such cell.
@@ -224,17 +251,22 @@ def _folded(readings: Readings, found: Patched) -> Patched:
         raw[behind], known[behind] = base[behind], 1.0
         of_prompts.append(known[..., mine == i].min(-1))
     unit = "logits" if readings.linear else "nats"
+    token = readings.model.tokenizer.token
 
-    def by_prompt(grid: Grid, values: Array) -> Grid:
+    def summed(grid: Grid, values: Array) -> Grid:
         steps = (*grid.axes[:-1], Axis("step", readings.labels))
         return replace(fold(readings, replace(grid, values=values, axes=steps)), unit=unit)
 
-    whole = by_prompt(found.raw, raw)
+    whole = summed(found.raw, raw)
     return replace(
         found,
         raw=whole,
-        baselines=by_prompt(found.baselines, found.baselines.values),
+        baselines=summed(found.baselines, found.baselines.values),
         known=replace(found.known, values=np.stack(of_prompts, -1), axes=whole.axes),
+        weighed=tuple(
+            (tuple(map(token, one.answer)), tuple(map(token, one.counterpart)))
+            for one in readings.answers
+        ),
     )
 
 

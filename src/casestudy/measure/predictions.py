@@ -116,7 +116,11 @@ class AnswerScore:
         return None if self.rank is None else self.rank + 1
 
     def standing(self) -> dict[str, Any]:
-        """Where an answer of one token stands, for JSON."""
+        """Where an answer stands, for JSON; of several tokens, without a rank."""
+        if len(self.tokens) > 1:
+            tokens = [token.label for token in self.tokens]
+            found = {"tokens": tokens, "ids": list(self.ids), "log_prob": self.log_prob}
+            return {"answer": self.answer, **found, "prob": self.prob}
         (token,) = self.tokens
         return {"token": token.label, "id": token.id, "rank": self.place, "prob": self.prob}
 

@@ -95,7 +95,7 @@ def probe(
     index = range(len(texts))
     predicted = top_tokens(model, trace.logits, index, top_k)
     prompts = tuple(Prompt(text) for text in texts)
-    given = [Prompt(texts[0], _asked(answer), _asked(counterpart)), *prompts[1:]]
+    given = [Prompt(texts[0], as_given(answer), as_given(counterpart)), *prompts[1:]]
     none = Answers((None,) * len(texts))
     batch = Batch(model, tuple(index), prompts, tokens, trace, none, ())
     (classes,) = measure_class_mass(batch)
@@ -175,7 +175,7 @@ def weighed(
     return pair
 
 
-def _asked(given: str | int | Token | None) -> str | None:
+def as_given(given: str | int | Token | None) -> str | None:
     """As a prompt brings it."""
     if isinstance(given, Token):
         return given.by_id

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from casestudy.behaviour.prompts import Prompts
+from casestudy.behaviour.prompts import Prompt, Prompts
 from casestudy.behaviour.steps import Scoring
 from casestudy.engine.batch import Batch
 from casestudy.engine.reading import Readings
@@ -65,6 +65,22 @@ class WholeAnswers(Shown):
         """(term, prompt), nats: the terms sum to `value`."""
         return self.grids[names.LEDGER]
 
+    def accounts(self) -> list[dict[str, Any]]:
+        """Each step with its ledger, for JSON: the columns of `steps`, and `ledger`."""
+        ledger = self.by_step[names.LEDGER]
+        terms = ledger.axis("term").labels
+        return [
+            row
+            | {
+                "ledger": [
+                    {"term": term, "value": float(value)}
+                    for term, value in zip(terms, ledger.values[:, i], strict=True)
+                    if not np.isnan(value)
+                ]
+            }
+            for i, row in enumerate(self.steps.rows())
+        ]
+
     @property
     def shown(self) -> Grid:
         """The ledger."""
@@ -105,6 +121,19 @@ def whole_answers(model: Model, behaviour: Prompts, *, scoring: Scoring = "sum")
     named = Grid(names.STEPS, value, (Axis("step", readings.labels),), _unit(readings))
     whole = replace(fold(readings, named), name=names.LOGIT_DIFFERENCE, about=_VALUE[scoring])
     return WholeAnswers(scoring, steps, whole, folded, by_step, readings.notices)
+
+
+def answer_values(
+    model: Model, prompts: Sequence[Prompt], *, scoring: Scoring = "sum"
+) -> list[float]:
+    """Each prompt's `WholeAnswers.value` alone, without an account of it; raises as that."""
+    readings = Readings.of(model, tuple(prompts), scoring)
+    values = [0.0] * len(prompts)
+    for some, batch in readings.batches(()):
+        (contrast,) = batch.contrasts
+        for number, value in zip(some, contrast.value(batch.logits).tolist(), strict=True):
+            values[readings.prompts[number]] += readings.weights[number] * value
+    return values
 
 
 _STEPS = (

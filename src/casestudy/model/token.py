@@ -37,6 +37,11 @@ class Token:
         return f"id:{self.id}"
 
 
+def by_ids(tokens: Sequence[Token]) -> str:
+    """How to ask for these tokens and no others: "id:12,345"."""
+    return "id:" + ",".join(str(token.id) for token in tokens)
+
+
 AnswerLike = str | int | Token | Sequence[int]
 """An answer: a text, "id:1234" or "id:12,345", a token, an id or a list of ids."""
 

@@ -122,6 +122,7 @@ def _token(generated: Generated, i: int, ledger: Grid, check: Grid) -> dict[str,
         "breaks": "\n" in step.token.label,
         "title": f"{percent(step.prob)}; runner-up {visible(step.runner_up)}, "
         f"{percent(step.runner_up_prob)}",
+        "href": f"#token-{i}",
         "words": _words(step),
         "figure": figure_html(figure),
     }

@@ -173,7 +173,9 @@ def _ledger(study: StoredStudy, prompt: str) -> Figure:
     )
 
 
-def ledger_figure(ledger: Grid, check: Grid, title: str, *, of: str, contrast: str) -> Figure:
+def ledger_figure(
+    ledger: Grid, check: Grid, title: str, *, of: str, contrast: str, unit: str = "logits"
+) -> Figure:
     """One prompt's account.
 
     Args:
@@ -181,7 +183,9 @@ def ledger_figure(ledger: Grid, check: Grid, title: str, *, of: str, contrast: s
         title: of the figure.
         of: whose logit difference it is, in the genitive.
         contrast: what is weighed against what, in words.
+        unit: of the terms; nats where the contrast is of log-probabilities.
     """
+    what = "logit difference" if unit == "logits" else "difference"
     total = float(check.select(quantity="logit difference").values)
     gap = float(check.select(quantity="gap").values)
     ledger = grouped(present(ledger))
@@ -190,12 +194,12 @@ def ledger_figure(ledger: Grid, check: Grid, title: str, *, of: str, contrast: s
     top = max(range(len(terms)), key=lambda i: abs(values[i]))
     return Figure(
         title,
-        marks.Waterfall(terms, values, total, marked=(B_U,), row=16),
-        f"Waterfall from 0 to {of} logit difference, {signed(total)} logits; largest "
+        marks.Waterfall(terms, values, total, unit=unit, marked=(B_U,), total_label=what, row=16),
+        f"Waterfall from 0 to {of} {what}, {signed(total)} {unit}; largest "
         f"term {terms[top]} ({signed(values[top])}); gap {number(gap)}.",
         ledger_data(ledger, total),
-        f"{capital(contrast)}. Sum of the terms {number(sum(values), 4)}, logit "
-        f"difference {number(total, 4)}, gap {number(gap)} logits.",
+        f"{capital(contrast)}. Sum of the terms {number(sum(values), 4)}, {what} "
+        f"{number(total, 4)}, gap {number(gap)} {unit}.",
     )
 
 

@@ -24,7 +24,7 @@ from casestudy.errors import MeasureError
 from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.model.model import Model
 from casestudy.results.result import Axis, Grid, Table
-from casestudy.show import marks
+from casestudy.show import marks, svg
 from tests.show import studies
 from tests.show.pages import Page
 
@@ -67,6 +67,29 @@ def test_a_scatter_says_which_point_is_which() -> None:
     assert trace.text[5] == "layer 1, head 2"
     with pytest.raises(MeasureError, match="equally many"):
         figures.scatter([1, 2], [1])
+
+
+LONG = [f"attribution patching, {kind} of the rest, held out" for kind in ("mean", "zero", "max")]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        marks.Waterfall(LONG, [1.0, 2.0, 3.0], 6.0),
+        marks.Bars(LONG, [1.0, 2.0, 3.0], "logits"),
+        marks.Strip(LONG, [[1.0], [2.0], [3.0]], "logits"),
+        marks.Histograms(LONG, [0.0, 1.0], np.ones((3, 1)), [None] * 3, [None] * 3, "logits"),
+        marks.Heatmap(np.eye(3), LONG, ["a", "b", "c"], "logits"),
+        marks.Heatmap(np.eye(3), ["a", "b", "c"], LONG, "logits", slanted=True),
+        marks.Lines(LONG, [marks.Series("one", [1.0, 2.0, 3.0])], "logits"),
+        marks.Lines(["a"], [marks.Series(name, [1.0]) for name in LONG], "logits"),
+    ],
+    ids=lambda mark: type(mark).__name__,
+)
+def test_labels_that_are_cut_stay_distinct(mark: marks.Mark) -> None:
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", str(svg.draw(mark).body))
+    cut = [text for text in texts if text.startswith("att")]
+    assert len(set(cut)) == len(cut) == 3
 
 
 def test_a_waterfall_ends_at_its_total() -> None:

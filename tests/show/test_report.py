@@ -146,7 +146,9 @@ def test_heads_lead_to_their_patterns_only_where_there_are_any(full: Page, page:
 
 def test_causes_are_worded_from_patches(full: Page) -> None:
     assert "Nothing was intervened on" not in full.text
-    assert re.search(r"(restores|takes away) more of the difference than any other", full.text)
+    assert re.search(
+        r"(restores|takes away) \S+ of the difference.*, more than any other", full.text
+    )
 
 
 def test_the_strongest_patch_is_a_part_that_carries_something_to_the_last_token(
@@ -159,19 +161,22 @@ def test_the_strongest_patch_is_a_part_that_carries_something_to_the_last_token(
         values[(1,) * len(axes)] = value
         return Grid(f"patching.{name}", values, axes, "share")
 
-    by_construction = [peak("resid_pre.role", 1.0, layer), peak("mlp_out.last", 0.96, layer)]
+    by_construction = [
+        peak("resid_pre.role", 1.0, layer),
+        peak("mlp_out.last", 0.96, Axis.count("layer", 6)),
+    ]
     carried = [peak("z.all", 0.9, layer, head), peak("attn_out.role", 0.6, layer)]
     found = [*studies.ledger(4), *studies.tables(studies.TEXTS)]
     families = {"patching.z.all": "all lowered"}
     results = [*found, *by_construction, *carried]
     page = page_of(studies.write(tmp_path / "a", results, patch_families=families))
     assert "(edit: “all lowered”)" in page.text
-    assert "tried: head 1.1 (z at all positions together), with 0.90 of it." in page.text
+    assert "head 1.1 (z at all positions together) restores 0.90 of the difference" in page.text
     page = page_of(studies.write(tmp_path / "b", [*found, *by_construction]))
-    assert "more of the difference than any other" not in page.text
+    assert "more than any other part" not in page.text
     late = [peak("mlp_out.last", 0.96, Axis("layer", ("3", "4")))]
     page = page_of(studies.write(tmp_path / "c", [*found, *late]))
-    assert "tried: mlp_out at the last token, layer 4, with 0.96 of it." in page.text
+    assert "mlp 4 at the last token restores 0.96 of the difference" in page.text
 
 
 def test_a_pattern_comes_out_of_its_bytes_as_it_was_stored(tmp_path: Path) -> None:

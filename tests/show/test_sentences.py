@@ -297,7 +297,7 @@ def test_given_partners_are_the_readers_own(tmp_path: Path) -> None:
         )
     )
     assert "Your corrupted prompts reverse it in 100 % of 9 pairs." in page.text
-    assert "Put into your corrupted prompts, one part of the clean run" in page.text
+    assert "Patched from the clean run into the run of your corrupted prompts, " in page.text
     assert "“given”" not in page.text
 
 
@@ -308,6 +308,43 @@ def test_an_effect_of_nothing_is_no_largest_effect(tmp_path: Path) -> None:
     page = page_of(studies.write(tmp_path / "s", results))
     assert "changes nothing anywhere" in page.text
     assert "largest effect is" not in page.text
+
+
+def _at_roles(site: str, *cells: list[float]) -> Grid:
+    axes = (Axis.count("layer", len(cells)), Axis("role", ("changed tokens", "last token")))
+    return Grid(f"patching.{site}.role", np.array(cells), axes, "share")
+
+
+@given(st.integers(1, 6), st.floats(0.91, 1.0), st.floats(0.15, 0.6))
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_an_early_mlp_is_passed_over_only_where_the_pairs_change_the_token_it_reads(
+    tmp_path_factory: pytest.TempPathFactory, moved: int, early: float, late: float
+) -> None:
+    layers = 6
+    stream = [[1.0, 0.0] if i < moved else [0.3, 0.7] for i in range(layers)]
+    quiet = [[0.0, 0.0] for _ in range(layers)]
+    attn = [*quiet[:3], [0.0, late], *quiet[:2]]
+    found = [*studies.ledger(4), *studies.tables(studies.TEXTS)]
+    streams = [_at_roles("resid_pre", *stream), _at_roles("attn_out", *attn)]
+
+    def said(at: int, layer: int) -> str:
+        cells = [list(row) for row in quiet]
+        cells[layer][at] = early
+        folder = tmp_path_factory.mktemp("early") / "s"
+        store = studies.write(folder, [*found, *streams, _at_roles("mlp_out", *cells)])
+        return " ".join(p.striptags() for p in summary.paragraphs(StoredStudy.read(store)))
+
+    at_changed = said(0, 0)
+    assert "attn 3, last token restores" in at_changed
+    assert (
+        f"only re-encode these tokens, with an effect of up to {early:.2f} (mlp 0, " in at_changed
+    )
+    for at, layer in ((1, 0), (0, 2), *(((0, 1),) if moved < 2 else ())):
+        elsewhere = said(at, layer)
+        assert f"mlp {layer}, " in elsewhere
+        assert "re-encode" not in elsewhere
 
 
 def _by_role(*columns: float) -> Grid:

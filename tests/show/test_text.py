@@ -18,6 +18,7 @@ from casestudy.show.text import (
     prompt_excerpt,
     shorten,
     signed,
+    told_apart,
     visible,
 )
 
@@ -89,6 +90,23 @@ def test_signs_shares_and_intervals() -> None:
 @given(st.text(), st.integers(4, 40))
 def test_shortened_text_fits(text: str, width: int) -> None:
     assert columns(shorten(text, width)) <= width
+
+
+@given(st.lists(st.text("ab …(2) \n", max_size=60), max_size=12), st.integers(9, 40))
+def test_labels_that_differ_are_cut_so_that_they_differ(labels: list[str], width: int) -> None:
+    cut = told_apart(labels, width)
+    assert all(columns(text) <= width for text in cut)
+    assert len(set(cut)) == len(set(labels))
+    assert all(text == label for label, text in zip(labels, cut, strict=True) if len(label) < 9)
+
+
+def test_what_labels_share_is_cut_before_what_tells_them_apart() -> None:
+    rows = ["the attention layers of the small model", "the attention layers of the large model"]
+    assert told_apart([*rows, "b_U"], 22) == [
+        "the attent…small model",
+        "the attent…large model",
+        "b_U",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,15 @@ from itertools import accumulate
 from casestudy.behaviour.prompts import Behaviour, Prompt, Role
 from casestudy.errors import BehaviourError
 from casestudy.model.tokens import Tokenizer
+from casestudy.results.names import CHANGED_TOKENS, LAST_TOKEN
 
 BOS = "BOS"
 """The role of the prepended beginning-of-text token; it has no text, and is found by its id."""
 
-LAST = "last token"
+LAST = LAST_TOKEN
 """The role of the token after which the model predicts."""
 
-CHANGED = "changed tokens"
+CHANGED = CHANGED_TOKENS
 """The role of the tokens in which a clean prompt differs from its corrupted partner."""
 
 PAIR_ROLES = frozenset({LAST, CHANGED})

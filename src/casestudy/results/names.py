@@ -246,5 +246,7 @@ ENTROPY = "entropy term"
 
 BIAS = "bias"
 """The last label of an axis of heads, neurons or components: the biases."""
+CHANGED_TOKENS, LAST_TOKEN = "changed tokens", "last token"
+"""The roles that every pair has."""
 LOGITS = "logits"
 """The lens's last depth: the logit difference itself, with b_U."""

@@ -146,7 +146,7 @@ def _whole(study: StoredStudy) -> Iterator[Cell]:
         layers, heads = grid.axis("layer").labels, grid.axis("head").labels
         tokens = [label.partition(":")[2] for label in grid.axis("key_pos").labels]
         for i, j, pos in np.argwhere(np.nan_to_num(last) >= LEAST_SHARE).tolist():
-            role = "last token" if pos == len(tokens) - 1 else ""
+            role = names.LAST_TOKEN if pos == len(tokens) - 1 else ""
             yield (
                 *(name.removeprefix(names.PATTERNS), layers[i], heads[j], pos, tokens[pos], role),
                 float(last[i, j, pos]),

@@ -30,7 +30,17 @@ from casestudy.show.marks import (
     Waterfall,
     finite,
 )
-from casestudy.show.text import MINUS, amount, columns, digits, number, shorten, signed, visible
+from casestudy.show.text import (
+    MINUS,
+    amount,
+    columns,
+    digits,
+    number,
+    shorten,
+    signed,
+    told_apart,
+    visible,
+)
 from casestudy.show.wording import Spread
 
 CHARACTER = 6.6
@@ -192,12 +202,13 @@ def _waterfall(mark: Waterfall) -> Drawing:
     height = row * (len(terms) + 1) + 6
     parts = _Parts()
     _x_axis(parts, scale, height, mark.unit)
+    *shown, total_label = told_apart([*terms, mark.total_label], 22)
     for i, (term, value) in enumerate(zip(terms, values, strict=True)):
         y, middle = i * row, i * row + row / 2
         parts.add(
             '<rect x="0" y="{}" width="100%" height="{}" class="hit" data-i="{}"/>', y, row, i
         )
-        parts.text("-8", middle, shorten(term, 22), "l e b" if term in marked else "l e")
+        parts.text("-8", middle, shown[i], "l e b" if term in marked else "l e")
         if math.isnan(value):
             parts.text("100%", middle, "not measured", "v q", ' dx="8"')
             continue
@@ -221,7 +232,7 @@ def _waterfall(mark: Waterfall) -> Drawing:
     i = len(terms)
     parts.add('<line x1="0" x2="100%" y1="{}" y2="{}" class="rule"/>', y - 3, y - 3)
     parts.add('<rect x="0" y="{}" width="100%" height="{}" class="hit" data-i="{}"/>', y, row, i)
-    parts.text("-8", y + row / 2, shorten(mark.total_label, 22), "l e b")
+    parts.text("-8", y + row / 2, total_label, "l e b")
     parts.add(
         '<rect x="{}%" y="{}" width="{}%" height="{}" class="bar total"/>',
         *(left, y + 3, max(round(right - left, 3), 0.15), row - 6),
@@ -238,12 +249,12 @@ def _bars(mark: Bars) -> Drawing:
     parts = _Parts()
     _x_axis(parts, scale, height, mark.unit)
     texts = mark.shown or [number(v, digits(values)) for v in values]
-    for i, (label, value) in enumerate(zip(labels, values, strict=True)):
+    for i, (label, value) in enumerate(zip(told_apart(labels, 24), values, strict=True)):
         y, middle = i * row, i * row + row / 2
         parts.add(
             '<rect x="0" y="{}" width="100%" height="{}" class="hit" data-i="{}"/>', y, row, i
         )
-        parts.text("-8", middle, shorten(label, 24), "l e tk" if mark.tokens else "l e")
+        parts.text("-8", middle, label, "l e tk" if mark.tokens else "l e")
         if value is None:
             parts.text("100%", middle, "not measured", "v q", ' dx="8"')
             continue
@@ -278,9 +289,9 @@ def _strip(mark: Strip) -> Drawing:
     parts = _Parts()
     _x_axis(parts, scale, height, mark.unit)
     place = 0
-    for i, (label, line) in enumerate(zip(labels, values, strict=True)):
+    for i, (label, line) in enumerate(zip(told_apart(labels, 22), values, strict=True)):
         base = i * row + row * 0.62
-        parts.text("-8", base - 4, shorten(label, 22), "l e")
+        parts.text("-8", base - 4, label, "l e")
         lanes: list[float] = []
         order = sorted((v, j) for j, v in enumerate(line) if v is not None)
         for value, j in order:
@@ -320,10 +331,10 @@ def _histograms(mark: Histograms) -> Drawing:
     height, tall = row * len(labels), row - 34
     parts = _Parts()
     _x_axis(parts, scale, height, mark.unit)
-    for i, (label, line) in enumerate(zip(labels, counts.tolist(), strict=True)):
+    for i, (label, line) in enumerate(zip(told_apart(labels, 22), counts.tolist(), strict=True)):
         base = i * row + tall + 4
         spread, mean = spreads[i], means[i]
-        parts.text("-8", base - 16, shorten(label, 22), "l e")
+        parts.text("-8", base - 16, label, "l e")
         parts.text("-8", base - 1, f"n = {spread.n if spread else 0:,}", "t e k")
         fullest = max(line) or 1
         for j, count in enumerate(line):
@@ -363,8 +374,9 @@ def _heatmap(mark: Heatmap) -> Drawing:
     height = cell * len(rows)
     parts = _Parts()
     wide = 100 / max(1, len(cols))
+    named = told_apart(rows, 18)
     for i, row in enumerate(values.tolist()):
-        parts.text("-8", i * cell + cell / 2, shorten(rows[i], 18), "l e")
+        parts.text("-8", i * cell + cell / 2, named[i], "l e")
         for j, value in enumerate(row):
             k = i * len(cols) + j
             kind, depth = _shade(value, limit)
@@ -378,8 +390,8 @@ def _heatmap(mark: Heatmap) -> Drawing:
                 k,
                 extra,
             )
-    shown = [visible(c) if tokens else c for c in cols]
-    longest = min(20, max(map(columns, shown), default=1))
+    shown = told_apart([visible(c) if tokens else c for c in cols], 20)
+    longest = max(map(columns, shown), default=1)
     fits = longest * len(cols) <= (45 if slanted else 60)
     narrow = not tokens and (fits or (longest <= 3 and not slanted))
     every = 1 if tokens or len(cols) <= 16 else math.ceil(len(cols) / 16)
@@ -394,7 +406,7 @@ def _heatmap(mark: Heatmap) -> Drawing:
             parts.add(
                 '<svg x="{}" y="{}" overflow="visible"><text class="t e{}" '
                 'transform="rotate(-45)">{}</text></svg>',
-                *(x, height + 10, " tk" if tokens else "", shorten(label, 20)),
+                *(x, height + 10, " tk" if tokens else "", label),
             )
     # slanted at 45 degrees, a label reaches down by 0.71 of its length
     below = 18 if narrow else 12 + 0.71 * (CHARACTER if tokens else 5.8) * longest
@@ -406,7 +418,7 @@ def _heatmap(mark: Heatmap) -> Drawing:
     if not narrow:
         # a slanted label reaches left of its column's middle as far as down
         for j, label in enumerate(shown[:8]):
-            size = (CHARACTER if tokens else 5.8) * columns(shorten(label, 20))
+            size = (CHARACTER if tokens else 5.8) * columns(label)
             left = max(left, round(0.71 * size - 15 * (j + 0.5)))
     if mark.row_name:
         parts.text("-8", -9, mark.row_name, "l e u")
@@ -495,18 +507,18 @@ def _lines(mark: Lines) -> Drawing:
                     '<circle cx="{}%" cy="{}" r="3" class="point s{}" data-i="{}"/>',
                     *(x(i), y(value), k % 6, k * len(labels) + i),
                 )
-    every = math.ceil(n / 14)
+    every, ticks = math.ceil(n / 14), told_apart(labels, 9)
     for k, i in enumerate(range(0, n, every)):
         # every other label yields on a narrow screen
-        parts.text(f"{x(i)}%", height + 15, shorten(labels[i], 9), "t m alt" if k % 2 else "t m")
+        parts.text(f"{x(i)}%", height + 15, ticks[i], "t m alt" if k % 2 else "t m")
     parts.text("50%", height + 31, mark.axis, "t m u")
     parts.text("0", -9, mark.unit, "t u")
     top = 22
     if len(series) > 1:
-        for k, one in enumerate(series):
+        for k, name in enumerate(told_apart([one.name for one in series], 44)):
             up = -26 - 15 * (len(series) - 1 - k)
             parts.add('<line x1="0" x2="22" y1="{}" y2="{}" class="line s{}"/>', up, up, k % 6)
-            parts.text(28, up, shorten(one.name, 44), "t k")
+            parts.text(28, up, name, "t k")
         top = 22 + 15 * len(series) + 4
     return Drawing(parts.join(), height, (top, 14, 38, 46), 300 if n > 20 else 0)
 

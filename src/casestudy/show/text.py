@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -72,6 +72,52 @@ def shorten(text: str, width: int) -> str:
     while head and columns("".join(head + tail)) >= width:
         head.pop()
     return "".join(head).rstrip() + "…" + "".join(tail).lstrip()
+
+
+def told_apart(labels: Sequence[str], width: int) -> list[str]:
+    """Each label shortened to `width` columns, so that labels that differ still differ.
+
+    Where `shorten` makes several of them equal, each keeps what follows the start they share. What
+    is equal even so gets a number.
+
+    Args:
+        labels: equal ones stay equal.
+        width: in columns, at least 9.
+    """
+    cut = {label: shorten(label, width) for label in labels}
+    for same in _equal(cut):
+        differs = (len(set(characters)) > 1 for characters in zip(*same, strict=False))
+        start = next((i for i, yes in enumerate(differs) if yes), min(map(len, same)))
+        cut |= {label: _from(label, start, width) for label in same}
+    taken = {label for label, text in cut.items() if label == text}
+    for label, text in cut.items():
+        number = 1
+        while text != label and text in taken:
+            number += 1
+            end = f" ({number})"
+            text = shorten(label, width - columns(end)) + end
+        taken.add(text)
+        cut[label] = text
+    return [cut[label] for label in labels]
+
+
+def _equal(cut: Mapping[str, str]) -> list[list[str]]:
+    """The groups of labels that are shown by one text."""
+    groups: dict[str, list[str]] = {}
+    for label, text in cut.items():
+        groups.setdefault(text, []).append(label)
+    return [same for same in groups.values() if len(same) > 1]
+
+
+def _from(label: str, start: int, width: int) -> str:
+    """A label's first columns, …, and what follows its first `start` characters."""
+    rest = shorten(label[start:], width - 1 - width // 3)
+    head = label[:start]
+    if columns(head) + columns(rest) <= width:
+        return head + rest
+    while head and columns(head) + 1 + columns(rest) > width:
+        head = head[:-1]
+    return f"{head.rstrip()}…{rest.lstrip()}"
 
 
 def excerpt(text: object, width: int) -> str:

@@ -20,7 +20,8 @@ from casestudy.show import marks
 from casestudy.show.blocks import Figure
 from casestudy.show.explorer.page_state import DIRECTIONS, PageState
 from casestudy.show.page import figure_html
-from casestudy.show.sections.patching import by_head, patch_mark
+from casestudy.show.sections.patch_grids import by_head
+from casestudy.show.sections.patching import patch_mark
 from casestudy.show.text import clean, number, signed, visible
 
 if TYPE_CHECKING:

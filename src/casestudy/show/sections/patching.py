@@ -8,14 +8,22 @@ from typing import Any, Literal
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from casestudy.behaviour.preset_names import PRESETS
 from casestudy.results import names
+from casestudy.results.components import attn, mlp
 from casestudy.results.result import Axis, Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, Listing, columns_of, paragraph
 from casestudy.show.sections.ledger import has_patterns, head_button
+from casestudy.show.sections.patch_grids import (
+    EMPTY,
+    by_construction,
+    cut_grid,
+    largest,
+    parts_of,
+    patch_grids,
+)
 from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import (
     capital,
@@ -29,9 +37,6 @@ from casestudy.show.text import (
     signed,
     visible,
 )
-
-MOST_HEADS = 24
-"""Rows of a figure by head and place."""
 
 
 def counterfactuals(study: StoredStudy) -> list[Block]:
@@ -176,7 +181,7 @@ def _known(value: Any) -> bool:
 
 def patching(study: StoredStudy) -> list[Block]:
     """Every patch grid, normalised."""
-    names = _names(study)
+    names = patch_grids(study)
     if not names:
         raise Missing("no activation was patched")
     blocks: list[Block] = []
@@ -190,43 +195,31 @@ def patching(study: StoredStudy) -> list[Block]:
     return blocks
 
 
-def _names(study: StoredStudy) -> list[str]:
-    """The patch grids that get a figure: shares of the difference; effects only for ablations."""
-    grids = [name for name in sorted(study.grids) if name.startswith(names.PATCHING)]
-    shares = [n for n in grids if not n.endswith((names.RAW, names.EFFECT))]
-    effects = [
-        n for n in grids if n.endswith(names.EFFECT) and n.removesuffix(names.EFFECT) not in shares
-    ]
-    # Where per-prompt results have a mean beside them, the mean is what is drawn.
-    found = [n for n in [*shares, *effects] if names.mean(n) not in study.grids]
-    return sorted(found, key=_rank)
-
-
 LEAST = 0.1
 """Share of the difference: a smaller effect is not in the first paragraph."""
-EARLY = 4
-"""The first MLP layers, which re-encode the token they read."""
 
 
 def strongest(study: StoredStudy) -> Markup:
     """The strongest patch of a single part, as a sentence for the page's first paragraph.
 
     Trivial effects are left out: the residual stream, which carries everything at the last token in
-    late layers, and the first MLP layers at the changed token, which re-encode it. Pairs that
+    late layers, and the first MLP layers at a changed token, which re-encode it. Pairs that
     differ before the last token are preferred to pairs that differ only there.
 
     Raises: Missing if nothing was patched.
     """
     found = []
-    for name in _names(study):
+    for name in patch_grids(study):
         try:
-            grid, _ = _cut(study, name)
-            where = _largest(grid, name)
+            grid, _ = cut_grid(study, name)
+            where = largest(study, grid, name)
         except Missing:
             continue
         share = not name.endswith(names.EFFECT)
-        value = float(grid.values[where])
-        rank = (share, _parts(name)[-1] != "last", value if share else abs(value))
+        value, place = float(grid.values[where]), parts_of(name)[-1]
+        # of equal effects, one at a role says more than one at a position
+        size = round(value if share else abs(value), 3)
+        rank = (share, place != "last", size, place == "role")
         found.append((rank, grid, where, name))
     if not found:
         raise Missing("no part was patched whose effect is not so by construction")
@@ -238,20 +231,20 @@ def strongest(study: StoredStudy) -> Markup:
             what, signed(value), ends
         )
     corrupted = _corrupted(study, name)
-    into, out, verb = (
-        ("the clean prompts", f"the run of {corrupted}", "takes away")
+    out, into, verb = (
+        (f"the run of {corrupted}", "the clean run", "takes away")
         if ".noising." in name
-        else (corrupted, "the clean run", "restores")
+        else ("the clean run", f"the run of {corrupted}", "restores")
     )
     if value < LEAST:
         return Markup(
-            "Put into {}, no single part of {} that was tried {} as much as a tenth of the "
+            "Patched from {} into {}, no single part that was tried {} as much as a tenth of the "
             "difference."
-        ).format(into, out, verb)
+        ).format(out, into, verb)
     return Markup(
-        "Put into {}, one part of {} {} more of the difference than any other tried: {}, with {} "
-        "of it{}.{}"
-    ).format(into, out, verb, what, number(value), ends, _re_encoding(study, name, value))
+        "Patched from {} into {}, {} {} {} of the difference{}, more than any other part that was "
+        "tried.{}"
+    ).format(out, into, what, verb, number(value), ends, _re_encoding(study, name, value))
 
 
 def _re_encoding(study: StoredStudy, of: str, value: float) -> Markup:
@@ -259,69 +252,40 @@ def _re_encoding(study: StoredStudy, of: str, value: float) -> Markup:
     was named, on the same corrupted prompts; nothing where none does."""
     families = study.manifest.get("patch_families")
     families = families if isinstance(families, Mapping) else {}
-    found: list[tuple[float, Grid, tuple[Any, ...]]] = []
-    for name in _names(study):
-        if _parts(name)[0] != "mlp_out" or name.endswith(names.EFFECT):
+    found: list[tuple[tuple[float, bool], Grid, tuple[Any, ...]]] = []
+    for name in patch_grids(study):
+        if parts_of(name)[0] != "mlp_out" or name.endswith(names.EFFECT):
             continue
         if families.get(name) != families.get(of) or (".noising." in name) != (".noising." in of):
             continue
         try:
-            grid, _ = _cut(study, name)
+            grid, _ = cut_grid(study, name)
         except Missing:
             continue
-        size = np.where(_by_construction(grid, name), grid.values, np.nan)
+        size = np.where(by_construction(study, grid, name), grid.values, np.nan)
         if np.isfinite(size).any():
             where = tuple(np.unravel_index(int(np.nanargmax(size)), size.shape))
-            found.append((float(grid.values[where]), grid, where))
-    largest = max(found, key=lambda item: item[0], default=None)
-    if largest is None or largest[0] <= value:
+            most = round(float(grid.values[where]), 3)
+            found.append(((most, parts_of(name)[-1] == "role"), grid, where))
+    if not found:
+        return Markup("")
+    (most, _), grid, where = max(found, key=lambda item: item[0])
+    if most <= value:
         return Markup("")
     return Markup(
-        " The first MLP layers are not counted: they re-encode the changed tokens, which alone has "
-        "an effect of up to {} (mlp_out, {})."
-    ).format(number(largest[0]), _at(largest[1], largest[2]))
-
-
-def _largest(grid: Grid, name: str) -> tuple[Any, ...]:
-    """The cell with the largest effect that is neither by construction nor trivial.
-
-    Raises: Missing where there is none.
-    """
-    site = _parts(name)[0]
-    values = np.array(grid.values, dtype=float)
-    # a share below zero restores nothing; an ablation's effect counts either way
-    size = np.abs(values) if name.endswith(names.EFFECT) else values
-    if site.startswith("resid"):
-        raise Missing("the residual stream carries everything somewhere")
-    size[_by_construction(grid, name)] = np.nan
-    if not np.isfinite(size).any():
-        raise Missing("every cell is so by construction")
-    return tuple(np.unravel_index(int(np.nanargmax(size)), size.shape))
-
-
-def _by_construction(grid: Grid, name: str) -> NDArray[np.bool_]:
-    """The cells of the first MLP layers at tokens that an edit can change."""
-    site, place = _parts(name)[0], _parts(name)[-1]
-    axes = {axis.name: axis.labels for axis in grid.axes}
-    changed = np.zeros(grid.values.shape, dtype=bool)
-    if site != "mlp_out" or "layer" not in axes:
-        return changed
-    early = np.array([label in map(str, range(EARLY)) for label in axes["layer"]])
-    if place == "role":
-        changed[:] = [label in CHANGED_ROLES for label in axes["role"]]
-    elif place in ("last", "position"):
-        changed[:] = True
-    return early.reshape([-1 if a == "layer" else 1 for a in axes]) & changed
-
-
-CHANGED_ROLES = ("changed tokens", "first word", "sentence starts", "final full stop")
-"""Roles whose tokens an edit can change."""
+        " The first MLP layers are not counted at the tokens that the pairs change: there they "
+        "only re-encode these tokens, with an effect of up to {} ({})."
+    ).format(number(most), _at(grid, where, "mlp_out"))
 
 
 def _part(study: StoredStudy, name: str, grid: Grid, where: tuple[Any, ...]) -> Markup:
     """The patched component of one cell, in words; a head opens its attention pattern."""
     site = _site(name, short=True)
-    if [axis.name for axis in grid.axes] != ["layer", "head"]:
+    axes = [axis.name for axis in grid.axes]
+    if parts_of(name)[0] in LAYERS and axes[0] == "layer":
+        at = " at the last token" if axes == ["layer"] and parts_of(name)[-1] == "last" else ""
+        return Markup("<b>{}</b>{}").format(_at(grid, where, parts_of(name)[0]), at)
+    if axes != ["layer", "head"]:
         return Markup("{}, {}").format(site, _at(grid, where))
     layer, head = (axis.labels[i] for axis, i in zip(grid.axes, where, strict=True))
     return Markup("head {} ({})").format(head_button(study, layer, head), site)
@@ -336,60 +300,25 @@ def _corrupted(study: StoredStudy, name: str) -> str:
     return "the corrupted prompts" + (f" (edit: “{clean(family)}”)" if family else "")
 
 
-def _cut(study: StoredStudy, name: str) -> tuple[Grid, tuple[Any, ...]]:
-    """A patch grid at the main contrast, in at most two dimensions, and its largest cell."""
-    grid = study.grid(name)
-    for axis in grid.axes:
-        if axis.name == "contrast":
-            grid = grid.select(contrast=study.contrast)
-        elif len(axis) == 1:
-            grid = grid.select(**{axis.name: axis.labels[0]})
-    names = [axis.name for axis in grid.axes]
-    if names[:2] == ["layer", "head"] and len(names) == 3:
-        grid = by_head(grid, MOST_HEADS)
-    if names == ["neuron"]:
-        order = np.argsort(-np.nan_to_num(np.abs(grid.values)), kind="stable")
-        grid = grid.take("neuron", [grid.axes[0].labels[i] for i in order])
-    if not 1 <= len(grid.axes) <= 2 or grid.axes[-1].name == "prompt":
-        raise Missing(f"“{name}” has axes that no figure was made for")
-    if not np.isfinite(grid.values).any():
-        raise Missing(f"nothing of “{name}” could be measured")
-    where = np.unravel_index(int(np.nanargmax(np.abs(grid.values))), grid.values.shape)
-    return grid, tuple(where)
+LAYERS = {"attn_out": attn, "mlp_out": mlp}
+"""The sites whose activation in one layer is a component, and how that is spelled."""
 
 
-def by_head(grid: Grid, most: int | None = None) -> Grid:
-    """(layer, head, place) as (head, place), in layer order; only the largest if there are more."""
-    layers, heads, place = grid.axes
-    flat = grid.values.reshape(-1, len(place))
-    size = np.nan_to_num(np.abs(flat)).max(1)
-    rows = np.sort(np.argsort(-size, kind="stable")[:most])
-    labels = [f"{a}.{b}" for a in layers.labels for b in heads.labels]
-
-    def cut(array: Any) -> Any:
-        return None if array is None else array.reshape(-1, len(place))[rows]
-
-    return replace(
-        grid,
-        values=cut(grid.values),
-        lower=cut(grid.lower),
-        upper=cut(grid.upper),
-        n=cut(grid.n),
-        axes=(Axis("head", tuple(labels[i] for i in rows)), place),
-        about=f"{grid.about} The {len(rows)} heads with the largest effects of {len(labels)}."
-        if len(rows) < len(labels)
-        else grid.about,
-    )
-
-
-def _at(grid: Grid, where: tuple[Any, ...]) -> str:
+def _at(grid: Grid, where: tuple[Any, ...], site: str = "") -> str:
+    """A cell's labels: "layer 3, last token", or "attn 3, last token" for a site of `LAYERS`."""
+    labels = [(axis.name, clean(axis.labels[i])) for axis, i in zip(grid.axes, where, strict=True)]
+    spelled = LAYERS.get(site)
     return ", ".join(
-        ("" if axis.name == "role" else f"{axis.name} ") + clean(axis.labels[i])
-        for axis, i in zip(grid.axes, where, strict=True)
+        spelled(int(label))
+        if spelled is not None and axis == "layer" and label.isdigit()
+        else label
+        if axis == "role"
+        else f"{axis} {label}"
+        for axis, label in labels
     )
 
 
-def _told(grid: Grid, name: str, where: tuple[Any, ...]) -> Markup:
+def _told(study: StoredStudy, grid: Grid, name: str, where: tuple[Any, ...]) -> Markup:
     """The largest effect; one that is so by construction is not the first that is named."""
 
     def said(cell: tuple[Any, ...]) -> tuple[str, str, str]:
@@ -397,29 +326,30 @@ def _told(grid: Grid, name: str, where: tuple[Any, ...]) -> Markup:
         return signed(value, digits([value])), _ends(grid, cell), _at(grid, cell)
 
     try:
-        telling = where if _parts(name)[0].startswith("resid") else _largest(grid, name)
+        telling = largest(study, grid, name)
     except Missing:
         telling = where
     size, ends, at = said(telling)
-    if telling == where or grid.values[telling] <= 0:
+    trivial = by_construction(study, grid, name)[where]
+    if telling == where or not trivial or grid.values[telling] <= 0:
         size, ends, at = said(where)
         return paragraph(
             "Patching {}: the largest effect is {}{} at {}.", _site(name), size, ends, at
         )
     early, _, there = said(where)
     return paragraph(
-        "Patching {}: the largest effect is {}{} at {}. The first layers, which read in the tokens "
-        "that differ, carry them by construction (up to {} at {}).",
+        "Patching {}: the largest effect is {}{} at {}, apart from the first layers at the tokens "
+        "that the pairs change, which re-encode these tokens (up to {} at {}).",
         *(_site(name), size, ends, at, early, there),
     )
 
 
 def _patch(study: StoredStudy, name: str) -> list[Block]:
-    grid, where = _cut(study, name)
+    grid, where = cut_grid(study, name)
+    words = _told(study, grid, name, where)
     grid = _with_tokens(study, grid)
     best, at, ends = float(grid.values[where]), _at(grid, where), _ends(grid, where)
     size = signed(best, digits([best]))
-    words = _told(grid, name, where)
     if best == 0:
         words = paragraph("Patching {} changes nothing anywhere.", _site(name))
     by_role = "role" in (axis.name for axis in grid.axes)
@@ -463,7 +393,7 @@ def _caption(study: StoredStudy, name: str, grid: Grid) -> str:
             " A random sample of cells recomputed with a full forward pass differs by at most "
             f"{number(grid.error['gap'])}."
         )
-    if _parts(name)[0].startswith("resid"):
+    if parts_of(name)[0].startswith("resid"):
         about += (
             " The residual stream carries all of the difference somewhere in every layer, late at "
             "the last token by construction: what this shows is where it moves."
@@ -513,10 +443,6 @@ def _without_empty_roles(grid: Grid) -> Grid:
     return grid.take("role", keep) if 0 < len(keep) < len(labels) else grid
 
 
-EMPTY = 0.005
-"""Share of the difference: a role with smaller effects in every row is not drawn."""
-
-
 PLACES = {
     "role": "by role",
     "position": "by position",
@@ -527,7 +453,7 @@ PLACES = {
 
 def _site(name: str, *, short: bool = False) -> Markup:
     """A patch grid's name in words: "attn_out by role"; short, "attn_out" beside a role."""
-    parts = _parts(name)
+    parts = parts_of(name)
     place = PLACES.get(parts[-1]) if len(parts) > 1 else None
     site = ".".join(parts[:-1] if place else parts)
     noising = "" if f".{names.NOISING}" not in name else " (noising)"
@@ -535,30 +461,6 @@ def _site(name: str, *, short: bool = False) -> Markup:
     place_named = short and parts[-1] in ("role", "position")
     words = f" {place}" if place and not place_named else ""
     return Markup("<code>{}</code>{}{}").format(clean(site), words, "" if short else noising)
-
-
-def _parts(name: str) -> list[str]:
-    name = name.removeprefix(names.PATCHING).removeprefix(names.NOISING)
-    return name.removesuffix(names.MEAN).removesuffix(names.EFFECT).split(".")
-
-
-ORDER = (
-    "resid_pre",
-    "resid_mid",
-    "resid_post",
-    "attn_out",
-    "mlp_out",
-    "z",
-    "q",
-    "k",
-    "v",
-    "pattern",
-)
-
-
-def _rank(name: str) -> tuple[bool, int, str]:
-    site = _parts(name)[0]
-    return f".{names.NOISING}" in name, ORDER.index(site) if site in ORDER else len(ORDER), name
 
 
 def _opens(grid: Grid) -> Literal["cell", "row"] | None:

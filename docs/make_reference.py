@@ -135,16 +135,11 @@ class Parameter:
         elif bool in kinds:
             name = ", ".join(decls)
         else:
-            name = ", ".join(f"{d} {info.metavar or _value(kinds)}" for d in decls)
+            name = ", ".join(f"{d} {info.metavar}" for d in decls)
         default = parameter.default
         required = default is inspect.Parameter.empty
         shown = "" if required or default is None or default is False else f"`{default}`"
         return cls(name, _prose(info.help or ""), shown, required, option)
-
-
-def _value(kinds: set[Any]) -> str:
-    names = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
-    return next((names[kind] for kind in kinds if kind in names), "TEXT")
 
 
 def _first(function: Callable[..., object]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from casestudy import cli
 from casestudy.cli.printing import in_options
 from tests.helpers import call
 
@@ -193,6 +194,20 @@ def test_help_answers_without_torch() -> None:
     assert done.returncode == 0, done.stderr
     assert "predict" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_help_leaves_half_of_a_narrow_terminal_to_the_explanations(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in cli.COMMANDS:
+        status, out, _ = call(capsys, command.__name__, "--help")
+        assert status == 0
+        lines = out.splitlines()
+        assert max(map(len, lines)) <= 80
+        options = lines[next(i for i, line in enumerate(lines) if " Options " in line) :]
+        (help_line,) = (line for line in options if "--help" in line)
+        assert help_line.index("Show") <= 52, command
 
 
 def test_control_characters_are_shown_not_sent(

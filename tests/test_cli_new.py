@@ -59,5 +59,5 @@ def test_white_space_at_a_prompts_end_is_visible(
     options = ("-a", "He", "-c", "he", "--model", model, "--out", str(tmp_path / "x.toml"))
     status, out, err = call(capsys, "new", "It was late. ", *options)
     assert status == 0, err
-    assert "after It was late.·," in out
+    assert "after “It was late.·”" in out
     assert "it was late.·" in out

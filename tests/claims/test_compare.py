@@ -1,6 +1,7 @@
 """Two studies side by side: what is the same, what differs, and what only one of them has."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -285,12 +286,23 @@ def test_the_command_prints_what_it_found(
     assert "logit_difference counterpart" in out
     assert "intervals leave out zero" in " ".join(out.split())
     without = sum(row["lower"] is None for row in found["rows"])
-    assert (f"{without} differences have no interval" in out) == (without > 0)
+    assert (f"{without} differences have no interval" in " ".join(out.split())) == (without > 0)
     assert "checkpoints of one model" in " ".join(err.split())
 
     status, out, err = call(capsys, "compare", folders[0])
     assert (status, out) == (2, "")
-    assert "Allowed: two studies' folders, or --model" in " ".join(err.split())
+    assert "1 study and no --model. Allowed: two studies' folders, or" in " ".join(err.split())
+
+
+def test_rows_without_a_difference_are_counted_and_not_shown(
+    studies: tuple[Study, Study], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(studies[0].store.folder)
+    status, out, _ = call(capsys, "compare", folder, folder)
+    assert status == 0
+    assert re.search(r"^All \d+ other cells are equal in A and B", out, re.MULTILINE)
+    assert "differs most" not in out
+    assert "what differs" not in out
 
 
 def test_rounding_is_no_difference_and_one_model_is_said_to_be_one(

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from casestudy import cli
 from casestudy.errors import ModelError, ServeError, StudyError
+from tests.show import studies
 from tests.show.serving import Served, serving
 
 ASKED = {"prompt": "It was late. He slept.", "corrupted": "It was late, he slept."}
@@ -90,6 +91,15 @@ def test_what_cannot_be_served_is_said_before_anything_is(tmp_path: Path) -> Non
         ended = CliRunner().invoke(cli.app, ["serve", *arguments])
         assert isinstance(ended.exception, error)
         assert ended.stdout == ""
+
+
+def test_a_study_whose_model_was_a_folder_elsewhere_asks_for_its_path(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    studies.write(folder, model={"name": "my-checkpoint"})
+    ended = CliRunner().invoke(cli.app, ["serve", str(folder)])
+    assert isinstance(ended.exception, ModelError)
+    for words in ("the study's model 'my-checkpoint'", "keeps no path", "--model PATH"):
+        assert words in str(ended.exception)
 
 
 @dataclass

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from casestudy.results.result import Axis, Grid, Table
 from casestudy.results.stats import mean_over_prompts
 from casestudy.show import wording
+from casestudy.show.blocks import Listing
 from casestudy.show.report import write_report
 from casestudy.show.sections import circuit, summary
 from casestudy.show.stored import StoredStudy
-from casestudy.show.text import percent, visible
+from casestudy.show.text import clean, percent, visible
 from casestudy.show.weighed import weighed
 from casestudy.show.wording import Mean
 from casestudy.study.store import Store
@@ -247,6 +248,19 @@ def test_what_the_card_says_of_a_circuit_is_read_and_not_derived_anew(tmp_path: 
     said = said.replace("\u00a0", " ")
     assert "finds circuits of that size that carry 40 %" in said
     assert "with 5.0 % of the edges, the circuit by the same scores carries 30 %" in said
+
+
+def test_a_circuits_sizes_are_whole_numbers_in_a_table(tmp_path: Path) -> None:
+    axes = (Axis("method", ("eap", "relp")), Axis("proportion", ("0.01", "1")))
+    found = [
+        Grid("circuit.faithfulness", np.array([[0.4, 1.0], [0.2, 1.0]]), axes, "share"),
+        Grid("circuit.sizes", np.array([[17.0, 3628.0], [23.0, 3629.0]]), axes, "edges"),
+    ]
+    store = studies.write(tmp_path / "s", [*studies.ledger(4), *found])
+    table = circuit.faithfulness(StoredStudy.read(store))[-1]
+    assert isinstance(table, Listing)
+    shown = [[clean(cell) for cell in row] for row in table.rows]
+    assert shown == [["1.0\u00a0%", "17", "23"], ["100\u00a0%", "3,628", "3,629"]]
 
 
 def test_a_circuit_of_every_part_is_not_said_to_have_some(tmp_path: Path) -> None:

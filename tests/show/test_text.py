@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from casestudy.show.text import (
     clean,
     columns,
+    how_they_differ,
     interval,
     number,
     ordinal,
@@ -98,6 +99,16 @@ def test_labels_that_differ_are_cut_so_that_they_differ(labels: list[str], width
     assert all(columns(text) <= width for text in cut)
     assert len(set(cut)) == len(set(labels))
     assert all(text == label for label, text in zip(labels, cut, strict=True) if len(label) < 9)
+
+
+@given(st.lists(st.text(max_size=30), max_size=9), st.lists(st.text(max_size=30), max_size=9))
+def test_two_values_that_differ_are_shown_so_that_they_differ(a: list[str], b: list[str]) -> None:
+    for one, other in ((a, b), ("".join(a), "".join(b)), (len(a), len(b))):
+        shown = how_they_differ(one, other, 24)
+        assert max(map(columns, shown)) <= 24
+        if one != other and not isinstance(one, list):
+            assert shown[0] != shown[1]
+    assert how_they_differ(["lens", "circuit"], ["circuit"], 24) == ("lens", "—")
 
 
 def test_what_labels_share_is_cut_before_what_tells_them_apart() -> None:

@@ -14,12 +14,13 @@ from casestudy.behaviour.counterfactual import Counterfactual, Score
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.circuits.card import read_card
 from casestudy.circuits.evidence import Choices, choices_of
+from casestudy.engine.batch import run_whole
 from casestudy.errors import MeasureError, StudyError
 from casestudy.measure.metrics import NAMES, Kind
 from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.results.result import Grid
-from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, _units
+from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, _units, circuit_pairs
 from casestudy.study.settings import Search, Settings
 from casestudy.study.study import open_study, study
 
@@ -125,6 +126,11 @@ def test_where_there_is_none_a_study_says_so_and_a_search_fails(
             only=ONLY,
             settings=Settings(search=Search(family="names swapped")),
         )
+    batch = run_whole(tiny, behaviour(TEXTS[:2]), [])
+    with pytest.raises(MeasureError, match=r"no kind of edit .* is called 'swops'\. Allowed: "):
+        circuit_pairs(batch, family="swops")
+    with pytest.raises(MeasureError, match=r"one pair .* and a circuit needs two"):
+        circuit_pairs(run_whole(tiny, one, []))
     with pytest.raises(MeasureError, match="rank 'best'"):
         choices_of(rank="best")
 

@@ -82,6 +82,11 @@ def test_another_study_is_refused_saying_what_differs(tmp_path: Path) -> None:
     other = MANIFEST | {"model": {"name": "a", "weight_hash": "b"}}
     with pytest.raises(StudyError, match=r'model\.weight_hash: stored .*, now "b"'):
         Store.create_or_resume(tmp_path, other, ("model", "settings"))
+    other |= {"settings": {f"entry {i}": i for i in range(30)}}
+    with pytest.raises(StudyError, match=r"now \d+; and \d\d other entries differ\.") as refused:
+        Store.create_or_resume(tmp_path, other, ("settings", "model"))
+    assert "model.weight_hash" in str(refused.value)
+    assert len(str(refused.value)) < 600
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:

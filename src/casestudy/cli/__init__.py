@@ -12,7 +12,9 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, NoReturn
+from inspect import unwrap
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -73,8 +75,32 @@ def _stopped(command: str) -> NoReturn:
     raise SystemExit(130) from None
 
 
+_VALUES = {int: "N", float: "X", Path: "PATH", bool: ""}
+"""How help names a value by its type; others are TEXT."""
+
+
+def short_values(command: Callable[..., None]) -> Callable[..., None]:
+    """The command; help names its options' values in a few letters.
+
+    typer's own names (`<int range>`) leave the explanations 20 of 80 columns.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    for hint in hints.values():
+        for info in getattr(hint, "__metadata__", ()):
+            if isinstance(info, typer.models.OptionInfo) and info.metavar is None:
+                kinds = [get_origin(kind) or kind for kind in _kinds(hint.__origin__)]
+                info.metavar = next((_VALUES[kind] for kind in kinds if kind in _VALUES), "TEXT")
+    unwrap(command).__annotations__ = command.__annotations__ = hints  # typer may read either
+    return command
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types of a value: those of a union, or the one."""
+    return get_args(hint) if get_origin(hint) is not list and get_args(hint) else (hint,)
+
+
 for command in COMMANDS:
-    app.command()(stoppable(command))
+    app.command()(stoppable(short_values(command)))
 
 
 def wait_asleep() -> None:

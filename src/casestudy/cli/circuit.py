@@ -28,7 +28,7 @@ from casestudy.cli.options import (
     read_model,
     saying_notices,
 )
-from casestudy.cli.printing import decimal, interval, print_json, print_table
+from casestudy.cli.printing import decimal, interval, print_json, print_table, print_words
 from casestudy.cli.progress import ProgressBar
 from casestudy.results import names
 
@@ -212,8 +212,9 @@ def _find_edges(
         paths = {name: str(file) for name, file in files.items()}
         print_json("circuit", _judged_by(finished) | _tables(finished) | paths)
         return
-    title = f"{behaviour.name} on {model.name}: the circuit, judged by {_spoken(finished)}"
-    _print_circuit(title, **_tables(finished))
+    print_words(_sentence(finished))
+    print()
+    _print_circuit(f"{behaviour.name} on {model.name}: the circuit’s evidence", **_tables(finished))
     for name, file in files.items():
         print(f"{name}: {file}")
 
@@ -232,22 +233,26 @@ def _judged_by(study: Study) -> dict[str, Any]:
     return {key: about[key] for key in keys if key in about}
 
 
-def _spoken(study: Study) -> str:
-    about = _judged_by(study)
-    if "metric_name" not in about:  # of a study that was stored before cards named it
-        return str(about.get("unit", "its metric"))
-    return (
-        f"{about['metric_name']} ({about['unit']}): {about['mean_clean']:.3f} in the clean runs, "
-        f"{about['mean_corrupted']:.3f} in the corrupted ones"
-    )
+def _sentence(study: Study) -> str:
+    """The report's paragraph on the circuit."""
+    from casestudy.show.sections.circuit import sentence
+    from casestudy.show.sections.summary import plain
+    from casestudy.show.stored import StoredStudy
+
+    return plain(sentence(StoredStudy.read(study.store)))
 
 
 def _print_circuit(title: str, figures: list[dict[str, Any]], edges: list[dict[str, Any]]) -> None:
     print_table(
         title, ("figure", "value", "95 % interval", "pairs"), [_figure_row(row) for row in figures]
     )
+    areas = {row["figure"].partition(" ")[0]: row["about"] for row in figures}
+    for area in ("CPR", "CMD"):
+        if area in areas:
+            print_words(f"{area} is the {areas[area]}.")
+    print()
     print_table(
-        "its strongest edges",
+        "its strongest edges, with their scores by attribution and by exact patching",
         ("edge", "score", "exact"),
         [
             (

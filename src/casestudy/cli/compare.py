@@ -25,18 +25,19 @@ from casestudy.cli.options import (
 )
 from casestudy.cli.printing import (
     bar,
-    brief,
     decimal,
     escape,
     finite,
     interval,
     print_json,
     print_table,
+    print_words,
     say,
     write_figure,
 )
 from casestudy.cli.progress import ProgressBar
 from casestudy.errors import CasestudyError
+from casestudy.show.text import count, how_they_differ
 
 if TYPE_CHECKING:
     from casestudy.claims.check import Checked, Outcome
@@ -53,7 +54,7 @@ def compare(
     studies: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[A B | BEHAVIOUR]",
+            metavar="A B | BEHAVIOUR",
             help="Two studies' folders; or, with --model, a preset or a behaviour file.",
         ),
     ] = None,
@@ -91,8 +92,8 @@ def compare(
     if not model:
         if len(given) != 2:
             raise CasestudyError(
-                f"{len(given)} studies and no --model",
-                allowed="two studies' folders, or --model with --revisions",
+                f"{count(len(given), 'study', 'studies')} and no --model",
+                allowed="two studies' folders, or a behaviour with --model given twice or more",
             )
         _compare_two(given[0], given[1], two_samples, page_name(out), top, as_json)
         return
@@ -143,7 +144,8 @@ def check(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A TOML file of findings; docs/checking-explanations.md has the format."
+            metavar="FILE",
+            help="A TOML file of findings; docs/checking-explanations.md has the format.",
         ),
     ],
     model: Annotated[
@@ -199,14 +201,16 @@ def _print_comparison(comparison: Comparison, top: int) -> None:
         print(f"{side}: {study}, {folder}")
     for note in comparison.notes:
         say(escape(note))
+    differing = comparison.differs.rows()
     print_table(
-        "",
-        ("what differs", "A", "B"),
-        [(row["what"], brief(row["a"]), brief(row["b"])) for row in comparison.differs.rows()],
+        "" if differing else "The two manifests name the same model, behaviour and settings.",
+        ("what differs", "A", "B") if differing else (),
+        [(row["what"], *how_they_differ(row["a"], row["b"], 24)) for row in differing],
     )
     n = comparison.prompts
     how = "each compared with itself" if comparison.paired else "compared as two samples"
-    print(f"{n['both']} prompts in both, {n['a']} in A alone, {n['b']} in B alone: {how}\n")
+    print_words(f"{n['both']} prompts in both, {n['a']} in A alone, {n['b']} in B alone: {how}")
+    print()
     _print_differences(comparison.rows.rows(), top)
     _say_what_is_absent(comparison)
 
@@ -214,25 +218,41 @@ def _print_comparison(comparison: Comparison, top: int) -> None:
 def _print_differences(rows: list[dict[str, Any]], top: int) -> None:
     headline = [row for row in rows if row["measurement"] == "logit_difference"]
     others = [row for row in rows if row["measurement"] != "logit_difference"]
+    differ = [row for row in others if not _equal(row)]
     for title, chosen in (
         ("mean logit difference by contrast", headline),
-        (f"what else differs most, for its measurement ({len(others)} cells)", others[:top]),
+        (
+            f"what else differs most, for its measurement (of {len(differ):,} cells that differ)",
+            differ[:top],
+        ),
     ):
         if chosen:
             columns = ("cell", "A", "B", "B − A", "95 % interval", "n")
             print_table(title, columns, [_difference_row(row) for row in chosen])
             print()
+    if len(differ) < len(others):
+        same = "All" if not differ else f"{len(others) - len(differ):,} of the"
+        print_words(f"{same} {len(others):,} other cells are equal in A and B up to rounding.")
     clear = sum(row["clear"] for row in rows)
     known = sum(row["lower"] is not None for row in rows)
-    print(
-        f"{clear} of {known} intervals leave out zero; where nothing differs, about "
-        f"{known / 20:.0f} would."
+    print_words(
+        f"{clear:,} of {known:,} intervals leave out zero; where nothing differs, about "
+        f"{known / 20:,.0f} would."
     )
     if known < len(rows):
-        print(
-            f"{len(rows) - known} differences have no interval: too few prompts (a share needs 3, "
-            "another mean 2), or a figure of all prompts together."
+        print_words(
+            f"{len(rows) - known:,} differences have no interval: too few prompts (a share needs "
+            "3, another mean 2), or a figure of all prompts together."
         )
+
+
+ROUNDING = 1e-5
+"""Of the larger value: differences within it are of rounding."""
+
+
+def _equal(row: dict[str, Any]) -> bool:
+    a, b = row["a"], row["b"]
+    return bool(a == b or abs(a - b) <= ROUNDING * max(abs(a), abs(b)))
 
 
 def _difference_row(row: dict[str, Any]) -> tuple[str, ...]:

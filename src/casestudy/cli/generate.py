@@ -36,7 +36,7 @@ PAGE, BEHAVIOUR = "generated.html", "generated.toml"
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
     model: ModelOption = "tiny",
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="At most so many tokens.")] = 20,
     temperature: Annotated[

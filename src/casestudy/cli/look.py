@@ -34,7 +34,7 @@ from casestudy.cli.options import (
 )
 from casestudy.cli.printing import escape, gap, print_json, print_table, say, write_figure
 from casestudy.cli.progress import ProgressBar
-from casestudy.errors import CasestudyError, one_of
+from casestudy.errors import CasestudyError, ModelError, one_of
 from casestudy.show.text import visible
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
     model: ModelOption = "tiny",
     answer: Annotated[
         list[str] | None, typer.Option("--answer", "-a", help="Score this answer; repeatable.")
@@ -150,11 +150,14 @@ SiteOption = Annotated[
 
 
 def patch(
-    clean: Annotated[str, typer.Argument(help="The prompt that shows the behaviour.")],
+    clean: Annotated[
+        str, typer.Argument(metavar="CLEAN", help="The prompt that shows the behaviour.")
+    ],
     corrupted: Annotated[
         str,
         typer.Argument(
-            help="The same prompt, changed so that the behaviour is gone; as many tokens."
+            metavar="CORRUPTED",
+            help="The same prompt, changed so that the behaviour is gone; as many tokens.",
         ),
     ],
     site: SiteOption = "resid_pre",
@@ -317,7 +320,8 @@ def _print_patched(
 
 def serve(
     study: Annotated[
-        Path | None, typer.Argument(help="A study's folder: its prompts and its model.")
+        Path | None,
+        typer.Argument(metavar="STUDY", help="A study's folder: its prompts and its model."),
     ] = None,
     model: Annotated[
         str | None,
@@ -342,7 +346,16 @@ def serve(
     picks = None if study is None else study_prompts_of(study)
     name = model or (picks.model if picks else "") or "tiny"
     dtype = dtype or (picks.dtype if picks else "") or "float32"
-    loaded = read_model(name, device, dtype, picks.bos if picks and bos is None else bos, special)
+    start = picks.bos if picks and bos is None else bos
+    try:
+        loaded = read_model(name, device, dtype, start, special)
+    except ModelError as error:
+        if model or not (picks and picks.model):
+            raise
+        raise ModelError(
+            f"the study's model {name!r} cannot be loaded by its name alone: {error.came}",
+            hint="A study keeps no path of its model's folder or file: give it with --model PATH",
+        ) from error
     serve(
         loaded,
         picks=picks,

@@ -28,7 +28,7 @@ from casestudy.cli.options import (
 )
 from casestudy.cli.printing import escape, preference, print_json, print_table, say
 from casestudy.errors import CasestudyError
-from casestudy.show.text import clean, prompt_excerpt, visible
+from casestudy.show.text import clean, percent, prompt_excerpt, visible
 
 if TYPE_CHECKING:
     from casestudy.measure.partners import Partner
@@ -140,7 +140,8 @@ def presets(as_json: JsonOption = False) -> None:
     print_table(
         "", ("preset", "prompts", "question"), [(b.name, str(len(b)), b.question) for b in found]
     )
-    say("To run one: casestudy run NAME. For a question of your own: casestudy new --help.")
+    say("To run one:                  casestudy run NAME")
+    say("For a question of your own:  casestudy new --help")
 
 
 def _slug(prompt: str) -> str:
@@ -221,9 +222,9 @@ def _print_standing(prompt: str, model: str, scores: list[AnswerScore], differen
     rows = []
     for side, score in zip(_SIDES, scores, strict=True):
         one = score.standing()
-        rows.append((side, visible(one["token"]), str(one["rank"]), f"{one['prob']:.2%}"))
+        rows.append((side, visible(one["token"]), str(one["rank"]), percent(one["prob"])))
     print_table(
-        f"after {prompt_excerpt(prompt, 200)}, {model}", ("", "token", "rank", "probability"), rows
+        f"{model} after “{prompt_excerpt(prompt, 200)}”", ("", "token", "rank", "probability"), rows
     )
     sides = [score.tokens[0].label for score in scores]
     print(f"{preference(model, sides, difference)}\n")
@@ -234,8 +235,8 @@ def _print_offers(offers: tuple[Partner, ...]) -> None:
         say("No corrupted prompt of as many tokens is known: write your own into the file.")
         return
     print_table(
-        "corrupted prompts of as many tokens, and the logit difference that each leaves",
-        ("corrupted prompt", "edit", "logits", "left"),
+        "corrupted prompts: their logit difference, and its share of the prompt's own",
+        ("corrupted prompt", "edit", "logits", "share"),
         [
             (
                 prompt_excerpt(offer.text, 200),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from casestudy.model.model import Model
 
 BehaviourArgument = Annotated[
-    str, typer.Argument(metavar="[PRESET|FILE]", help="A preset's name or a behaviour file.")
+    str, typer.Argument(metavar="PRESET|FILE", help="A preset's name or a behaviour file.")
 ]
 ModelOption = Annotated[
     str,
@@ -104,7 +104,9 @@ TimeOption = Annotated[
 MemoryOption = Annotated[
     str, typer.Option(help="Memory that patching may use, such as 500MB or 2GB.")
 ]
-PromptArgument = Annotated[str, typer.Argument(help="The text after which the model chooses.")]
+PromptArgument = Annotated[
+    str, typer.Argument(metavar="PROMPT", help="The text after which the model chooses.")
+]
 TopOption = Annotated[
     int, typer.Option(min=1, help="How many rows to show, those with the largest values first.")
 ]

@@ -46,6 +46,14 @@ def print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, 
     console.print(table)
 
 
+def print_words(text: str) -> None:
+    """A sentence on stdout, broken between words where the line ends."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(highlight=False).print(Text(text))
+
+
 def say(text: str) -> None:
     """A line for the person at the terminal, on stderr; square brackets are rich's markup."""
     from rich.console import Console
@@ -124,12 +132,6 @@ def bar(value: float, largest: float, width: int = 20) -> str:
     half = width // 2
     left, right = (filled, 0) if value < 0 else (0, filled)
     return " " * (half - left) + "█" * left + "│" + "█" * right
-
-
-def brief(value: Any) -> str:
-    """A value in at most 24 characters, its middle left out."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 24 else f"{text[:11]}…{text[-12:]}"
 
 
 def preference(model: str, sides: Sequence[str], difference: float, unit: str = "logits") -> str:

@@ -40,6 +40,7 @@ from casestudy.cli.printing import (
     interval,
     print_json,
     print_table,
+    print_words,
     say,
 )
 from casestudy.cli.progress import ProgressBar
@@ -150,13 +151,9 @@ def _summary(study: Study) -> list[str]:
 
 
 def _print_summary(summary: list[str]) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False)
     for sentence in summary:
-        console.print(Text(sentence))
-        console.print()
+        print_words(sentence)
+        print()
 
 
 def _grounds(study: Study) -> dict[str, Any]:

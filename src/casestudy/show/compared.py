@@ -7,7 +7,6 @@ manifests differ, and what could not be compared. Like the report it loads nothi
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,15 @@ from casestudy.show import marks
 from casestudy.show.blocks import Absent, Block, Figure, Listing, Section, columns_of, paragraph
 from casestudy.show.page import environment
 from casestudy.show.report import frame
-from casestudy.show.text import clean, count, interval, number, shorten, signed
+from casestudy.show.text import (
+    clean,
+    count,
+    how_they_differ,
+    interval,
+    number,
+    shorten,
+    signed,
+)
 from casestudy.show.weighed import form_of
 
 MOST = 20
@@ -216,11 +223,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Listing:
 
 
 def _manifests(found: Comparison) -> Listing:
-    def brief(value: object) -> str:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return shorten(clean(text), 60)
-
-    rows = [(clean(r["what"]), brief(r["a"]), brief(r["b"])) for r in found.differs.rows()]
+    rows = [(clean(r["what"]), *how_they_differ(r["a"], r["b"], 60)) for r in found.differs.rows()]
     return Listing(
         "Entries of manifest.json that are not the same",
         ("entry", "A", "B"),

@@ -7,6 +7,7 @@ sensible number of digits. Escaping for HTML is markupsafe's, applied where a te
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import unicodedata
@@ -118,6 +119,20 @@ def _from(label: str, start: int, width: int) -> str:
     while head and columns(head) + 1 + columns(rest) > width:
         head = head[:-1]
     return f"{head.rstrip()}…{rest.lstrip()}"
+
+
+def how_they_differ(one: object, other: object, width: int) -> tuple[str, str]:
+    """Two values that differ, each in `width` columns; of two lists, what only the one has."""
+    if isinstance(one, list) and isinstance(other, list):
+        only = ([x for x in a if x not in b] for a, b in ((one, other), (other, one)))
+        if any(sides := [", ".join(map(str, found)) for found in only]):
+            first, second = (shorten(clean(side), width) or "—" for side in sides)
+            return first, second
+    texts = [
+        clean(x if isinstance(x, str) else json.dumps(x, ensure_ascii=False)) for x in (one, other)
+    ]
+    first, second = told_apart(texts, width)
+    return first, second
 
 
 def excerpt(text: object, width: int) -> str:

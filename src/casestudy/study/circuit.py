@@ -292,8 +292,11 @@ def circuit_pairs(
     if family is not None:
         usable = [s for s in usable if s.family == family]
         if not usable:
+            known = any(found.family == family for found in scores)
             raise MeasureError(
-                f"the family {family!r} has no two pairs of equal length",
+                f"the family {family!r} has no two pairs of equal length"
+                if known
+                else f"no kind of edit of these prompts is called {family!r}",
                 allowed=", ".join(s.family for s in scores if s.n >= 2) or "no family here",
             )
     if not usable:

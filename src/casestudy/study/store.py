@@ -151,9 +151,13 @@ class Store:
                 # how it was named and where it was read from; the weights' hash says which it is
                 if where not in ("model.name", "model.source")
             ]
+            different.sort(key=lambda said: not said.startswith(_SAID_FIRST))
             if different:
+                more = len(different) - MOST_SAID
                 raise StudyError(
-                    f"{folder} holds another study; " + "; ".join(different),
+                    f"{folder} holds another study; "
+                    + "; ".join(different[: MOST_SAID + (more == 1)])
+                    + (f"; and {more} other entries differ" if more > 1 else ""),
                     hint="Give another --out, or remove that folder",
                 )
             return store
@@ -423,6 +427,11 @@ def merge_grids(parts: Iterable[Grid], summed: bool) -> Grid:
         return concatenate([first, *rest])
     # of the model or of one prompt: every chunk that has it has the same
     return first
+
+
+MOST_SAID = 4
+"""Entries of manifests that an error names."""
+_SAID_FIRST = ("model.", "behaviour.name", "measurements", "settings.")
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

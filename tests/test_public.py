@@ -55,6 +55,7 @@ OWN = {
         "score_answer": "answer",
         "choose_answers": "logits",
     },
+    "part": "part",
 }
 """The one thing beside its subject that a call may name by position."""
 OTHERWISE = {

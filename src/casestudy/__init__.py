@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from casestudy.measure.head_scores import head_profile
     from casestudy.measure.ledger import ledger
     from casestudy.measure.lens import lens, lens_by_role, logit_lens
+    from casestudy.measure.part_card import part
     from casestudy.measure.patching import Pairs, ablate, patch
     from casestudy.measure.patching_prompts import patch_prompts
     from casestudy.measure.predictions import logit_difference, predictions, score_answer
@@ -97,6 +98,7 @@ _ROOMS = {
     "casestudy.circuits.edge_patching": ("patch_edges",),
     "casestudy.circuits.edge_scores": ("attribute_edges",),
     "casestudy.circuits.graph": ("Circuit", "Graph"),
+    "casestudy.measure.part_card": ("part",),
     "casestudy.measure.patching": ("Pairs", "ablate", "patch"),
     "casestudy.circuits.neuron_card": ("neuron_circuit",),
     "casestudy.circuits.neuron_circuit": ("NeuronChoices",),
@@ -173,6 +175,7 @@ __all__ = [
     "neuron_attribution",
     "neuron_circuit",
     "open_study",
+    "part",
     "patch",
     "patch_edges",
     "patch_prompts",

@@ -63,6 +63,7 @@ __all__ = [
     "Sides",
     "ablate",
     "counterfactual_table",
+    "donors",
     "neurons",
     "neurons_by_gradient",
     "pairs_of",
@@ -254,7 +255,7 @@ def ablate(
     source: Values | Tokens
     sides = Sides(tokens, tokens, roles, roles, ("", ""))
     if kind == "resample":
-        order = list(_partners(len(tokens), budget.seed) if partners is None else partners)
+        order = list(donors(len(tokens), budget.seed) if partners is None else partners)
         source = tokens[order]
         donor_roles = None if roles is None else [roles[i] for i in order]
         sides = Sides(tokens, source, roles, donor_roles, ("", ""))
@@ -297,8 +298,11 @@ def _zero(model: Model) -> Values:
     return lambda site, layer, prompts, positions: zero
 
 
-def _partners(n: int, seed: int) -> list[int]:
-    """Each prompt's donor: the next one in a random cycle, so never the prompt itself."""
+def donors(n: int, seed: int) -> list[int]:
+    """Each prompt's donor: the next one in a random cycle, so never the prompt itself.
+
+    Raises: MeasureError for a single prompt.
+    """
     if n < 2:
         raise MeasureError("one prompt has no other to resample from", allowed="two or more")
     order = list(range(n))

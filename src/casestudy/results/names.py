@@ -176,6 +176,33 @@ NEURON_CIRCUIT_LAYERS = "neuron_circuit.layers"
 NEURON_CIRCUIT_EDGES = "neuron_circuit.edges"
 """A row per edge between the first nodes, strongest first: its score by RelP."""
 
+# The card of one part: a head, a neuron or a direction.
+
+PART_CONTEXTS = "part.contexts"
+"""A row per context of the corpus, the strongest of each group first, then a sample by quantile."""
+PART_VALUES = "part.values"
+"""A row per quantile of the part's activity over the corpus."""
+PART_SIGNS = "part.signs"
+"""A row per group by the signs of a neuron's inputs: how often it occurs."""
+PART_SELECTIVITY = "part.selectivity"
+"""A row per pair of kinds of position: the AUROC of the part's activity."""
+PART_TOKENS = "part.tokens"
+"""A row per side and rank: a token that the part promotes or demotes directly."""
+PART_SOURCES = "part.sources"
+"""A row per source token of a head: what the head writes for it."""
+PART_SHARE = "part.share"
+"""(contrast, prompt), logits: the part's direct contribution."""
+PART_READS = "part.reads"
+"""(input or side, component, prompt): a neuron's input, or a head's difference of scores, split."""
+PART_READS_CONTEXTS = "part.reads.contexts"
+"""The same in the strongest contexts of the corpus, which are its prompts."""
+PART_ATTENTION = "part.attention"
+"""(role, prompt), share of a head's attention from the last token."""
+PART_ABLATION = "part.ablation"
+"""(kind, prompt), logits: the change of the contrast from an exact ablation of the part."""
+PART_LOSS = "part.loss"
+"""A row per kind of ablation: the change of the next-token loss over the corpus, in nats."""
+
 # Grids and tables that are computed from a grid.
 
 MEAN = ".mean"

@@ -1,0 +1,413 @@
+"""What does one part of a model do? Its card.
+
+    where it is active     over a corpus (`part_activity`, `part_selectivity`)
+    what it writes         tokens, and its share of a behaviour's logit difference (`part_writes`)
+    what it reads          earlier parts that make its input or its attention (`part_reads`)
+    what it is needed for  exact ablation on the behaviour, and on other text (`part_ablation`)
+
+Each needs what it is about: without a corpus or a behaviour the rest is absent, with the reason.
+The card says what was measured; it gives the part no label. Cost: the modules' own; most of it is
+the corpus, at the layers up to the part's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from casestudy.behaviour.chat import written
+from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.prompts import Behaviour, Prompts
+from casestudy.behaviour.windows import Corpus, Windows
+from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell
+from casestudy.errors import MeasureError
+from casestudy.measure.attention import role_axis, roles_seen
+from casestudy.measure.part_ablation import ablate_on_corpus, ablate_on_prompts
+from casestudy.measure.part_activity import Activity, activity_in
+from casestudy.measure.part_reads import Choice, ReadAt, Reading, of_contexts, split_input
+from casestudy.measure.part_selectivity import selectivity
+from casestudy.measure.part_tables import contexts_table, signs_table, values_table
+from casestudy.measure.part_writes import (
+    keep_for_share,
+    ledger_share,
+    promoted_tokens,
+    source_tokens,
+)
+from casestudy.measure.parts import CardPart, HeadPart, NeuronPart, read_part
+from casestudy.model.decoder import run
+from casestudy.model.model import Model
+from casestudy.model.tokens import Tokens
+from casestudy.model.trace import Trace
+from casestudy.results import names
+from casestudy.results.part_card import PartCard
+from casestudy.results.result import Axis, Grid, Result
+from casestudy.results.stats import mean_over_prompts
+
+WINDOW = 128
+"""Tokens of a window, by default."""
+LOSS_WINDOWS = 32
+"""Windows on which the next-token loss is measured, by default."""
+
+
+@dataclass(frozen=True)
+class CardSettings:
+    """How a card is made.
+
+    Attributes:
+        k: how many of the strongest contexts.
+        window: tokens of a window of the corpus, BOS included.
+        loss_windows: how many windows the next-token loss is measured on.
+        budget: memory, checks, seed.
+    """
+
+    k: int = 20
+    window: int = WINDOW
+    loss_windows: int = LOSS_WINDOWS
+    budget: Budget = DEFAULT_BUDGET
+
+
+def part(
+    model: Model,
+    part: str,
+    *,
+    behaviour: Prompts | None = None,
+    corpus: Corpus | None = None,
+    k: int = 20,
+    window: int | None = None,
+    loss_windows: int = LOSS_WINDOWS,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+) -> PartCard:
+    """The card of a head or a neuron: where it is active, what it writes, reads and is needed for.
+
+    Args:
+        model: the decoder.
+        part: "head 0.2", "mlp 4 neuron 312" or "neuron 4.312".
+        behaviour: prompts with a contrast.
+        corpus: files or folders of text (.txt, .jsonl, .parquet), or texts by document.
+        k: how many of the strongest contexts.
+        window: tokens of a window of the corpus, BOS included; by default 128, or as many as the
+            model reads.
+        loss_windows: how many windows the next-token loss is measured on.
+        budget: memory and checks of the ablation, seed of everything drawn.
+        progress: called with the bytes of the corpus that were read, and with the steps after it.
+
+    Raises: SiteError for a part the model lacks; BehaviourError for a corpus without text;
+            MeasureError for a corpus of fewer than k positions, for a k below 1, and for values
+            that are not finite.
+    """
+    for name, value, least in (("k", k, 1), ("loss_windows", loss_windows, 1)):
+        if value < least:
+            raise MeasureError(f"{name} is {value}", allowed=f"at least {least}")
+    subject = read_part(model, part)
+    length = min(WINDOW, model.config.n_ctx) if window is None else window
+    settings = CardSettings(k, length, loss_windows, budget)
+    making = _Making(model, subject, settings, progress)
+    if corpus is not None:
+        making.read_corpus(corpus)
+    if behaviour is not None:
+        making.read_behaviour(behaviour)
+    return making.card()
+
+
+class _Making:
+    """A card while it is made."""
+
+    def __init__(
+        self, model: Model, part: CardPart, settings: CardSettings, progress: Tell | None
+    ) -> None:
+        self.model, self.part, self.settings, self.progress = model, part, settings, progress
+        self.results: list[Result] = []
+        self.absent: list[tuple[str, str]] = []
+        self.notes: list[str] = _approximations(model, part)
+        self.about: dict[str, Any] = {
+            "model": {
+                "name": model.name,
+                "source": model.source,
+                "weight_hash": model.weight_hash,
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "rewrites": list(model.rewrites),
+            },
+            "seed": settings.budget.seed,
+        }
+        self.activity: Activity | None = None
+        self.prompts: _Prompts | None = None
+
+    # The corpus
+
+    def read_corpus(self, corpus: Corpus) -> None:
+        """Where the part is active in a corpus."""
+        budget = self.settings.budget
+
+        def tell(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(Progress("corpus", done, total))
+
+        windows = Windows(corpus, self.model.tokenizer, self.settings.window, tell)
+        k, most = self.settings.k, self.settings.loss_windows
+        found = activity_in(
+            self.model, self.part, windows, k=k, most_windows=most, seed=budget.seed
+        )
+        self.activity = found
+        self.about["corpus"] = {
+            "documents": windows.documents,
+            "bytes": windows.bytes,
+            "windows": len(found.documents),
+            "window": self.settings.window,
+            "positions": found.n,
+            "resampled": found.units()[1],
+            "skipped": dict(windows.skipped),
+            "k": k,
+        }
+        self.results += [contexts_table(self.model, found), values_table(found)]
+        if isinstance(self.part, NeuronPart):
+            self.results.append(signs_table(found))
+
+    # The behaviour
+
+    def read_behaviour(self, prompts: Prompts) -> None:
+        """A behaviour's prompts, run once."""
+        behaviour = written(self.model, Behaviour.of(prompts))
+        model = behaviour.read_by(self.model)
+        keep = Measurement("part", lambda model: keep_for_share(model, self.part), lambda _: [])
+        index = behaviour.main_prompts
+        batch = run_batch(model, behaviour, index, [keep])
+        found = _Prompts.of(batch)
+        self.prompts = found
+        self.about["behaviour"] = {
+            "name": behaviour.name,
+            "question": behaviour.question,
+            "contrast": batch.contrasts[0].name,
+            "prompts": len(index),
+            "with_contrast": len(found.usable),
+        }
+        left = len(index) - len(found.usable)
+        if left:
+            self.notes.append(
+                f"{left} of {len(index)} prompts have no answer with a counterpart; they are left "
+                "out of the contrast's figures."
+            )
+
+    # The card
+
+    def card(self) -> PartCard:
+        """Everything that can be measured."""
+        with torch.no_grad():
+            self._active()
+            self._writes()
+            self._reads()
+            self._needed()
+        kind = "head" if isinstance(self.part, HeadPart) else "neuron"
+        return PartCard(
+            self.part.name,
+            kind,
+            self.about,
+            tuple(self.results),
+            tuple(self.absent),
+            tuple(self.notes),
+        )
+
+    def _tell(self, note: str) -> None:
+        if self.progress is not None:
+            self.progress(Progress("card", 0, 0, note))
+
+    def _add(self, grid: Grid) -> None:
+        """A grid over prompts, with its means."""
+        documents = None
+        if self.prompts is not None and grid.name != names.PART_READS_CONTEXTS:
+            documents = self.prompts.documents(grid.axis("prompt").labels)
+        mean = mean_over_prompts(grid, documents=documents, seed=self.settings.budget.seed)
+        self.results += [grid, mean]
+
+    def _active(self) -> None:
+        if self.activity is None:
+            self.absent.append(("Where it is active", "no corpus was given"))
+        trace = self.prompts.whole(self.part) if self.prompts is not None else None
+        if self.activity is None and trace is None:
+            return
+        roles = [] if self.prompts is None else self.prompts.roles
+        lengths = [] if self.prompts is None else self.prompts.batch.tokens.lengths.tolist()
+        activity = None if trace is None else self.part.activity(self.model, trace)
+        self.results.append(selectivity(self.activity, activity, roles, lengths))
+        if isinstance(self.part, HeadPart) and trace is not None and self.prompts is not None:
+            self._add(_attention(self.model, self.part, trace, self.prompts))
+
+    def _writes(self) -> None:
+        self._tell("what it writes")
+        if isinstance(self.part, NeuronPart):
+            self.results.append(promoted_tokens(self.model, self.part))
+        elif isinstance(self.part, HeadPart) and self.activity is not None:
+            assert self.activity.sources is not None
+            self.results.append(source_tokens(self.model, self.part, self.activity.sources))
+        else:
+            self.absent.append(("What it writes", "no corpus was given, which has source tokens"))
+        if self.prompts is None:
+            why = "no behaviour was given"
+            self.absent += [("Its share of a logit difference", why)]
+        elif self.prompts.usable:
+            self._add(ledger_share(self.prompts.batch, self.part))
+        else:
+            why = "no prompt has an answer with a counterpart"
+            self.absent.append(("Its share of a logit difference", why))
+
+    def _reads(self) -> None:
+        self._tell("what it reads")
+        found = {}
+        if self.prompts is not None:
+            found[names.PART_READS] = self._of_prompts(self.prompts)
+        if self.activity is not None:
+            found[names.PART_READS_CONTEXTS] = of_contexts(self.model, self.part, self.activity)
+        at: dict[str, str] = {}
+        for name, one in found.items():
+            if one is None:
+                what = "prompt" if name == names.PART_READS else "context"
+                self.absent.append(("What it reads", f"no {what} has keys to compare"))
+                continue
+            reading, choices, at[name] = one
+            grid = split_input(self.model, self.part, reading, choices)
+            self._add(replace(grid, name=name))
+        if not found:
+            self.absent.append(("What it reads", "neither a corpus nor a behaviour was given"))
+        self.about["reads_at"] = at
+
+    def _of_prompts(self, prompts: _Prompts) -> ReadAt | None:
+        """The prompts' last tokens, for a head with the keys to compare."""
+        if isinstance(self.part, HeadPart):
+            return prompts.choices(self.results)
+        return prompts.reading(), [], "the last token of each prompt"
+
+    def _needed(self) -> None:
+        self._tell("what it is needed for")
+        seed = self.settings.budget.seed
+        if self.prompts is None:
+            self.absent.append(("Ablation on a behaviour", "no behaviour was given"))
+        elif self.prompts.usable:
+            found = self.prompts
+            self._add(
+                ablate_on_prompts(
+                    found.batch.model,
+                    self.part,
+                    found.tokens,
+                    found.contrast,
+                    roles=[found.roles[i] for i in found.usable],
+                    labels=[str(found.batch.index[i]) for i in found.usable],
+                    found=self.activity,
+                    budget=self.settings.budget,
+                )
+            )
+        if self.activity is None:
+            self.absent.append(("Ablation on other text", "no corpus was given"))
+        else:
+            self.results.append(
+                ablate_on_corpus(self.model, self.activity, seed=seed, progress=self.progress)
+            )
+
+
+def _approximations(model: Model, part: CardPart) -> list[str]:
+    """What of a part's card is not exact in this model."""
+    block = model.weights.blocks[part.layer]
+    notes = []
+    after = block.attn_post_norm if isinstance(part, HeadPart) else block.mlp_post_norm
+    if after is not None:
+        where = "attention" if isinstance(part, HeadPart) else "MLP"
+        notes.append(
+            f"This model has a norm after its {where}: what the part writes is taken at that "
+            "norm's scale as it was in the run, though the part is one of those that set the "
+            "scale. Token effects leave the scale out. Ablations recompute it and are exact."
+        )
+    return notes
+
+
+# Prompts
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """A behaviour's main prompts.
+
+    Attributes:
+        batch: their run.
+        usable: those with a contrast, as rows of the batch.
+        roles: each one's positions by role.
+    """
+
+    batch: Batch
+    usable: list[int]
+    roles: list[dict[str, tuple[int, ...]]]
+
+    @classmethod
+    def of(cls, batch: Batch) -> _Prompts:
+        weights = batch.contrasts[0].weights
+        usable = (~weights.isnan().any(1)).nonzero()[:, 0].tolist()
+        return cls(batch, usable, [dict(row) for row in roles_seen(batch)])
+
+    @property
+    def tokens(self) -> Tokens:
+        """Of those with a contrast."""
+        return self.batch.tokens[self.usable]
+
+    @property
+    def contrast(self) -> Contrast:
+        """Of those with one."""
+        return self.batch.contrasts[0][self.usable]
+
+    def documents(self, labels: tuple[str, ...]) -> list[str]:
+        """Each prompt's document, by its label."""
+        known = dict(zip(map(str, self.batch.index), self.batch.prompts, strict=True))
+        return [known[label].document for label in labels]
+
+    def whole(self, part: CardPart) -> Trace:
+        """What the part does at every position."""
+        return run(self.batch.model, self.batch.tokens, keep=part.keep(self.batch.model))
+
+    def reading(self) -> Reading:
+        """Each prompt at its last token."""
+        positions = self.batch.tokens.last.tolist()
+        return Reading(self.batch.tokens, positions, self.batch.prompt_axis.labels)
+
+    def choices(self, results: list[Result]) -> ReadAt | None:
+        """The role that gets most of the head's attention, against the prompts' other keys."""
+        name = names.mean(names.PART_ATTENTION)
+        mean = next(r for r in results if isinstance(r, Grid) and r.name == name)
+        order = np.argsort(-np.nan_to_num(mean.values), kind="stable")
+        for role in (mean.axis("role").labels[i] for i in order):
+            rows, found = [], []
+            for i, (row, n) in enumerate(
+                zip(self.roles, self.batch.tokens.lengths.tolist(), strict=True)
+            ):
+                chosen = tuple(row.get(role, ()))
+                others = tuple(p for p in range(n) if p not in chosen)
+                if chosen and others:
+                    rows.append(i)
+                    found.append(Choice(chosen, others))
+            if rows:
+                labels = tuple(self.batch.prompt_axis.labels[i] for i in rows)
+                tokens = self.batch.tokens[rows]
+                words = f"the last token, keys of the role “{role}” against the other keys"
+                return Reading(tokens, tokens.last.tolist(), labels), found, words
+        return None
+
+
+def _attention(model: Model, part: HeadPart, trace: Trace, prompts: _Prompts) -> Grid:
+    """The head's attention from each prompt's last token to the tokens of each role."""
+    pattern = part.pattern(model, trace)
+    every = torch.arange(len(prompts.roles), device=pattern.device)
+    last = pattern[every, trace.tokens.last].double().cpu()
+    seen = role_axis(prompts.batch)
+    values = np.full((len(seen), len(prompts.roles)), np.nan)
+    for i, row in enumerate(prompts.roles):
+        for j, role in enumerate(seen):
+            if role in row:
+                values[j, i] = float(last[i, list(row[role])].sum())
+    return Grid(
+        names.PART_ATTENTION,
+        values,
+        (Axis("role", seen), prompts.batch.prompt_axis),
+        "share",
+        about=f"Attention of {part.name} from the last token of the prompt, summed over the "
+        "positions of each role. Roles may overlap.",
+    )

@@ -136,6 +136,26 @@ KEYS: dict[str, dict[str, str]] = {
         "`_upper`), `drawn_at_random`, `n`",
         "layers": "with --grain neuron: `layer` and how many `heads` and `neurons`",
     },
+    "part": {
+        "part": "its spelling: head 0.2, neuron 4.312",
+        "kind": "head or neuron",
+        "about": "the `model`; the `corpus` and the `behaviour` where they were given; where it "
+        "`reads_at`; the `seed`",
+        "active": "`contexts` (the `strongest` and a sample by quantile: `value`, `tokens`, `at`, "
+        "`document`, `line`, and of a head `key_token` and `key_share`), `values` (quantiles), "
+        "`signs` of a neuron's inputs, `selectivity` (`kind`, `against`, `auroc`, `lower`, "
+        "`upper`, `n`), and a head's `attention` by role",
+        "writes": "`tokens` that a neuron promotes and demotes, or a head's `sources`; its `share` "
+        "of the logit difference by contrast: `mean`, `lower`, `upper`, `n`",
+        "reads": "of the `prompts` and of the strongest `contexts`, `terms`: a neuron's input, or "
+        "a head's difference of attention scores, by component, as means; the `error` of their sum",
+        "needed": "exact ablation by `kind`: of the `behaviour`, the change of the logit "
+        "difference; of the `corpus`, the `difference` of the next-token loss in nats",
+        "absent": "`what` was not measured, and `why`",
+        "notes": "what is approximate, and what was left out",
+        "card": "with --out: the stored card",
+        "page": "with --out: its page",
+    },
     "compare": {
         "a": "`folder` and `about` of the first study (two studies)",
         "b": "the same of the second",

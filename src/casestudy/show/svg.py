@@ -173,7 +173,7 @@ def round_step(span: Real, most: int) -> float:
 
 def label_width(labels: Sequence[str], most: int = 22) -> float:
     """Pixels for the widest label, at most `most` columns of them."""
-    return 10 + CHARACTER * min(most, max((columns(label) for label in labels), default=0))
+    return 14 + CHARACTER * min(most, max((columns(label) for label in labels), default=0))
 
 
 def _x_axis(parts: _Parts, scale: Scale, height: Real, unit: str) -> None:

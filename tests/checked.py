@@ -10,7 +10,7 @@ which checks the same annotations by the same two libraries and raises the same 
   in all arguments and in what is returned.
 - A function made within another is compiled once, not each time it is made.
 - An annotation that only names its axes, as all of ours do, is compared with a tensor directly;
-  jaxtyping's own check, ten times as long, decides wherever that comparison does not say yes.
+  jaxtyping's own check, four times as long, decides wherever that comparison does not say yes.
 """
 
 from __future__ import annotations

@@ -225,18 +225,27 @@ def matching(tokenizer: Tokenizer, pattern: str, d_vocab: int) -> tuple[int, ...
 
 @lru_cache(maxsize=32)
 def _classes_of(classes: ClassSet, tokenizer: Tokenizer, d_vocab: int) -> Int[Tensor, " d_vocab"]:
+    return _classes_of_texts(classes, tokenizer.eos_id, _texts(tokenizer, d_vocab), d_vocab)
+
+
+# By the texts, not by the tokenizer: checkpoints of one model have equal vocabularies, and GPT-2's
+# takes seconds.
+@lru_cache(maxsize=8)
+def _classes_of_texts(
+    classes: ClassSet, eos_id: int | None, texts: tuple[tuple[int, str], ...], d_vocab: int
+) -> Int[Tensor, " d_vocab"]:
     other = len(classes.names) - 1
     of = torch.full((d_vocab,), other, dtype=torch.long)
-    if classes.end_of_text is not None and tokenizer.eos_id is not None:
-        of[tokenizer.eos_id] = classes.index(classes.end_of_text)
-    free = _texts(tokenizer, d_vocab)
+    if classes.end_of_text is not None and eos_id is not None:
+        of[eos_id] = classes.index(classes.end_of_text)
+    free: Sequence[tuple[int, str]] = texts
     for number, one in enumerate(classes.classes):
         compiled = compile_pattern(one.pattern, f"class {one.name!r}")
         taken = set(_matched(compiled, free))
         if one.required and not taken:
             raise BehaviourError(
                 f"the pattern {one.pattern!r} of class {one.name!r} takes no token of this "
-                f"vocabulary{_taken_by(compiled, classes.classes[:number], tokenizer, d_vocab)}",
+                f"vocabulary{_taken_by(compiled, classes.classes[:number], texts)}",
                 allowed="a pattern that takes at least one token",
             )
         of[list(taken)] = number
@@ -247,26 +256,25 @@ def _classes_of(classes: ClassSet, tokenizer: Tokenizer, d_vocab: int) -> Int[Te
 def _taken_by(
     compiled: regex.Pattern[str],
     earlier: Sequence[TokenClass],
-    tokenizer: Tokenizer,
-    d_vocab: int,
+    texts: Sequence[tuple[int, str]],
 ) -> str:
     """The earlier classes that contain all tokens which a pattern matches."""
-    ids = _matched(compiled, _texts(tokenizer, d_vocab))
+    ids = _matched(compiled, texts)
     if not ids:
         return ""
-    text = tokenizer.string(ids[0])
+    text = dict(texts)[ids[0]]
     first = next(c.name for c in earlier if regex.match(c.pattern, text))
     return f"; {len(ids)} match, but earlier classes take them ({text!r} is {first!r})"
 
 
 @lru_cache(maxsize=8)
-def _texts(tokenizer: Tokenizer, d_vocab: int) -> list[tuple[int, str]]:
+def _texts(tokenizer: Tokenizer, d_vocab: int) -> tuple[tuple[int, str], ...]:
     """(id, text) of every token that has a text and a logit."""
-    return [
+    return tuple(
         (id, text)
         for id, text in enumerate(tokenizer.vocabulary()[:d_vocab])
         if text and not tokenizer.is_special(id)
-    ]
+    )
 
 
 def _matched(compiled: regex.Pattern[str], texts: Sequence[tuple[int, str]]) -> list[int]:

@@ -1,26 +1,19 @@
-"""Runs a study in processes that are going to be killed.
-
-    python -m tests.study.killed MODEL OUT            one run
-    python -m tests.study.killed MODEL OUT KILLS      again and again, until so many were killed
-    python -m tests.study.killed MODEL OUT 0 BYTES    one run that can write no larger file
-    python -m tests.study.killed MODEL OUT STEP       one that kills itself as this step of the
-                                                      circuit begins
-
-The second imports everything once and forks its victims before any library has started a thread, so
-that a start costs nothing and the kills fall into the work: runs, writes, merges, the final join.
-"""
+"""Runs a study in processes that are going to be killed."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import multiprocessing
 import os
 import random
 import resource
 import signal
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
 import torch
 
@@ -97,64 +90,93 @@ def die_at(step: str) -> Callable[[Progress], None]:
     return tell
 
 
-def fork(work: Callable[[], object]) -> tuple[int, int]:
-    """A child that does some work and is gone; its number, and where to read what it says."""
-    said, says = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
+def limited_to(size: int, model: str, out: str) -> None:
+    """`run` in a process that can write no file larger than so many bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    run(model, out)
+
+
+def circuit_until(step: str, model: str, out: str) -> None:
+    """`find_circuit` in a process that kills itself as this step of the circuit begins."""
+    find_circuit(model, out, die_at(step))
+
+
+FORKS = multiprocessing.get_context("forkserver")
+"""Processes of a server that has imported this module, and forks before any library starts a
+thread: a start costs nothing, and the kills fall into the work."""
+FORKS.set_forkserver_preload([__name__])
+
+
+@contextlib.contextmanager
+def victim(work: Callable[..., object], *arguments: object) -> Iterator[Victim]:
+    """A process that does some work, until it has ended or is killed."""
+    listens, speaks = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=_speaking, args=(speaks, work, arguments), daemon=True)
+    process.start()
+    speaks.close()
+    with os.fdopen(os.dup(listens.fileno()), encoding="utf-8") as lines:
+        listens.close()
         try:
-            os.dup2(says, 1)
-            work()
-            status = 0
+            yield Victim(process, lines)
         finally:
-            os._exit(status)
-    os.close(says)
-    return child, said
+            if process.is_alive():
+                process.kill()
+            process.join()
 
 
-def kill_often(model: str, out: str, kills: int) -> dict[str, object]:
-    """Fork runs and kill them at random moments; then let one finish.
+def _speaking(to: Connection, work: Callable[..., object], arguments: Sequence[object]) -> None:
+    for stream in (1, 2):
+        os.dup2(to.fileno(), stream)
+    work(*arguments)
+
+
+class Victim(NamedTuple):
+    """A process that is going to be killed.
+
+    Attributes:
+        process: it.
+        lines: what it prints.
+    """
+
+    process: BaseProcess
+    lines: TextIO
+
+    def ended(self) -> str:
+        """What it still prints until it ends."""
+        said = self.lines.read()
+        self.process.join()
+        return said
+
+
+def kill_often(model: str, out: str, kills: int) -> tuple[set[str], list[str]]:
+    """Start runs and kill them at random moments, so many of them; then let one finish.
 
     A moment is so many chunks after a run's start and a few milliseconds, so that a busy machine's
     runs die in the same places. A run that comes through before begins another folder: OUT-1, …
+
+    Returns: the parts of a study's folder that had files when a run was killed, and the folders.
     """
     rng = random.Random(0)
     folders = [out]
     killed = 0
     reached: set[str] = set()
     while True:
-        child, said = fork(lambda: run(model, folders[-1]))
-        with os.fdopen(said, "rb", buffering=0) as lines:
+        with victim(run, model, folders[-1]) as one:
             if killed < kills:
                 for _ in range(rng.randrange(12)):
-                    lines.readline()  # of a run that has ended: nothing, at once
+                    one.lines.readline()  # of a run that has ended: nothing, at once
                 time.sleep(rng.uniform(0, 0.02))
-                os.kill(child, signal.SIGKILL)
-            lines.read()
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
+                one.process.kill()
+            said = one.ended()
+        if one.process.exitcode == -signal.SIGKILL:
             killed += 1
             here = Path(folders[-1])
             places = ("chunks", "shards", "arrays")
             reached |= {name for name in places if any((here / name).glob("[!.]*"))}
-        elif status != 0:
-            raise SystemExit(f"a run failed by itself: {os.waitstatus_to_exitcode(status)}")
+        elif one.process.exitcode != 0:
+            raise AssertionError(f"a run failed by itself: {said}")
         elif killed >= kills:
-            return {"killed": killed, "reached": sorted(reached), "folders": folders}
+            return reached, folders
         else:
             folders.append(f"{out}-{len(folders)}")
-
-
-if __name__ == "__main__":
-    model, out, *numbers = sys.argv[1:]
-    if not numbers:
-        run(model, out)
-    elif not numbers[0].isdecimal():
-        find_circuit(model, out, die_at(*numbers))
-    elif len(numbers) == 1:
-        print(json.dumps(kill_often(model, out, int(numbers[0]))))
-    else:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(numbers[1]), resource.RLIM_INFINITY))
-        run(model, out)

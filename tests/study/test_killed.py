@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +13,16 @@ from casestudy.engine.packing import Progress
 from casestudy.errors import StudyError
 from casestudy.study.store import SHARD
 from casestudy.study.study import Study, open_study
-from tests.study.killed import N, find_circuit, run
+from tests.study.killed import (
+    N,
+    circuit_until,
+    find_circuit,
+    kill_often,
+    limited_to,
+    run,
+    victim,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
 KILLS = 20
 
 
@@ -32,10 +37,12 @@ def whole(model: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
     return run(model, str(tmp_path_factory.mktemp("whole")))
 
 
-def victim(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """`python -m tests.study.killed ARGUMENTS`."""
-    command = [sys.executable, "-m", "tests.study.killed", *arguments]
-    return subprocess.run(command, cwd=ROOT, check=check, capture_output=True, text=True)
+def killed_after(chunks: int, model: str, out: Path) -> None:
+    """A run of its own process, killed when it has said so often how far it is."""
+    with victim(run, model, str(out)) as one:
+        for _ in range(chunks):
+            one.lines.readline()
+        one.process.kill()
 
 
 def same(a: Study, b: Study) -> None:
@@ -61,24 +68,19 @@ def test_killed_twenty_times_and_still_the_same_bits(
     model: str, whole: Study, tmp_path: Path
 ) -> None:
     out = tmp_path / "study"
-    said = json.loads(victim(model, str(out), str(KILLS)).stdout)
-    assert said["killed"] == KILLS
-    assert {"chunks", "shards"} <= set(said["reached"]), "some were killed amid the work"
-    for folder in said["folders"]:
+    reached, folders = kill_often(model, str(out), KILLS)
+    assert {"chunks", "shards"} <= reached, "some were killed amid the work"
+    for folder in folders:
         same(whole, open_study(folder))
 
 
 def test_a_killed_process_of_its_own(model: str, whole: Study, tmp_path: Path) -> None:
-    """The same from outside: a fresh interpreter, killed after its fifth chunk."""
+    """The same of one process, killed after its fifth chunk; another goes on."""
     out = tmp_path / "study"
-    command = [sys.executable, "-m", "tests.study.killed", model, str(out)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for _ in range(5):
-            process.stdout.readline()
-        process.kill()
+    killed_after(5, model, out)
     assert open_study(out).manifest["state"] == "running"
-    done = [int(line) for line in victim(model, str(out)).stdout.split()]
+    with victim(run, model, str(out)) as another:
+        done = [int(line) for line in another.ended().split()]
     assert done[0] > 0, "it goes on from what is there"
     assert done[-1] == N
     same(whole, open_study(out))
@@ -89,7 +91,9 @@ def test_killed_within_the_circuit_it_goes_on_from_the_kept_steps(
 ) -> None:
     whole = find_circuit(model, str(tmp_path / "whole"))
     out = tmp_path / "killed"
-    assert victim(model, str(out), "controls", check=False).returncode == -signal.SIGKILL
+    with victim(circuit_until, "controls", model, str(out)) as one:
+        one.ended()
+    assert one.process.exitcode == -signal.SIGKILL
     kept = {path.stem for path in (out / "steps" / "circuit").iterdir()}
     assert kept == {"plan", "scores", "exact", "curves"}
     told: list[Progress] = []
@@ -112,9 +116,10 @@ def test_a_full_disk_stops_it_and_costs_at_most_a_chunk(
 ) -> None:
     """A limit on the size of files stands for the full disk: merging the first shard fails."""
     out = tmp_path / "study"
-    done = victim(model, str(out), "0", "24000", check=False)
-    assert done.returncode != 0
-    assert "make room and run the same command again" in done.stderr
+    with victim(limited_to, 24_000, model, str(out)) as one:
+        said = one.ended()
+    assert one.process.exitcode == 1
+    assert "make room and run the same command again" in said
     assert not [*out.rglob("*.part")], "nothing half written is left"
     assert len([*(out / "chunks").glob("*.safetensors")]) == SHARD, "every chunk is kept"
     same(whole, run(model, str(out)))
@@ -166,12 +171,7 @@ def test_a_manifest_changed_by_hand_is_refused(model: str, tmp_path: Path) -> No
 
 def test_a_chunk_of_other_prompts_is_refused(model: str, tmp_path: Path) -> None:
     out = tmp_path / "s"
-    command = [sys.executable, "-m", "tests.study.killed", model, str(out)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for _ in range(4):
-            process.stdout.readline()
-        process.kill()
+    killed_after(4, model, out)
     a, b = (out / "chunks" / f"{i:05d}.safetensors" for i in (0, 1))
     a.write_bytes(b.read_bytes())
     with pytest.raises(StudyError, match=r"00000\.safetensors holds other prompts"):
@@ -180,14 +180,13 @@ def test_a_chunk_of_other_prompts_is_refused(model: str, tmp_path: Path) -> None
 
 def test_two_runs_in_one_folder_are_one_too_many(model: str, tmp_path: Path) -> None:
     out = tmp_path / "s"
-    command = [sys.executable, "-m", "tests.study.killed", model, str(out)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        os.kill(process.pid, signal.SIGSTOP)
+    with victim(run, model, str(out)) as first:
+        first.lines.readline()
+        assert first.process.pid is not None
+        os.kill(first.process.pid, signal.SIGSTOP)
         with pytest.raises(StudyError, match="another process is running a study"):
             run(model, str(out))
-        os.kill(process.pid, signal.SIGCONT)
-        process.stdout.read()
-    assert process.returncode == 0
+        os.kill(first.process.pid, signal.SIGCONT)
+        first.ended()
+    assert first.process.exitcode == 0
     assert open_study(out).manifest["state"] == "complete"

@@ -105,7 +105,7 @@ def test_without_both_there_is_no_answer(toy_model: Model, rule: str) -> None:
         (Prompt("Go.", counterpart=" He"), "answer and counterpart are both ' He'"),
         (Prompt("Go.", " he"), "answer ' he' is not space\\+Capital. Give its counterpart too"),
         (Prompt("Go.", " Hello there"), "' Hello there' is 2 tokens"),
-        (Prompt("Go.", " He", "xyz abc"), "'xyz abc' is . tokens"),
+        (Prompt("Go.", " He", " He slept"), "answer and counterpart both begin with ' He'"),
     ],
 )
 def test_an_answer_that_cannot_be_costs_that_prompt_alone(

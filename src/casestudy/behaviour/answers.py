@@ -7,7 +7,8 @@ rule takes the next candidate, and lists the skipped one with the reason. If a v
 words without a space, the counterparts without a space do not exist and are left out. With the rule
 "classes", answer and counterpart are the most probable tokens of two classes. An answer or
 counterpart that a prompt has is used under every rule, as the token that continues the prompt. A
-token given by id stays that id.
+token given by id stays that id. Where both are given and one has several tokens, the first token of
+each counts here; `measure/whole_answers` has the whole answers.
 """
 
 from __future__ import annotations
@@ -158,12 +159,26 @@ def choose_answers(
 
 
 def _given(tokenizer: Tokenizer, prompt: Prompt) -> tuple[Token | None, Token | None]:
-    """The prompt's own answer and counterpart, as the tokens that continue it.
+    """The prompt's own answer and counterpart, as the tokens that continue it; the first tokens of
+    two that have several.
 
-    Raises: TokenError if one of them is not one token.
+    Raises: TokenError if one of them is not one token and stands alone; BehaviourError if two of
+        several tokens begin with the same one.
     """
+    after = text_of(tokenizer, prompt)
+    if prompt.answer is not None and prompt.counterpart is not None:
+        sides = [tokenizer.continuation(after, s).ids for s in (prompt.answer, prompt.counterpart)]
+        first, second = (tokenizer.token(ids[0]) for ids in sides)
+        if first.id == second.id and max(map(len, sides)) > 1:
+            raise BehaviourError(
+                f"answer and counterpart both begin with {first.label!r}",
+                allowed="answers whose first tokens differ",
+                hint="Put what they share at the end of the prompt; their whole log-probabilities "
+                "are compared in any case",
+            )
+        return first, second
     answer, counterpart = (
-        None if text is None else tokenizer.token(text, after=text_of(tokenizer, prompt))
+        None if text is None else tokenizer.token(text, after=after)
         for text in (prompt.answer, prompt.counterpart)
     )
     return answer, counterpart

@@ -10,13 +10,14 @@ with a token that counts for the answer, one that counts against it, or both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from casestudy.behaviour.prompts import Prompt
 from casestudy.behaviour.readouts import row_of, text_of
-from casestudy.errors import BehaviourError, TokenError
+from casestudy.errors import BehaviourError, CasestudyError, TokenError
 from casestudy.model.notices import Notice
 from casestudy.model.tokens import Tokenizer
 
@@ -115,6 +116,28 @@ def steps_of(
     tokenizer.check_length([*row, *longest[:-1]], f"prompt {number} with its answer")
     notices = tuple(notice for side in sides for notice in side.notices)
     return Steps(tuple(row), a, b, tuple(_steps(a, b, score)), notices)
+
+
+def has_several(tokenizer: Tokenizer, prompt: Prompt) -> bool:
+    """Whether a prompt has both answers, and one of them has several tokens.
+
+    Raises: TokenError for an empty answer, or an id that no token has.
+    """
+    if prompt.answer is None or prompt.counterpart is None:
+        return False
+    text = text_of(tokenizer, prompt)
+    sides = (prompt.answer, prompt.counterpart)
+    return any(len(tokenizer.continuation(text, side).ids) > 1 for side in sides)
+
+
+def any_several(tokenizer: Tokenizer, prompts: Iterable[Prompt]) -> bool:
+    """Whether any of these prompts has answers of several tokens; those that cannot be read have
+    not."""
+    for prompt in prompts:
+        with suppress(CasestudyError):
+            if has_several(tokenizer, prompt):
+                return True
+    return False
 
 
 def _steps(a: tuple[int, ...], b: tuple[int, ...], score: Scoring) -> list[Step]:

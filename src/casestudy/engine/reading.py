@@ -30,12 +30,12 @@ from casestudy.model.notices import Notice
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
 from casestudy.model.trace import Trace
+from casestudy.results import names
 
 ROWS = 4096
 """Tokens of the texts that are run at once: their activations are kept at every position."""
 WEIGHTS = 1 << 23
 """Readings times tokens of the vocabulary whose weights are held at once, in float64: 64 MB."""
-CONTRAST = "whole answer"
 
 
 def read_at(
@@ -141,8 +141,8 @@ class Readings:
         steps = [self.steps[i] for i in some]
         answers, counterparts = ([getattr(s, side) for s in steps] for side in SIDES)
         if self.linear:
-            return Contrast.between(self.model, answers, counterparts, name=CONTRAST)
-        return Contrast.of_log_probs(self.model, logits, answers, counterparts, name=CONTRAST)
+            return Contrast.between(self.model, answers, counterparts, name=names.WHOLE)
+        return Contrast.of_log_probs(self.model, logits, answers, counterparts, name=names.WHOLE)
 
     def batches(self, keep: Sequence[Keep]) -> Iterator[tuple[list[int], Batch]]:
         """The readings with their run, whole prompts at a time: (indices of readings, batch).

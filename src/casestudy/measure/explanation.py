@@ -18,13 +18,13 @@ from typing import Any
 from casestudy.behaviour.counterfactual import NO_ROLE, Counterfactual, propose
 from casestudy.behaviour.notices import prompt_notices
 from casestudy.behaviour.prompts import Prompt
-from casestudy.behaviour.steps import Scoring
+from casestudy.behaviour.steps import Scoring, has_several
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.reading import Readings
 from casestudy.errors import BehaviourError, TokenError
 from casestudy.measure.partners import Partner, partners
 from casestudy.measure.patched import Patched
-from casestudy.measure.patching_prompts import ablate_answers, patch_prompts, several_tokens
+from casestudy.measure.patching_prompts import ablate_answers, patch_prompts
 from casestudy.measure.predictions import AnswerScore, score_answer
 from casestudy.measure.quick_look import CONTRAST, as_given, probe, weighed
 from casestudy.measure.whole_answers import WholeAnswers, answer_values, whole_answers
@@ -177,10 +177,10 @@ def explain(
         corrupted prompt does not have the same number of tokens.
     """
     asked = Prompt(prompt, as_given(answer), as_given(counterpart))
-    several = None not in (asked.answer, asked.counterpart) and several_tokens(model, [asked])
-    found = (
-        _whole(model, asked, scoring) if several else _single(model, prompt, answer, counterpart)
-    )
+    if has_several(model.tokenizer, asked):
+        found = _whole(model, asked, scoring)
+    else:
+        found = _single(model, prompt, answer, counterpart)
     pair, partner = _partner(model, prompt, found, corrupted)
     patches = _patches(model, found, pair, budget, progress)
     parts = _parts(patches)

@@ -24,8 +24,8 @@ from casestudy.behaviour.answers import choose_answers
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import NO_ROLE, Excluded, propose
 from casestudy.behaviour.prompts import AnswerRule, Prompt
-from casestudy.behaviour.readouts import partner_of, row_of, text_of
-from casestudy.behaviour.steps import Scoring
+from casestudy.behaviour.readouts import partner_of, row_of
+from casestudy.behaviour.steps import Scoring, has_several
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.reading import SIDES, Readings
 from casestudy.engine.readout import Metric
@@ -82,7 +82,7 @@ def patch_prompts(
         prompts = [replace(prompt, readout=readout) for prompt in prompts]
     pairs = _paired(model, prompts, by)
     given = all(prompt.answer and prompt.counterpart for prompt in prompts)
-    if given and several_tokens(model, prompts):
+    if given and any(has_several(model.tokenizer, prompt) for prompt in prompts):
         asked = _whole(Readings.of(model, tuple(prompts), scoring), pairs, by)
     else:
         asked = _single(model, prompts, pairs, "given" if given else "space-capital")
@@ -125,17 +125,6 @@ def _paired(model: Model, prompts: Sequence[Prompt], by: By | None) -> Pairs:
     if not proposals.pairs or proposals.excluded:
         raise _not_paired(model, prompts, proposals.excluded)
     return pairs_of(model, proposals.pairs)
-
-
-def several_tokens(model: Model, prompts: Sequence[Prompt]) -> bool:
-    """Whether any answer or counterpart is not one token."""
-    read = model.tokenizer.continuation
-    return any(
-        len(read(text_of(model.tokenizer, prompt), side).ids) > 1
-        for prompt in prompts
-        for side in (prompt.answer, prompt.counterpart)
-        if side
-    )
 
 
 def _single(model: Model, prompts: Sequence[Prompt], pairs: Pairs, rule: AnswerRule) -> _Asked:

@@ -14,22 +14,24 @@ Source: the chain rule of probability; each step's ledger as in `ledger`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from casestudy.behaviour.prompts import Prompt, Prompts
-from casestudy.behaviour.steps import Scoring
+from casestudy.behaviour.steps import Scoring, has_several, steps_of
 from casestudy.engine.batch import Batch
 from casestudy.engine.reading import Readings
+from casestudy.errors import CasestudyError
 from casestudy.measure.attribution import keep_for_heads, measure_heads
 from casestudy.measure.ledger import keep_for_ledger, measure_ledger
 from casestudy.measure.lens import curves, keep_for_lens
 from casestudy.model.model import Model
 from casestudy.model.notices import Notice
 from casestudy.results import names
-from casestudy.results.result import Axis, Grid, Shown, Table
+from casestudy.results.result import Array, Axis, Grid, Result, Shown, Table
 
 LOG_PROBS = ("answer", "counterpart")
 """The two sides of a step, as columns of a table."""
@@ -214,3 +216,76 @@ def fold(readings: Readings, grid: Grid) -> Grid:
         columns.append(np.where(nothing, np.nan, np.nansum(part, -1)))
     axes = (*grid.axes[:-1], Axis.count("prompt", len(readings.answers)))
     return replace(grid, values=np.stack(columns, -1), axes=axes)
+
+
+def with_whole_answers(batch: Batch, results: Sequence[Result]) -> list[Result]:
+    """A batch's results with the contrast `names.WHOLE` after their own contrasts.
+
+    Logit difference, ledger, lenses and head attribution have it, since they are linear in the
+    contrast. For a prompt whose answers are single tokens it is the main contrast.
+    """
+    rows, grids = _of_several(batch)
+    return [
+        _extended(result, rows, grids.get(result.name))
+        if isinstance(result, Grid) and result.name in _LINEAR
+        else result
+        for result in results
+    ]
+
+
+_LINEAR = frozenset(
+    {
+        *(names.LOGIT_DIFFERENCE, names.LEDGER, names.LEDGER_CHECK),
+        *(names.LENS, names.LENS_OWN_NORM, names.HEAD_SHARES),
+    }
+)
+
+
+def _of_several(batch: Batch) -> tuple[list[int], dict[str, Grid]]:
+    """The rows of a batch with answers of several tokens, and their grids by name."""
+    rows, tokenizer = [], batch.model.tokenizer
+    for row, prompt in enumerate(batch.prompts):
+        with suppress(CasestudyError):  # such a prompt is left out, with this reason
+            if has_several(tokenizer, prompt):
+                steps_of(tokenizer, prompt)
+                rows.append(row)
+    if not rows or batch.behaviour is None:
+        return [], {}
+    some = tuple(batch.prompts[row] for row in rows)
+    whole = whole_answers(batch.model, replace(batch.behaviour, prompts=some, main=()))
+    return rows, whole.grids | {names.LOGIT_DIFFERENCE: whole.value}
+
+
+def _extended(grid: Grid, rows: list[int], theirs: Grid | None) -> Grid:
+    """A grid with the contrast of the whole answers after its own.
+
+    Args:
+        grid: (contrast, …, prompt).
+        rows: the prompts that have whole answers of their own.
+        theirs: (…, prompt) of those; None for none.
+    """
+    own, axes, error = grid.values, list(grid.axes[1:]), dict(grid.error)
+    if grid.name == names.LEDGER:  # log p has an entropy term, which single tokens lack
+        terms = tuple(dict.fromkeys((*axes[0].labels, names.ENTROPY)))
+        own = _on_terms(own, axes[0].labels, terms)
+        axes[0] = Axis("term", terms)
+    whole = own[0].copy()
+    if theirs is not None:
+        found = theirs.values
+        if grid.name == names.LEDGER:
+            found = _on_terms(found, theirs.axis("term").labels, axes[0].labels)
+        whole[..., rows] = found
+        error = _worst([one for one in (error, theirs.error) if one])
+    if grid.name == names.LEDGER:
+        entropy = whole[axes[0].labels.index(names.ENTROPY)]
+        entropy[np.isnan(entropy) & ~np.isnan(whole).all(0)] = 0.0  # of a single token's contrast
+    contrasts = Axis("contrast", (*grid.axes[0].labels, names.WHOLE))
+    values = np.concatenate([own, whole[None]])
+    return replace(grid, values=values, axes=(contrasts, *axes), error=error)
+
+
+def _on_terms(values: Array, terms: Sequence[str], every: Sequence[str]) -> Array:
+    """(…, term, prompt) on more terms, NaN where there is none."""
+    wide = np.full((*values.shape[:-2], len(every), values.shape[-1]), np.nan)
+    wide[..., [every.index(term) for term in terms], :] = values
+    return wide

@@ -23,6 +23,7 @@ FORMS = {
     "lowercase": "its lower-case form",
     "no_space": "the same word without its leading space",
     "lowercase_no_space": "its lower-case form without the leading space",
+    names.WHOLE: "the whole counterpart",
 }
 """The words for a counterpart's form, if the token differs between prompts."""
 
@@ -100,6 +101,8 @@ def weighed(study: StoredStudy, contrast: str | None = None) -> Weighed:
     classes = _classes(study, name)
     if classes is not None:
         return classes
+    if name == names.WHOLE:
+        return Weighed(Side("the whole answer"), Side(FORMS[name]))
     answer, other = (_only(_tokens(study, part)) for part in ("answer", name))
     return Weighed(Side(ANSWER, answer), Side(form_of(name), other))
 

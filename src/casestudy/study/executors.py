@@ -15,6 +15,7 @@ from typing import Any
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.measure.whole_answers import with_whole_answers
 from casestudy.model.model import Model
 from casestudy.results import names
 from casestudy.results.result import Result, Table
@@ -25,12 +26,18 @@ Done = tuple[int, list[Result]]
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that measuring a chunk of prompts needs."""
+    """Everything that measuring a chunk of prompts needs.
+
+    Attributes:
+        whole: whether any prompt of the behaviour has answers of several tokens, so that results
+            have the contrast of the whole answers.
+    """
 
     model: Model
     behaviour: Behaviour
     measurements: tuple[Measurement, ...]
     top_k: int
+    whole: bool = False
 
     @property
     def summed(self) -> frozenset[str]:
@@ -52,6 +59,8 @@ class Work:
             top_k=self.top_k,
         )
         results = [result for m in self.measurements for result in m.measure(batch)]
+        if self.whole:
+            results = with_whole_answers(batch, results)
         results.append(_prompts(batch))
         results.append(_cost(batch, time.perf_counter() - start))
         return results

@@ -22,16 +22,26 @@ import torch
 import casestudy
 from casestudy.behaviour.notices import prompt_notices
 from casestudy.behaviour.prompts import Behaviour
+from casestudy.behaviour.steps import any_several
 from casestudy.engine.threads import suited
 from casestudy.errors import StudyError
 from casestudy.model.chat import Written
 from casestudy.model.model import Model, WeightsFile
+from casestudy.results.names import WHOLE
 from casestudy.study.measuring import plan_chunks
 from casestudy.study.settings import Execution, Settings
 from casestudy.study.store import FORMAT, Store
 
 IDENTITY = ("format", "behaviour", "model", "settings", "measurements")
 """The entries that must agree for a continued study's numbers to be the same."""
+
+
+SEVERAL = (
+    "some answers have several tokens: patches and circuits compare the first tokens of answer and "
+    f"counterpart, as the main contrast does; the contrast “{WHOLE}” compares the sums of all "
+    "their tokens' log-probabilities"
+)
+"""What to know of a study whose answers have several tokens."""
 
 
 def new_manifest(
@@ -52,6 +62,8 @@ def new_manifest(
         not_measured: what a reader may expect but is not measured, with the reason.
     """
     notices = prompt_notices(model.tokenizer, behaviour.prompts)
+    if any_several(model.tokenizer, behaviour.prompts):
+        notices = (*notices, SEVERAL)
     # stored only if given, so that studies stored before these settings existed still match
     asked: dict[str, Any] = {"parse_special": True} if model.tokenizer.parse_special else {}
     asked |= {} if settings.family is None else {"family": settings.family}

@@ -114,7 +114,7 @@ def test_where_there_is_none_a_study_says_so_and_a_search_fails(
         what["what"] == "circuits" and "there is one pair" in what["why"]
         for what in made.manifest["not_measured"]
     )
-    prompts = tuple(Prompt(text, "no such token", " he") for text in TEXTS[:3])
+    prompts = tuple(Prompt(text, "no such token") for text in TEXTS[:3])
     none = study(Behaviour("none", "Why?", prompts), tiny, out=tmp_path / "none", only=ONLY)
     (why,) = (e["why"] for e in none.manifest["not_measured"] if e["what"] == "circuits")
     assert why.startswith("no prompt has an answer and a counterpart: 'no such token' is 4 tokens")

@@ -251,10 +251,13 @@ def test_what_the_card_says_of_a_circuit_is_read_and_not_derived_anew(tmp_path: 
 
 
 def test_a_circuits_sizes_are_whole_numbers_in_a_table(tmp_path: Path) -> None:
-    axes = (Axis("method", ("eap", "relp")), Axis("proportion", ("0.01", "1")))
+    methods = ("eap", "relp", "relp, mean ablation")
+    axes = (Axis("method", methods), Axis("proportion", ("0.01", "1")))
+    faithful = np.array([[0.4, 1.0], [0.2, 1.0], [0.1, 1.0]])
+    sizes = np.array([[17.0, 3628.0], [23.0, 3629.0], [23.0, 3629.0]])
     found = [
-        Grid("circuit.faithfulness", np.array([[0.4, 1.0], [0.2, 1.0]]), axes, "share"),
-        Grid("circuit.sizes", np.array([[17.0, 3628.0], [23.0, 3629.0]]), axes, "edges"),
+        Grid("circuit.faithfulness", faithful, axes, "share"),
+        Grid("circuit.sizes", sizes, axes, "edges"),
     ]
     store = studies.write(tmp_path / "s", [*studies.ledger(4), *found])
     table = circuit.faithfulness(StoredStudy.read(store))[-1]

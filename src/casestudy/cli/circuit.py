@@ -266,9 +266,11 @@ def _print_circuit(title: str, figures: list[dict[str, Any]], edges: list[dict[s
 
 
 def _figure_row(row: dict[str, Any]) -> tuple[str, ...]:
+    from casestudy.show.wording import figure_name
+
     count = row["figure"] in ("edges", "nodes")
     value = f"{row['value']:,.0f}" if count else decimal(row["value"])
     ends = interval([row["lower"], row["upper"]])
     if not ends and row["figure"].startswith("faithfulness"):
         ends = f"none, n = {row['n']}"
-    return row["figure"], value, ends, str(row["n"])
+    return figure_name(row["figure"]), value, ends, str(row["n"])

@@ -58,9 +58,9 @@ ReadoutOption = Annotated[
 ScoringOption = Annotated[
     str,
     typer.Option(
-        metavar="sum|mean|first",
-        help="How the tokens of an answer of several count: the sum of their log-probabilities, "
-        "their mean, or the first token in which the two answers differ, alone.",
+        metavar="HOW",
+        help="How the tokens of an answer of several count. sum: of their log-probabilities. "
+        "mean: of the same. first: the first token in which the two answers differ, alone.",
     ),
 ]
 SpecialOption = Annotated[

@@ -413,7 +413,7 @@ def _heatmap(mark: Heatmap) -> Drawing:
     if mark.col_name:
         parts.text("50%", height + below + 10, mark.col_name, "t m u")
         below += 16
-    _legend(parts, height + below + 12, limit, unit, bool((values < 0).any()))
+    _legend(parts, height + below + 12, limit, unit, bool((values < -UNSEEN * limit).any()))
     left = label_width([*rows, mark.row_name], 18)
     if not narrow:
         # a slanted label reaches left of its column's middle as far as down
@@ -438,6 +438,8 @@ def _shade(value: Real, limit: Real) -> tuple[str, float]:
     return ("p" if value >= 0 else "n"), round(min(1.0, abs(value) / limit), 3)
 
 
+UNSEEN = 0.005
+"""Share of full colour: what is below zero by less, such as rounding, adds no second colour."""
 SHORT_UNIT = 14
 """Units of so many columns stand beside the colour scale, longer ones below it."""
 

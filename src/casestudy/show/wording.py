@@ -20,6 +20,11 @@ def spoken(name: str) -> str:
     return clean(name).replace("_", " ")
 
 
+def figure_name(name: object) -> str:
+    """The name of a figure of a circuit's evidence, in words."""
+    return clean(name).replace("where it was looked for", "on the pairs of the search")
+
+
 CLASS_WORDS = {
     "space+Capital": "a space and a capital",
     "space+lower": "a space and a lower-case letter",

@@ -234,8 +234,8 @@ def _attention(found: Probe, page_state: PageState) -> Figure:
             [("head", rows), ("key_pos", keys)], {"value": marks.numbers(values)}, grid.unit
         ),
         (f"Without the {left_out} tokens that get least. " if left_out else "")
-        + "A click on a row opens the whole pattern. Looking is not using: what a head needs to "
-        "see only patching can tell.",
+        + "A click on a row opens the whole pattern. Attention says what a head reads; "
+        "whether the model uses it, patching says.",
     )
 
 

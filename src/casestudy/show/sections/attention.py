@@ -55,8 +55,8 @@ def attention(study: StoredStudy) -> list[Block]:
 
 
 def _described(study: StoredStudy, head: tuple[str, str], places: HeadPlaces) -> Markup:
-    """ "3.3 gives 91 % to the changed tokens (·dogs, ·horses, …)"."""
-    name = head_button(study, *head)
+    """ "Head 3.3 gives 91 % to the changed tokens (·dogs, ·horses, …)"."""
+    name = Markup("head {}").format(head_button(study, *head))
     if places.is_sink:
         assert places.sink is not None
         named = f"{percent(places.sink.share)} to {_first_token(study)}"
@@ -217,7 +217,7 @@ def profiles(study: StoredStudy) -> list[Block]:
             continue
         i, j = np.unravel_index(int(np.nanargmax(values)), values.shape)
         best = f"{layers[i]}.{heads[j]}"
-        phrases.append(f"{kind} {number(float(values[i, j]))} ({best})")
+        phrases.append(f"{kind} {number(float(values[i, j]))} (head {best})")
         # A score of 1 is a head that does exactly this; in a pale map no head does.
         share = float(np.nanmax(np.abs(values))) <= 1
         blocks.append(

@@ -27,7 +27,7 @@ from casestudy.show.text import (
     shorten,
     signed,
 )
-from casestudy.show.wording import Mean, spoken
+from casestudy.show.wording import Mean, figure_name, spoken
 
 EDGES = 30
 RANDOM = "random circuits of the same size"
@@ -46,7 +46,7 @@ def verdict(study: StoredStudy) -> list[Block]:
         ["Figure", "Value#", "95 % interval#", "Pairs#", "Note"],
         [
             [
-                clean(row["figure"]),
+                figure_name(row["figure"]),
                 _figure(row["figure"], row["value"]),
                 _ends(row["lower"], row["upper"]),
                 clean(row["n"]),
@@ -290,6 +290,8 @@ def _sizes(study: StoredStudy) -> list[Block]:
         grid = study.grid(names.CIRCUIT_SIZES, "method", "proportion")
     except Missing:
         return []
+    # what the rest carries does not change which edges a circuit has
+    grid = grid.take("method", [m for m in grid.axis("method").labels if " ablation" not in m])
     methods, shares = grid.axis("method").labels, grid.axis("proportion").labels
     rows: list[list[str | Markup]] = [
         [_share(share), *(amount(value) for value in column)]

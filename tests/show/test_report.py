@@ -145,7 +145,7 @@ def test_heads_lead_to_their_patterns_only_where_there_are_any(full: Page, page:
 
 
 def test_causes_are_worded_from_patches(full: Page) -> None:
-    assert "Nothing was intervened on" not in full.text
+    assert "The study made no intervention" not in full.text
     assert re.search(
         r"(restores|takes away) \S+ of the difference.*, more than any other", full.text
     )
@@ -365,7 +365,7 @@ def test_one_prompt_gives_no_interval(tmp_path: Path) -> None:
 
 
 def test_no_cause_is_claimed_without_an_intervention(page: Page) -> None:
-    assert "Nothing was intervened on here" in page.text
+    assert "The study made no intervention" in page.text
     assert "causal effects" in page.text[page.text.index("What was not measured") :]
 
 

@@ -3,7 +3,7 @@
 A conversation is a list of messages, each with a role and a text. The template is Jinja, comes with
 the checkpoint, and writes the conversation with the model's special tokens, as transformers'
 `apply_chat_template` does: the same text, and the same ids once special tokens are parsed. It runs
-in a sandbox in a process of its own (`chat_sandbox`), bounded in time, memory and length.
+in a sandbox in a separate process (`chat_sandbox`) with limits on time, memory and length.
 
 Cost: starting that process, about 0.1 s for any number of conversations.
 """

@@ -1,9 +1,9 @@
 """How is a chat template run without trusting it?
 
 A template is a program that comes with a checkpoint. It runs in jinja2's immutable sandbox, with
-the functions that transformers gives it, in a process of its own, which the operating system ends
-when it takes too long or too much memory, or writes to a file. This file is run as that process,
-by `chat`; it needs jinja2 alone.
+the functions that transformers gives it, in a separate process. The operating system ends the
+process when it takes too much time or memory, or writes to a file. `chat` runs this file as that
+process; it needs only jinja2.
 
 Reads one JSON object from stdin and writes one to stdout; nothing else goes through.
 """

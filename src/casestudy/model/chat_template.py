@@ -1,7 +1,7 @@
 """Where does a checkpoint keep its chat template?
 
-In a file of its own, in tokenizer_config.json, or in a GGUF file's metadata. It is read as text
-here, and never run (see `chat`).
+In a file of its own, in tokenizer_config.json, or in a GGUF file's metadata. This module
+reads it as text and never runs it (see `chat`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What shape is the model, and which of the variants that decoders differ in does it use?
 
-Everything `decoder.py` has to know is a field here, but for what the weights themselves say: which
-norms, gates, biases and tables of positions there are. It never asks for a model's name.
+Everything that `decoder.py` needs to know is a field here, except what can be read from the
+weights: which norms, gates, biases and position embeddings exist. `decoder.py` never reads a
+model's name.
 """
 
 from __future__ import annotations
@@ -88,8 +89,9 @@ class ModelConfig:
 def mlp_after_attention(config: ModelConfig) -> bool:
     """Whether a block's MLP reads the stream after its attention (resid_mid).
 
-    In a parallel block it reads resid_pre, as attention does, and there is no resid_mid. Whoever
-    needs to know the order of a block asks this, or one of `engine.rows`'s sites that follow from
-    it. (The decoder, and the plain recomputations that prove the rest, read `parallel` itself.)
+    In a parallel block the MLP reads resid_pre, as attention does, and there is no resid_mid. Code
+    that depends on the order of a block calls this function, or uses the sites in `engine.rows`
+    that follow from it. (The decoder, and the plain recomputations that check the fast code, read
+    `parallel` themselves.)
     """
     return not config.parallel

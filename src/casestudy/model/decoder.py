@@ -1,8 +1,8 @@
 """What does a decoder compute, and what did it compute on the way?
 
 `run` is the only forward pass and the only interception point: it takes tokens, what to keep and
-what to edit, and returns a `Trace`. It is written to be read from top to bottom; the functions it
-is made of (`apply_norm`, `project`, `rotate`, `attention_scores`, `mlp`) are those a sweep uses.
+what to edit, and returns a `Trace`. Read it from top to bottom. Sweeps call the
+same functions that it consists of (`apply_norm`, `project`, `rotate`, `attention_scores`, `mlp`).
 
 Prompts of unequal length are padded on the right. A causal decoder never looks right, so a prompt's
 activations do not depend on its padding; those at padded positions mean nothing.

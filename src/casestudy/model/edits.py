@@ -1,8 +1,8 @@
 """What is changed while a model runs?
 
-An `Edit` is a value handed to one run: a site, a layer and a function from the activation to its
-replacement. Nothing is registered on the model and nothing is left behind. Edits of one site apply
-in the order given; what is kept is what the rest of the model saw, after the edits.
+An `Edit` is a value passed to one run: a site, a layer and a function from the activation to its
+replacement. Nothing is registered on the model, and nothing remains after the run. Edits of one
+site apply in the order given; a run keeps activations as they are after the edits.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Can the same model be written down with simpler weights?
+"""Can the same model be expressed with simpler weights?
 
-Five rewrites that leave every log-probability as it was, in exact arithmetic, for those who want to
-compare weights across heads or reproduce figures made after them. Nothing here needs them: loading
+Five rewrites that change no log-probability in exact arithmetic. They serve to compare weights
+across heads, or to reproduce figures of rewritten models. No measurement needs them: loading
 rewrites nothing, and the ledger folds norms on the fly. Each is a function from a model to a new
 model, in any order, alone or together; each refuses an architecture on which it would not be exact.
-`REWRITES` holds them in the order to take when several are wanted for what they tidy: fold_ln makes
-new value biases, and changes the matrices that are factored last.
+`REWRITES` holds them in the order in which to apply several: fold_ln makes new value biases, and
+changes the matrices that are factored last.
 
 The five, their names and their purpose are TransformerLens's weight processing (Nanda and Bloom
-2022), also as to which factor carries the singular values. Where we differ: a term that a rewrite
-empties is absent (None), not zero.
+2022); the same factor carries the singular values. One difference: a term that a rewrite removes is
+absent (None), not zero.
 
 Cost: a copy of the weights that change; the arithmetic is float64 whatever the model's format.
 """

@@ -1,7 +1,7 @@
-"""How is a model of transformers, already in memory, taken as it is?
+"""How is a transformers model that is already in memory read without a copy?
 
-Its parameters are not copied: ours are views of them. So a later change to them, by training for
-instance, is seen here too. Only the tokenizer is copied, because its settings are switched.
+Its parameters are not copied: the `Model` holds views of them, so it changes with them, for
+instance during training. Only the tokenizer is copied, because its settings are changed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is a norm when its scale is held fixed?
 
-A linear map, which is how a logit or a score is shared among the parts of a normalised sum. With w
+A linear map. Therefore a logit or a score can be split among the parts of a normalised sum. With w
 the norm's weight, b its bias, C the subtraction of the mean (LayerNorm; the identity for RMSNorm)
 and s the scale,
 
@@ -9,9 +9,9 @@ and s the scale,
     v - x̂ (x̂ · v) / d                           `through_scale`: with s's own change, x̂ = C x / s
     (w · C x) W = x (C diag(w) W)               `fold_into`: what reads the norm, W, at s = 1
 
-b belongs to no part: `bias_along` is its own share of a direction. Source: Elhage et al. 2021, "A
-Mathematical Framework for Transformer Circuits". Cost: a few elementwise operations; no weight of
-the model is changed. Results have the widest number format that goes in.
+b belongs to no part: `bias_along` is its contribution along a direction. Source: Elhage et al.
+2021, "A Mathematical Framework for Transformer Circuits". Cost: a few elementwise operations; no
+weight of the model is changed. Results have the widest number format that goes in.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where do a model's parameters come from, and are they whole?
+"""Where do a model's parameters come from, and are they complete?
 
 `load` reads the bundled model, a directory, a GGUF file, or a checkpoint from the Hugging Face hub
 or its local cache. Weights come only from safetensors and GGUF files; no code and no pickle that

@@ -1,4 +1,4 @@
-"""What is a model here? Its shape, its parameters, its tokenizer, and where they came from."""
+"""What is a model? Its configuration, its parameters, its tokenizer, and their source."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class WeightsFile:
     Attributes:
         name: the file's, without its folder.
         sha256: hash of the whole file.
-        types: how the numbers are stored, as the format calls it ("Q4_1"), and how many so; the
-            most first.
+        types: the formats in which the numbers are stored ("Q4_1"), and the count of each; the
+            largest count first.
     """
 
     name: str
@@ -42,13 +42,13 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder, ready to be handed to `run` and to the measurements. It is never changed.
+    """A decoder, as `run` and the measurements take it. It is never changed.
 
     Attributes:
         name: what the user called it ("tiny", "gpt2", a path).
         source: where the weights were read from, with the revision where there is one.
         rewrites: names of the weight rewrites applied (see `folding`), in order.
-        file: the file that the weights were de-quantised from, where it was one (GGUF).
+        file: the GGUF file that the weights were de-quantised from; None for other sources.
     """
 
     config: ModelConfig
@@ -87,13 +87,13 @@ class Model:
 
     @property
     def n_parameters(self) -> int:
-        """How many numbers its weights are; a tied unembedding counts once."""
+        """Number of parameters; a tied unembedding counts once."""
         named = self.weights.named()
         tied = self.weights.tied
         return sum(tensor.numel() for name, tensor in named if not (tied and name == "W_U"))
 
     def with_special(self, parse: bool = True) -> Model:
-        """The same model, reading special tokens' texts in prompts as those tokens."""
+        """The same model, which reads the text of a special token in a prompt as that token."""
         return replace(self, tokenizer=replace(self.tokenizer, parse_special=parse))
 
     def chat(
@@ -133,7 +133,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.weights.W_E.device
 
     @property

@@ -1,7 +1,7 @@
-"""What should a user know of how a text was read, although nothing failed?
+"""What should a user know about how a text was read, although nothing failed?
 
-A `Notice` is data: whoever reads texts collects them, and a study's manifest, its report and the
-command line say one line per kind.
+A `Notice` is data: code that reads texts collects them, and a study's manifest, its report and the
+command line show one line per kind.
 """
 
 from __future__ import annotations

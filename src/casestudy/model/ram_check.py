@@ -13,7 +13,7 @@ _GROUP = Path("/sys/fs/cgroup")
 
 
 def check_room(need: int, device: torch.device, what: str) -> None:
-    """See that a model fits.
+    """Check that a model fits into memory.
 
     Args:
         need: bytes of its parameters, as they will be held.
@@ -32,7 +32,7 @@ def check_room(need: int, device: torch.device, what: str) -> None:
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that can still be taken on a device; None where the system does not say."""
+    """Free bytes on a device; None where the system does not report them."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
@@ -44,7 +44,7 @@ def available(device: torch.device) -> int | None:
 def _of_machine() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:  # not Linux: what there is in all is the best bound
+    except OSError:  # not Linux: the total memory is the best known bound
         if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
             return None
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -53,7 +53,7 @@ def _of_machine() -> int | None:
 
 
 def _of_group(folder: Path) -> int | None:
-    """What a container's own limit leaves, the file cache counted as free."""
+    """What the limit of the container leaves; the file cache counts as free."""
     try:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
         used = int((folder / "memory.current").read_text(encoding="ascii"))

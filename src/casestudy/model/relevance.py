@@ -1,4 +1,4 @@
-"""How does relevance travel backwards through a decoder?
+"""How is relevance propagated backwards through a decoder?
 
 Layer-wise relevance propagation as gradients of a changed model: each rule replaces one nonlinear
 step of the forward pass by a linear one that has the same value in this run. So one backward pass

@@ -1,4 +1,4 @@
-"""Which activations have names, and along which axes do they lie?
+"""Which activations have names, and what are their axes?
 
 A `Site` is a named activation of a decoder, the same in every layer; a `Keep` says in which layers,
 and whether at every position or only at each prompt's last. Names are the field's (Elhage et al.
@@ -29,7 +29,7 @@ class Site(Enum):
     Each has `axes` and `layered` (whether there is one per layer). An axis `kv_head` counts
     key/value heads, fewer than `head` under grouped queries. `q_in`, `k_in` and `v_in` split
     `attn_in` into what each head reads for its queries, keys and values; scales are what a norm
-    divides by; `normed` is what it hands on, weight and bias included.
+    divides by; `normed` is its output, weight and bias included.
     """
 
     EMBED = "embed"
@@ -196,5 +196,5 @@ def check_layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:
 
 
 def address_name(site: Site, layer: int | None) -> str:
-    """What messages call one site of one layer."""
+    """The name of one site of one layer in messages."""
     return site.value if layer is None else f"{site.value}, layer {layer}"

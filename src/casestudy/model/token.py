@@ -1,7 +1,7 @@
-"""What is one token, and how is an answer asked for?
+"""What is one token, and how does a user name an answer?
 
-Ids count and texts are for the eye: several ids of a vocabulary may share a text, and after another
-prompt a text may be another id's. So a token travels as its id, with a label for people.
+Tokens are identified by id, not by text: several ids of a vocabulary may share a text, and after
+another prompt the same text may be another id. So a token is an id, with a label for display.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Token:
     """One token of a vocabulary.
 
     Attributes:
-        id: which; this is what is computed with.
-        label: for people, and never looked up; see `Tokenizer.label`.
+        id: its number in the vocabulary; all computations use it.
+        label: for display only, never looked up; see `Tokenizer.label`.
     """
 
     id: int
@@ -33,7 +33,7 @@ class Token:
 
     @property
     def by_id(self) -> str:
-        """How to ask for this token and no other: "id:1234"."""
+        """The text that names exactly this token: "id:1234"."""
         return f"id:{self.id}"
 
 
@@ -52,7 +52,7 @@ class Continuation:
 
     Attributes:
         ids: the answer's tokens, in order; at least one.
-        notices: how the text was read, where that is not plain.
+        notices: how the text was read, where that is not obvious.
     """
 
     ids: tuple[int, ...]

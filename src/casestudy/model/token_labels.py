@@ -1,6 +1,6 @@
 """How is a token shown, so that no two tokens of a vocabulary look the same?
 
-A label is for people: it is never looked up. A token that is part of a character shows its bytes
+A label is for display: it is never looked up. A token that is part of a character shows its bytes
 (`‹F0›‹9F›`); of several tokens with one text, all but the usual one show their id. Cost: one pass
 over the texts of a vocabulary.
 """

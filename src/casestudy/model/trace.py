@@ -1,9 +1,9 @@
-"""What did a run keep, and how does it meet what was asked of it?
+"""Which activations does a run keep, and how are edits applied during it?
 
-A `Trace` is what one run kept: activations by site and layer, with names and axes as in `sites`. A
-`Tap` is how the forward pass in `decoder` hands over: it calls the tap with every activation on the
-way, and the tap applies that site's edits and keeps what is asked, then and there; nothing stays
-registered on the model. Cost: what is kept stays in memory; at the last tokens only, a position's.
+A `Trace` is what one run kept: activations by site and layer, with names and axes as in `sites`.
+The forward pass in `decoder` calls a `Tap` with every activation; the tap applies the edits of that
+site and keeps what was requested. Nothing stays registered on the model. Cost: kept activations
+stay in memory; with `last=True`, one position per prompt.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ _FINAL = frozenset({Site.FINAL_RESID, Site.FINAL_SCALE, Site.FINAL_NORMED})
 
 
 class Tap:
-    """Where a run meets its requests: applies a site's edits, then keeps what is asked."""
+    """Applies a site's edits during a run, then keeps the requested activations."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class Tap:
         return (site, layer) in self._edits
 
     def asks_only_last_from_z(self, layer: int) -> bool:
-        """Whether nobody wants more than the last positions of the last layer from z on."""
+        """Whether, in the last layer from z on, only the last positions are requested."""
         later = [
             (site, at)
             for site, at in self._keep.keys() | self._edits.keys()
@@ -194,7 +194,7 @@ class Tap:
         return self._last
 
     def narrow(self) -> None:
-        """From here on the pos axis holds the last positions alone."""
+        """From here on, the pos axis holds the last positions only."""
         self._last = torch.zeros_like(self.last)
 
     def keep_last(self, site: Site, layer: int, x: Tensor) -> None:
@@ -204,7 +204,7 @@ class Tap:
             self.lasts[site, layer] = x
 
     def __call__(self, site: Site, layer: int | None, x: Tensor) -> Tensor:
-        """Hand an activation over; what comes back is what the forward pass goes on with."""
+        """Pass an activation to the tap; the forward pass continues with the value returned."""
         address = (site, layer)
         if not self.wants(site, layer):
             return x
@@ -224,7 +224,7 @@ class Tap:
         return x
 
     def check_all_met(self) -> None:
-        """An edit or a keep of something this model never computes must not pass in silence."""
+        """Raise an error for an edit or a keep of a site that this model never computes."""
         hint = (
             "Sites of norms, gates and learned positions exist only where the architecture has "
             "them; a parallel block has no resid_mid"

@@ -1,4 +1,4 @@
-"""Where in memory are the model's parameters, under the field's names?
+"""Which parameters does a decoder have, under the field's names?
 
 Plain dataclasses of tensors. Each is a view of the checkpoint's own tensor wherever the layout
 allows it: heads are split by reshaping, nothing is copied or changed.

@@ -1,9 +1,9 @@
-"""What do all chunks say together?
+"""How are the results of all chunks joined?
 
 Shards are read one after another, so that memory does not grow with the number of prompts: means
 and intervals come from sums per document (see `stats.Sums`), and per-prompt values are put in the
-behaviour's order where they are few enough to be one array (`JOINED_CELLS`). What is larger stays
-in the shards, from where `Store.stream` reads it, and its mean says so.
+behaviour's order where they are few enough to be one array (`JOINED_CELLS`). Larger
+values stay in the shards, where `Store.stream` reads them, and the text of their mean says so.
 
 Every grid with a prompt axis gets `NAME.mean`, over the behaviour's main groups, and
 `NAME.by_group`, with an axis "group" in front, where there are groups.
@@ -33,19 +33,19 @@ GROUP_CELLS = 20_000
 
 COMPARED_GROUPS = 20
 _CHECKS = (names.LEDGER_CHECK,)
-"""Per-prompt grids whose mean would mean nothing."""
+"""Per-prompt grids whose mean has no meaning."""
 _RANKED = (names.HEAD_SHARES,)
 
 
 @dataclass(frozen=True)
 class Sets:
-    """Who counts where.
+    """Which prompts are in which group.
 
     Attributes:
         members: per group, which of the behaviour's prompts are in it.
-        main: which prompts the headline means are taken over.
+        main: the prompts that the main means are taken over.
         unit: each prompt's unit of resampling.
-        said: the sentence about `main`, for the means.
+        said: the sentence about `main` in the text of the means.
     """
 
     members: dict[str, NDArray[np.bool_]]
@@ -55,7 +55,7 @@ class Sets:
 
     @classmethod
     def of(cls, behaviour: Behaviour) -> Sets:
-        """A behaviour's."""
+        """The sets of a behaviour."""
         prompts = behaviour.prompts
         place = {name: i for i, name in enumerate(behaviour.groups)}
         inside = np.zeros((len(place), len(prompts)), dtype=bool)
@@ -134,7 +134,7 @@ def _join_table(store: Store, name: str, about: str, left_out: Table) -> None:
 
 
 def _joined(store: Store, name: str, sets: Sets) -> Iterator[Result]:
-    """A grid over all shards, and what follows from it."""
+    """A grid over all shards, its means, and its means by group."""
     first = next(store.stream(name))
     if not any(axis.name == "prompt" for axis in first.axes):
         yield first
@@ -172,7 +172,7 @@ def _joined(store: Store, name: str, sets: Sets) -> Iterator[Result]:
         yield replace(first, values=whole, axes=axes, error=error)
     if not means:
         return
-    # a grid's frame without its numbers: what the means are of
+    # a grid with axes and text but without values: the means are taken of it
     frame = replace(
         first,
         values=np.empty((0, *(len(axis) for axis in rest))),
@@ -238,6 +238,6 @@ def _widest(store: Store, name: str) -> tuple[tuple[Axis, ...], NDArray[np.int64
 
 
 def widen(values: Array, axes: Sequence[Axis], dim: int) -> Array:
-    """An array filled up with NaN, "not measured", to the length of the axes but one."""
+    """An array padded with NaN ("not measured") to the length of all axes but one."""
     pad = [(0, 0 if i == dim else len(axes[i]) - size) for i, size in enumerate(values.shape)]
     return np.pad(values, pad, constant_values=np.nan) if any(p[1] for p in pad) else values

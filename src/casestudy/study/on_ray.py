@@ -1,13 +1,14 @@
 """How do several machines share a study?
 
-Ray actors run the same chunks as one process would: one model each, whose weights all actors of a
-machine read from Ray's shared memory instead of copying them. Chunks go to whoever is free; those
-of a worker that died go to another, and a new worker is asked for. At most one chunk per worker is
-under way, so the memory of the study's own process does not grow with the number of prompts.
+Ray actors run the same chunks that one process would run. Each has a model; all actors of a machine
+read its weights from Ray's shared memory without a copy. Each chunk goes to a free worker; the
+chunk of a worker that died goes to another, and a new worker is started. At most one chunk per
+worker is running, so the memory of the study's own process does not grow with the number of
+prompts.
 
-Assumes that casestudy is installed in the same version on every machine, and that nobody else can
-reach the cluster: Ray runs whatever it is sent. Alone, it listens on 127.0.0.1; its usage
-statistics are turned off unless the environment says otherwise.
+Assumes that every machine has the same version of casestudy, and that no one else can reach the
+cluster: Ray runs any code that it receives. A cluster that is started here listens on 127.0.0.1;
+Ray's usage statistics are off unless the environment turns them on.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Packed:
 
     @classmethod
     def of(cls, work: Work) -> Packed:
-        """Pack; nothing of the model is changed."""
+        """Pack the work; the model is not changed."""
         weights = work.model.weights
         arrays = tuple(
             _array(tensor)
@@ -103,7 +104,7 @@ class Worker:
         self.work = packed.unpack()
 
     def ready(self) -> bool:
-        """Answers once the model is there."""
+        """Returns when the model is loaded."""
         return True
 
     def chunk(self, index: list[int]) -> Any:
@@ -179,7 +180,7 @@ def _start(ray: Any, address: str | None, cpus: int) -> None:
 
 
 class _Pool:
-    """Workers, what each is doing, and what is still to do."""
+    """The workers, the chunk that each runs, and the chunks still to run."""
 
     def __init__(self, ray: Any, work: Work, threads: int, workers: int) -> None:
         self.ray, self.threads, self.workers = ray, threads, workers
@@ -191,7 +192,7 @@ class _Pool:
         self.failures: Counter[int] = Counter()
 
     def run(self, plan: Sequence[Sequence[int]], todo: Sequence[int]) -> Iterator[Done]:
-        """Every chunk once, as it is finished."""
+        """Yield every chunk once, when it is finished."""
         left = deque(todo)
         for _ in range(min(self.workers, len(left))):
             self.hire()
@@ -214,18 +215,18 @@ class _Pool:
                 self.ray.kill(actor)
 
     def hire(self) -> None:
-        """Ask for another worker."""
+        """Start another worker."""
         actor = self.actor.remote(self.packed, self.threads)
         self.starting[actor.ready.remote()] = actor
 
     def take(self, ref: Any, plan: Sequence[Sequence[int]], left: deque[int]) -> Iterator[Done]:
-        """What a worker says: that it is ready, a chunk's results, or nothing more ever."""
+        """Handle a worker's message: it is ready, it has finished a chunk, or it has died."""
         number, actor = self.running.pop(ref, (None, None))
         actor = self.starting.pop(ref, actor)
         try:
             answer = self.ray.get(ref)
         except self.ray.exceptions.RayTaskError as error:
-            # the measurement's own error, and no other worker would do better
+            # an error of the measurement: another worker would raise it too
             cause = error.as_instanceof_cause()
             raise (cause if isinstance(cause, CasestudyError) else error) from None
         except self.ray.exceptions.RayError as error:
@@ -240,7 +241,7 @@ class _Pool:
             yield number, answer
 
     def lost(self, number: int | None, left: deque[int], error: Exception) -> None:
-        """A worker died: its chunk is to do again, and another is asked for."""
+        """A worker died: run its chunk again, and start another worker."""
         # a worker that never started counts as a failure of the next chunk
         blamed = number if number is not None else (left[0] if left else -1)
         self.failures[blamed] += 1

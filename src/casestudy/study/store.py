@@ -1,12 +1,12 @@
-"""Where does a study live, so that nothing is lost?
+"""How is a study stored, so that no result is lost?
 
 A folder: `manifest.json` says what was run on what; `chunks/` holds each finished chunk of prompts,
-written whole or not at all, until `SHARD` of them are merged into one of `shards/` (grids in a
-safetensors file, tables in Parquet files beside it); `steps/` holds the finished steps of a stage
-that is under way; `arrays/` and `tables/` hold the joined results, `report.html` the report. A
+each written completely or not at all, until `SHARD` of them are merged into one of `shards/` (grids
+in a safetensors file, tables in Parquet files beside it); `steps/` holds the finished steps of an
+unfinished stage; `arrays/` and `tables/` hold the joined results, `report.html` the report. A
 killed study continues from its chunks, shards and steps. `results/files` says what the files are.
-Reading is by name and on demand, so a large study's folder opens at once. No torch here, and no
-pickle.
+Results are read by name when they are needed, so a large study opens at once. This module uses
+neither torch nor pickle.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
     import polars as pl
 
 FORMAT = 1
-"""Version of the folder's layout; a reader of another version says so rather than guess."""
+"""Version of the folder's layout; a reader of another version reports the difference."""
 
 SHARD = 16
-"""So many chunks are merged into one shard: few files, and little memory to merge them."""
+"""Chunks per shard: large enough for few files, small enough to merge in little memory."""
 
 TABLE_ROWS = 1_000_000
-"""A longer table is joined in the order of the plan instead of the prompts', without reading it."""
+"""A table with more rows is not read when it is joined, and stays in the order of the plan."""
 
 R = TypeVar("R")
 
@@ -62,7 +62,7 @@ __all__ = (
 
 
 class Stored(Mapping[str, R], Generic[R]):
-    """Results in files, by name; each is read when it is asked for."""
+    """Results in files, by name; each is read when it is accessed."""
 
     def __init__(self, paths: Mapping[str, Path], read: Callable[[Path], R]) -> None:
         self._paths = dict(paths)
@@ -126,8 +126,8 @@ class Store:
         Args:
             folder: made when it does not exist.
             manifest: what a new study would record.
-            identity: the manifest's keys that must agree for a resumed study's numbers to be the
-                same; the stored ones are used for everything else.
+            identity: the manifest's keys that must agree, so that a resumed study gives the same
+                numbers; for all other keys the stored values are used.
 
         Raises: StudyError when the folder cannot be written, holds other files, or holds another
             study (naming what differs).
@@ -173,7 +173,7 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one writing process.
+        """Lock the folder: one process writes at a time.
 
         Raises: StudyError when another process holds it.
         """
@@ -190,18 +190,18 @@ class Store:
             yield
 
     def save_manifest(self) -> None:
-        """Write manifest.json, whole or not at all."""
+        """Write manifest.json atomically."""
         text = json.dumps(self.manifest, indent=1, ensure_ascii=False)
         write_atomically(self.folder / "manifest.json", text.encode("utf-8"))
 
     def say_not_measured(self, what: str, why: str) -> None:
-        """Put into the manifest what a reader might look for and why it is not there, once."""
+        """Record in the manifest that something was not measured, and why; once per thing."""
         entry = {"what": what, "why": why}
         if entry not in self.manifest["not_measured"]:
             self.manifest["not_measured"].append(entry)
 
     def say_measured(self, what: str) -> None:
-        """Take back from the manifest that this was not measured."""
+        """Remove the record that this was not measured."""
         entries = self.manifest["not_measured"]
         self.manifest["not_measured"] = [entry for entry in entries if entry["what"] != what]
 
@@ -210,11 +210,11 @@ class Store:
         return self._shard(chunk // SHARD).is_file() or self._chunk(chunk).is_file()
 
     def write_chunk(self, chunk: int, results: Sequence[Result]) -> None:
-        """Keep one chunk's results, whole or not at all."""
+        """Store one chunk's results atomically."""
         write_results(self._chunk(chunk), results)
 
     def read_chunk(self, chunk: int) -> list[Result]:
-        """What `write_chunk` kept, until `seal` merged it.
+        """What `write_chunk` stored, until `seal` merges it.
 
         Raises: StudyError naming a file that is truncated or damaged.
         """
@@ -233,7 +233,7 @@ class Store:
     def write_step(
         self, stage: str, step: str, arrays: Mapping[str, NDArray[Any]], plain: Any
     ) -> None:
-        """Keep one step's value, whole or not at all.
+        """Store one step's value atomically.
 
         Args:
             stage, step: their names.
@@ -245,7 +245,7 @@ class Store:
             save_file(whole, part, metadata={"plain": json.dumps(plain)})
 
     def read_step(self, stage: str, step: str) -> tuple[dict[str, NDArray[Any]], Any]:
-        """What `write_step` kept.
+        """What `write_step` stored.
 
         Raises: StudyError naming a file that is truncated or damaged.
         """
@@ -255,7 +255,7 @@ class Store:
             return arrays, json.loads((file.metadata() or {})["plain"])
 
     def drop_steps(self, stage: str) -> None:
-        """Forget a stage's steps, once what they lead to is stored."""
+        """Delete a stage's steps, once its results are stored."""
         shutil.rmtree(self.folder / "steps" / stage, ignore_errors=True)
         with contextlib.suppress(OSError):
             (self.folder / "steps").rmdir()
@@ -264,7 +264,7 @@ class Store:
         return self.folder / "steps" / stage / f"{step}.safetensors"
 
     def seal(self, shard: int, plan: Sequence[Sequence[int]], summed: Collection[str]) -> None:
-        """Merge a shard's chunks once they are all there, and drop them.
+        """Merge a shard's chunks once all are there, and delete them.
 
         Args:
             shard: chunks `SHARD * shard` to `SHARD * (shard + 1)`.
@@ -311,7 +311,7 @@ class Store:
     def stream(self, name: str) -> Iterator[Grid]:
         """One grid shard by shard, in the order of the plan.
 
-        For per-prompt values that were too many to join; `int(label)` of the prompt axis is the
+        For per-prompt values that are too large to join; `int(label)` of the prompt axis is the
         prompt's place in the behaviour.
 
         Raises: StudyError naming a shard that is truncated or damaged.
@@ -345,7 +345,7 @@ class Store:
         return pl.concat([pl.scan_parquet(path) for path in paths], how="vertical_relaxed")
 
     def shard_tables(self) -> dict[str, str]:
-        """Names of the tables in shards, with what each says about itself."""
+        """Names of the tables in shards, with the description of each."""
         found: dict[str, str] = {}
         for path in sorted((self.folder / "shards").glob("*.parquet")):
             name = path.name.split(".", 1)[1].removesuffix(".parquet")
@@ -381,17 +381,17 @@ class Store:
         return reading_parquet(lambda: pl.scan_parquet(path).select(names).collect(), path)
 
     def grids(self) -> Stored[Grid]:
-        """Every joined grid by name, read when it is asked for.
+        """Every joined grid by name, read when it is accessed.
 
-        Raises: StudyError, then, naming a file that is damaged.
+        Raises: StudyError on access, naming a file that is damaged.
         """
         paths = sorted((self.folder / "arrays").glob("*.safetensors"))
         return Stored({path.stem: path for path in paths}, read_grid)
 
     def tables(self) -> Stored[Table]:
-        """Every joined table by name, read when it is asked for.
+        """Every joined table by name, read when it is accessed.
 
-        Raises: StudyError, then, naming a file that is damaged.
+        Raises: StudyError on access, naming a file that is damaged.
         """
         paths = sorted((self.folder / "tables").glob("*.parquet"))
         return Stored({path.stem: path for path in paths}, read_table)
@@ -435,7 +435,7 @@ _SAID_FIRST = ("model.", "behaviour.name", "measurements", "settings.")
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """What two manifests disagree about, down to the entry: which, and what either has there."""
+    """The entries in which two manifests differ, with both values."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         for key in sorted({*one, *other}):
             inner = f"{where}.{key}" if where else str(key)

@@ -1,9 +1,9 @@
-"""How are measurements run together, and resumed?
+"""How are measurements run together and resumed?
 
-A `Study` is a behaviour, a model and measurements, run as a few stages (see `stage`): every
-measurement over chunks of prompts, then patching, then the circuit. Each step of a stage is stored
-whole before the next begins. Killed at any moment, the same call continues; the plan of chunks and
-the number of threads are stored, so the numbers are the same.
+A `Study` is a behaviour, a model and measurements, run in stages (see `stage`): every measurement
+over chunks of prompts, then patching, then the circuit. Each step of a stage is stored completely
+before the next begins. After a kill at any moment, the same call continues the study; the plan of
+chunks and the number of threads are stored, so the numbers are the same.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ _MEASURED = (
 MEASUREMENTS: dict[str, Measurement] = {
     name: measurement for name in OF_CHUNKS for measurement in _MEASURED if measurement.name == name
 }
-"""What is measured of every chunk, by name, in the order of the argument."""
+"""The measurements of every chunk, by name, in the order of the argument."""
 
 STAGES: dict[str, Callable[[Subject], Stage[Any, Any]]] = {
     measuring.NAME: measuring.measuring,
     causal.NAME: causal.patching,
     circuit.NAME: circuit.circuit,
 }
-"""What a study does, in order. The first is always done, of the measurements that are chosen."""
+"""The stages of a study, in order. The first always runs, with the chosen measurements."""
 
 STUDY = "study"
-"""`Progress.stage` after each stage: so many of a study's stages are kept; the note names it."""
+"""`Progress.stage` after each stage: `done` of the study's stages are stored; `note` names one."""
 
 _NOT_MEASURED = {
     causal.NAME: (
@@ -75,7 +75,7 @@ _NOT_MEASURED = {
     ),
     circuit.NAME: ("circuits", "no subgraph was tested for faithfulness"),
 }
-"""What a reader might look for, by the stage that would have it."""
+"""What a reader may look for, by the stage that measures it."""
 
 _FLAGSHIP = "full-stop-capitals"
 _TINY = "tiny"
@@ -83,12 +83,12 @@ _TINY = "tiny"
 
 @dataclass(frozen=True)
 class Study:
-    """A study in its folder: what was run, and what it gave.
+    """A study in its folder: what was run, and its results.
 
     Attributes:
         store: its folder.
-        grids: joined results, their means and means by group, by name; read when asked for.
-        tables: joined tables, by name; read when asked for.
+        grids: joined results, their means and means by group, by name; read when accessed.
+        tables: joined tables, by name; read when accessed.
     """
 
     store: Store
@@ -97,7 +97,7 @@ class Study:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What was run on what, with which versions and settings."""
+        """The model, the behaviour, the versions and the settings."""
         return self.store.manifest
 
     def __repr__(self) -> str:
@@ -239,8 +239,8 @@ def study(
 
 
 def _finish(subject: Subject, stages: Sequence[str]) -> None:
-    """One stage after the other, and word after each. The first is always finished; the others are
-    left out if there is no time."""
+    """Run the stages in order and report progress after each. The first always finishes; the others
+    are left out if there is no time."""
     clock, store = subject.clock, subject.store
     store.manifest["not_measured"] = [
         entry for entry in store.manifest["not_measured"] if not entry["why"].startswith(LEFT_OUT)

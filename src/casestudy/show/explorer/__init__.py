@@ -1,10 +1,10 @@
-"""What would the model say to this? A live page for trying hunches before there is a study.
+"""A live page to try prompts on a model before there is a study.
 
-Type a prompt, or a clean and a corrupted one; every panel is drawn by the report's own functions
-from the measurements a study makes. `page_state` reads what a request asks, `questions` asks it of
-the model, `worker` gives the one model to one request at a time, `panels` and `patches` put results
-into figures, `study_prompts` offers a study's prompts, `guard` refuses what no page of ours would
-send, `app` joins them and `server` listens.
+A user types a prompt, or a clean and a corrupted prompt. The panels are sections of the report,
+made of the measurements that a study makes. `page_state` parses a request, `questions` runs the
+model for it, `worker` lets one request at a time use the model, `panels` and `patches` turn results
+into figures, `study_prompts` lists the prompts of a study, `guard` refuses requests that do not
+come from this page, `app` maps addresses to answers and `server` listens.
 
-Nothing here imports torch or the web framework until somebody serves.
+Nothing here imports torch or the web framework before the explorer is served.
 """

@@ -1,8 +1,9 @@
-"""What is answered at which address?
+"""Which address gives which answer?
 
-`/` is the page, complete without script; `/panels` every quick panel of one run; `/patch` a grid,
-line by line as it is computed; `/pattern` one head's pattern; `/study.toml` the state as a
-behaviour file that `casestudy run` accepts. All take the page's own query string.
+`/` is the page, complete without JavaScript; `/panels` all panels of one run except patching;
+`/patch` a patch grid, sent again line by line while it is computed; `/pattern` one head's attention
+pattern; `/study.toml` the page's state as a behaviour file for `casestudy run`. All take the query
+string of the page.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ from casestudy.show.text import clean
 T = TypeVar("T")
 
 PAGE_KEY = "x-page"
-"""The header by which a page's questions are told from another's."""
+"""The header that identifies the page that sent a request."""
 WITHDRAWN = "The request was withdrawn, or its page has asked something newer."
 RETRY = 1
-"""Seconds after which somebody who was refused may come again."""
+"""Seconds after which a refused request may be sent again."""
 STATIC = {
     "explorer.css": "text/css",
     "figures.js": "text/javascript",
@@ -55,8 +56,8 @@ class Explorer:
     """The page and its answers, for one model.
 
     Attributes:
-        questions: what the model is asked.
-        worker: whose thread runs it.
+        questions: runs the model for a page.
+        worker: the thread that the model runs in.
         picks: a study's prompts to choose from.
     """
 
@@ -65,11 +66,11 @@ class Explorer:
     picks: StudyPrompts | None = None
 
     def application(self, hosts: list[str], started: Callable[[], None] = lambda: None) -> Guard:
-        """What a server runs.
+        """The ASGI application.
 
         Args:
-            hosts: the Host headers that are this server.
-            started: called once it will answer.
+            hosts: the Host headers of this server.
+            started: called when it is ready to answer.
         """
 
         @contextlib.asynccontextmanager
@@ -90,10 +91,10 @@ class Explorer:
         app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
         return Guard(app, hosts)
 
-    # What is answered.
+    # The answers.
 
     async def page(self, request: Request) -> Response:
-        """The page, its panels filled for those who have no script."""
+        """The page, with its panels filled, for browsers without JavaScript."""
         entries = request.query_params.multi_items() or self.first
         page_state, refusal = asking.readable(entries), None
         html: dict[str, Markup] = {}
@@ -110,7 +111,7 @@ class Explorer:
 
     @property
     def first(self) -> list[tuple[str, str]]:
-        """What a page shows that nobody asked anything: the study's first prompt with its pair."""
+        """The state of a page without a query: the study's first prompt and its pair."""
         offered = self.picks.prompts if self.picks is not None else []
         return parse_qsl(offered[0][1], keep_blank_values=True) if offered else []
 
@@ -139,13 +140,13 @@ class Explorer:
         )
 
     async def answer_panels(self, request: Request) -> Response:
-        """Every quick panel, as HTML by the name of its place."""
+        """All panels except patching: HTML by the name of the place on the page."""
         page_state = asking.read(request.query_params.multi_items())
         html, state = await self.ask(request, lambda _: self.questions.panels(page_state))
         return JSONResponse({"html": html, "state": state})
 
     async def answer_pattern(self, request: Request) -> Response:
-        """One head's pattern: its tokens, and its entries a byte each."""
+        """One head's attention pattern: the tokens, and one byte per entry."""
         page_state = asking.read(request.query_params.multi_items())
         return JSONResponse(await self.ask(request, lambda _: self.questions.pattern(page_state)))
 
@@ -157,7 +158,7 @@ class Explorer:
         return Response(text, media_type="application/toml", headers=headers)
 
     async def answer_patch(self, request: Request) -> Response:
-        """A grid as it is computed, a JSON object a line."""
+        """A patch grid while it is computed: one JSON object per line."""
         page_state = asking.read(request.query_params.multi_items())
         if not page_state.corrupted:
             raise PromptError("There is nothing to patch with", hint="Type a corrupted prompt")
@@ -171,7 +172,7 @@ class Explorer:
 
     @cached_property
     def version(self) -> str:
-        """What the static files are now, so that a browser keeps no older ones."""
+        """A hash of the static files, so that a browser does not use old ones."""
         return sha256(b"".join(_static(name) for name in STATIC)).hexdigest()[:12]
 
     async def static(self, request: Request) -> Response:
@@ -182,10 +183,10 @@ class Explorer:
         headers = {"cache-control": "max-age=31536000, immutable"}
         return Response(_static(name), media_type=STATIC[name], headers=headers)
 
-    # The way to the model and back.
+    # Requests to the model.
 
     def queue(self, work: Callable[[Pause], T], request: Request) -> Job[T]:
-        """A place in the model's queue, instead of the page's older question at this address.
+        """Put work into the model's queue, in place of the page's older request to this address.
 
         Raises: Refusal where it is full.
         """
@@ -197,9 +198,10 @@ class Explorer:
             raise Refusal(429, why, retry_after=RETRY) from busy
 
     async def ask(self, request: Request, work: Callable[[Pause], T]) -> T:
-        """What the work gives; it is dropped once the one who asked has gone.
+        """The result of the work; the work is cancelled when the client disconnects.
 
-        Raises: Refusal where the queue is full or nobody waits; whatever the work raises.
+        Raises: Refusal where the queue is full or the request was withdrawn; whatever the work
+        raises.
         """
         job = self.queue(work, request)
         answer = _awaited(job)
@@ -217,7 +219,7 @@ class Explorer:
 
 
 def _awaited(job: Job[T]) -> asyncio.Future[T]:
-    """A job's answer for the event loop, which nobody has to collect."""
+    """A job's answer as a future of the event loop; its exception need not be retrieved."""
     answer = asyncio.wrap_future(job.answer)
     answer.add_done_callback(lambda done: done.cancelled() or done.exception())
     return answer
@@ -229,13 +231,13 @@ async def _first(*futures: asyncio.Future[Any]) -> None:
 
 
 async def _gone(request: Request) -> None:
-    """Return once the other side has hung up."""
+    """Return when the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 class Newest:
-    """The newest of some lines, from the model's thread to a connection; older ones are dropped."""
+    """Passes lines from the model's thread to a connection; only the newest line waits."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -243,8 +245,8 @@ class Newest:
         self._there = asyncio.Event()
 
     def put(self, line: Line) -> None:
-        """From the model's thread."""
-        with contextlib.suppress(RuntimeError):  # the server has stopped, and nobody listens
+        """Called in the model's thread."""
+        with contextlib.suppress(RuntimeError):  # the server has stopped
             self._loop.call_soon_threadsafe(self._take, line)
 
     def _take(self, line: Line) -> None:
@@ -260,7 +262,7 @@ class Newest:
 
 
 async def _lines(job: Job[Line], newest: Newest) -> AsyncIterator[bytes]:
-    """What the page is told, until the grid is finished or nobody listens."""
+    """The lines sent to the page, until the grid is finished or the client disconnects."""
     answer, line = _awaited(job), asyncio.ensure_future(newest.get())
     try:
         while not answer.done():
@@ -295,17 +297,17 @@ def _static(name: str) -> bytes:
 
 
 def refused(request: Request, refusal: Exception) -> Response:
-    """A refusal as what the page's script reads."""
+    """A refusal as JSON for the page's script."""
     assert isinstance(refusal, Refusal)
     return JSONResponse({"problem": refusal.why}, refusal.status, refusal.headers)
 
 
 def wrong(request: Request, error: Exception) -> Response:
-    """What cannot be measured as asked: an answer about the prompt, not a fault of the request."""
+    """An error about the prompt: the answer has status 200, since the request itself was valid."""
     return JSONResponse({"problem": clean(error)})
 
 
 def broken(request: Request, error: Exception) -> Response:
-    """A fault of ours, said without its inside; the server's own output has that."""
+    """An unexpected error, by its type only; the server's terminal shows the rest."""
     why = f"The explorer met an error of its own ({type(error).__name__}); its terminal has more."
     return JSONResponse({"problem": why}, 500)

@@ -1,11 +1,10 @@
-"""Which requests come from a page of ours?
+"""Which requests come from the explorer's own page?
 
-A server on this machine can be reached by any page the machine's browser has open: by name, if that
-page's host is made to resolve here (DNS rebinding), or by a request across origins. So the Host
-header has to be the address served, a browser's word on where a request comes from has to be this
-origin (only the page itself may be opened from elsewhere: that is what a shared link does), and
-requests that ask for more than a page would are refused by their size. Every answer tells the
-browser to run and load nothing but what this origin sends.
+Any page open in a browser on this machine can reach a server on this machine: under another host
+name that resolves to it (DNS rebinding), or by a cross-origin request. Therefore the Host header
+must be the address served; the origin that a browser reports must be this origin, except for the
+page itself, which shared links open from elsewhere; and requests larger than any the page sends are
+refused. Every answer tells the browser to run and load only what this origin sends.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
-"""Own origin only, and nothing inline but the style attributes that shade a drawing's marks."""
+"""This origin only, and nothing inline except the style attributes that colour figures."""
 
 HEADERS = (
     ("content-security-policy", POLICY),
@@ -36,11 +35,11 @@ HEADERS = (
 
 
 class Guard:
-    """An application that answers only what the guard lets through.
+    """An ASGI application that passes only allowed requests on to another.
 
     Args:
-        app: what answers.
-        hosts: the Host headers that are this server, ports included.
+        app: the application that answers.
+        hosts: the Host headers of this server, ports included.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:

@@ -1,8 +1,8 @@
-"""What does a request ask?
+"""What does a request ask for?
 
-Everything the page shows follows from its address: the same query string is the page's, each
-panel's and the saved study's, so an address can be shared and survives a reload. Reading it is
-where sizes are bounded and unknown words refused, before any model is asked.
+The address determines everything that the page shows: the page, its panels and the saved study use
+the same query string, so an address can be shared and reloaded. This module limits sizes and
+refuses unknown names before the model runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MOST_QUERY = 48_000
 MOST_TEXT = 16_000
 """Characters of a prompt."""
 MOST_EDITED = 1000
-"""Characters of a prompt that edits are offered for: each of them is a prompt again."""
+"""Characters of the longest prompt that edits are offered for: each edit is another prompt."""
 MOST_TOKEN = 200
 """Characters of an answer or counterpart; no vocabulary has a longer token that one would type."""
 
@@ -31,7 +31,7 @@ SITES = {
     "k": "heads’ keys (k)",
     "v": "heads’ values (v)",
 }
-"""What a patch grid can exchange, with the page's words for it."""
+"""The sites that a patch grid can patch, with their names on the page."""
 PLACES = {
     "": "as suits the site",
     "position": "position by position",
@@ -62,7 +62,7 @@ _HEAD = re.compile(r"\d{1,4}\.\d{1,4}", re.ASCII)
 
 
 class Refusal(Exception):
-    """A request that is not answered, with the HTTP status and a sentence that says why."""
+    """A request that is refused, with the HTTP status and the reason."""
 
     def __init__(self, status: int, why: str, *, retry_after: int | None = None) -> None:
         super().__init__(why)
@@ -122,7 +122,7 @@ class PageState:
 
 
 def readable(entries: Iterable[tuple[str, str]]) -> PageState:
-    """As much of a refused question as can be read: what was typed stays on the page."""
+    """The valid part of a refused request, so that the page keeps what the user typed."""
     given = dict(entries)
     texts = ("prompt", "corrupted", "answer", "counterpart", "prefix")
     found = {name: given[name].replace("\r\n", "\n") for name in texts if name in given}
@@ -131,7 +131,8 @@ def readable(entries: Iterable[tuple[str, str]]) -> PageState:
 
 
 def read(entries: Iterable[tuple[str, str]]) -> PageState:
-    """What a query's entries ask; of several of one name the last counts, as a pressed button does.
+    """The state that a query's entries describe. Of several entries with one name the last counts:
+    it is a pressed button's.
 
     Raises: Refusal for an unknown name, a word that is no choice, a text that is too long.
     """

@@ -1,8 +1,8 @@
-"""How does a patch grid reach the page while it is computed?
+"""How does the page show a patch grid while it is computed?
 
-The sweep shows what it has found after every climb; the grid so far is drawn with what is not yet
-known left grey, at most a few times a second, and at the end once more with its check. The climbs
-are small, so that the first cells come at once and a grid that nobody waits for any more ends soon.
+The sweep reports its results after every climb (see `engine`). The grid is drawn with unknown cells
+in grey, at most a few times a second, and at the end once more with its check. The climbs are
+small, so that the first cells appear at once and a grid that is no longer wanted stops soon.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 ROWS = 1024
 """Rows of a climb: a few hundredths of a second of the bundled model on one core."""
 EVERY = 0.15
-"""Seconds between two drawings of a grid that is not finished, which take a quarter at most."""
+"""Seconds between drawings of an unfinished grid; drawing takes at most a quarter of the time."""
 MOST_PLACES = 256
-"""Columns of a grid by position: beyond that it can be neither read nor awaited."""
+"""Most columns of a grid by position: a larger one takes too long and cannot be read."""
 MOST_CELLS = 6000
 """Cells of a grid by head and position."""
 
 Line = dict[str, Any]
-"""What the page is told: `html` of the grid so far, `done` of `total` cells; or a `problem`."""
+"""A message to the page: `html` of the grid so far, `done` of `total` cells; or a `problem`."""
 
 
 def patch_grid(
@@ -50,14 +50,14 @@ def patch_grid(
     pause: Pause,
     tell: Callable[[Line], None],
 ) -> Line:
-    """Compute the grid that is asked for, telling of it on the way; the last line is returned.
+    """Compute a patch grid and report its progress; returns the last line.
 
     Args:
-        model: which runs.
+        model: the model.
         page_state: both prompts, the site, the places and the direction.
         pair: answer and counterpart.
-        pause: called between climbs; what it raises ends the sweep.
-        tell: given a line for the page now and then.
+        pause: called between climbs; an exception that it raises ends the sweep.
+        tell: called with a line for the page now and then.
 
     Raises: CasestudyError for what cannot be patched, with the reason.
     """

@@ -1,6 +1,6 @@
-"""What does a request ask of the model?
+"""How is the model run for a request?
 
-Everything that runs it, as plain functions of the page's state: `app` calls them in the model's own
+All calls of the model, as plain functions of the page's state: `app` calls them in the model's
 thread. Costs: `panels` a forward pass of the prompts, `pattern` one of one prompt, `study_file` one
 where the pair has to be chosen, `grid` a sweep.
 """
@@ -32,17 +32,17 @@ MOST_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Questions:
-    """What can be asked of one model.
+    """Answers the requests of a page.
 
     Attributes:
-        model: which is asked.
+        model: the model.
     """
 
     model: Model
 
     @property
     def most_tokens(self) -> int:
-        """The longest prompt that is answered."""
+        """Tokens of the longest prompt allowed."""
         return min(self.model.config.n_ctx, MOST_TOKENS)
 
     def read(self, page_state: PageState) -> tuple[Model, PageState]:
@@ -72,7 +72,7 @@ class Questions:
         return Behaviour("explored", prompts=(prompt,), chat=chat)
 
     def panels(self, page_state: PageState) -> tuple[dict[str, Markup], dict[str, Any]]:
-        """Every quick panel, and what the page's script has to know.
+        """All panels except patching, and the state that the page's script needs.
 
         Raises: CasestudyError for a prompt that cannot be run.
         """
@@ -96,7 +96,7 @@ class Questions:
         return drawing.panels(found, page_state, self.edits(page_state)), state
 
     def edits(self, page_state: PageState) -> list[tuple[str, str]]:
-        """Minimal edits of the prompt, by the kinds that a study scores: name and text."""
+        """Minimal edits of the prompt, of the families that a study scores: name and text."""
         from casestudy.behaviour.counterfactual import FAMILIES
 
         listed = page_state.chat and page_state.prompt.lstrip().startswith("[")
@@ -127,7 +127,7 @@ class Questions:
         return model, read
 
     def pair(self, page_state: PageState) -> tuple[Token, Token]:
-        """Answer and counterpart, chosen as the panels choose them.
+        """Answer and counterpart, chosen as in the panels.
 
         Raises: CasestudyError where they cannot be weighed.
         """

@@ -1,8 +1,9 @@
-"""How is the live page served, and to whom?
+"""How is the live page served, and who can reach it?
 
-To this machine: a socket on the loopback address unless another is named, and only requests whose
-Host header is that address (see `guard`). One process, one thread for the model; the model's own
-arithmetic keeps to one core where it is small, since a second would mostly wait for the first.
+This machine can: the socket is on the loopback address unless another is given, and only requests
+whose Host header is that address are answered (see `guard`). There is one process and one thread
+for the model. Small models compute on one core, since a second core would mostly wait for the
+first.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ def serve(
     """Serve the explorer until it is interrupted, which raises KeyboardInterrupt.
 
     Args:
-        model: which is asked.
-        picks: a study's prompts to offer.
-        host: the address to listen on and to be called by; loopback unless one has reasons.
+        model: the model.
+        picks: a study's prompts to choose from.
+        host: the address to listen on, and the host name of requests; loopback by default.
         port: to listen on; 0 takes a free one.
-        started: told the page's address once requests are answered.
+        started: called with the page's address when requests are answered.
 
     Raises: ServeError where the address cannot be listened on.
     """
@@ -61,8 +62,8 @@ def serve(
 
     def ready(pause: Pause) -> None:
         torch.set_num_threads(suited(model))
-        # What is looked up once is looked up before the first request; a model that cannot run
-        # this prompt says so when it is asked.
+        # Fills caches before the first request; a model that cannot run this prompt reports it
+        # when a request comes.
         with contextlib.suppress(CasestudyError):
             questions.panels(PageState())
 
@@ -83,11 +84,10 @@ def serve(
 
 
 def _run(server: uvicorn.Server, listening: socket.socket) -> None:
-    """Serve until a signal, finish within the time that the configuration gives, and raise the
-    signal once.
+    """Serve until a signal, finish within the configured time, and raise the signal once.
 
-    uvicorn's own handlers cut the end short at a second Ctrl-C, with tracebacks of what was cut,
-    and raise as many signals as came.
+    At a second Ctrl-C, uvicorn's own handlers interrupt the shutdown with tracebacks, and they
+    raise every signal that came.
     """
     came: list[int] = []
 
@@ -132,7 +132,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen(2048)  # whoever comes before the first answer is ready waits for it
+        listening.listen(2048)  # clients that connect before the first answer is ready wait for it
     except OSError as error:
         listening.close()
         raise ServeError(

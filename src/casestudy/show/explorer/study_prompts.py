@@ -1,7 +1,7 @@
-"""What does a stored study offer to look at?
+"""Which prompts of a stored study does the page offer?
 
-Its prompts, with the answers it chose, and the model it asked. A study that lacks a table costs
-what the table would have given, and the page says so.
+Its prompts, with the answers that the study chose, and the name of its model. Where a study lacks a
+table, the page omits what the table holds and says so.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from casestudy.model.tokens import Tokenizer
 
 MOST = 500
-"""Prompts offered; a list of more is not read by anybody."""
+"""Most prompts offered in the page's list."""
 
 
 @dataclass(frozen=True)
 class StudyPrompts:
-    """What a study offers.
+    """A study's prompts, as the page offers them.
 
     Attributes:
         name: of the study's behaviour.
-        model: what its model was called; "" where it does not say.
-        dtype: its number format; likewise.
-        bos: whether its prompts start with BOS; None where it does not say.
-        prompts: a label and the query that asks for it.
+        model: the name of its model; "" if unknown.
+        dtype: its number format; "" if unknown.
+        bos: whether its prompts start with BOS; None if unknown.
+        prompts: a label and a query string for each.
         notices: what could not be read, and why.
     """
 
@@ -48,12 +48,12 @@ class StudyPrompts:
     notices: list[str] = field(default_factory=list)
 
     def written_by(self, tokenizer: Tokenizer) -> StudyPrompts:
-        """The same with every token as a person writes it, where its text is that token alone."""
+        """The same, with each token as text where the text stands for that token only."""
         return replace(self, prompts=[(label, _written(q, tokenizer)) for label, q in self.prompts])
 
 
 def _written(query: str, tokenizer: Tokenizer) -> str:
-    """A query whose tokens are texts; one whose text is another token too stays id:1234."""
+    """The query with tokens as texts; a token whose text is ambiguous stays "id:1234"."""
     found = dict(parse_qsl(query, keep_blank_values=True))
     for side in ("answer", "counterpart"):
         id = found.get(side, "").removeprefix("id:")
@@ -111,13 +111,13 @@ def study_prompts_of(folder: str | os.PathLike[str]) -> StudyPrompts:
 
 
 def _asked(row: Mapping[str, Any]) -> str:
-    """How to ask for a stored token: by its id, since several may share a text."""
+    """A stored token as the query names it: by id, since several tokens may share a text."""
     id = row.get("id")
     return f"id:{id}" if isinstance(id, int) else str(row["token"])
 
 
 def _edit_of(manifest: Mapping[str, Any]) -> Callable[[str], str | None]:
-    """The edit that the study's pairs were made by: that of most of its patch grids."""
+    """The edit that made the study's pairs: that of most of its patch grids."""
     families = manifest.get("patch_families")
     names = [str(v) for v in families.values()] if isinstance(families, Mapping) else []
     if not names:

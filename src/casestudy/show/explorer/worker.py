@@ -1,9 +1,9 @@
-"""Who gets the model next?
+"""Which request does the model run next?
 
-One model, one thread, one short queue in the order of asking. The newest question of a page wins:
-an older one of the same page that waits is dropped, and one that runs stops at its next step. When
-the queue is full the next one is told to come again: a refusal at once is kinder than an answer
-after a minute.
+One model, one thread, one short queue, first come first served. The newest request of a page
+replaces an older one: a waiting one is dropped, and a running one stops at its next step. When the
+queue is full, the next request is refused at once and may be sent again; waiting would take a
+minute.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 MOST = 32
-"""Questions that may wait: a second or two of the bundled model's time."""
+"""Most requests that wait: one or two seconds of computing with the bundled model."""
 
 T = TypeVar("T")
 Pause = Callable[[], None]
-"""A long question calls it between its steps; it raises `Stopped` once nobody waits any more."""
+"""Long work calls it between its steps; it raises `Stopped` when the request was withdrawn."""
 
 
 class Busy(Exception):
@@ -28,17 +28,17 @@ class Busy(Exception):
 
 
 class Stopped(Exception):
-    """Nobody waits for this any more."""
+    """The request was withdrawn."""
 
 
 @dataclass(eq=False)
 class Job(Generic[T]):
-    """A question on its way.
+    """One request.
 
     Attributes:
-        work: answers it, in the model's thread.
-        page: the key of the page that asks; "" for one that asks once.
-        answer: what came of it.
+        work: computes the answer, in the model's thread.
+        page: the key of the page that sent it; "" for a request of no page.
+        answer: the result.
     """
 
     work: Callable[[Pause], T]
@@ -47,22 +47,22 @@ class Job(Generic[T]):
     _unwanted: threading.Event = field(default_factory=threading.Event)
 
     def stop(self) -> None:
-        """Nobody waits for it: if it has not begun it never will."""
+        """Withdraw it: if it has not begun, it never will."""
         self._unwanted.set()
         self.answer.cancel()
 
     def pause(self) -> None:
-        """Raises: Stopped once nobody waits for it."""
+        """Raises: Stopped once it was withdrawn."""
         if self._unwanted.is_set():
             raise Stopped
 
     def run(self) -> None:
-        """Answer it, unless it was stopped before."""
+        """Run the work, unless the request was withdrawn before."""
         if not self.answer.set_running_or_notify_cancel():
             return
         try:
             self.answer.set_result(self.work(self.pause))
-        except Exception as error:  # noqa: BLE001 - whoever asked gets to see it
+        except Exception as error:  # noqa: BLE001 - passed on to the caller
             self.answer.set_exception(error)
 
 
@@ -79,7 +79,7 @@ class Worker:
         self._thread.start()
 
     def ask(self, work: Callable[[Pause], T], *, page: str = "") -> Job[T]:
-        """Put a question into the queue, in place of an older one of the same page.
+        """Put work into the queue, in place of older work of the same page.
 
         Raises: Busy where the queue is full.
         """
@@ -88,7 +88,7 @@ class Worker:
             for older in (*self._waiting, self._running):
                 if page and older is not None and older.page == page:
                     older.stop()
-            # those nobody waits for any more hold no place
+            # withdrawn requests take no place in the queue
             self._waiting = deque(j for j in self._waiting if not j.answer.cancelled())
             if len(self._waiting) >= self._most or not self._open:
                 raise Busy
@@ -97,7 +97,7 @@ class Worker:
         return job
 
     def close(self) -> None:
-        """Finish what is under way and stop."""
+        """Finish the running request and stop."""
         with self._changed:
             self._open = False
             for job in self._waiting:

@@ -25,7 +25,7 @@ CARRIED = 0.9
 """While the residual stream at a changed token has this share of the effect that it had at the
 input, no layer has moved the difference elsewhere."""
 EMPTY = 0.005
-"""Share of the difference: a role with smaller effects in every row is not drawn."""
+"""Least share of the difference: a role with smaller effects in every row is not drawn."""
 
 
 def patch_grids(study: StoredStudy) -> list[str]:
@@ -35,13 +35,13 @@ def patch_grids(study: StoredStudy) -> list[str]:
     effects = [
         n for n in grids if n.endswith(names.EFFECT) and n.removesuffix(names.EFFECT) not in shares
     ]
-    # Where per-prompt results have a mean beside them, the mean is what is drawn.
+    # Where per-prompt results have a mean, the mean is drawn.
     found = [n for n in [*shares, *effects] if names.mean(n) not in study.grids]
     return sorted(found, key=_rank)
 
 
 def cut_grid(study: StoredStudy, name: str) -> tuple[Grid, tuple[Any, ...]]:
-    """A patch grid at the main contrast, in at most two dimensions, and its largest cell."""
+    """A patch grid at the main contrast, with at most two axes, and its largest cell."""
     grid = study.grid(name)
     for axis in grid.axes:
         if axis.name == "contrast":
@@ -112,7 +112,7 @@ def _rank(name: str) -> tuple[bool, int, str]:
 
 
 def largest(study: StoredStudy, grid: Grid, name: str) -> tuple[Any, ...]:
-    """The cell with the largest effect that is neither by construction nor trivial.
+    """The cell with the largest effect that is neither trivial nor by construction.
 
     Raises: Missing where there is none.
     """
@@ -124,7 +124,7 @@ def largest(study: StoredStudy, grid: Grid, name: str) -> tuple[Any, ...]:
         raise Missing("the residual stream carries everything somewhere")
     size[by_construction(study, grid, name)] = np.nan
     if not np.isfinite(size).any():
-        raise Missing("every cell is so by construction")
+        raise Missing("every effect is by construction")
     return tuple(np.unravel_index(int(np.nanargmax(size)), size.shape))
 
 

@@ -40,7 +40,7 @@ from casestudy.show.text import (
 
 
 def counterfactuals(study: StoredStudy) -> list[Block]:
-    """Every family of edits with its score, and those that no prompt allows."""
+    """Every family of edits with its score, and the families that apply to no prompt."""
     table = study.table(names.COUNTERFACTUALS, "family", "n")
     found = table.rows()
     tried = [row for row in found if row["n"]]
@@ -103,7 +103,7 @@ GIVEN = "given"
 
 
 def family_name(study: StoredStudy, family: object) -> str:
-    """A family of edits as a reader knows it."""
+    """The name of a family of edits in the report."""
     if family != GIVEN:
         return clean(family)
     own = study.about("behaviour", "name") not in PRESETS
@@ -111,7 +111,7 @@ def family_name(study: StoredStudy, family: object) -> str:
 
 
 def quoted(study: StoredStudy, family: object) -> str:
-    """The same within a sentence."""
+    """The name of a family of edits within a sentence."""
     name = family_name(study, family)
     return name if family == GIVEN else f"“{name}”"
 
@@ -154,7 +154,7 @@ def _flips(study: StoredStudy, row: Mapping[str, Any]) -> str:
 
 
 def _verdict(stop: float, case: float) -> str:
-    """Which of the two edits reverses most prompts."""
+    """Which of the two edits reverses more prompts."""
     if stop > 0.5 and case > 0.5:
         return "Both the full stop and the case of the text decide."
     if stop > 0.5 or case > 0.5:
@@ -196,7 +196,7 @@ def patching(study: StoredStudy) -> list[Block]:
 
 
 LEAST = 0.1
-"""Share of the difference: a smaller effect is not in the first paragraph."""
+"""Least share of the difference for an effect in the first paragraph."""
 
 
 def strongest(study: StoredStudy) -> Markup:
@@ -222,7 +222,7 @@ def strongest(study: StoredStudy) -> Markup:
         rank = (share, place != "last", size, place == "role")
         found.append((rank, grid, where, name))
     if not found:
-        raise Missing("no part was patched whose effect is not so by construction")
+        raise Missing("every patched part has its effect by construction")
     (share, *_), grid, where, name = max(found, key=lambda item: item[0])
     value, ends = float(grid.values[where]), _ends(grid, where)
     what = _part(study, name, grid, where)
@@ -319,7 +319,7 @@ def _at(grid: Grid, where: tuple[Any, ...], site: str = "") -> str:
 
 
 def _told(study: StoredStudy, grid: Grid, name: str, where: tuple[Any, ...]) -> Markup:
-    """The largest effect; one that is so by construction is not the first that is named."""
+    """A sentence on the largest effect; effects by construction come second."""
 
     def said(cell: tuple[Any, ...]) -> tuple[str, str, str]:
         value = float(grid.values[cell])
@@ -376,7 +376,7 @@ def patch_mark(
     if len(grid.axes) == 1:
         named = tokens and first.name == "pos"
         labels = list(map(visible, tokens)) if named else [clean(x) for x in first.labels]
-        # a bare number says too little beside a bar
+        # a label that is only a number needs its axis name beside a bar
         return marks.mean_bars(grid, [f"{first.name} {x}" if x.isdigit() else x for x in labels])
     place, heads = grid.axes[1].name, _opens(grid) if opens else None
     mark = marks.grid_heatmap(grid, slanted=place in ("role", "pos"), heads=heads)
@@ -386,7 +386,7 @@ def patch_mark(
 
 
 def _caption(study: StoredStudy, name: str, grid: Grid) -> str:
-    """What was patched of which pairs, how exactly, and what is so by construction."""
+    """What was patched in which pairs, the check of exactness, and the effects by construction."""
     about = clean(grid.about).replace(f"the family “{GIVEN}”", family_name(study, GIVEN))
     if "gap" in grid.error:
         about += (
@@ -434,7 +434,7 @@ def _undrawn(name: str, best: float) -> list[Block]:
 
 
 def _without_empty_roles(grid: Grid) -> Grid:
-    """A grid by role without the roles at which nothing is changed."""
+    """A grid by role without the roles that have no effect."""
     if [axis.name for axis in grid.axes][-1] != "role" or len(grid.axes) != 2:
         return grid
     size = np.nan_to_num(np.abs(np.asarray(grid.values, dtype=float))).max(0)

@@ -1,4 +1,4 @@
-"""Where do the numbers come from, and what is not among them?"""
+"""Where do the numbers come from, and what was not measured?"""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from casestudy.show.text import amount, clean, number, shorten
 
 _BOOKKEEPING = frozenset({names.LEDGER_CHECK, names.CHUNKS})
 MOST_CELLS = 4000
-"""A figure of the appendix shows at most so many cells; larger grids are named with their shape."""
+"""Most cells of a figure in the appendix; larger grids are listed with their shape."""
 
 
 def declared_absent(study: StoredStudy) -> list[Absent]:
-    """What the study itself says it did not measure."""
+    """What the study records as not measured."""
     found = study.manifest.get("not_measured", [])
     return [
         Absent(clean(entry.get("what", "")), clean(entry.get("why", "")))
@@ -33,7 +33,7 @@ def declared_absent(study: StoredStudy) -> list[Absent]:
 
 
 def facts(study: StoredStudy) -> list[tuple[str, str]]:
-    """The lines of provenance a reader looks for first."""
+    """The main facts: model, file, prompts, versions and time."""
     model, behaviour = "model", "behaviour"
     shape = [
         (study.about(model, key), what)
@@ -79,7 +79,7 @@ def facts(study: StoredStudy) -> list[tuple[str, str]]:
 
 
 def _file(study: StoredStudy) -> str:
-    """The file whose numbers the weights are, and in how few bits it holds them."""
+    """The file of the weights, and the number of bits in which it stores them."""
     model = study.manifest.get("model", {})
     file = model.get("file") if isinstance(model, Mapping) else None
     if not isinstance(file, Mapping) or not isinstance(file.get("stored_as"), Mapping):
@@ -93,7 +93,7 @@ def _file(study: StoredStudy) -> str:
 
 
 def _chat(study: StoredStudy) -> str:
-    """What wrote the prompts from messages, where something did."""
+    """The chat template that wrote the prompts, where one did."""
     behaviour = study.manifest.get("behaviour", {})
     chat = behaviour.get("chat") if isinstance(behaviour, Mapping) else None
     if not isinstance(chat, Mapping):
@@ -115,7 +115,7 @@ def _versions(study: StoredStudy) -> str:
 
 
 def short_manifest(study: StoredStudy) -> dict[str, Any]:
-    """The manifest as far as a reader wants it on a page: long lists by their length."""
+    """The manifest for the page: long lists are replaced by their length."""
 
     def brief(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -131,14 +131,14 @@ def short_manifest(study: StoredStudy) -> dict[str, Any]:
 
 
 def leftovers(study: StoredStudy, shown: Collection[str]) -> list[Block]:
-    """Whatever was stored that no section shows: a figure each while it can be drawn, else a row.
+    """Stored results that no section shows: a figure for each that can be drawn, else a table row.
 
     Args:
         study: as it was stored.
         shown: names of the grids and tables that the sections show.
     """
     unknown = [study.grids[n] for n in sorted(set(study.grids) - set(shown) - _BOOKKEEPING)]
-    # what a mean already shows is named; what nothing else shows is drawn
+    # a grid whose mean is shown is listed; any other is drawn
     drawn = [g for g in unknown if _drawable(g) and names.mean(g.name) not in shown]
     blocks: list[Block] = [_plain(grid) for grid in drawn]
     for name in sorted(set(study.tables) - set(shown) - _BOOKKEEPING):
@@ -193,7 +193,7 @@ def _cell(value: object) -> str:
 
 
 def _plain(grid: Grid) -> Figure:
-    """A grid nobody taught the report about, drawn by its number of axes."""
+    """A grid that no section knows, drawn by its number of axes."""
     about = f"{clean(grid.about)} Axes: {', '.join(a.name for a in grid.axes)}."
     mark, alt = marks.mark_of(grid), marks.alternative(grid)
     return Figure(clean(grid.name), mark, alt, marks.Data.of(grid), about)

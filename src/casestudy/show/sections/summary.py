@@ -1,8 +1,8 @@
 """What is the answer, in a few short paragraphs?
 
-Written from measured values only. Each sentence appears if its measurement is there; a mean whose
-interval includes zero is called undecided; and a page without interventions says that it shows no
-causes.
+The paragraphs are written from measured values only. A sentence appears if its measurement exists;
+a mean whose interval includes zero is called undecided; a page without interventions says that it
+shows no causes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from casestudy.show.weighed import Weighed, examples, weighed
 from casestudy.show.wording import Mean
 
 GENERAL = ("Why does the model prefer this next token?", "What comes next?")
-"""Questions that a behaviour has where its author asked none: they name nothing."""
+"""Default questions of behaviours whose author wrote none."""
 
 UNTITLED = "A study of next-token preferences"
 
 
 def title(study: StoredStudy) -> str:
-    """The page's title: the author's question, or else what was found, with its tokens."""
+    """The page's title: the author's question, or else the result, with its tokens."""
     question = study.about("behaviour", "question")
     if question and question not in GENERAL:
         return question
@@ -49,8 +49,8 @@ def _headline(study: StoredStudy) -> str:
 
 
 def sentences(study: StoredStudy) -> list[Markup]:
-    """What the study's values support, a sentence or two of each kind; the command line and the
-    report give each its own paragraph.
+    """The sentences that the study's values support, one or two of each kind; the command line and
+    the report show each kind as a paragraph.
 
     Returns: an empty list where there is no logit difference.
     """
@@ -74,7 +74,7 @@ def plain(sentence: Markup) -> str:
 
 def paragraphs(study: StoredStudy) -> list[Markup]:
     """A paragraph for each kind of sentence, or why there are none."""
-    nothing = Markup("The study holds no measured logit difference: no answer yet.")
+    nothing = Markup("The study has no measured logit difference, so there is no answer yet.")
     return sentences(study) or [nothing]
 
 
@@ -183,6 +183,6 @@ def _causal_effects(study: StoredStudy) -> Markup:
     ):
         return patching.strongest(study)
     return Markup(
-        "Nothing was intervened on here, so this page says which parts write the difference, not "
+        "The study made no intervention, so this page says which parts write the difference, not "
         "which of them are needed for it."
     )

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 import typer
 
 from casestudy.cli import circuit, compare, explain, generate, look, mine, models, new, part, run
+from casestudy.cli.groups import spread
 from casestudy.cli.printing import escape, in_options, say
 from casestudy.errors import CasestudyError
 
@@ -100,7 +101,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 
 for command in COMMANDS:
-    app.command()(stoppable(short_values(command)))
+    app.command()(stoppable(short_values(spread(command))))
 
 
 def wait_asleep() -> None:

@@ -9,23 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from casestudy.cli.options import (
+    READING,
     BehaviourArgument,
-    BosOption,
-    ChatOption,
-    DeviceOption,
-    DtypeOption,
     FamilyOption,
     JsonOption,
     MemoryOption,
     ModelOption,
-    PrefixOption,
-    SpecialOption,
-    TemplateOption,
+    Reading,
     default_folder,
     read_behaviour,
     read_budget,
-    read_chat,
-    read_model,
     saying_notices,
 )
 from casestudy.cli.printing import decimal, interval, print_json, print_table, print_words
@@ -123,13 +116,7 @@ def circuit(
         int, typer.Option(help="Seed of the held-out split, the controls and the bootstrap.")
     ] = 0,
     memory: MemoryOption = "2GB",
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    bos: BosOption = None,
-    special: SpecialOption = False,
-    chat: ChatOption = False,
-    prefix: PrefixOption = "",
-    template: TemplateOption = None,
+    reading: Reading = READING,
     as_json: JsonOption = False,
 ) -> None:
     """Find the circuit that carries a behaviour, with the evidence for and against it."""
@@ -151,8 +138,8 @@ def circuit(
 
         find = _find_edges
         choices = choices_of(method=method or "eap-ig-inputs", exact_edges=exact, **typed)
-    loaded = read_model(model, device, dtype, bos, special)
-    subject = read_behaviour(behaviour, read_chat(chat, prefix, template))
+    loaded = reading.model(model)
+    subject = read_behaviour(behaviour, reading.conversations())
     find(
         loaded,
         subject,

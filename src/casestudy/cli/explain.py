@@ -8,24 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from casestudy.cli.options import (
-    BosOption,
-    ChatOption,
-    DeviceOption,
-    DtypeOption,
+    READING,
     JsonOption,
     MemoryOption,
     ModelOption,
-    PrefixOption,
     PromptArgument,
+    Reading,
     ScoringOption,
-    SpecialOption,
-    TemplateOption,
     TopOption,
     check_target,
     read_budget,
-    read_chat,
-    read_model,
-    read_prompt,
     read_scoring,
 )
 from casestudy.cli.printing import escape, gap, in_options, preference, print_json, print_table, say
@@ -70,13 +62,7 @@ def explain(
     top: TopOption = 10,
     model: ModelOption = "tiny",
     memory: MemoryOption = "2GB",
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    bos: BosOption = None,
-    special: SpecialOption = False,
-    chat: ChatOption = False,
-    prefix: PrefixOption = "",
-    template: TemplateOption = None,
+    reading: Reading = READING,
     as_json: JsonOption = False,
 ) -> None:
     """Explain one preference: the contrast, its ledger, the strongest parts and the checks.
@@ -87,10 +73,8 @@ def explain(
     from casestudy.measure.explanation import explain
 
     check_target("--out", out)
-    loaded = read_model(model, device, dtype, bos, special)
     budget = read_budget(memory)
-    given = Prompt(prompt, corrupted=corrupted)
-    loaded, read = read_prompt(loaded, given, read_chat(chat, prefix, template))
+    loaded, read = reading.prompt(model, Prompt(prompt, corrupted=corrupted))
     with ProgressBar("cells") as progress:
         found = explain(
             loaded,

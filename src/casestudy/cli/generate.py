@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from casestudy.cli.options import (
-    BosOption,
-    ChatOption,
-    DeviceOption,
-    DtypeOption,
+    READING,
     JsonOption,
     ModelOption,
-    PrefixOption,
-    SpecialOption,
-    TemplateOption,
-    read_chat,
-    read_model,
+    Reading,
     say_notices,
 )
 from casestudy.cli.printing import gap, print_json, print_table, say
@@ -59,13 +52,7 @@ def generate(
             "runs as a study; implies --explain."
         ),
     ] = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    bos: BosOption = None,
-    special: SpecialOption = False,
-    chat: ChatOption = False,
-    prefix: PrefixOption = "",
-    template: TemplateOption = None,
+    reading: Reading = READING,
     as_json: JsonOption = False,
 ) -> None:
     """Have the model write after a prompt, and say how sure it was of each token, and why.
@@ -77,8 +64,8 @@ def generate(
     from casestudy.engine.generation import generate as write
     from casestudy.measure.generated import ledger_of_steps
 
-    loaded = read_model(model, device, dtype, bos, special)
-    how = read_chat(chat, prefix, template)
+    loaded = reading.model(model)
+    how = reading.conversations()
     subject = written(loaded, Behaviour("prompt", prompts=(Prompt(prompt),), chat=how))
     say_notices(loaded, subject)
     found = write(loaded, subject, n=n, temperature=temperature, seed=seed, stop=stop or ())

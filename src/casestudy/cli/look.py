@@ -10,24 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from casestudy.cli.options import (
+    READING,
     BosOption,
-    ChatOption,
     DeviceOption,
-    DtypeOption,
     JsonOption,
     MemoryOption,
     ModelOption,
-    PrefixOption,
+    Reading,
     ReadoutOption,
     ScoringOption,
     SpecialOption,
-    TemplateOption,
     TopOption,
     check_target,
     read_budget,
-    read_chat,
     read_model,
-    read_prompt,
     read_readout,
     read_scoring,
     say_notices,
@@ -50,13 +46,7 @@ def predict(
         list[str] | None, typer.Option("--answer", "-a", help="Score this answer; repeatable.")
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many to show.")] = 10,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    bos: BosOption = None,
-    special: SpecialOption = False,
-    chat: ChatOption = False,
-    prefix: PrefixOption = "",
-    template: TemplateOption = None,
+    reading: Reading = READING,
     as_json: JsonOption = False,
 ) -> None:
     """Show the most probable next tokens, and how given answers stand."""
@@ -64,8 +54,7 @@ def predict(
     from casestudy.measure.predictions import predictions, score_answer
     from casestudy.model.notices import one_per_kind
 
-    loaded = read_model(model, device, dtype, bos, special)
-    loaded, read = read_prompt(loaded, Prompt(prompt), read_chat(chat, prefix, template))
+    loaded, read = reading.prompt(model, Prompt(prompt))
     (ids,) = loaded.tokenize(read.text).rows()
     tokens = loaded.tokenizer.labels(ids)
     top = predictions(loaded, read.text, top_k=top_k).rows()
@@ -180,13 +169,7 @@ def patch(
     ] = None,
     model: ModelOption = "tiny",
     memory: MemoryOption = "2GB",
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    bos: BosOption = None,
-    special: SpecialOption = False,
-    chat: ChatOption = False,
-    prefix: PrefixOption = "",
-    template: TemplateOption = None,
+    reading: Reading = READING,
     as_json: JsonOption = False,
 ) -> None:
     """Activation patching: copy one site's activations between two prompts, cell by cell."""
@@ -195,9 +178,8 @@ def patch(
     from casestudy.measure.patching_prompts import patch_prompts
 
     check_target("--figure", figure)
-    loaded = read_model(model, device, dtype, bos, special)
     pair = Prompt(clean, answer=answer, counterpart=counterpart, corrupted=corrupted)
-    loaded, pair = read_prompt(loaded, pair, read_chat(chat, prefix, template))
+    loaded, pair = reading.prompt(model, pair)
     say_notices(loaded, [pair])
     with ProgressBar("cells") as progress:
         patched = patch_prompts(

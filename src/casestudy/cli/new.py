@@ -11,19 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from casestudy.cli.options import (
-    BosOption,
-    ChatOption,
-    DeviceOption,
-    DtypeOption,
+    READING,
     JsonOption,
     ModelOption,
-    PrefixOption,
     PromptArgument,
-    SpecialOption,
-    TemplateOption,
-    read_chat,
-    read_model,
-    read_prompt,
+    Reading,
     say_notices,
 )
 from casestudy.cli.printing import escape, preference, print_json, print_table, say
@@ -80,13 +72,7 @@ def new(
     out: Annotated[
         Path | None, typer.Option(help="The file to write; by default named after the prompt.")
     ] = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    bos: BosOption = None,
-    special: SpecialOption = False,
-    chat: ChatOption = False,
-    prefix: PrefixOption = "",
-    template: TemplateOption = None,
+    reading: Reading = READING,
     as_json: JsonOption = False,
 ) -> None:
     """Start a study of your own: write a commented behaviour file for one prompt.
@@ -99,18 +85,17 @@ def new(
     from casestudy.measure.quick_look import weighed
 
     path = _free(out or Path(f"{_slug(prompt)}.toml"))
-    loaded = read_model(model, device, dtype, bos, special)
-    how = read_chat(chat, prefix, template)
-    loaded, read = read_prompt(loaded, Prompt(prompt), how)
+    loaded, read = reading.prompt(model, Prompt(prompt))
     say_notices(loaded, [read])
     pair = weighed(loaded, read.text, answer, counterpart)
     scores = [score_answer(loaded, read.text, token) for token in pair]
     offers = partners(loaded, read.text, *pair)
-    if how is not None:  # as the file has them: messages, not what the template makes of them
+    chat = reading.conversations()
+    if chat is not None:  # as the file has them: messages, not what the template makes of them
         offers = _as_messages(prompt, read.text, offers)
     logits = [score.logit for score in scores if score.logit is not None]
     command = ["casestudy", "run", str(path), "--model", model]
-    _write(path, _file(path.stem, prompt, (answer, counterpart), offers, command, how))
+    _write(path, _file(path.stem, prompt, (answer, counterpart), offers, command, chat))
     if as_json:
         found: dict[str, Any] = {"file": str(path), "model": loaded.name}
         found |= {name: s.standing() for name, s in zip(_SIDES, scores, strict=True)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -138,6 +138,49 @@ FamilyOption = Annotated[
     ),
 ]
 
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model and its prompts are read: options that most commands share (see `spread`)."""
+
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "float32"
+    bos: BosOption = None
+    special: SpecialOption = False
+    chat: ChatOption = False
+    prefix: PrefixOption = ""
+    template: TemplateOption = None
+
+    def model(self, name: str) -> Model:
+        """The model that --model names, as `read_model` loads it."""
+        return read_model(name, self.device, self.dtype, self.bos, self.special)
+
+    def conversations(self) -> Chat | None:
+        """How --chat and its two options have conversations written; None without any of them."""
+        from casestudy.model.chat import Chat
+        from casestudy.model.chat_template import template_file
+
+        if not (self.chat or self.prefix or self.template):
+            return None
+        template = None if self.template is None else template_file(self.template)
+        return Chat(self.prefix, template)
+
+    def prompt(self, name: str, prompt: Prompt) -> tuple[Model, Prompt]:
+        """The model that --model names, and a prompt as it reads it: with --chat, the template has
+        written the prompt, and the model parses its special tokens."""
+        from casestudy.behaviour.chat import written
+        from casestudy.behaviour.prompts import Behaviour
+
+        model, chat = self.model(name), self.conversations()
+        if chat is None:
+            return model, prompt
+        behaviour = written(model, Behaviour("chat", prompts=(prompt,), chat=chat))
+        return behaviour.read_by(model), behaviour.prompts[0]
+
+
+READING = Reading()
+"""The options as they are where nothing is typed."""
+
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
 _TIMES = {"s": 1, "m": 60, "h": 3600}
 
@@ -168,28 +211,6 @@ def read_behaviour(name: str, chat: Chat | None = None) -> Behaviour:
     if chat is None:
         return behaviour
     return replace(behaviour, chat=chat)
-
-
-def read_chat(chat: bool, prefix: str, template: Path | None) -> Chat | None:
-    """How --chat and its two options have conversations written; None without any of them."""
-    from casestudy.model.chat import Chat
-    from casestudy.model.chat_template import template_file
-
-    if not (chat or prefix or template):
-        return None
-    return Chat(prefix, None if template is None else template_file(template))
-
-
-def read_prompt(model: Model, prompt: Prompt, chat: Chat | None) -> tuple[Model, Prompt]:
-    """A prompt as the model reads it, and the model that reads it so: with --chat the template has
-    written it."""
-    from casestudy.behaviour.chat import written
-    from casestudy.behaviour.prompts import Behaviour
-
-    if chat is None:
-        return model, prompt
-    behaviour = written(model, Behaviour("chat", prompts=(prompt,), chat=chat))
-    return behaviour.read_by(model), behaviour.prompts[0]
 
 
 def read_stages(only: list[str] | None, skip: list[str] | None) -> list[str]:

@@ -8,27 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from casestudy.cli.options import (
+    READING,
     BehaviourArgument,
-    BosOption,
-    ChatOption,
-    DeviceOption,
-    DtypeOption,
     FamilyOption,
     JsonOption,
     MemoryOption,
     ModelOption,
     OnlyOption,
-    PrefixOption,
+    Reading,
     SkipOption,
-    SpecialOption,
-    TemplateOption,
     TimeOption,
     default_folder,
     read_behaviour,
     read_budget,
-    read_chat,
     read_executor,
-    read_model,
     read_stages,
     saying_notices,
 )
@@ -58,13 +51,7 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="The study's folder; studies/BEHAVIOUR-MODEL by default.")
     ] = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    bos: BosOption = None,
-    special: SpecialOption = False,
-    chat: ChatOption = False,
-    prefix: PrefixOption = "",
-    template: TemplateOption = None,
+    reading: Reading = READING,
     only: OnlyOption = None,
     skip: SkipOption = None,
     family: FamilyOption = None,
@@ -83,8 +70,8 @@ def run(
     from casestudy.study.study import study
 
     chosen = read_stages(only, skip)
-    loaded = read_model(model, device, dtype, bos, special)
-    subject = read_behaviour(behaviour, read_chat(chat, prefix, template))
+    loaded = reading.model(model)
+    subject = read_behaviour(behaviour, reading.conversations())
     folder = out or default_folder(subject.name, model)
     with ProgressBar("prompts") as progress:
         finished = study(

@@ -2,9 +2,11 @@
 
 import pytest
 
+from casestudy.behaviour.counterfactual import propose
 from casestudy.behaviour.prompts import Prompt
 from casestudy.errors import BehaviourError
-from casestudy.measure.explanation import explain
+from casestudy.measure import explanation
+from casestudy.measure.explanation import Part, explain
 from casestudy.measure.partners import partners
 from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.model.model import Model
@@ -59,3 +61,19 @@ def test_partners_keep_the_length_and_come_best_first(toy_model: Model) -> None:
     keys = [(not one.before_last, one.left) for one in offers]
     assert keys == sorted(keys)
     assert len({one.text for one in offers}) == len(offers)
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "said"), [("mlp 0", 1, 1), ("mlp 0", 2, 0), ("mlp 1", 1, 0)]
+)
+def test_an_early_mlp_is_said_to_re_encode_only_where_its_effect_is_at_the_changed_tokens(
+    toy_model: Model, name: str, times: float, said: int
+) -> None:
+    asked = Prompt(TEXT, " He", " he", corrupted=CORRUPTED)
+    there = patch_prompts(toy_model, [asked], "mlp_out", by="role").effect
+    alone = float(there.select(layer="0", role="changed tokens").values)
+    found = explanation._single(toy_model, TEXT, " He", " he")
+    (pair,) = propose(toy_model, [asked], ()).pairs
+    warnings = explanation._re_encoding(toy_model, found, pair, Part(name, alone * times, None))
+    assert len(warnings) == said
+    assert explanation._re_encoding(toy_model, found, None, Part(name, alone, None)) == ()

@@ -201,6 +201,7 @@ def explain(
         warnings=(
             *_prompt_warnings(found),
             *_patch_warnings(partner, patches, parts),
+            *_re_encoding(model, found, pair, parts[0]),
         ),
         whole=found.whole,
     )
@@ -411,9 +412,27 @@ def _patch_warnings(
             "The corrupted prompt differs in the last token alone, which carries everything by "
             "construction."
         )
-    if partner is not None and parts[0].name == components.mlp(0):
-        warnings.append(
-            "mlp 0 is first because it re-encodes the changed token wherever it stands; look at "
-            "the parts below it."
-        )
     return tuple(warnings)
+
+
+RE_ENCODED = 0.9
+"""With this share of its effect at the changed tokens alone, mlp 0 only re-encodes them."""
+
+
+def _re_encoding(
+    model: Model, found: _Contrast, pair: Counterfactual | None, strongest: Part
+) -> tuple[str, ...]:
+    """A warning if mlp 0 is the strongest part, and at the changed tokens alone."""
+    if pair is None or strongest.name != components.mlp(0):
+        return ()
+    asked = replace(found.asked, corrupted=pair.corrupted.text)
+    there = patch_prompts(
+        model, [asked], "mlp_out", by="role", layers=[0], scoring=found.scoring
+    ).effect.select(layer="0", role=names.CHANGED_TOKENS)
+    effect = float(there.values)
+    if effect / strongest.effect < RE_ENCODED:
+        return ()
+    return (
+        f"mlp 0 is first because it re-encodes the changed tokens: at these tokens alone it has "
+        f"{effect:+.2f} of its {strongest.effect:+.2f} logits. Look at the parts below it.",
+    )

@@ -54,6 +54,7 @@ def patch_prompts(
     direction: Direction = "denoising",
     readout: int | str | None = None,
     scoring: Scoring = "sum",
+    layers: Sequence[int] | None = None,
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
     watch: Watch | None = None,
@@ -68,7 +69,7 @@ def patch_prompts(
     Args:
         model: the decoder.
         prompts: each with a corrupted partner.
-        site, by, direction, budget, progress, watch: as in `patch`.
+        site, by, direction, layers, budget, progress, watch: as in `patch`.
         readout: where the answers are read.
         scoring: how the tokens of an answer count, see `whole_answers`.
 
@@ -93,6 +94,7 @@ def patch_prompts(
         site,
         by=by,
         direction=direction,
+        layers=layers,
         budget=budget,
         progress=progress,
         watch=None if watch is None else lambda found: watch(asked.finished(found)),

@@ -9,11 +9,12 @@ the same numbers on every machine, but for a last digit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from benchmarks.known_circuits import KNOWN, KnownCircuit
+from docs.markers import put, table
 
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.contributions import contribution_sites, contributions
@@ -25,7 +26,6 @@ from casestudy.measure.patching import Direction
 from casestudy.model.decoder import run
 
 PAGE = Path(__file__).with_name("circuits.md")
-START, END = "<!-- tables: made by `make circuits-table` -->\n", "<!-- end of tables -->\n"
 DRAWS = 1000
 SEEDS = range(3)
 """Of prompts and bystanders; the tables hold means over them."""
@@ -119,32 +119,18 @@ def tables() -> str:
         kept.append([*start[:2], *left])
     _, *names = METHODS
     return (
-        "\nBy size:\n\n"
-        + _table(["circuit", "edges", "chance", *METHODS], by_size)
+        "By size:\n\n"
+        + table(["circuit", "edges", "chance", *METHODS], by_size)
         + "\nBy sign:\n\n"
-        + _table(["circuit", "edges", "chance", *names], by_sign)
+        + table(["circuit", "edges", "chance", *names], by_sign)
         + "\nFaithfulness of as many first edges, by size:\n\n"
-        + _table(["circuit", "edges", "the circuit", *names], kept)
-        + "\n"
+        + table(["circuit", "edges", "the circuit", *names], kept)
     )
-
-
-def _table(head: list[str], body: Sequence[list[str]]) -> str:
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def parts(page: str) -> tuple[str, str, str]:
-    """The page before the tables, the tables, and what follows."""
-    before, rest = page.split(START)
-    made, after = rest.split(END)
-    return before, made, after
 
 
 def main() -> None:
     """Put the tables into the page."""
-    before, _, after = parts(PAGE.read_text("utf-8"))
-    PAGE.write_text(f"{before}{START}{tables()}{END}{after}", encoding="utf-8")
+    put(PAGE, "tables", tables())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 On `tiny` and SmolLM2 (`make smollm2`), for three behaviours: every method's scores of the residual
 stream, attention and MLP outputs (by position), heads and neurons, against exact denoising of the
 same activations, means over prompts. Neurons are patched exactly where any method ranks them among
-its first, and at random. Takes about twenty minutes; what is measured is kept beside the page.
+its first, and at random. What is measured is kept in docs/scores.json; without it a few minutes for
+`tiny`, and about an hour for SmolLM2.
 """
 
 from __future__ import annotations
@@ -17,26 +18,24 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from docs.markers import put, table
 
-from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import GIVEN
 from casestudy.behaviour.presets import preset
-from casestudy.engine.batch import run_batch
 from casestudy.engine.packing import Budget
 from casestudy.errors import MeasureError
 from casestudy.measure.attribution_patching import NODE_METHODS, NodeMethod, attribute_nodes
-from casestudy.measure.patching import Pairs, neurons, patch
+from casestudy.measure.halves import Half
+from casestudy.measure.patching import neurons, patch
 from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.results.result import Array
 from casestudy.results.stats import midranks
-from casestudy.study.causal import chosen_prompts
-from casestudy.study.circuit import MOST_PAIRS, circuit_pairs
+from casestudy.study.behaviour_pairs import behaviour_half
+from casestudy.study.circuit import MOST_PAIRS
 
 PAGE = Path(__file__).with_name("circuits.md")
-START = "<!-- correlations: made by `make circuits-table` -->\n"
-END = "<!-- end of correlations -->\n"
-KEPT = Path(__file__).parent / "assets" / "scores.json"
+KEPT = Path(__file__).with_name("scores.json")
 MODELS = ("tiny", "smollm2")
 BEHAVIOURS = ("full-stop-capitals", "ioi", "agreement")
 SITES = {
@@ -69,21 +68,27 @@ def correlations(estimate: Array, exact: Array) -> tuple[float, float]:
     return float(np.corrcoef(a, b)[0, 1]), float(ranked)
 
 
-def pairs_of_behaviour(model: Model, behaviour: str, most: int) -> tuple[Pairs, Contrast]:
-    """The pairs on which a circuit of the behaviour is looked for."""
-    subject = preset(behaviour)
-    chosen = chosen_prompts(subject, range(len(subject)), most)
-    batch = run_batch(model, subject, chosen, [])
+def half_of_behaviour(model: Model, behaviour: str, most: int = MOST_PAIRS) -> Half:
+    """The pairs on which a circuit of the behaviour is looked for, with their contrast."""
     try:
-        _, pairs, contrast = circuit_pairs(batch)
-    except MeasureError:  # they hardly undo what the model hardly does: measured all the same
-        _, pairs, contrast = circuit_pairs(batch, family=GIVEN)
-    return pairs, contrast
+        return behaviour_half(model, preset(behaviour), most=most)[1]
+    except MeasureError:  # no edit clearly undoes what the model hardly does: measured all the same
+        return behaviour_half(model, preset(behaviour), most=most, family=GIVEN)[1]
+
+
+def rounded(value: Any) -> Any:
+    """Four digits after the point: more than the page shows."""
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(one) for one in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def measured(model: Model, behaviour: str, most: int) -> Iterator[dict[str, Any]]:
     """A row per kind of node: the correlations and the seconds of each method."""
-    pairs, contrast = pairs_of_behaviour(model, behaviour, most)
+    half = half_of_behaviour(model, behaviour, most)
+    pairs, contrast = half.pairs, half.metric
     budget = Budget(check=2)
     for kind, site in SITES.items():
         row: dict[str, Any] = {"behaviour": behaviour, "node": kind, "pairs": len(pairs)}
@@ -126,27 +131,24 @@ def some_neurons(estimates: list[Array]) -> list[tuple[int, int]]:
     return [(int(layer), int(n)) for layer, n in (np.unravel_index(i, shape) for i in order)]
 
 
-def table(kept: dict[str, list[dict[str, Any]]]) -> str:
+def made(kept: dict[str, list[dict[str, Any]]]) -> str:
     """Pearson / Spearman of each method, by model, behaviour and node."""
-    head = ["model", "behaviour", "node", "cells", *NAMES.values()]
-    lines = [head, ["---"] * 3 + ["--:"] * (len(head) - 3)]
+    body = []
     for model, rows in kept.items():
         for row in rows:
-            cells = [
-                "–" if method not in row else " / ".join(f"{value:.2f}" for value in row[method])
-                for method in NAMES
-            ]
-            lines.append([model, row["behaviour"], row["node"], str(row["cells"]), *cells])
+            where = [model, row["behaviour"], row["node"]]
+            body.append([*where, str(row["cells"]), *_cells(row, "")])
             if row["node"] == "neuron":
-                cells = [
-                    "–"
-                    if method not in row
-                    else " / ".join(f"{value:.2f}" for value in row[f"{method} at random"])
-                    for method in NAMES
-                ]
-                where = [model, row["behaviour"], "neuron, at random", str(RANDOM)]
-                lines.append([*where, *cells])
-    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+                where[-1] = "neuron, at random"
+                body.append([*where, str(RANDOM), *_cells(row, " at random")])
+    return table(["model", "behaviour", "node", "cells", *NAMES.values()], body, named=3)
+
+
+def _cells(row: dict[str, Any], of: str) -> list[str]:
+    return [
+        " / ".join(f"{value:.2f}" for value in row[f"{method}{of}"]) if method in row else "–"
+        for method in NAMES
+    ]
 
 
 def main() -> None:
@@ -156,15 +158,13 @@ def main() -> None:
         kept = json.loads(KEPT.read_text("utf-8"))
     for name in MODELS:
         rows = kept.setdefault(name, [])
-        model = load(name)
-        for behaviour in BEHAVIOURS:
-            if behaviour in {row["behaviour"] for row in rows}:
-                continue
-            rows += measured(model, behaviour, MOST[name])
+        left = [b for b in BEHAVIOURS if b not in {row["behaviour"] for row in rows}]
+        model = load(name) if left else None
+        for behaviour in left:
+            assert model is not None
+            rows += rounded(list(measured(model, behaviour, MOST[name])))
             KEPT.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
-    page = PAGE.read_text("utf-8")
-    before, rest = page.split(START)
-    PAGE.write_text(f"{before}{START}{table(kept)}{END}{rest.split(END)[1]}", encoding="utf-8")
+    put(PAGE, "correlations", made(kept))
 
 
 if __name__ == "__main__":

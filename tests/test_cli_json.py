@@ -132,6 +132,42 @@ def test_a_circuit_of_neurons(
         assert said in " ".join(err.split())
 
 
+def test_a_direction(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
+    texts = ("It was late.", "She went home.", "He is here.", "They sat down.")
+    rows = [
+        {"text": text, "answer": " He", "counterpart": " he", "corrupted": text[:-1] + ","}
+        for text in texts
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "other.txt").write_text("A text that is about something else. " * 3)
+    command = ("direction", str(tmp_path / "own.jsonl"), "--family", "given", "--steps", "2")
+    command = (*command, "--random", "2", "--coefficients=-1,1", "--model", model)
+    command = (*command, "--out", str(tmp_path / "d"))
+    bare = documented(capsys, *command)
+    assert set(bare) == set(KEYS["direction"]) - {"cost"}
+    found = documented(capsys, *command, "--text", str(tmp_path / "other.txt"))
+    assert set(found) == set(KEYS["direction"])
+    assert len(found["cost"]) == 3 * 3  # type: ignore[arg-type]
+    assert (found["n_found_on"], found["n_judged_on"]) == (2, 2)
+    for file in (found["card"], *found["directions"]):  # type: ignore[misc]
+        assert Path(str(file)).exists()
+    status, out, _ = call(capsys, *command)
+    assert status == 0
+    assert "steered: logit difference" in out
+    for wrong, said in (
+        (("--rank", "9"), "rank 9"),
+        (("--layer", "70"), "layer 70"),
+        (("--role", "subjekt"), "no prompt has 'subjekt'"),
+        (("--coefficients", "1,x"), "numbers between commas"),
+        (("--metric", "kl"), "no sign to steer towards"),
+        (("--site", "z"), "a direction at z"),
+        (("--text", str(tmp_path / "none.txt")), "there is no"),
+    ):
+        status, out, err = call(capsys, *command, *wrong)
+        assert (status, out) == (2, "")
+        assert said in " ".join(err.split())
+
+
 def test_half_precision_promises_no_bound_in_text_and_json(
     capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
 ) -> None:

@@ -47,7 +47,7 @@ SUBJECTS = (
 OWN = {
     **{"patch": "site", "ablate": "site", "path_patch": "receiver", "patch_edges": "edges"},
     **{"attribute_edges": "method", "attribute_nodes": "site"},
-    **{"evaluate_nodes": "sets", "neuron_circuit": "choices"},
+    **{"evaluate_nodes": "sets", "neuron_circuit": "choices", "find_direction": "choices"},
     **{"evaluate_circuit": "circuits", "circuit_card": "choices"},
     **{
         "patch_prompts": "site",
@@ -61,6 +61,7 @@ OWN = {
 OTHERWISE = {
     **{"load": ("name", "tokenizer"), "preset": ("name",), "load_behaviour": ("path",)},
     **{"write_behaviour": ("behaviour", "path"), "open_study": ("folder",)},
+    "load_direction": ("model", "path"),
     **{"compare": ("a", "b"), "to_numpy": ("trace", "model")},
     **{
         "roles_of": ("tokenizer", "prompt", "tokens", "roles"),

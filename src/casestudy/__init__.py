@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from casestudy.measure.case_by_space import case_by_space
     from casestudy.measure.class_mass import class_mass
     from casestudy.measure.controls import controls
+    from casestudy.measure.directions import DirectionChoices, find_direction
     from casestudy.measure.explain import explain_attention_score
     from casestudy.measure.explanation import explain
     from casestudy.measure.head_scores import head_profile
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from casestudy.measure.patching import Pairs, ablate, patch
     from casestudy.measure.patching_prompts import patch_prompts
     from casestudy.measure.predictions import logit_difference, predictions, score_answer
+    from casestudy.measure.subspaces import Spot, load_direction
     from casestudy.measure.whole_answers import whole_answers
     from casestudy.model.decoder import run
     from casestudy.model.edits import Edit
@@ -108,6 +110,8 @@ _ROOMS = {
     "casestudy.circuits.paths": ("path_patch",),
     "casestudy.circuits.card": ("circuit_card",),
     "casestudy.circuits.evaluate": ("evaluate_circuit",),
+    "casestudy.measure.directions": ("DirectionChoices", "find_direction"),
+    "casestudy.measure.subspaces": ("Spot", "load_direction"),
     "casestudy.measure.explain": ("explain_attention_score",),
     "casestudy.measure.explanation": ("explain",),
     "casestudy.measure.head_scores": ("head_profile",),
@@ -127,6 +131,7 @@ __all__ = [
     "ClassContrast",
     "ClassSet",
     "Contrast",
+    "DirectionChoices",
     "Edit",
     "Graph",
     "Grid",
@@ -138,6 +143,7 @@ __all__ = [
     "Prompt",
     "Role",
     "Site",
+    "Spot",
     "Study",
     "Table",
     "TokenClass",
@@ -162,6 +168,7 @@ __all__ = [
     "explain",
     "explain_attention_score",
     "figures",
+    "find_direction",
     "generate",
     "head_attribution",
     "head_profile",
@@ -170,6 +177,7 @@ __all__ = [
     "lens_by_role",
     "load",
     "load_behaviour",
+    "load_direction",
     "logit_difference",
     "logit_lens",
     "neuron_attribution",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from benchmarks.known_circuits import KNOWN, KnownCircuit
 from docs import circuits_table
+from docs.markers import parts
 
 from casestudy.behaviour.prompts import Prompt
 from casestudy.circuits.agreement import EdgeScores
@@ -235,7 +236,7 @@ def test_known_circuit_first_edges_fail_as_a_whole_where_the_method_fails(
 
 @cache
 def tables() -> list[list[list[str]]]:
-    _, made, _ = circuits_table.parts(circuits_table.PAGE.read_text("utf-8"))
+    _, made, _ = parts(circuits_table.PAGE.read_text("utf-8"), "tables")
     return [
         [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
         for table in re.findall(r"(?:^\|.*\n)+", made, re.M)

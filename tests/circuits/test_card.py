@@ -19,13 +19,14 @@ from casestudy.circuits.curves import PROPORTIONS, curve, curve_circuits, smalle
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import METHODS, Method, attribute_edges
 from casestudy.circuits.evaluate import evaluate_circuit
-from casestudy.circuits.evidence import CARD_STEPS, Choices, Half, Question, gather, split
+from casestudy.circuits.evidence import CARD_STEPS, Choices, Question, gather
 from casestudy.circuits.graph import Graph, Rank
 from casestudy.circuits.knockouts import Knockouts, knock_out
 from casestudy.circuits.packed import Packed, pack, unpack
 from casestudy.cli.circuit import _figure_row
 from casestudy.engine.packing import Budget, Planned, Progress
 from casestudy.errors import MeasureError, SiteError, StudyError
+from casestudy.measure.halves import Half, split
 from casestudy.measure.metrics import metric_of
 from casestudy.model.model import Model
 from casestudy.results.result import Grid, Table

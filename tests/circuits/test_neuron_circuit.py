@@ -14,12 +14,12 @@ import torch
 from benchmarks.known_circuits import KNOWN, KnownCircuit
 
 from casestudy.circuits.ablated import EdgeAblation
-from casestudy.circuits.evidence import split
 from casestudy.circuits.neuron_card import NeuronCard, neuron_circuit
 from casestudy.circuits.neuron_circuit import NeuronChoices, curve_sizes, neuron_choices
 from casestudy.circuits.node_sets import NodeSet, evaluate_nodes
 from casestudy.engine.packing import Budget
 from casestudy.errors import MeasureError, SiteError
+from casestudy.measure.halves import split
 from casestudy.measure.patching import Pairs, neurons, patch
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
@@ -117,8 +117,9 @@ def test_the_known_head_and_neuron_are_found_and_are_enough() -> None:
     held = figures["faithfulness on pairs held out"]
     assert held["value"] > 0.85
     assert held["n"] == figures["neurons"]["n"] == 6
-    for kind in ("anywhere", "in the same layers"):
-        row = figures[f"faithfulness, random nodes {kind}"]
+    kinds = ("nodes anywhere", "nodes in the same layers", "neurons in the same layers")
+    for kind in kinds:
+        row = figures[f"faithfulness, random {kind}"]
         assert row["lower"] <= row["value"] <= row["upper"]
         assert row["value"] < 0.5
     without = figures["faithfulness of the model without the circuit's nodes"]

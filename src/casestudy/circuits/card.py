@@ -17,11 +17,12 @@ import numpy as np
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.card_tables import MetricRead, card_tables, headline, metric_means
-from casestudy.circuits.evidence import Choices, Evidence, Half, Question, gather, writing_up
+from casestudy.circuits.evidence import Choices, Evidence, Question, gather, writing_up
 from casestudy.circuits.graph import Circuit, Graph, Scores
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
+from casestudy.measure.halves import Half
 from casestudy.measure.metrics import name_and_unit
 from casestudy.measure.patching import Pairs
 from casestudy.model.model import Model

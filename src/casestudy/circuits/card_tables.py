@@ -16,7 +16,7 @@ from casestudy.circuits.agreement import agreement
 from casestudy.circuits.curves import PROPORTIONS, Curve
 from casestudy.circuits.evidence import Evidence, Faithfulness, Question
 from casestudy.results import names
-from casestudy.results.result import Array, Axis, Grid, Result, Table
+from casestudy.results.result import Array, Axis, Grid, Result, Table, measured
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def edge_table(question: Question, evidence: Evidence, read: MetricRead) -> Tabl
     n = columns.pop("n")
     if exact is not None:
         ends = zip(columns["source"], columns["target"], strict=True)
-        columns["exact"] = [_measured(exact.scores[f"{s}->{t}"]) for s, t in ends]
+        columns["exact"] = [measured(exact.scores[f"{s}->{t}"]) for s, t in ends]
     columns["n"] = n
     return Table(
         names.CIRCUIT_EDGES,
@@ -204,7 +204,7 @@ def summary_table(question: Question, evidence: Evidence, read: MetricRead) -> T
     ]
     columns: dict[str, list[Any]] = {"figure": [row.figure for row in figures]}
     for end in ("value", "lower", "upper"):
-        columns[end] = [_measured(getattr(row, end)) for row in figures]
+        columns[end] = [measured(getattr(row, end)) for row in figures]
     columns["n"] = [row.n for row in figures]
     columns["about"] = [row.about for row in figures]
     about = "The circuit's evidence in figures; n counts pairs. Faithfulness is a share of the "
@@ -335,8 +335,3 @@ def _reliability(question: Question, evidence: Evidence) -> list[Figure]:
         about = f"Spearman over {edges} edges drawn at random"
         figures.append(Figure("rank correlation with exact patching", rho, n, about))
     return figures
-
-
-def _measured(value: Any) -> float | None:
-    """None if a number was not measured."""
-    return None if value is None or np.isnan(value) else float(value)

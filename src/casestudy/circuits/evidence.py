@@ -54,13 +54,10 @@ from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Planned, Progress, 
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError, one_of
 from casestudy.measure.attribution_patching import STEPS, check_steps
-from casestudy.measure.metrics import rows_of
+from casestudy.measure.halves import Half, split
 from casestudy.measure.pairs import Pairs
 from casestudy.model.model import Model
-from casestudy.results.stats import BOOTSTRAP_FROM, ratio_of_means, units_of
-
-FEWEST = 6
-"""With at least this many pairs, some are held out."""
+from casestudy.results.stats import BOOTSTRAP_FROM, ratio_of_means
 
 _FIRST_EDGES = 30
 """How many of the highest-ranked edges are patched exactly, in addition to the random sample."""
@@ -118,37 +115,6 @@ def choices_of(**typed: Any) -> Choices:
     if "steps" in typed:
         check_steps(typed["steps"])
     return Choices(**typed)
-
-
-@dataclass(frozen=True)
-class Half:
-    """Some of the pairs, with their metric.
-
-    Attributes:
-        pairs: clean and corrupted prompts of equal length.
-        metric: a contrast, or a function of the last token's logits with a gradient.
-        documents: per pair, its document; None if not known.
-    """
-
-    pairs: Pairs
-    metric: Contrast | Metric
-    documents: tuple[str, ...] | None = None
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, rows: list[int]) -> Half:
-        """The same for some of the pairs."""
-        documents = self.documents
-        return Half(
-            self.pairs[rows],
-            rows_of(self.metric, rows),
-            None if documents is None else tuple(documents[i] for i in rows),
-        )
-
-    def first(self, most: int) -> Half:
-        """At most so many of the pairs, the first ones."""
-        return self if most >= len(self) else self[list(range(most))]
 
 
 @dataclass(frozen=True)
@@ -568,26 +534,3 @@ def gather(
         if keep is not None:
             keep(name, value)
     return Evidence(**values)
-
-
-def split(n: int, documents: Sequence[str] | None, seed: int) -> tuple[list[int], list[int]]:
-    """The pairs for the search and the pairs for evaluation; each document is in one half.
-
-    With fewer than `FEWEST` pairs, all pairs are in both halves.
-    """
-    everything = list(range(n))
-    unit = units_of(n, documents)
-    if n < FEWEST or len(set(unit.tolist())) < 2:
-        return everything, everything
-    order = np.random.default_rng(seed).permutation(np.unique(unit))
-    size = {u: int((unit == u).sum()) for u in order.tolist()}
-    taken: set[int] = set()
-    held = 0
-    for u in order.tolist():
-        if held + size[u] <= n // 2:
-            taken.add(u)
-            held += size[u]
-    if not taken:
-        taken.add(int(order[0]))
-    judged = [i for i in everything if unit[i] in taken]
-    return [i for i in everything if unit[i] not in taken], judged

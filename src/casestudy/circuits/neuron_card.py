@@ -26,7 +26,7 @@ from casestudy.measure.pairs import Pairs
 from casestudy.model.model import Model
 from casestudy.results import names
 from casestudy.results.files import finite_only, write_atomically
-from casestudy.results.result import Axis, Grid, Result, Shown, Table
+from casestudy.results.result import Axis, Grid, Result, Shown, Table, measured
 
 CARD = 1
 """Version of the card's format."""
@@ -163,8 +163,8 @@ def _summary(evidence: NeuronEvidence) -> Table:
         n: int = judged_on,
         about: str = "",
     ) -> None:
-        low, high = (None, None) if ends is None else map(_measured, ends)
-        rows.append((figure, _measured(value), low, high, n, about))
+        low, high = (None, None) if ends is None else map(measured, ends)
+        rows.append((figure, measured(value), low, high, n, about))
 
     neurons, heads = circuit.neurons, circuit.heads
     add("neurons", float(neurons.sum()), n=found_on, about=f"of {neurons.size:,}")
@@ -253,14 +253,9 @@ def _ends(name: str, rows: Sequence[Ends | None]) -> dict[str, list[float | None
     """Three columns: means, and the ends of their intervals."""
     columns = (name, f"{name}_lower", f"{name}_upper")
     return {
-        column: [None if row is None else _measured(row[i]) for row in rows]
+        column: [None if row is None else measured(row[i]) for row in rows]
         for i, column in enumerate(columns)
     }
-
-
-def _measured(value: float) -> float | None:
-    """None if a number was not measured."""
-    return None if np.isnan(value) else float(value)
 
 
 def _layers(evidence: NeuronEvidence) -> Table:

@@ -8,7 +8,8 @@ The circuit is found on half of the pairs; the evidence is from the other half:
 - `circuit`: the smallest set tried with the required faithfulness on the search pairs, or the
   nodes above a threshold, or the first `top`;
 - `faithfulness`: on the search pairs, on the held-out pairs, and with the other ablations;
-- `controls`: as many random heads and neurons, anywhere and in the same layers;
+- `controls`: as many random heads and neurons, anywhere and in the same layers; and the circuit's
+  heads with as many random neurons in the same layers;
 - `completeness`: the model without the circuit, and without random halves of it, against the
   circuit without the same nodes;
 - `minimality`: the circuit without each of its first nodes;
@@ -36,13 +37,14 @@ from casestudy.circuits.ablated import EdgeAblation
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.curves import smallest_size
 from casestudy.circuits.edge_scores import attribute_edges
-from casestudy.circuits.evidence import Faithfulness, Half, split
+from casestudy.circuits.evidence import Faithfulness
 from casestudy.circuits.graph import Graph, Rank
 from casestudy.circuits.node_sets import NodeEvaluation, NodeSet, evaluate_nodes
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError, one_of
 from casestudy.measure.attribution_patching import NODE_METHODS, STEPS, NodeMethod, attribute_nodes
+from casestudy.measure.halves import Half, split
 from casestudy.measure.pairs import Pairs
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
@@ -344,9 +346,13 @@ class _Search:
     def controls(self, circuit: NodeSet) -> dict[str, Array]:
         """Faithfulness of random circuits of as many heads and neurons."""
         count = range(self.choices.random_sets)
-        kinds = {"anywhere": self.anywhere, "in the same layers": self.same_layers}
+        kinds = {
+            "random nodes anywhere": self.anywhere,
+            "random nodes in the same layers": self.same_layers,
+            "random neurons in the same layers": self.same_heads,
+        }
         return {
-            f"random nodes {name}": self.on(self.judge, [draw(circuit) for _ in count]).faithfulness
+            name: self.on(self.judge, [draw(circuit) for _ in count]).faithfulness
             for name, draw in kinds.items()
         }
 
@@ -362,6 +368,10 @@ class _Search:
         """As many heads and as many neurons in every layer."""
         drawn = partial(self.rng.permuted, axis=1)
         return replace(circuit, heads=drawn(circuit.heads), neurons=drawn(circuit.neurons))
+
+    def same_heads(self, circuit: NodeSet) -> NodeSet:
+        """The same heads, and as many neurons in every layer."""
+        return replace(self.same_layers(circuit), heads=circuit.heads)
 
     def completeness(self, circuit: NodeSet) -> tuple[Faithfulness, Array]:
         """The model without the circuit; (half, 2) circuit and model without halves of it."""

@@ -18,7 +18,19 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import typer
 
-from casestudy.cli import circuit, compare, explain, generate, look, mine, models, new, part, run
+from casestudy.cli import (
+    circuit,
+    compare,
+    direction,
+    explain,
+    generate,
+    look,
+    mine,
+    models,
+    new,
+    part,
+    run,
+)
 from casestudy.cli.groups import spread
 from casestudy.cli.printing import escape, in_options, say
 from casestudy.errors import CasestudyError
@@ -36,7 +48,7 @@ app = typer.Typer(
 
 COMMANDS = (
     *(new.new, run.run, explain.explain, look.predict, generate.generate),
-    *(look.patch, circuit.circuit, part.part),
+    *(look.patch, circuit.circuit, direction.direction, part.part),
     *(compare.compare, compare.check, look.serve, run.report),
     *(mine.mine, new.presets, models.models),
 )

@@ -156,6 +156,35 @@ KEYS: dict[str, dict[str, str]] = {
         "card": "with --out: the stored card",
         "page": "with --out: its page",
     },
+    "direction": {
+        "model": "its name",
+        "weight_hash": "of its weights",
+        "behaviour": "its name",
+        "family": "the kind of edit that made the pairs",
+        "site": "of the directions",
+        "layer": "from 0",
+        "role": "the tokens whose activations are exchanged",
+        "rank": "of the trained directions",
+        "metric_name": "what the directions are judged by",
+        "unit": "of the metric",
+        "n_found_on": "pairs that the directions are from",
+        "n_judged_on": "pairs held out",
+        "n_turned": "mirrored pairs whose clean and corrupted prompt were exchanged, so that all "
+        "clean prompts are on one side",
+        "length": "of the mean difference of the activations",
+        "means_inside_trained": "of the direction of the difference of means, the length of its "
+        "part in the trained directions: 1 if they contain it",
+        "settings": "of the training and the random directions",
+        "shares": "by `directions`, `rank`, `pairs` (held out, or found on) and `way` (denoising "
+        "or noising): the share of the difference between the runs that follows an exact exchange, "
+        "`value`, `lower`, `upper`, `n`",
+        "steering": "by `method`, `run` and `coefficient`: the mean metric of held-out prompts, "
+        "`value`, `lower`, `upper`, `n`",
+        "cost": "with --text: by `method` and `coefficient`, what steering adds to the next-token "
+        "loss of other text, in nats: `value`, `lower`, `upper`, `n`",
+        "card": "the evidence's file",
+        "directions": "the safetensors files of the directions",
+    },
     "compare": {
         "a": "`folder` and `about` of the first study (two studies)",
         "b": "the same of the second",

@@ -9,7 +9,7 @@ Cost: the whole unembedding at every row, where a linear contrast needs a dot pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -156,3 +156,26 @@ def rows_of(metric: Contrast | Metric, prompts: list[int]) -> Contrast | Metric:
         return metric(logits, torch.tensor(prompts, device=rows.device)[rows])
 
     return NamedMetric(*name_and_unit(metric), of_some)
+
+
+def signed(metric: Contrast | Metric, signs: Float[Tensor, " prompt"]) -> Contrast | Metric:
+    """The metric times 1 or -1, prompt by prompt."""
+    if isinstance(metric, Contrast):
+        across = signs.to(metric.weights)
+        ends = list(zip(metric.answers, metric.counterparts, strict=True))
+        turned = [e if s > 0 else e[::-1] for e, s in zip(ends, signs.tolist(), strict=True)]
+        sides = metric.sides
+        return replace(
+            metric,
+            weights=metric.weights * across[:, None],
+            constant=metric.constant * across,
+            answers=tuple(a for a, _ in turned),
+            counterparts=tuple(b for _, b in turned),
+            sides=None if sides is None else sides * across[:, None].to(sides.dtype),
+        )
+
+    def of(logits: Tensor, prompts: Tensor) -> Tensor:
+        found = metric(logits, prompts)
+        return found * signs.to(found)[prompts]
+
+    return NamedMetric(*name_and_unit(metric), of)

@@ -70,6 +70,7 @@ __all__ = [
     "patch",
     "read_by",
     "read_direction",
+    "role_place",
     "subspace",
 ]
 
@@ -327,7 +328,7 @@ def _places(by: By, sides: Sides) -> tuple[Axis | None, list[Place]]:
             raise MeasureError("by role, but no roles came", hint="Give each prompt's roles")
         # in the order of the prompts' text, which does not depend on the order of the prompts
         names = _in_text_order(sides.base_roles)
-        places = [_role(name, sides.base_roles, sides.source_roles) for name in names]
+        places = [role_place(name, sides.base_roles, sides.source_roles) for name in names]
         return Axis("role", names), places
     equal_lengths(base, source, f"patching by {by}", sides.about)
     if by == "all":
@@ -347,7 +348,8 @@ def _in_text_order(roles: Roles) -> tuple[str, ...]:
     return tuple(sorted(far, key=lambda name: (sum(far[name]) / len(far[name]), name)))
 
 
-def _role(name: str, base_roles: Roles, source_roles: Roles) -> Place:
+def role_place(name: str, base_roles: Roles, source_roles: Roles) -> Place:
+    """The positions of a role on both sides; none in a pair of which one side has more of them."""
     here = [tuple(sorted(row.get(name, ()))) for row in base_roles]
     there = [tuple(sorted(row.get(name, ()))) for row in source_roles]
     both = [len(a) == len(b) for a, b in zip(here, there, strict=True)]

@@ -205,6 +205,17 @@ PART_ABLATION = "part.ablation"
 PART_LOSS = "part.loss"
 """A row per kind of ablation: the change of the next-token loss over the corpus, in nats."""
 
+# A behaviour as a direction of a site.
+
+DIRECTION_INTERCHANGE = "direction.interchange"
+"""(subspace, prompt), the contrast with what a site holds in a subspace exchanged."""
+DIRECTION_SUMMARY = "direction.summary"
+"""A row per subspace and way of exchange: the share of the difference that it carries."""
+DIRECTION_STEERING = "direction.steering"
+"""(method, run, coefficient), the mean contrast with a multiple of a direction added."""
+DIRECTION_COST = "direction.cost"
+"""(method, coefficient), what adding it costs on other text: next-token loss, in nats."""
+
 # Grids and tables that are computed from a grid.
 
 MEAN = ".mean"

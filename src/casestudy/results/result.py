@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
+def measured(value: Any) -> float | None:
+    """A number for a table: None if it was not measured."""
+    return None if value is None or np.isnan(value) else float(value)
+
+
 MOST_SHOWN = 12
 """Cells of a grid, or rows of a table, that `print` shows."""
 

@@ -30,7 +30,6 @@ from casestudy.circuits.evidence import (
     CARD_STEPS,
     STAGE,
     Evidence,
-    Half,
     Question,
     take_steps,
     writing_up,
@@ -38,6 +37,7 @@ from casestudy.circuits.evidence import (
 from casestudy.circuits.packed import Packed, pack, unpack
 from casestudy.engine.batch import Batch, run_batch
 from casestudy.errors import CasestudyError, MeasureError, StudyError
+from casestudy.measure.halves import Half
 from casestudy.measure.metrics import Kind, metric_of
 from casestudy.measure.patching import Pairs
 from casestudy.model.decoder import run as forward

@@ -11,24 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from casestudy.cli.options import (
+    READING,
     BehaviourArgument,
-    BosOption,
-    ChatOption,
-    DeviceOption,
-    DtypeOption,
     FamilyOption,
     JsonOption,
     MemoryOption,
     ModelOption,
-    PrefixOption,
-    SpecialOption,
-    TemplateOption,
+    Reading,
     check_target,
     default_folder,
     read_behaviour,
     read_budget,
-    read_chat,
-    read_model,
 )
 from casestudy.cli.printing import decimal, interval, print_json, print_table
 from casestudy.cli.progress import ProgressBar
@@ -81,14 +74,8 @@ def direction(
     seed: Annotated[
         int, typer.Option(help="Seed of the split, the training and the random directions.")
     ] = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    bos: BosOption = None,
-    special: SpecialOption = False,
-    chat: ChatOption = False,
-    prefix: PrefixOption = "",
-    template: TemplateOption = None,
     memory: MemoryOption = "2GB",
+    reading: Reading = READING,
     as_json: JsonOption = False,
 ) -> None:
     """Find the direction of one site that carries a behaviour, and steer by it."""
@@ -99,8 +86,8 @@ def direction(
     from casestudy.study.direction import behaviour_direction
 
     kind = read_kind(metric)
-    loaded = read_model(model, device, dtype, bos, special)
-    subject = read_behaviour(behaviour, read_chat(chat, prefix, template))
+    loaded = reading.model(model)
+    subject = read_behaviour(behaviour, reading.conversations())
     middle = (loaded.config.n_layers - 1) // 2
     choices = DirectionChoices(
         Spot(site, middle if layer is None else layer, role),

@@ -33,37 +33,44 @@ CARD_FILE = "direction.json"
 FILES = {"difference of means": "means.safetensors", "trained": "trained.safetensors"}
 
 
+LayerOption = Annotated[
+    int | None, typer.Option(help="The layer, from 0; the middle one by default.")
+]
+SiteOption = Annotated[
+    str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out or mlp_out.")
+]
+RoleOption = Annotated[
+    str, typer.Option(help="A role of the prompts, last (the last token), or all positions.")
+]
+RandomOption = Annotated[
+    int, typer.Option(help="How many random directions of each rank to compare with.")
+]
+CoefficientsOption = Annotated[
+    str, typer.Option(help="Multiples of the mean difference to steer by.")
+]
+TextOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Other text (files or folders), to measure what steering costs there; may be repeated."
+    ),
+]
+WindowsOption = Annotated[
+    int, typer.Option(help="How many windows of 128 tokens of the other text.")
+]
+
+
 def direction(
     behaviour: BehaviourArgument = "full-stop-capitals",
     model: ModelOption = "tiny",
-    layer: Annotated[
-        int | None, typer.Option(help="The layer, from 0; the middle one by default.")
-    ] = None,
-    site: Annotated[
-        str,
-        typer.Option(help="resid_pre, resid_mid, resid_post, attn_out or mlp_out."),
-    ] = "resid_post",
-    role: Annotated[
-        str, typer.Option(help="A role of the prompts, last (the last token), or all positions.")
-    ] = "last",
+    layer: LayerOption = None,
+    site: SiteOption = "resid_post",
+    role: RoleOption = "last",
     rank: Annotated[int, typer.Option(help="Of the trained directions, 1 to 8.")] = 1,
     steps: Annotated[int, typer.Option(help="Of the training.")] = 100,
-    random: Annotated[
-        int, typer.Option(help="How many random directions of each rank to compare with.")
-    ] = 10,
-    coefficients: Annotated[
-        str, typer.Option(help="Multiples of the mean difference to steer by.")
-    ] = "-4,-2,-1,-0.5,0.5,1,2,4",
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Other text (files or folders), to measure what steering costs there; may be "
-            "repeated."
-        ),
-    ] = None,
-    windows: Annotated[
-        int, typer.Option(help="How many windows of 128 tokens of the other text.")
-    ] = 32,
+    random: RandomOption = 10,
+    coefficients: CoefficientsOption = "-4,-2,-1,-0.5,0.5,1,2,4",
+    text: TextOption = None,
+    windows: WindowsOption = 32,
     out: Annotated[
         Path | None, typer.Option(help="A folder; studies/BEHAVIOUR-MODEL-direction by default.")
     ] = None,

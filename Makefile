@@ -43,6 +43,8 @@ docs-reference: $(VENV)/.installed
 # How well each method finds the circuits that are known: the tables of docs/circuits.md.
 circuits-table: $(VENV)/.installed
 	$(BIN)/python -m docs.circuits_table
+	$(BIN)/python -m docs.scores_table
+	$(BIN)/python -m docs.neurons_table
 
 # What is found about the bundled model: docs/findings.md, from the presets and the kept-out books.
 .PHONY: findings

@@ -6,7 +6,7 @@ On `tiny` and SmolLM2 (`make smollm2`), for three behaviours: every method's sco
 stream, attention and MLP outputs (by position), heads and neurons, against exact denoising of the
 same activations, means over prompts. Neurons are patched exactly where any method ranks them among
 its first, and at random. What is measured is kept in docs/scores.json; without it a few minutes for
-`tiny`, and about an hour for SmolLM2.
+`tiny`, and half an hour for SmolLM2.
 """
 
 from __future__ import annotations

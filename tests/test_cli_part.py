@@ -88,3 +88,30 @@ def test_a_small_corpus_names_the_option(
     status, _, err = call(capsys, "part", model, "head 0.1", *more)
     assert status == 2
     assert "smaller --k" in err.replace("\n", " ")
+
+
+def test_parts_makes_the_cards_of_a_study(
+    capsys: pytest.CaptureFixture[str], model: str, text: str, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "s")
+    only = ("--only", "predictions,ledger,attribution")
+    call(capsys, "run", str(tmp_path / "own.csv"), "--model", model, *only, "--out", out)
+    file = ("--behaviour", str(tmp_path / "own.csv"), "--model", model)
+    small = ("--heads", "1", "--neurons", "1", "-k", "3", "--loss-windows", "2")
+    found = documented(capsys, "parts", out, *file, *small)
+    assert set(found) == set(KEYS["parts"])
+    cards = found["cards"]
+    assert isinstance(cards, list)
+    assert [card["part"].split()[0] for card in cards] == ["head", "neuron"]
+    page = Path(str(found["report"])).read_text("utf-8")
+    for card in cards:
+        assert Path(card["page"]).is_file()
+        assert Path(card["page"]).relative_to(out).as_posix() in page
+    named = ("--part", "head 1.2", "--corpus", text)
+    status, said, err = call(capsys, "parts", out, *file, *named, *small)
+    assert status == 0, err
+    assert "head 1.2" in said
+    assert "named" in said
+    status, said, err = call(capsys, "parts", out, *named)
+    assert (status, said) == (2, "")
+    assert "own" in err

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.behaviour.windows import Window
+from casestudy.measure.part_activity import Activity, activities_in
+from casestudy.measure.parts import CardPart
 from casestudy.model.model import Model
 from tests.measure.batches import spoken
 from tests.measure.worlds import D_VOCAB, decoder
@@ -23,6 +26,20 @@ def corpus(documents: int = 12, words: int = 40, *, seed: int = 0) -> Mapping[st
         f"doc {i}": " ".join(f"w{rng.randrange(D_VOCAB)}" for _ in range(words))
         for i in range(documents)
     }
+
+
+def only_activity(
+    model: Model,
+    part: CardPart,
+    windows: Iterable[Window],
+    *,
+    k: int,
+    most_windows: int,
+    seed: int = 0,
+) -> Activity:
+    """Where one part is active."""
+    (found,) = activities_in(model, [part], windows, k=k, most_windows=most_windows, seed=seed)
+    return found
 
 
 def behaviour(n: int = 4, *, seed: int = 1) -> Behaviour:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from casestudy.behaviour.windows import Window, Windows
 from casestudy.measure.part_ablation import ablate_on_corpus, ablate_on_prompts
-from casestudy.measure.part_activity import Activity, activity_in
+from casestudy.measure.part_activity import Activity
 from casestudy.measure.parts import HeadPart, NeuronPart, read_part
 from casestudy.measure.patching import donors
 from casestudy.model.decoder import run
@@ -18,7 +18,7 @@ from casestudy.model.edits import Edit
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
 from tests.measure.batches import rows
-from tests.measure.cards import corpus, speaking
+from tests.measure.cards import corpus, only_activity, speaking
 from tests.measure.worlds import VARIANTS, contrast, decoder
 
 Part = HeadPart | NeuronPart
@@ -44,7 +44,7 @@ def test_on_prompts_it_is_a_plain_forward_pass(variant: str, part: Part) -> None
     weighed = contrast(len(LENGTHS))
     found = None
     if variant == "gpt2":
-        found = activity_in(
+        found = only_activity(
             model, part, Windows(corpus(), speaking("gpt2").tokenizer, 9), k=1, most_windows=1
         )
     grid = ablate_on_prompts(model, part, tokens, weighed, labels=tuple("abcd"), found=found)
@@ -92,7 +92,7 @@ def test_on_a_corpus_the_loss_is_that_of_plain_forward_passes(variant: str, name
     model = speaking(variant)
     part = read_part(model, name)
     windows = list(Windows(corpus(5, 21), model.tokenizer, 8))
-    found = activity_in(model, part, windows, k=3, most_windows=6, seed=2)
+    found = only_activity(model, part, windows, k=3, most_windows=6, seed=2)
     table = ablate_on_corpus(model, found, seed=2)
     chosen = [window for _, _, window in sorted(found.chosen, key=lambda c: c[1])]
     assert len(chosen) == 6
@@ -139,7 +139,7 @@ def test_the_loss_does_not_depend_on_what_is_run_together(monkeypatch: pytest.Mo
 
     windows = list(Windows(corpus(), model.tokenizer, 9))
     part = read_part(model, "head 1.2")
-    together = table(activity_in(model, part, windows, k=1, most_windows=5))
+    together = table(only_activity(model, part, windows, k=1, most_windows=5))
     monkeypatch.setattr("casestudy.measure.part_ablation.AT_ONCE", 9)
-    alone = table(activity_in(model, part, windows, k=1, most_windows=5))
+    alone = table(only_activity(model, part, windows, k=1, most_windows=5))
     assert together == pytest.approx(alone, abs=1e-6)

@@ -15,7 +15,6 @@ from casestudy.behaviour.windows import Windows
 from casestudy.engine.batch import Measurement, run_batch
 from casestudy.errors import BehaviourError, MeasureError, SiteError, StudyError
 from casestudy.measure.attribution import head_attribution, neuron_attribution
-from casestudy.measure.part_activity import activity_in
 from casestudy.measure.part_card import part
 from casestudy.measure.part_writes import (
     keep_for_share,
@@ -31,7 +30,7 @@ from casestudy.model.sites import Site
 from casestudy.results import names
 from casestudy.results.part_card import PartCard
 from casestudy.results.result import Grid, Table
-from tests.measure.cards import behaviour, corpus, speaking
+from tests.measure.cards import behaviour, corpus, only_activity, speaking
 from tests.measure.worlds import D_VOCAB, VARIANTS, decoder
 
 ALL = {
@@ -159,7 +158,7 @@ def test_promoted_tokens_are_those_of_the_largest_effects() -> None:
 def test_sources_are_means_over_the_corpus_of_what_the_head_takes() -> None:
     model, one = speaking("llama"), HeadPart(1, 2)
     windows = list(Windows(corpus(), model.tokenizer, 9))
-    found = activity_in(model, one, windows, k=1, most_windows=1)
+    found = only_activity(model, one, windows, k=1, most_windows=1)
     assert found.sources is not None
     table = source_tokens(model, one, found.sources)
     got = dict.fromkeys(range(D_VOCAB), 0.0)

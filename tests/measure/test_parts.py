@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from casestudy.behaviour.windows import Window, Windows
 from casestudy.errors import MeasureError, SiteError
-from casestudy.measure.part_activity import SAME, Activity, Context, Strongest, activity_in
+from casestudy.measure.part_activity import SAME, Activity, Context, Strongest
 from casestudy.measure.parts import HeadPart, NeuronPart, read_part
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
@@ -20,7 +20,7 @@ from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
 from tests.measure.batches import rows
-from tests.measure.cards import corpus, speaking
+from tests.measure.cards import corpus, only_activity, speaking
 from tests.measure.worlds import D_MLP, N_HEADS, N_LAYERS, VARIANTS, decoder
 
 PARTS = ("head 1.2", "neuron 1.5")
@@ -85,7 +85,7 @@ def test_a_heads_pattern_and_values_make_its_z(variant: str) -> None:
 
 
 def gathered(model: Model, part: str, windows: list[Window], k: int = 5) -> Activity:
-    return activity_in(model, read_part(model, part), windows, k=k, most_windows=4)
+    return only_activity(model, read_part(model, part), windows, k=k, most_windows=4)
 
 
 def every_position(

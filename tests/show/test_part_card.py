@@ -15,9 +15,9 @@ from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.measure.part_card import part
 from casestudy.model.model import Model
 from casestudy.results import names
-from casestudy.results.part_card import PartCard
+from casestudy.results.part_card import PAGE, PartCard
 from casestudy.results.result import Grid, Table
-from casestudy.show.part_card import PAGE, context_markup, part_card_html, write_part_card
+from casestudy.show.part_card import context_markup, part_card_html, write_part_card
 from casestudy.show.text import signed
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -29,6 +29,7 @@ from casestudy.cli import (
     models,
     new,
     part,
+    parts,
     run,
 )
 from casestudy.cli.groups import spread
@@ -48,7 +49,7 @@ app = typer.Typer(
 
 COMMANDS = (
     *(new.new, run.run, explain.explain, look.predict, generate.generate),
-    *(look.patch, circuit.circuit, direction.direction, part.part),
+    *(look.patch, circuit.circuit, direction.direction, part.part, parts.parts),
     *(compare.compare, compare.check, look.serve, run.report),
     *(mine.mine, new.presets, models.models),
 )

@@ -26,11 +26,12 @@ from casestudy.cli.options import (
     read_model,
     read_readout,
     read_scoring,
+    read_study_model,
     say_notices,
 )
 from casestudy.cli.printing import escape, gap, print_json, print_table, say, write_figure
 from casestudy.cli.progress import ProgressBar
-from casestudy.errors import CasestudyError, ModelError, one_of
+from casestudy.errors import CasestudyError, one_of
 from casestudy.show.text import visible
 
 if TYPE_CHECKING:
@@ -326,18 +327,10 @@ def serve(
     from casestudy.show.explorer.study_prompts import study_prompts_of
 
     picks = None if study is None else study_prompts_of(study)
-    name = model or (picks.model if picks else "") or "tiny"
+    known = picks.model if picks else ""
     dtype = dtype or (picks.dtype if picks else "") or "float32"
     start = picks.bos if picks and bos is None else bos
-    try:
-        loaded = read_model(name, device, dtype, start, special)
-    except ModelError as error:
-        if model or not (picks and picks.model):
-            raise
-        raise ModelError(
-            f"the study's model {name!r} cannot be loaded by its name alone: {error.came}",
-            hint="A study keeps no path of its model's folder or file: give it with --model PATH",
-        ) from error
+    loaded = read_study_model(model, known, device, dtype, start, special)
     serve(
         loaded,
         picks=picks,

@@ -200,6 +200,31 @@ def read_model(
     return loaded
 
 
+def read_study_model(
+    model: str | None,
+    known: str,
+    device: str,
+    dtype: str,
+    bos: bool | None = None,
+    special: bool = False,
+) -> Model:
+    """Loads the model that --model names, else the one that a study knows by this name.
+
+    Raises: ModelError where the study's name alone does not load it.
+    """
+    from casestudy.errors import ModelError
+
+    try:
+        return read_model(model or known or "tiny", device, dtype, bos, special)
+    except ModelError as error:
+        if model or not known:
+            raise
+        raise ModelError(
+            f"the study's model {known!r} cannot be loaded by its name alone: {error.came}",
+            hint="A study keeps no path of its model's folder or file: give it with --model PATH",
+        ) from error
+
+
 def read_behaviour(name: str, chat: Chat | None = None) -> Behaviour:
     """A preset, or a file's behaviour, with --chat as conversations; what the file's reader left
     out goes to stderr."""

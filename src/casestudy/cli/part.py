@@ -22,6 +22,7 @@ from casestudy.cli.printing import decimal, escape, interval, print_json, print_
 from casestudy.cli.progress import ProgressBar
 from casestudy.errors import CasestudyError
 from casestudy.results import names
+from casestudy.results.part_card import PAGE
 from casestudy.show.text import clean, shorten, visible
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def telling(bar: ProgressBar) -> Tell:
 
 def write_card(card: PartCard, folder: Path) -> dict[str, str]:
     """The stored card and its page, by name."""
-    from casestudy.show.part_card import PAGE, write_part_card
+    from casestudy.show.part_card import write_part_card
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -185,6 +185,12 @@ KEYS: dict[str, dict[str, str]] = {
         "card": "the evidence's file",
         "directions": "the safetensors files of the directions",
     },
+    "parts": {
+        "folder": "the study",
+        "cards": "a list of `part`, what it was chosen `by` (null where it was named) with its "
+        "`value` there in logits, its `card` (a folder) and its `page`",
+        "report": "the study's page, which links them",
+    },
     "compare": {
         "a": "`folder` and `about` of the first study (two studies)",
         "b": "the same of the second",

@@ -14,7 +14,7 @@ Cost: the layers up to the part's, at every token of the corpus.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -218,20 +218,20 @@ class Sources:
         self.attention.index_add_(0, ids, got[mask].cpu())
 
 
-def activity_in(
+def activities_in(
     model: Model,
-    part: CardPart,
+    parts: Sequence[CardPart],
     windows: Iterable[Window],
     *,
     k: int,
     most_windows: int,
     seed: int = 0,
-) -> Activity:
-    """Run the windows of a corpus, and gather where the part is active.
+) -> list[Activity]:
+    """Run the windows of a corpus once, and gather where each part is active.
 
     Args:
         model: the decoder.
-        part: of it.
+        parts: of it.
         windows: of the corpus, such as `behaviour.windows.Windows`.
         k: how many of the strongest contexts.
         most_windows: how many windows an ablation is measured on.
@@ -239,46 +239,54 @@ def activity_in(
 
     Raises: MeasureError for a corpus of fewer than k positions, and for values that are not finite.
     """
-    below = layers_of(model, 0, part.layer + 1)
-    groups = part.groups(model)
-    # one generator each, so that a sample does not depend on how large another is
-    found = Activity(
-        part,
-        groups,
-        [Strongest(k) for _ in groups],
-        most_windows,
-        np.random.default_rng(seed),
-    )
-    if isinstance(part, HeadPart):
-        found.sources = Sources(model, part)
+    below = layers_of(model, 0, max(part.layer for part in parts) + 1)
+    every = [_begun(model, part, k, most_windows, seed) for part in parts]
     batch: list[Window] = []
     with torch.no_grad():
         for window in windows:
             batch.append(window)
             if len(batch) * max(len(w.ids) for w in batch) >= AT_ONCE:
-                _take(found, below, batch)
+                _take_all(every, below, batch)
                 batch = []
         if batch:
-            _take(found, below, batch)
-    if found.n < k:
+            _take_all(every, below, batch)
+    n = every[0].n
+    if n < k:
         raise MeasureError(
-            f"the corpus has {found.n:,} positions after the first of a window, fewer than the "
+            f"the corpus has {n:,} positions after the first of a window, fewer than the "
             f"{k} contexts asked for",
-            allowed=f"k up to {found.n}",
+            allowed=f"k up to {n}",
             hint="Give more text, or a smaller k=",
         )
-    assert found.mean_output is not None
-    found.mean_output /= found.n
-    assert found.first_output is not None
-    found.first_output /= len(found.documents)
+    for found in every:
+        assert found.mean_output is not None
+        found.mean_output /= found.n
+        assert found.first_output is not None
+        found.first_output /= len(found.documents)
+    return every
+
+
+def _begun(model: Model, part: CardPart, k: int, most_windows: int, seed: int) -> Activity:
+    """Nothing yet. Each part has its own generator, so that all draw the same windows."""
+    groups = part.groups(model)
+    heaps = [Strongest(k) for _ in groups]
+    found = Activity(part, groups, heaps, most_windows, np.random.default_rng(seed))
+    if isinstance(part, HeadPart):
+        found.sources = Sources(model, part)
     return found
 
 
-def _take(found: Activity, model: Model, batch: list[Window]) -> None:
-    """Run some windows, and take in what they show."""
-    part = found.part
+def _take_all(every: list[Activity], model: Model, batch: list[Window]) -> None:
+    """Run some windows, and take in what they show of each part."""
     tokens = Tokens.of([window.ids for window in batch]).to(model.device)
-    trace = run(model, tokens, keep=part.keep(model))
+    trace = run(model, tokens, keep=[k for found in every for k in found.part.keep(model)])
+    for found in every:
+        _take(found, model, batch, trace)
+
+
+def _take(found: Activity, model: Model, batch: list[Window], trace: Trace) -> None:
+    """Take in what some windows show of one part."""
+    part = found.part
     values = part.activity(model, trace).double().cpu().numpy()
     group = part.group(model, trace).cpu().numpy().astype(np.int64)
     pattern = None
@@ -286,7 +294,7 @@ def _take(found: Activity, model: Model, batch: list[Window]) -> None:
         pattern = part.pattern(model, trace)
         assert found.sources is not None
         found.sources.add(model, trace, pattern)
-    _add_outputs(found, part.output(trace), tokens)
+    _add_outputs(found, part.output(trace), trace.tokens)
     for i, window in enumerate(batch):
         number, length = len(found.documents), len(window.ids)
         own, sides = values[i, 1:length], group[i, 1:length]

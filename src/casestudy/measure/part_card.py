@@ -12,6 +12,7 @@ the corpus, at the layers up to the part's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +28,7 @@ from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell
 from casestudy.errors import MeasureError
 from casestudy.measure.attention import role_axis, roles_seen
 from casestudy.measure.part_ablation import ablate_on_corpus, ablate_on_prompts
-from casestudy.measure.part_activity import Activity, activity_in
+from casestudy.measure.part_activity import Activity, activities_in
 from casestudy.measure.part_reads import Choice, ReadAt, Reading, of_contexts, split_input
 from casestudy.measure.part_selectivity import selectivity
 from casestudy.measure.part_tables import contexts_table, signs_table, values_table
@@ -40,6 +41,7 @@ from casestudy.measure.part_writes import (
 from casestudy.measure.parts import CardPart, HeadPart, NeuronPart, read_part
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
+from casestudy.model.sites import Keep
 from casestudy.model.tokens import Tokens
 from casestudy.model.trace import Trace
 from casestudy.results import names
@@ -59,13 +61,13 @@ class CardSettings:
 
     Attributes:
         k: how many of the strongest contexts.
-        window: tokens of a window of the corpus, BOS included.
+        window: tokens of a window of the corpus, BOS included; None as `part` has it.
         loss_windows: how many windows the next-token loss is measured on.
         budget: memory, checks, seed.
     """
 
     k: int = 20
-    window: int = WINDOW
+    window: int | None = None
     loss_windows: int = LOSS_WINDOWS
     budget: Budget = DEFAULT_BUDGET
 
@@ -100,18 +102,74 @@ def part(
             MeasureError for a corpus of fewer than k positions, for a k below 1, and for values
             that are not finite.
     """
-    for name, value, least in (("k", k, 1), ("loss_windows", loss_windows, 1)):
-        if value < least:
-            raise MeasureError(f"{name} is {value}", allowed=f"at least {least}")
-    subject = read_part(model, part)
-    length = min(WINDOW, model.config.n_ctx) if window is None else window
-    settings = CardSettings(k, length, loss_windows, budget)
-    making = _Making(model, subject, settings, progress)
-    if corpus is not None:
-        making.read_corpus(corpus)
-    if behaviour is not None:
-        making.read_behaviour(behaviour)
-    return making.card()
+    settings = CardSettings(k, window, loss_windows, budget)
+    (card,) = part_cards(
+        model, [part], behaviour=behaviour, corpus=corpus, settings=settings, progress=progress
+    )
+    return card
+
+
+def part_cards(
+    model: Model,
+    parts: Sequence[str],
+    *,
+    behaviour: Prompts | None = None,
+    corpus: Corpus | None = None,
+    settings: CardSettings | None = None,
+    progress: Tell | None = None,
+) -> Iterator[PartCard]:
+    """The cards of several parts, for which the corpus is read once; see `part`.
+
+    The parts and the settings are checked, and the corpus is read, when the first card is asked
+    for.
+    """
+    settings = settings or CardSettings()
+    for name, value in (("k", settings.k), ("loss_windows", settings.loss_windows)):
+        if value < 1:
+            raise MeasureError(f"{name} is {value}", allowed="at least 1")
+    subjects = [read_part(model, part) for part in parts]
+    found: Sequence[Activity | None] = [None] * len(subjects)
+    about: dict[str, Any] = {}
+    if corpus is not None and subjects:
+        found, about = _read_corpus(model, subjects, corpus, settings, progress)
+    prompts = None if behaviour is None else _Prompts.of(model, behaviour, subjects)
+    for subject, activity in zip(subjects, found, strict=True):
+        making = _Making(model, subject, settings, progress)
+        if activity is not None:
+            making.take_corpus(activity, about)
+        if prompts is not None:
+            making.take_prompts(prompts)
+        yield making.card()
+
+
+def _read_corpus(
+    model: Model,
+    parts: Sequence[CardPart],
+    corpus: Corpus,
+    settings: CardSettings,
+    progress: Tell | None,
+) -> tuple[list[Activity], dict[str, Any]]:
+    """Where each part is active in a corpus, and what the corpus is."""
+
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress(Progress("corpus", done, total))
+
+    length = settings.window
+    length = min(WINDOW, model.config.n_ctx) if length is None else length
+    windows = Windows(corpus, model.tokenizer, length, tell)
+    k, most = settings.k, settings.loss_windows
+    every = activities_in(model, parts, windows, k=k, most_windows=most, seed=settings.budget.seed)
+    return every, {
+        "documents": windows.documents,
+        "bytes": windows.bytes,
+        "windows": len(every[0].documents),
+        "window": length,
+        "positions": every[0].n,
+        "resampled": every[0].units()[1],
+        "skipped": dict(windows.skipped),
+        "k": k,
+    }
 
 
 class _Making:
@@ -139,57 +197,33 @@ class _Making:
 
     # The corpus
 
-    def read_corpus(self, corpus: Corpus) -> None:
+    def take_corpus(self, found: Activity, about: Mapping[str, Any]) -> None:
         """Where the part is active in a corpus."""
-        budget = self.settings.budget
-
-        def tell(done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(Progress("corpus", done, total))
-
-        windows = Windows(corpus, self.model.tokenizer, self.settings.window, tell)
-        k, most = self.settings.k, self.settings.loss_windows
-        found = activity_in(
-            self.model, self.part, windows, k=k, most_windows=most, seed=budget.seed
-        )
         self.activity = found
-        self.about["corpus"] = {
-            "documents": windows.documents,
-            "bytes": windows.bytes,
-            "windows": len(found.documents),
-            "window": self.settings.window,
-            "positions": found.n,
-            "resampled": found.units()[1],
-            "skipped": dict(windows.skipped),
-            "k": k,
-        }
+        self.about["corpus"] = dict(about)
         self.results += [contexts_table(self.model, found), values_table(found)]
         if isinstance(self.part, NeuronPart):
             self.results.append(signs_table(found))
 
     # The behaviour
 
-    def read_behaviour(self, prompts: Prompts) -> None:
-        """A behaviour's prompts, run once."""
-        behaviour = written(self.model, Behaviour.of(prompts))
-        model = behaviour.read_by(self.model)
-        keep = Measurement("part", lambda model: keep_for_share(model, self.part), lambda _: [])
-        index = behaviour.main_prompts
-        batch = run_batch(model, behaviour, index, [keep])
-        found = _Prompts.of(batch)
+    def take_prompts(self, found: _Prompts) -> None:
+        """A behaviour's prompts."""
         self.prompts = found
+        behaviour, batch = found.batch.behaviour, found.batch
+        assert behaviour is not None
         self.about["behaviour"] = {
             "name": behaviour.name,
             "question": behaviour.question,
             "contrast": batch.contrasts[0].name,
-            "prompts": len(index),
+            "prompts": len(batch.index),
             "with_contrast": len(found.usable),
         }
-        left = len(index) - len(found.usable)
+        left = len(batch.index) - len(found.usable)
         if left:
             self.notes.append(
-                f"{left} of {len(index)} prompts have no answer with a counterpart; they are left "
-                "out of the contrast's figures."
+                f"{left} of {len(batch.index)} prompts have no answer with a counterpart; they are "
+                "left out of the contrast's figures."
             )
 
     # The card
@@ -340,7 +374,16 @@ class _Prompts:
     roles: list[dict[str, tuple[int, ...]]]
 
     @classmethod
-    def of(cls, batch: Batch) -> _Prompts:
+    def of(cls, model: Model, prompts: Prompts, parts: Sequence[CardPart]) -> _Prompts:
+        """Run the main prompts once, for several parts."""
+        behaviour = written(model, Behaviour.of(prompts))
+        model = behaviour.read_by(model)
+
+        def keep(model: Model) -> list[Keep]:
+            return [one for part in parts for one in keep_for_share(model, part)]
+
+        measurement = Measurement("part", keep, lambda _: [])
+        batch = run_batch(model, behaviour, behaviour.main_prompts, [measurement])
         weights = batch.contrasts[0].weights
         usable = (~weights.isnan().any(1)).nonzero()[:, 0].tolist()
         return cls(batch, usable, [dict(row) for row in roles_seen(batch)])

@@ -25,6 +25,8 @@ from casestudy.results.result import Grid, Result, Shown, Table
 CARD = 1
 """Version of the card's form."""
 MANIFEST, RESULTS = "card.json", "results.safetensors"
+FOLDER, PAGE = "parts", "card.html"
+"""Where a study's folder has its cards, and what the page of each is called."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,11 @@ class PartCard(Shown):
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise StudyError(f"{path} is no card of a part: {problem}") from problem
         return cls(*parts, tuple(read_results(Path(folder) / RESULTS)), absent, notes)
+
+
+def card_folder(study: Path, part: str) -> Path:
+    """Where a study's folder has the card of a part: "parts/head-0.2"."""
+    return study / FOLDER / part.replace(" ", "-")
 
 
 def _means(grid: Grid) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from casestudy.show.sections import (
     circuit,
     contrast,
     ledger,
+    parts,
     patching,
     predictions,
     prompts,
@@ -140,6 +141,7 @@ ARGUMENT: Sequence[Topic] = (
             Part("the parts of a circuit", circuit.nodes, (names.CIRCUIT_NODES,)),
         ],
     ),
+    Topic("parts", "What do single parts do? Cards", [Part("cards of single parts", parts.cards)]),
     Topic(
         "how-sure",
         "How sure? Checks and exclusions",

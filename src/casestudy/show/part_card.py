@@ -38,7 +38,6 @@ from casestudy.show.text import (
 )
 from casestudy.show.wording import Mean, spoken
 
-PAGE = "card.html"
 MOST_TERMS = 16
 """Terms of what a part reads that are drawn; the others are one bar."""
 FOLD = 10

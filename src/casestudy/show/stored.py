@@ -17,6 +17,7 @@ from casestudy.behaviour.main_groups import in_main_groups
 from casestudy.errors import CasestudyError, StudyError
 from casestudy.results import names
 from casestudy.results.files import read_results, read_table
+from casestudy.results.part_card import FOLDER, PAGE, PartCard
 from casestudy.results.result import Array, Grid, Table
 from casestudy.show.text import clean
 from casestudy.study.store import FORMAT, Store
@@ -41,12 +42,14 @@ class StoredStudy:
         manifest: the content of manifest.json.
         grids, tables: by name.
         notices: cautions for the reader of the page.
+        cards: of single parts, by the name of their folder, where they have a page.
     """
 
     manifest: Mapping[str, Any]
     grids: dict[str, Grid] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    cards: dict[str, PartCard] = field(default_factory=dict)
 
     @classmethod
     def read(cls, store: Store) -> StoredStudy:
@@ -77,6 +80,11 @@ class StoredStudy:
                 study.tables[path.stem] = read_table(path, most=MOST_ROWS)
             except StudyError as error:
                 study.notices.append(f"{path.name} could not be read and is left out: {error}")
+        for path in sorted((store.folder / FOLDER).glob(f"*/{PAGE}")):
+            try:
+                study.cards[path.parent.name] = PartCard.read(path.parent)
+            except (StudyError, LookupError, TypeError, ValueError) as error:
+                study.notices.append(f"A card could not be read and is left out: {error}")
         return study
 
     def grid(self, name: str, *axes: str) -> Grid:

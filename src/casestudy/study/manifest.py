@@ -150,7 +150,8 @@ _LATER = ("readout", "ids")
 """Fields of a prompt that 0.1.0 did not have."""
 
 
-def _describe_behaviour(behaviour: Behaviour) -> dict[str, Any]:
+def prompts_hash(behaviour: Behaviour) -> str:
+    """SHA-256 of a behaviour's prompts, with all that is said of each."""
     # What came after 0.1.0 counts only where it is used: a study of then is still the same study.
     prompts = json.dumps(
         [
@@ -159,6 +160,10 @@ def _describe_behaviour(behaviour: Behaviour) -> dict[str, Any]:
         ],
         ensure_ascii=True,
     )
+    return hashlib.sha256(prompts.encode()).hexdigest()
+
+
+def _describe_behaviour(behaviour: Behaviour) -> dict[str, Any]:
     return {
         "name": behaviour.name,
         "question": behaviour.question,
@@ -174,7 +179,7 @@ def _describe_behaviour(behaviour: Behaviour) -> dict[str, Any]:
             name: sum(name in prompt.groups for prompt in behaviour.prompts)
             for name in behaviour.groups
         },
-        "hash": hashlib.sha256(prompts.encode()).hexdigest(),
+        "hash": prompts_hash(behaviour),
         **({"chat": behaviour.chat.as_dict()} if isinstance(behaviour.chat, Written) else {}),
         **_describe_circuit_prompts(behaviour),
     }

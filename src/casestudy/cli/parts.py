@@ -1,0 +1,116 @@
+"""`casestudy parts`: the cards of a stored study's strongest parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from casestudy.cli.options import (
+    DeviceOption,
+    JsonOption,
+    MemoryOption,
+    read_behaviour,
+    read_budget,
+    read_study_model,
+)
+from casestudy.cli.part import telling
+from casestudy.cli.printing import print_json, print_table
+from casestudy.cli.progress import ProgressBar
+from casestudy.results.part_card import PAGE
+
+if TYPE_CHECKING:
+    from casestudy.study.part_cards import TopPart
+
+
+def parts(
+    study: Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder.")],
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="TEXT", help="Files or folders of text; repeatable."),
+    ] = None,
+    heads: Annotated[int, typer.Option(min=0, help="How many heads.")] = 3,
+    neurons: Annotated[int, typer.Option(min=0, help="How many neurons.")] = 3,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PART", help='These parts instead, such as "head 0.2"; repeatable.'),
+    ] = None,
+    behaviour: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The study's behaviour file, where it is no preset."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="As for `run`; the study's by default.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many strongest contexts.")] = 20,
+    loss_windows: Annotated[
+        int, typer.Option(min=1, help="Windows on which the next-token loss is measured.")
+    ] = 32,
+    memory: MemoryOption = "2GB",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Make the cards of a study's strongest heads and neurons, beside its report, which links them.
+
+    Those with the largest effects in its patch grids, or, where nothing was patched, those with
+    the largest direct contributions.
+    """
+    from casestudy.measure.part_card import CardSettings
+    from casestudy.show.part_card import write_part_card
+    from casestudy.show.report import write_report
+    from casestudy.study.part_cards import make_cards, top_parts
+    from casestudy.study.study import open_study
+
+    found = open_study(study)
+    chosen = dict.fromkeys(part or ()) or {
+        top.name: top for top in top_parts(found, heads=heads, neurons=neurons)
+    }
+    about = found.manifest
+    prompts = read_behaviour(behaviour or str(about["behaviour"]["name"]))
+    settings = about.get("settings", {})
+    loaded = read_study_model(
+        model,
+        str(about["model"]["name"]),
+        device,
+        str(about["model"]["dtype"]),
+        settings.get("prepend_bos"),
+        bool(settings.get("parse_special")),
+    )
+    rows: list[dict[str, Any]] = []
+    with ProgressBar("cards") as bar:
+        for card, folder in make_cards(
+            found,
+            loaded,
+            prompts,
+            list(chosen),
+            corpus=[*corpus] if corpus else None,
+            settings=CardSettings(k=k, loss_windows=loss_windows, budget=read_budget(memory)),
+            progress=telling(bar),
+        ):
+            page = write_part_card(card, folder / PAGE)
+            top = chosen.get(card.part)
+            rows.append({"part": card.part, **_why(top), "card": str(folder), "page": str(page)})
+    report = write_report(found.store)
+    if as_json:
+        print_json("parts", {"folder": str(study), "cards": rows, "report": str(report)})
+        return
+    print_table(
+        "cards",
+        ("part", "chosen by", "logits", "page"),
+        [
+            (
+                row["part"],
+                row["by"] or "named",
+                "" if row["value"] is None else f"{row['value']:+.3f}",
+                row["page"],
+            )
+            for row in rows
+        ],
+    )
+    print(f"report: {report}")
+
+
+def _why(top: TopPart | None) -> dict[str, Any]:
+    """What a part was chosen by, and its value there."""
+    return {"by": None if top is None else top.by, "value": None if top is None else top.value}

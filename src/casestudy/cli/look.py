@@ -23,7 +23,6 @@ from casestudy.cli.options import (
     TopOption,
     check_target,
     read_budget,
-    read_model,
     read_readout,
     read_scoring,
     read_study_model,

@@ -21,7 +21,9 @@ from casestudy.cli.progress import ProgressBar
 from casestudy.results.part_card import PAGE
 
 if TYPE_CHECKING:
+    from casestudy.model.model import Model
     from casestudy.study.part_cards import TopPart
+    from casestudy.study.study import Study
 
 
 def parts(
@@ -66,17 +68,8 @@ def parts(
     chosen = dict.fromkeys(part or ()) or {
         top.name: top for top in top_parts(found, heads=heads, neurons=neurons)
     }
-    about = found.manifest
-    prompts = read_behaviour(behaviour or str(about["behaviour"]["name"]))
-    settings = about.get("settings", {})
-    loaded = read_study_model(
-        model,
-        str(about["model"]["name"]),
-        device,
-        str(about["model"]["dtype"]),
-        settings.get("prepend_bos"),
-        bool(settings.get("parse_special")),
-    )
+    prompts = read_behaviour(behaviour or str(found.manifest["behaviour"]["name"]))
+    loaded = _model_of(found, model, device)
     rows: list[dict[str, Any]] = []
     with ProgressBar("cards") as bar:
         for card, folder in make_cards(
@@ -95,6 +88,18 @@ def parts(
     if as_json:
         print_json("parts", {"folder": str(study), "cards": rows, "report": str(report)})
         return
+    _print_cards(rows)
+    print(f"report: {report}")
+
+
+def _model_of(study: Study, model: str | None, device: str) -> Model:
+    """The study's model, read as the study read it."""
+    about, settings = study.manifest["model"], study.manifest.get("settings", {})
+    bos, special = settings.get("prepend_bos"), bool(settings.get("parse_special"))
+    return read_study_model(model, str(about["name"]), device, str(about["dtype"]), bos, special)
+
+
+def _print_cards(rows: list[dict[str, Any]]) -> None:
     print_table(
         "cards",
         ("part", "chosen by", "logits", "page"),
@@ -108,7 +113,6 @@ def parts(
             for row in rows
         ],
     )
-    print(f"report: {report}")
 
 
 def _why(top: TopPart | None) -> dict[str, Any]:

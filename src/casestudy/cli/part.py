@@ -22,7 +22,6 @@ from casestudy.cli.printing import decimal, escape, interval, print_json, print_
 from casestudy.cli.progress import ProgressBar
 from casestudy.errors import CasestudyError
 from casestudy.results import names
-from casestudy.results.part_card import PAGE
 from casestudy.show.text import clean, shorten, visible
 
 if TYPE_CHECKING:
@@ -107,6 +106,7 @@ def telling(bar: ProgressBar) -> Tell:
 
 def write_card(card: PartCard, folder: Path) -> dict[str, str]:
     """The stored card and its page, by name."""
+    from casestudy.results.part_card import PAGE
     from casestudy.show.part_card import write_part_card
 
     try:

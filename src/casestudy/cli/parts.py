@@ -18,7 +18,6 @@ from casestudy.cli.options import (
 from casestudy.cli.part import telling
 from casestudy.cli.printing import print_json, print_table
 from casestudy.cli.progress import ProgressBar
-from casestudy.results.part_card import PAGE
 
 if TYPE_CHECKING:
     from casestudy.model.model import Model
@@ -59,6 +58,7 @@ def parts(
     the largest direct contributions.
     """
     from casestudy.measure.part_card import CardSettings
+    from casestudy.results.part_card import PAGE
     from casestudy.show.part_card import write_part_card
     from casestudy.show.report import write_report
     from casestudy.study.part_cards import make_cards, top_parts

@@ -79,7 +79,7 @@ def test_what_was_not_given_is_absent() -> None:
 
 def test_prompts_without_a_contrast_are_left_out_and_said() -> None:
     asked = behaviour()
-    broken = replace(asked.prompts[1], answer="w3 w4")
+    broken = replace(asked.prompts[1], answer="w4")
     asked = replace(asked, prompts=(asked.prompts[0], broken, *asked.prompts[2:]))
     card = part(speaking("gpt2"), "head 1.2", behaviour=asked)
     ablation = card[names.PART_ABLATION]

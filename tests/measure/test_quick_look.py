@@ -8,18 +8,27 @@ import numpy as np
 import pytest
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.errors import SiteError
+from casestudy.behaviour.readouts import text_of
+from casestudy.errors import BehaviourError, SiteError
 from casestudy.measure.attention import attention_pattern
 from casestudy.measure.attribution import head_attribution
 from casestudy.measure.class_mass import class_mass
 from casestudy.measure.ledger import ledger
 from casestudy.measure.lens import lens
 from casestudy.measure.predictions import logit_difference, predictions
-from casestudy.measure.quick_look import head_pattern, probe
+from casestudy.measure.quick_look import CONTRAST, head_pattern, probe
+from casestudy.measure.whole_answers import whole_answers
 from casestudy.model.model import Model
+from casestudy.model.token import Token
+from casestudy.results import names
 
 TEXTS = ["This is a sentence.", "This is, a long one, a sentence."]
 PAIR = {"answer": " It", "counterpart": " it"}
+SEVERAL = {"answer": " It was late", "counterpart": " it"}
+
+
+def text(side: tuple[Token, ...]) -> str:
+    return "".join(token.label for token in side)
 
 
 def test_everything_equals_what_a_study_measures(toy_model: Model) -> None:
@@ -40,6 +49,49 @@ def test_everything_equals_what_a_study_measures(toy_model: Model) -> None:
     np.testing.assert_allclose(found.classes.values, masses.values, atol=1e-7)
     top = predictions(toy_model, TEXTS)
     assert found.predictions.columns["token"] == top.columns["token"]
+
+
+@pytest.mark.parametrize("readout", [4, -3, "sentence starts"])
+def test_a_readout_is_the_last_token_of_the_text_cut_there(
+    toy_model: Model, readout: int | str
+) -> None:
+    given = [Prompt(text, readout=readout) for text in TEXTS]
+    cut = [text_of(toy_model.tokenizer, prompt) for prompt in given]
+    assert all(len(a) < len(b) for a, b in zip(cut, TEXTS, strict=True))
+    for pair in (PAIR, SEVERAL, {}):
+        found, plain = probe(toy_model, given, **pair), probe(toy_model, cut, **pair)
+        assert (found.answer, found.counterpart) == (plain.answer, plain.counterpart)
+        assert found.tokens == plain.tokens
+        assert found.predictions.columns == plain.predictions.columns
+        assert set(found.grids) == set(plain.grids)
+        for name, grid in plain.grids.items():
+            assert found.grids[name].axes == grid.axes
+            assert np.array_equal(found.grids[name].values, grid.values, equal_nan=True)
+    for text, ends, read in zip(TEXTS, found.behind, found.tokens, strict=True):
+        ids = [token.id for token in (*read, *ends)]
+        assert [ids] == toy_model.tokenize(text).rows()
+    pattern = head_pattern(toy_model, given[0], 1, 3)
+    assert np.array_equal(pattern.values, head_pattern(toy_model, cut[0], 1, 3).values)
+    with pytest.raises(BehaviourError, match="no readout 99"):
+        probe(toy_model, [Prompt(TEXTS[0], readout=99)])
+
+
+def test_answers_of_several_tokens_are_compared_whole(toy_model: Model) -> None:
+    found = probe(toy_model, TEXTS, **SEVERAL)
+    prompts = [Prompt(text, **SEVERAL) for text in TEXTS]
+    whole = whole_answers(toy_model, prompts)
+    assert found.problem is None
+    assert found.whole is not None
+    assert (text(found.answer), text(found.counterpart)) == tuple(SEVERAL.values())
+    for name, grid in (whole.grids | {names.LOGIT_DIFFERENCE: whole.value}).items():
+        mine = found.grids[name].select(contrast=CONTRAST)
+        assert mine.unit == "nats"
+        assert mine.axes == grid.axes
+        assert np.array_equal(mine.values, grid.values, equal_nan=True)
+    assert found.whole.steps.columns == whole.steps.columns
+    single = probe(toy_model, TEXTS, **PAIR)
+    for name in (names.attention_from(0), names.attention_from(1)):
+        assert np.array_equal(found.grids[name].values, single.grids[name].values)
 
 
 def test_attention_is_the_patterns_last_row_and_a_head_is_its_pattern(toy_model: Model) -> None:
@@ -66,22 +118,25 @@ def test_answer_and_counterpart_are_the_likeliest_that_can_be_named(
     model = toy()
     found = probe(model, TEXTS[:1], top_k=50)
     first = [r["token"] for r in found.predictions.rows()]
-    assert str(found.answer) == first[0]
-    assert str(found.counterpart) in (first[1], first[0].lower())
+    assert text(found.answer) == first[0]
+    assert text(found.counterpart) in (first[1], first[0].lower())
     assert found.answer != found.counterpart
     given = probe(model, TEXTS[:1], answer=" It")
-    assert (str(given.answer), str(given.counterpart)) == (" It", " it")
+    assert (text(given.answer), text(given.counterpart)) == (" It", " it")
     given = probe(model, TEXTS[:1], counterpart=first[0], top_k=50)
-    assert str(given.answer) == first[1]
+    assert text(given.answer) == first[1]
+    own = probe(model, [Prompt(TEXTS[0], " It", " He")])
+    assert (text(own.answer), text(own.counterpart)) == (" It", " He")
 
 
 @pytest.mark.parametrize(
     ("answer", "counterpart", "said"),
     [
-        (" no such token at all", None, "tokens"),
+        (" no such token at all", None, "give both"),
         ("", None, "the answer is empty"),
         (" It", " It", "both ' It'"),
-        (" It", "\ufffd\ufffd", "tokens"),
+        (" It was", " It was", "the same tokens"),
+        (" It", "", "the answer is empty"),
     ],
 )
 def test_a_pair_that_is_none_costs_the_contrast_alone(

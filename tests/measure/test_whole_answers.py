@@ -15,6 +15,7 @@ from tokenizers import pre_tokenizers
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.behaviour.steps import MOST, Scoring, steps_of
+from casestudy.engine.packing import Budget
 from casestudy.engine.reading import Readings, together
 from casestudy.errors import BehaviourError, MeasureError, PromptError, TokenError
 from casestudy.measure.ledger import ledger
@@ -210,6 +211,18 @@ def test_a_patch_counts_at_every_token_of_the_answers(variant: str) -> None:
         "5: w2",
         "6: w7 |  w8",
     )
+
+
+def test_a_grid_under_way_has_only_finished_cells() -> None:
+    model, told = reading_words(), []
+    one = pair((2, 7, 1), (2, 8))
+    found = patch_prompts(
+        model, [one], "resid_pre", budget=Budget(rows=3), watch=lambda part: told.append(part.raw)
+    )
+    assert any(np.isnan(part.values).sum() > np.isnan(found.raw.values).sum() for part in told)
+    for part in told:
+        known = np.isfinite(part.values)
+        assert part.values[known] == pytest.approx(found.raw.values[known], abs=1e-9)
 
 
 def test_patched_answers_of_one_token_are_as_ever() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from casestudy.behaviour.prompts import Prompt
+from casestudy.behaviour.readouts import text_of
 from casestudy.errors import CasestudyError
 from casestudy.model.notices import Notice, one_per_kind
 from casestudy.model.tokens import Tokenizer
@@ -35,6 +36,7 @@ def _of_prompt(tokenizer: Tokenizer, prompt: Prompt) -> Iterator[Notice]:
     for text in (prompt.text, prompt.corrupted):
         if text is not None:
             yield from tokenizer.notices(text)
+    read = text_of(tokenizer, prompt)
     for answer in (prompt.answer, prompt.counterpart):
         if answer is not None:
-            yield from tokenizer.continuation(prompt.text, answer).notices
+            yield from tokenizer.continuation(read, answer).notices

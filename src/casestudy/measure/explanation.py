@@ -21,7 +21,7 @@ from casestudy.behaviour.prompts import Prompt
 from casestudy.behaviour.steps import Scoring, has_several
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.reading import Readings
-from casestudy.errors import BehaviourError, TokenError
+from casestudy.errors import BehaviourError
 from casestudy.measure.partners import Partner, partners
 from casestudy.measure.patched import Patched
 from casestudy.measure.patching_prompts import ablate_answers, patch_prompts
@@ -238,13 +238,7 @@ def _single(
 
     Raises: TokenError for an answer of several tokens without a counterpart.
     """
-    try:
-        first, second = weighed(model, prompt, answer, counterpart)
-    except TokenError as error:
-        if None in (answer, counterpart):
-            hint = "Give both answers: two of several tokens are compared whole"
-            raise TokenError(error.came, allowed=error.allowed, hint=hint) from error
-        raise
+    first, second = weighed(model, prompt, answer, counterpart)
     found = probe(model, [prompt], answer=first, counterpart=second)
     return _Contrast(
         Prompt(prompt, first.by_id, second.by_id),

@@ -230,16 +230,19 @@ def by_prompt(readings: Readings, found: Patched) -> Patched:
     """Patches of the places at which answers are read, as patches of their prompts.
 
     A patched position behind a place that is read changes nothing there; the grid has no such cell.
+    While a grid is computed, a cell that one of a prompt's places does not have yet is unknown.
     """
-    absent = np.isnan(found.raw.values)
-    base = np.broadcast_to(found.baselines.values[0], absent.shape)
     raw, known = found.raw.values.copy(), found.known.values.copy()
     mine = np.array(readings.prompts)
+    behind = np.broadcast_to(_behind_places(readings, found.raw), raw.shape)
+    base = np.broadcast_to(found.baselines.values[0], raw.shape)
     of_prompts = []
     for i in range(len(readings.answers)):
-        behind = absent & (mine == i)
-        behind &= ~absent[..., mine == i].all(-1, keepdims=True)
-        raw[behind], known[behind] = base[behind], 1.0
+        here = behind & (mine == i)
+        here &= ~behind[..., mine == i].all(-1, keepdims=True)  # beyond the whole prompt
+        raw[here], known[here] = base[here], 1.0
+        unknown = np.isnan(raw[..., mine == i]).any(-1, keepdims=True)
+        raw[unknown & (mine == i)] = np.nan
         of_prompts.append(known[..., mine == i].min(-1))
     unit = "logits" if readings.linear else "nats"
     token = readings.model.tokenizer.token
@@ -259,6 +262,14 @@ def by_prompt(readings: Readings, found: Patched) -> Patched:
             for one in readings.answers
         ),
     )
+
+
+def _behind_places(readings: Readings, grid: Grid) -> Array:
+    """Where a grid by position lies behind the place at which its answers are read."""
+    if "pos" not in [axis.name for axis in grid.axes]:
+        return np.zeros(grid.values.shape, dtype=bool)
+    ends = np.array([len(row) for row in readings.rows()])
+    return np.arange(len(grid.axis("pos")))[:, None] >= ends
 
 
 def _not_paired(

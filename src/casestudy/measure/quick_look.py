@@ -2,21 +2,25 @@
 
 For exploration before a study: one run of both prompts gives the predictions, the class masses and,
 for one answer and one counterpart, the ledger, the lens, the heads' direct contributions and their
-attention from the last token. The measurements are the same as in a study.
-Cost: one forward pass, a few projections; the embedding's width times its vocabulary once.
+attention from the last token. The measurements are the same as in a study. Answers of several
+tokens are compared whole (`whole_answers`), and a prompt may name its readout (`readouts`).
+Cost: one forward pass, a few projections; the embedding's width times its vocabulary once. Answers
+of several tokens cost the passes of `whole_answers` besides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from casestudy.behaviour.answers import Answers, is_one_token, is_space_capital, other_forms
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.notices import prompt_notices
-from casestudy.behaviour.prompts import Prompt
+from casestudy.behaviour.prompts import Prompt, prompts_given
+from casestudy.behaviour.readouts import text_of, tokens_of, whole_row
+from casestudy.behaviour.steps import has_several, steps_of
 from casestudy.engine.batch import Batch
 from casestudy.errors import BehaviourError, SiteError, TokenError
 from casestudy.measure.attention import keep_for_attention, last_rows
@@ -26,14 +30,20 @@ from casestudy.measure.examples import position_labels
 from casestudy.measure.ledger import keep_for_ledger, measure_ledger
 from casestudy.measure.lens import curves, keep_for_lens
 from casestudy.measure.predictions import TOP_K, predictions, top_tokens
+from casestudy.measure.whole_answers import WholeAnswers, whole_answers
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site, check_layer
-from casestudy.model.token import Token
+from casestudy.model.token import Token, by_ids
 from casestudy.results import components, names
 from casestudy.results.result import Axis, Grid, Table
 
 CONTRAST = "answer against counterpart"
+
+Side = tuple[Token, ...]
+"""An answer or a counterpart: one token, or several."""
+Given = str | int | Token | None
+"""An answer as it is asked for; None to choose it."""
 
 
 @dataclass(frozen=True)
@@ -41,103 +51,145 @@ class Probe:
     """The quick measurements of one prompt, or of two.
 
     Attributes:
-        tokens: each prompt's tokens.
+        tokens: each prompt's tokens, up to where it is read.
+        behind: each prompt's tokens behind that, which are not run.
         predictions: as `predictions`, with `written`: how to ask for the token after the first
             prompt, its text or "id:1234" (see `Tokenizer.written`).
         classes: (class, prompt) probabilities.
-        answer, counterpart: the two tokens of the contrast, given or chosen; None if there is none.
+        answer, counterpart: the tokens of the contrast, given or chosen; () if there is none.
         notices: about the tokenisation of the texts, one line per kind.
         problem: the reason if there is no contrast, else None.
         grids: if there is a contrast, by name: `logit_difference`, `ledger`, `ledger.check`,
             `lens`, `lens.own_norm`, `attribution.head` as a study has them; and always
             `attention.0`, `attention.1` with the axes layer, head and key_pos, from each prompt's
             last token.
+        whole: of answers of several tokens, the account of each token; else None. The grids are
+            then of the sums, in nats.
     """
 
     tokens: tuple[tuple[Token, ...], ...]
+    behind: tuple[tuple[Token, ...], ...]
     predictions: Table
     classes: Grid
-    answer: Token | None
-    counterpart: Token | None
+    answer: Side
+    counterpart: Side
     problem: str | None
     grids: Mapping[str, Grid]
     notices: tuple[str, ...] = ()
+    whole: WholeAnswers | None = None
 
 
 def probe(
     model: Model,
-    texts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     *,
-    answer: str | int | Token | None = None,
-    counterpart: str | int | Token | None = None,
+    answer: Given = None,
+    counterpart: Given = None,
     top_k: int = TOP_K,
 ) -> Probe:
     """Run a prompt, or a clean and a corrupted one, and make all quick measurements.
 
     Args:
         model: which predicts.
-        texts: the prompts; answer and counterpart are chosen from the first one's predictions.
-        answer: a token, as a text that continues the first prompt, "id:1234" or an id; by default
-            the most probable one.
-        counterpart: a token; by default the answer's lower case if the answer is a space and a
-            capital, and otherwise the most probable other token.
+        prompts: texts or Prompts, each read at its readout; answer and counterpart are chosen from
+            the first one's predictions.
+        answer: a text that continues the first prompt, "id:1234" or an id; by default the prompt's
+            own, or else the most probable token.
+        counterpart: likewise; by default the prompt's own, or else the answer's lower case if the
+            answer is a space and a capital, and otherwise the most probable other token.
         top_k: how many predictions to list.
 
-    If an answer or counterpart is not one token, there is no contrast: see `Probe.problem`.
+    Answer and counterpart may have several tokens, if both are given. If they cannot be compared,
+    there is no contrast: see `Probe.problem`.
 
-    Raises: PromptError for a prompt that cannot be run.
+    Raises: PromptError for a prompt that cannot be run; BehaviourError for a readout that a prompt
+        does not have.
     """
-    tokens = model.tokenize(list(texts))
+    asked = prompts_given(prompts)
+    first = _with_answers(asked[0], answer, counterpart)
+    tokens = tokens_of(model, asked)
     sites = (keep_for_ledger, keep_for_lens, keep_for_heads, keep_for_attention)
     keep = [k for of in sites for k in of(model)]
     trace = run(model, tokens, keep=keep, logits="last")
     assert trace.logits is not None
-    index = range(len(texts))
+    index = range(len(asked))
     predicted = top_tokens(model, trace.logits, index, top_k)
-    prompts = tuple(Prompt(text) for text in texts)
-    given = [Prompt(texts[0], as_given(answer), as_given(counterpart)), *prompts[1:]]
-    none = Answers((None,) * len(texts))
-    batch = Batch(model, tuple(index), prompts, tokens, trace, none, ())
+    none = Answers((None,) * len(asked))
+    batch = Batch(model, tuple(index), asked, tokens, trace, none, ())
     (classes,) = measure_class_mass(batch)
     assert isinstance(classes, Grid)
     grids = {names.attention_from(i): _from_last(batch, i) for i in index}
-    chosen: tuple[Token | None, Token | None] = (None, None)
-    problem = None
+    sides: tuple[Side, Side] = ((), ())
+    problem = whole = None
     try:
-        chosen = pair = choose_pair(model, texts[0], predicted, answer, counterpart)
-        sides = [[token] * len(texts) for token in pair]
-        contrast = Contrast.between(model, sides[0], sides[1], name=CONTRAST)
-        grids |= _contrasted(Batch(model, tuple(index), prompts, tokens, trace, none, (contrast,)))
+        sides = chosen = choose_sides(model, first, predicted)
+        if any(len(side) > 1 for side in chosen):
+            whole = _whole(model, asked, chosen)
+            grids |= _with_contrast(whole)
+        else:
+            pair = ([side[0]] * len(asked) for side in chosen)
+            contrast = Contrast.between(model, *pair, name=CONTRAST)
+            grids |= _contrasted(replace(batch, contrasts=(contrast,)))
     except (BehaviourError, TokenError) as error:
         problem = str(error)
+    token = model.tokenizer.token
+    rows = tokens.rows()
+    ends = [whole_row(model.tokenizer, p)[len(row) :] for p, row in zip(asked, rows, strict=True)]
     return Probe(
-        tuple(tuple(map(model.tokenizer.token, row)) for row in tokens.rows()),
-        _with_written(model, predicted, texts[0]),
+        tuple(tuple(map(token, row)) for row in rows),
+        tuple(tuple(map(token, row)) for row in ends),
+        _with_written(model, predicted, text_of(model.tokenizer, first)),
         classes,
-        *chosen,
+        *sides,
         problem,
         grids,
-        prompt_notices(model.tokenizer, given),
+        prompt_notices(model.tokenizer, [first, *asked[1:]]),
+        whole,
     )
 
 
-def choose_pair(
-    model: Model,
-    prompt: str,
-    predicted: Table,
-    answer: str | int | Token | None,
-    counterpart: str | int | Token | None,
-) -> tuple[Token, Token]:
-    """The answer and counterpart of `probe`, if one or both are not given.
+def _with_answers(prompt: Prompt, answer: Given, counterpart: Given) -> Prompt:
+    """The prompt with the answers that are given, or else its own."""
+    return replace(
+        prompt,
+        answer=prompt.answer if answer is None else as_given(answer),
+        counterpart=prompt.counterpart if counterpart is None else as_given(counterpart),
+    )
 
-    Raises: TokenError where one that is given is not one token; BehaviourError where the
-        predictions hold nothing to choose.
+
+def choose_sides(model: Model, prompt: Prompt, predicted: Table) -> tuple[Side, Side]:
+    """The answer and counterpart of `probe`: the prompt's own of any length, or tokens chosen from
+    the predictions.
+
+    Raises: TokenError where one cannot be read, or has several tokens and the other is not given;
+        BehaviourError where both are the same, and where the predictions hold nothing to choose.
     """
     tokenizer = model.tokenizer
-    first, second = (
-        None if given is None else tokenizer.token(given, after=prompt)
-        for given in (answer, counterpart)
-    )
+    if has_several(tokenizer, prompt):
+        steps = steps_of(tokenizer, prompt)
+        return tuple(map(tokenizer.token, steps.answer)), tuple(
+            map(tokenizer.token, steps.counterpart)
+        )
+    first, second = choose_pair(model, prompt, predicted)
+    return (first,), (second,)
+
+
+def choose_pair(model: Model, prompt: Prompt, predicted: Table) -> tuple[Token, Token]:
+    """As `choose_sides`, of one token each.
+
+    Raises: TokenError where one that is given is not one token.
+    """
+    tokenizer, text = model.tokenizer, text_of(model.tokenizer, prompt)
+    given = (prompt.answer, prompt.counterpart)
+    try:
+        first, second = (
+            None if side is None else tokenizer.token(side, after=text) for side in given
+        )
+    except TokenError as error:
+        if None in given and error.hint:  # it has several tokens
+            hint = f"{error.hint}; two answers of several tokens are compared whole: give both"
+            raise TokenError(error.came, allowed=error.allowed, hint=hint) from error
+        raise
     ids = (row["id"] for row in predicted.rows() if row["prompt"] == 0)
     likely = [tokenizer.token(id) for id in ids if second is None or id != second.id]
     if first is None and likely:
@@ -158,24 +210,47 @@ def _lower_case(model: Model, token: Token) -> Token | None:
 
 def weighed(
     model: Model,
-    text: str,
-    answer: str | int | Token | None = None,
-    counterpart: str | int | Token | None = None,
+    prompt: str | Prompt,
+    answer: Given = None,
+    counterpart: Given = None,
 ) -> tuple[Token, Token]:
-    """The pair that `probe` weighs after a text, and nothing else of it.
+    """The two tokens that `probe` compares after a prompt, without measuring anything of them.
 
     Cost: none where both are given, otherwise a forward pass.
-    Raises: BehaviourError, TokenError where two tokens cannot be weighed; PromptError as `probe`.
+    Raises: BehaviourError, TokenError where two tokens cannot be compared; PromptError as `probe`.
     """
-    predicted = Table(names.PREDICTIONS, {"prompt": [], "id": []})
-    if answer is None or counterpart is None:
-        predicted = predictions(model, text)
-    pair = choose_pair(model, text, predicted, answer, counterpart)
+    asked, predicted = _asked(model, prompt, answer, counterpart)
+    pair = choose_pair(model, asked, predicted)
     Contrast.between(model, *([token] for token in pair))
     return pair
 
 
-def as_given(given: str | int | Token | None) -> str | None:
+def weighed_sides(
+    model: Model,
+    prompt: str | Prompt,
+    answer: Given = None,
+    counterpart: Given = None,
+) -> tuple[Side, Side]:
+    """As `weighed`, for answers of any length."""
+    asked, predicted = _asked(model, prompt, answer, counterpart)
+    if has_several(model.tokenizer, asked):
+        return choose_sides(model, asked, predicted)
+    first, second = weighed(model, asked)
+    return (first,), (second,)
+
+
+def _asked(
+    model: Model, prompt: str | Prompt, answer: Given, counterpart: Given
+) -> tuple[Prompt, Table]:
+    """The prompt with its answers, and the predictions if one of them has to be chosen."""
+    (asked,) = prompts_given(prompt)
+    asked = _with_answers(asked, answer, counterpart)
+    if asked.answer is None or asked.counterpart is None:
+        return asked, predictions(model, [asked])
+    return asked, Table(names.PREDICTIONS, {"prompt": [], "id": []})
+
+
+def as_given(given: Given) -> str | None:
     """As a prompt brings it."""
     if isinstance(given, Token):
         return given.by_id
@@ -202,6 +277,24 @@ def _contrasted(batch: Batch) -> dict[str, Grid]:
     return {result.name: result for result in found if isinstance(result, Grid)}
 
 
+def _whole(model: Model, prompts: Sequence[Prompt], sides: tuple[Side, Side]) -> WholeAnswers:
+    """The account of two answers of several tokens after each prompt."""
+    first, second = map(by_ids, sides)
+    return whole_answers(
+        model, [replace(prompt, answer=first, counterpart=second) for prompt in prompts]
+    )
+
+
+def _with_contrast(whole: WholeAnswers) -> dict[str, Grid]:
+    """The grids of whole answers, by name, with the contrast axis that others have."""
+    axis = Axis("contrast", (CONTRAST,))
+    found = {**whole.grids, names.LOGIT_DIFFERENCE: whole.value}
+    return {
+        name: replace(grid, values=grid.values[None], axes=(axis, *grid.axes))
+        for name, grid in found.items()
+    }
+
+
 def _from_last(batch: Batch, prompt: int) -> Grid:
     """Where every head looks from one prompt's last token."""
     config = batch.model.config
@@ -219,8 +312,8 @@ def _from_last(batch: Batch, prompt: int) -> Grid:
     )
 
 
-def head_pattern(model: Model, prompt: str, layer: int, head: int) -> Grid:
-    """One head's attention pattern in one prompt.
+def head_pattern(model: Model, prompt: str | Prompt, layer: int, head: int) -> Grid:
+    """One head's attention pattern in one prompt, up to where it is read.
 
     Shape:  (query_pos, key_pos), positions labelled as `attention_pattern` does.
     Unit:   share of the query's attention; each row sums to 1.
@@ -229,7 +322,7 @@ def head_pattern(model: Model, prompt: str, layer: int, head: int) -> Grid:
     layer = check_layer(layer, model.config.n_layers)
     if not 0 <= head < model.config.n_heads:
         raise SiteError(f"head {head}", allowed=f"0 to {model.config.n_heads - 1}")
-    tokens = model.tokenize([prompt])
+    tokens = tokens_of(model, prompts_given(prompt))
     trace = run(model, tokens, keep=[Site.PATTERN.at(layers=layer)])
     labels = position_labels(model, tokens)
     return Grid(

@@ -160,12 +160,37 @@ def test_any_token_can_be_typed_and_none_says_why(visit: Callable[..., Any]) -> 
     page.locator("textarea[name=answer]").fill(" Nobody knows")
     notice = page.locator("#outcome .notice")
     notice.wait_for()
-    assert "exactly one token" in notice.inner_text()
+    assert "give both" in notice.inner_text()
     assert page.locator("#save").is_hidden()
     page.locator("textarea[name=answer]").fill(" He")
     notice.wait_for(state="detached")
     assert page.locator("#outcome .tok").first.inner_text() == "·He"
     assert page.locator("#save").is_visible()
+
+
+def test_a_token_is_read_at_by_keyboard_and_left_again(visit: Callable[..., Any]) -> None:
+    page = visit(prompt=PAIR["prompt"])
+    tokens = page.locator("#tokens-0 .tok")
+    assert page.locator("#last").is_hidden()
+    page.locator("#tokens-0 button[aria-pressed=true]").focus()
+    for key in ("Home", "ArrowRight", "ArrowRight", "Enter"):  # behind BOS: It, was, late
+        page.keyboard.press(key)
+    until(page, "new URLSearchParams(location.search).get('readout') === '3'")
+    page.locator("#outcome").get_by_text("read up to").wait_for()
+    assert tokens.nth(3).get_attribute("aria-pressed") == "true"
+    assert page.evaluate("document.activeElement.value") == "3"
+    assert "unread" in str(tokens.nth(4).get_attribute("class"))
+    tokens.nth(5).click()
+    until(page, "new URLSearchParams(location.search).get('readout') === '5'")
+    page.get_by_role("button", name="Read after the last token").click()
+    until(page, "!new URLSearchParams(location.search).has('readout')")
+    page.locator("#tokens-0 .unread").first.wait_for(state="detached")
+    page.locator("textarea[name=answer]").fill(" The dog slept")
+    page.locator("textarea[name=counterpart]").fill(" the")
+    assert page.locator("#outcome table.steps tbody tr").nth(2).inner_text().split()[:2] == [
+        "3",
+        "·slept",
+    ]
 
 
 def test_a_pair_is_patched_and_the_grid_follows_the_controls(visit: Callable[..., Any]) -> None:
@@ -250,7 +275,7 @@ def test_everything_is_reached_and_done_by_keyboard(visit: Callable[..., Any]) -
     patched(page)
     everything = page.evaluate(
         "[...document.querySelectorAll('a, button, summary, select, textarea, svg.plot')]"
-        ".filter((n) => n.checkVisibility() && !n.closest('dialog'))"
+        ".filter((n) => n.checkVisibility() && !n.closest('dialog') && n.tabIndex >= 0)"
         ".map((n) => [...document.querySelectorAll('*')].indexOf(n))"
     )
     reached = set()

@@ -21,7 +21,19 @@ from tests.show.asgi import HOST, request
 PATHS = ("/", "/panels", "/patch", "/pattern", "/study.toml", "/static/explorer.js", "/static/x")
 CHOICES = [*asking.VIEWS, *asking.SITES, *asking.PLACES, *asking.DIRECTIONS, "0.0", "1.3", "9.9"]
 PROMPTS = ("It was late.", "it was late.", "He slept. He slept.", "Go", " ", "\n", "é ü\u2028x")
-TOKENS = (" It", " it", "It", "\n", "", " the", "<|endoftext|>", "\ufffd")
+TOKENS = (
+    " It",
+    " it",
+    " It was",
+    " it is late",
+    "id:1,2",
+    "It",
+    "\n",
+    "",
+    " the",
+    "<|endoftext|>",
+    "\ufffd",
+)
 
 text = st.one_of(
     st.sampled_from(PROMPTS),
@@ -38,7 +50,7 @@ known = st.fixed_dictionaries(
         "counterpart": token,
         **{
             name: st.sampled_from(CHOICES) | st.text(max_size=5)
-            for name in ("view", "site", "by", "direction", "head")
+            for name in ("view", "site", "by", "direction", "head", "readout")
         },
     },
 ).map(lambda entries: urlencode(entries).encode())
@@ -52,6 +64,7 @@ sensible = st.fixed_dictionaries(
         "by": st.sampled_from(list(asking.PLACES)),
         "direction": st.sampled_from(list(asking.DIRECTIONS)),
         "head": st.sampled_from(["0.0", "1.3", "7.7"]),
+        "readout": st.sampled_from(["", "1", "-1", "3", "99", "BOS", "final full stop"]),
     },
 ).map(lambda entries: urlencode(entries).encode())
 queries = st.one_of(sensible, known, st.binary(max_size=200))

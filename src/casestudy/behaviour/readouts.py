@@ -64,7 +64,7 @@ def readout_of(tokenizer: Tokenizer, prompt: Prompt, row: Sequence[int]) -> int:
     if where is None:
         return n - 1
     place = _role_end(tokenizer, prompt, row) if isinstance(where, str | Role) else where
-    first = 1 if row[0] == tokenizer.bos_id and n > 1 else 0
+    first = first_readout(tokenizer, row)
     if not -n <= place < n or place % n < first:
         raise BehaviourError(
             f"no readout {place} in {prompt.text[:60]!r}, a prompt of {n} tokens",
@@ -72,6 +72,19 @@ def readout_of(tokenizer: Tokenizer, prompt: Prompt, row: Sequence[int]) -> int:
             + (" (0 is BOS)" if first else ""),
         )
     return place % n
+
+
+def first_readout(tokenizer: Tokenizer, row: Sequence[int]) -> int:
+    """The first position of a prompt's ids at which it can be read: BOS only where it is alone."""
+    return 1 if row[0] == tokenizer.bos_id and len(row) > 1 else 0
+
+
+def readout_given(where: str) -> int | str | None:
+    """A readout as a person writes it: a position, or else a role's name; None for no text."""
+    try:
+        return int(where) if where else None
+    except ValueError:
+        return where
 
 
 def _role_end(tokenizer: Tokenizer, prompt: Prompt, row: Sequence[int]) -> int:

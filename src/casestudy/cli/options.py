@@ -270,12 +270,9 @@ def read_scoring(text: str) -> Scoring:
 
 def read_readout(where: str | None) -> int | str | None:
     """The position or the role's name of --readout."""
-    if where is None:
-        return None
-    try:
-        return int(where)
-    except ValueError:
-        return where
+    from casestudy.behaviour.readouts import readout_given
+
+    return None if where is None else readout_given(where)
 
 
 def say_notices(model: Model, prompts: Behaviour | Sequence[Prompt]) -> None:

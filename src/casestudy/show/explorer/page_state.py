@@ -18,8 +18,10 @@ MOST_TEXT = 16_000
 """Characters of a prompt."""
 MOST_EDITED = 1000
 """Characters of the longest prompt that edits are offered for: each edit is another prompt."""
-MOST_TOKEN = 200
-"""Characters of an answer or counterpart; no vocabulary has a longer token that one would type."""
+MOST_ANSWER = 2000
+"""Characters of an answer or counterpart: room for the 256 tokens that one may have."""
+MOST_READOUT = 100
+"""Characters of a readout: a position, or the name of a role."""
 
 SITES = {
     "resid_pre": "residual stream (resid_pre)",
@@ -78,7 +80,9 @@ class PageState:
     Attributes:
         prompt: the text that is continued; "" for BOS alone.
         corrupted: a partner to patch with; "" for none.
-        answer, counterpart: the tokens weighed; "" to let the model choose.
+        answer, counterpart: what is compared, each of one token or of several; "" to let the model
+            choose a token.
+        readout: the position or role after which the next token is read; "" for the last token.
         view: which of the two prompts the panels are about.
         site, by, direction: of the patch grid.
         head: "layer.head" whose pattern is open; "" for none.
@@ -99,6 +103,7 @@ class PageState:
     special: str = ""
     chat: str = ""
     prefix: str = ""
+    readout: str = ""
 
     @property
     def texts(self) -> list[str]:
@@ -124,7 +129,7 @@ class PageState:
 def readable(entries: Iterable[tuple[str, str]]) -> PageState:
     """The valid part of a refused request, so that the page keeps what the user typed."""
     given = dict(entries)
-    texts = ("prompt", "corrupted", "answer", "counterpart", "prefix")
+    texts = ("prompt", "corrupted", "answer", "counterpart", "prefix", "readout")
     found = {name: given[name].replace("\r\n", "\n") for name in texts if name in given}
     found |= {n: given[n] for n, choices in _CHOICES.items() if given.get(n, "?") in choices}
     return PageState(**found)
@@ -149,7 +154,8 @@ def read(entries: Iterable[tuple[str, str]]) -> PageState:
             raise Refusal(400, f"{name} “{found[name][:40]}”. Allowed: {allowed}.")
     for name, most in (
         *((name, MOST_TEXT) for name in ("prompt", "corrupted", "prefix")),
-        *((name, MOST_TOKEN) for name in ("answer", "counterpart")),
+        *((name, MOST_ANSWER) for name in ("answer", "counterpart")),
+        ("readout", MOST_READOUT),
     ):
         if len(found.get(name, "")) > most:
             raise Refusal(

@@ -23,10 +23,21 @@ from casestudy.show.sections.attention import attention_mark
 from casestudy.show.sections.ledger import heads_figure, largest_heads, lens_figure
 from casestudy.show.sections.predictions import class_figure
 from casestudy.show.sections.prompts import ledger_figure
-from casestudy.show.text import chip, chips, clean, listing, number, percent, signed, visible
+from casestudy.show.text import (
+    chip,
+    chips,
+    clean,
+    count,
+    listing,
+    number,
+    percent,
+    signed,
+    visible,
+)
 
 if TYPE_CHECKING:
     from casestudy.measure.quick_look import Probe
+    from casestudy.model.token import Token
 
 TITLES = {
     "predictions": "What comes next? Predictions",
@@ -50,7 +61,7 @@ MOST_KEYS = 48
 
 
 def panels(
-    found: Probe, page_state: PageState, edits: Sequence[tuple[str, str]]
+    found: Probe, page_state: PageState, edits: Sequence[tuple[str, str]], first: int = 0
 ) -> dict[str, Markup]:
     """Each place of the page with what belongs there.
 
@@ -59,10 +70,9 @@ def panels(
         page_state: by the page.
         edits: corrupted prompts that may be chosen, with the kind of each.
     """
-    probed = [chips(tokens) for tokens in found.tokens]
     html = {
-        "tokens-0": _counted(probed[0], len(found.tokens[0])),
-        "tokens-1": _counted(probed[1], len(found.tokens[1])) if len(probed) > 1 else Markup(""),
+        "tokens-0": _tokens(found, 0, first),
+        "tokens-1": _tokens(found, 1) if len(found.tokens) > 1 else Markup(""),
         "edits": _macro("edits", edits, page_state.corrupted),
         "outcome": _outcome(found, page_state) + _noticed(found),
         "predictions": _predictions(found, page_state),
@@ -95,8 +105,25 @@ def _noticed(found: Probe) -> Markup:
     return Markup("").join(line.format(clean(notice)) for notice in found.notices)
 
 
-def _counted(shown: Markup, n: int) -> Markup:
-    return Markup('{} <span class="q">{} token{}</span>').format(shown, n, "" if n == 1 else "s")
+def _tokens(found: Probe, row: int, first: int | None = None) -> Markup:
+    """A prompt's tokens; each from `first` on, if that is given, is a choice of where to read."""
+    read, behind = found.tokens[row], found.behind[row]
+    shown = [
+        {
+            "text": visible(token),
+            "value": "" if i + 1 == len(read) + len(behind) else i,
+            "choice": first is not None and i >= first,
+            "here": i + 1 == len(read),
+            "behind": i >= len(read),
+            "breaks": str(token).endswith("\n"),
+            "position": i,
+        }
+        for i, token in enumerate((*read, *behind))
+    ]
+    words = count(len(shown), "token")
+    if behind:
+        words += f", read at position {len(read) - 1}"
+    return _macro("tokens", shown, words)
 
 
 def _viewed(grid: Grid, page_state: PageState) -> Grid:
@@ -106,26 +133,63 @@ def _viewed(grid: Grid, page_state: PageState) -> Grid:
 
 
 def _weighed(found: Probe) -> str:
-    return f"{visible(found.answer)} against {visible(found.counterpart)}"
+    return " against ".join(_words(side) for side in (found.answer, found.counterpart))
+
+
+def _words(side: Sequence[Token]) -> str:
+    """An answer of one token, or of several."""
+    return visible("".join(token.label for token in side))
 
 
 def _outcome(found: Probe, page_state: PageState) -> Markup:
     """The difference in a sentence, for both prompts."""
     if found.problem is not None:
         return problem(found.problem)
-    (values,) = found.grids[names.LOGIT_DIFFERENCE].values.tolist()
+    difference = found.grids[names.LOGIT_DIFFERENCE]
+    (values,) = difference.values.tolist()
+    read = VIEWS["clean"] if len(values) > 1 else "this prompt"
     words = paragraph(
-        'After {}, {} has <b class="figure">{}</b> logits on {}.',
-        VIEWS["clean"] if len(values) > 1 else "this prompt",
-        chip(found.answer),
+        'After {}{}, {} has <b class="figure">{}</b> {} on {}.',
+        read,
+        Markup(" (read up to {})").format(chip(found.tokens[0][-1])) if found.behind[0] else "",
+        _chips(found.answer),
         signed(values[0]),
-        chip(found.counterpart),
+        difference.unit,
+        _chips(found.counterpart),
     )
     if len(values) > 1:
         words += paragraph(
             'After {}: <b class="figure">{}</b>.', VIEWS["corrupted"], signed(values[1])
         )
-    return words
+    return words + _steps(found, page_state)
+
+
+def _chips(side: Sequence[Token]) -> Markup:
+    return chip(side[0]) if len(side) == 1 else chips(side)
+
+
+def _steps(found: Probe, page_state: PageState) -> Markup:
+    """Answers of several tokens, token by token, after the prompt that is looked at."""
+    if found.whole is None:
+        return Markup("")
+    sides = (found.answer, found.counterpart)
+    same = [a.id == b.id for a, b in zip(*sides, strict=False)]
+    shared = same.index(False) if False in same else len(same)
+    rows = [row for row in found.whole.steps.rows() if row["prompt"] == page_state.row]
+    lines: list[dict[str, Any]] = [
+        {"place": i + 1, "shared": chip(token)} for i, token in enumerate(sides[0][:shared])
+    ]
+    for place in sorted({row["place"] for row in rows}):
+        here = [row for row in rows if row["place"] == place]  # both sides, or one of each
+        line = {"place": place + 1, "shared": "", "value": signed(sum(r["value"] for r in here))}
+        for side in ("answer", "counterpart"):
+            row = next((row for row in here if row[side] is not None), None)
+            line[side] = "" if row is None else chip(row[side])
+            line[f"{side}_log_p"] = "" if row is None else number(row[f"{side}_log_prob"])
+        lines.append(line)
+    after = VIEWS[page_state.view] if len(page_state.texts) > 1 else "this prompt"
+    total = float(_viewed(found.grids[names.LOGIT_DIFFERENCE], page_state).values)
+    return _macro("steps", lines, after, signed(total))
 
 
 def _predictions(found: Probe, page_state: PageState) -> Markup:
@@ -159,8 +223,7 @@ def _predictions(found: Probe, page_state: PageState) -> Markup:
         "predictions",
         shown[:FIRST],
         shown[FIRST:],
-        found.answer and found.answer.id,
-        found.counterpart and found.counterpart.id,
+        *(side[0].id if len(side) == 1 else None for side in (found.answer, found.counterpart)),
         VIEWS["clean" if page_state.row else "corrupted"] if other is not None else "",
     )
 
@@ -187,9 +250,10 @@ def _ledger(found: Probe, page_state: PageState) -> Figure:
     figure = ledger_figure(
         ledger,
         check,
-        "The ledger: every term of the logit difference",
+        f"The ledger: every term of the {'difference' if found.whole else 'logit difference'}",
         of="the prompt’s",
         contrast=_weighed(found),
+        unit=ledger.unit,
     )
     return _unstored(figure)
 
@@ -234,6 +298,7 @@ def _attention(found: Probe, page_state: PageState) -> Figure:
             [("head", rows), ("key_pos", keys)], {"value": marks.numbers(values)}, grid.unit
         ),
         (f"Without the {left_out} tokens that get least. " if left_out else "")
+        + ("The tokens of the answers are not shown. " if found.whole else "")
         + "A click on a row opens the whole pattern. Attention says what a head reads; "
         "whether the model uses it, patching says.",
     )
@@ -248,4 +313,4 @@ def pattern_bytes(grid: Grid) -> bytes:
 
 def _macro(name: str, *values: Any) -> Markup:
     module = environment().get_template("panels.html").module
-    return Markup(getattr(module, name)(*values))
+    return Markup(getattr(module, name)(*values)).strip()

@@ -25,9 +25,10 @@ from casestudy.show.sections.patching import patch_mark
 from casestudy.show.text import clean, number, signed, visible
 
 if TYPE_CHECKING:
+    from casestudy.behaviour.prompts import Prompt
+    from casestudy.behaviour.steps import Steps
     from casestudy.measure.patching import Patched
     from casestudy.model.model import Model
-    from casestudy.model.token import Token
     from casestudy.show.explorer.worker import Pause
 
 ROWS = 1024
@@ -45,8 +46,8 @@ Line = dict[str, Any]
 
 def patch_grid(
     model: Model,
+    prompt: Prompt,
     page_state: PageState,
-    pair: tuple[Token, Token],
     pause: Pause,
     tell: Callable[[Line], None],
 ) -> Line:
@@ -54,29 +55,26 @@ def patch_grid(
 
     Args:
         model: the model.
-        page_state: both prompts, the site, the places and the direction.
-        pair: answer and counterpart.
+        prompt: with its corrupted partner, answer and counterpart.
+        page_state: the site, the places and the direction.
         pause: called between climbs; an exception that it raises ends the sweep.
         tell: called with a line for the page now and then.
 
     Raises: CasestudyError for what cannot be patched, with the reason.
     """
-    from casestudy.behaviour.prompts import Prompt
+    from casestudy.behaviour.readouts import partner_of, row_of
+    from casestudy.behaviour.steps import steps_of
     from casestudy.engine.packing import Budget
     from casestudy.measure.patching import read_by, read_direction
     from casestudy.measure.patching_prompts import patch_prompts
 
-    tokens = [model.tokenize(text).rows()[0] for text in page_state.texts]
+    pair = (prompt, partner_of(prompt, prompt.corrupted or ""))
+    tokens = [row_of(model.tokenizer, one) for one in pair]
     by = page_state.by or ("" if len(tokens[0]) == len(tokens[1]) else "role")
     per_head = page_state.site in ("z", "pattern", "q", "k", "v")
-    rows = model.config.n_layers * (model.config.n_heads if per_head else 1)
-    most = min(MOST_PLACES, MOST_CELLS // rows)
-    if (by == "position" or (not by and not per_head)) and len(tokens[0]) > most:
-        raise MeasureError(
-            f"a grid by position over {len(tokens[0])} tokens",
-            allowed=f"at most {most} for {page_state.site}",
-            hint="Patch by role, all positions together, or the last token",
-        )
+    if by == "position" or (not by and not per_head):
+        heads = model.config.n_heads if per_head else 1
+        _check_size(steps_of(model.tokenizer, prompt), model.config.n_layers * heads, page_state)
     # the axis is of the run that is changed
     shown = model.tokenizer.labels(tokens[0 if page_state.direction == "noising" else 1])
     after = 0.0
@@ -90,8 +88,6 @@ def patch_grid(
             took = time.perf_counter() - begun
             after = begun + max(EVERY, 4 * took)
 
-    answer, counterpart = (token.by_id for token in pair)
-    prompt = Prompt(page_state.prompt, answer, counterpart, page_state.corrupted)
     found = patch_prompts(
         model,
         [prompt],
@@ -104,8 +100,32 @@ def patch_grid(
     return _line(found, page_state, shown, finished=True)
 
 
+def _check_size(steps: Steps, rows: int, page_state: PageState) -> None:
+    """Check that a grid by position can be read and awaited.
+
+    Args:
+        steps: the answers, each of whose places is a run of its own.
+        rows: cells of a position.
+
+    Raises: MeasureError for too many positions.
+    """
+    places = len(steps.row) + max(len(step.before) for step in steps.steps)
+    most = min(MOST_PLACES, MOST_CELLS // (rows * len(steps)))
+    if places > most:
+        read = "" if len(steps) == 1 else f", answers read at {len(steps)} places"
+        raise MeasureError(
+            f"a grid by position over {places} tokens{read}",
+            allowed=f"at most {most} for {page_state.site}",
+            hint="Patch by role, all positions together, or the last token",
+        )
+
+
 def _line(found: Patched, page_state: PageState, tokens: list[str], *, finished: bool) -> Line:
     grid = found.normalised if found.shares_mean_something else found.effect
+    for axis in grid.axes:
+        if axis.name == "pos":  # behind the prompt's tokens are the answers'
+            behind = axis.labels[len(tokens) :]
+            tokens = tokens + [label.partition(":")[2] for label in behind]
     known = np.isfinite(found.raw.values)
     line: Line = {
         "html": figure_html(_figure(grid, page_state, tokens, found, finished)),
@@ -132,7 +152,7 @@ def _figure(
             for name, own in zip(names, labels, strict=True)
         ],
         {"value": marks.numbers(values)},
-        "of the difference" if shares else "logits",
+        "of the difference" if shares else found.raw.unit,
     )
     grid = replace(grid, lower=None, upper=None, n=None)  # of one prompt
     if values.ndim == 3:  # layer, head and place: a row per head
@@ -145,25 +165,26 @@ def _figure(
         mark = replace(mark, limit=1.0)
     unpatched, other = (float(row[0]) for row in found.baselines.values)
     gap = grid.error.get("gap")
-    caption = _ends(page_state.direction, unpatched, other, shares)
+    unit = found.raw.unit
+    caption = _ends(page_state.direction, unpatched, other, unit, shares=shares)
     if gap is not None:
         caption += f" Cells recomputed with full forward passes differ by at most {number(gap)}."
     if finished and np.isnan(values).any():
         caption += " Grey is what the other prompt has no counterpart for."
-    what = "share" if shares else "change in logits"
+    what = "share" if shares else f"change in {unit}"
     return Figure(title, mark, _alt(values, labels, title, what, finished), data, caption)
 
 
-def _ends(direction: str, unpatched: float, other: float, shares: bool) -> str:
+def _ends(direction: str, unpatched: float, other: float, unit: str, *, shares: bool) -> str:
     """What the two runs give, and what the figure is in units of."""
     run = "corrupted" if direction == "denoising" else "clean"
     if shares:
         return (
-            f"0 is the {run} run as it is ({number(unpatched)} logits), 1 the other run "
-            f"({number(other)} logits)."
+            f"0 is the {run} run as it is ({number(unpatched)} {unit}), 1 the other run "
+            f"({number(other)} {unit})."
         )
     return (
-        f"Changes in logits: the {run} run gives {number(unpatched)} logits and the other run "
+        f"Changes in {unit}: the {run} run gives {number(unpatched)} {unit} and the other run "
         f"{number(other)}, too nearly the same for shares of their difference to say anything."
     )
 

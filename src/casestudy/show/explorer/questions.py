@@ -21,9 +21,8 @@ from casestudy.show.explorer.patches import Line, patch_grid
 from casestudy.show.text import visible
 
 if TYPE_CHECKING:
-    from casestudy.behaviour.prompts import Behaviour
+    from casestudy.behaviour.prompts import Behaviour, Prompt
     from casestudy.model.model import Model
-    from casestudy.model.token import Token
     from casestudy.show.explorer.worker import Pause
 
 MOST_TOKENS = 1024
@@ -45,29 +44,33 @@ class Questions:
         """Tokens of the longest prompt allowed."""
         return min(self.model.config.n_ctx, MOST_TOKENS)
 
-    def read(self, page_state: PageState) -> tuple[Model, PageState]:
-        """The model, reading special tokens' texts as the page asks, and the texts that it reads:
-        the page's own, or what the chat template writes of them.
+    def read(self, page_state: PageState) -> tuple[Model, Prompt]:
+        """The model, reading special tokens' texts as the page asks, and the prompt that it reads,
+        with its corrupted partner: the page's texts, or what the chat template writes of them.
 
         Raises: PromptError for messages that are not well formed, and as the template does.
         """
-        if not page_state.chat:
-            return self.model.with_special() if page_state.special else self.model, page_state
         from casestudy.behaviour.chat import written
 
         behaviour = written(self.model, self._behaviour(page_state))
         (prompt,) = behaviour.prompts
-        texts = {"prompt": prompt.text, "corrupted": prompt.corrupted or ""}
-        return behaviour.read_by(self.model), replace(page_state, **texts)
+        if page_state.special and not page_state.chat:
+            return self.model.with_special(), prompt
+        return behaviour.read_by(self.model), prompt
 
-    def _behaviour(
-        self, page_state: PageState, answer: str | None = None, counterpart: str | None = None
-    ) -> Behaviour:
+    def _behaviour(self, page_state: PageState) -> Behaviour:
         """The page's prompt as a file holds it: a conversation before a template has written it."""
         from casestudy.behaviour.prompts import Behaviour, Prompt
+        from casestudy.behaviour.readouts import readout_given
         from casestudy.model.chat import Chat
 
-        prompt = Prompt(page_state.prompt, answer, counterpart, page_state.corrupted or None)
+        prompt = Prompt(
+            page_state.prompt,
+            page_state.answer or None,
+            page_state.counterpart or None,
+            page_state.corrupted or None,
+            readout=readout_given(page_state.readout),
+        )
         chat = Chat(page_state.prefix) if page_state.chat else None
         return Behaviour("explored", prompts=(prompt,), chat=chat)
 
@@ -76,76 +79,75 @@ class Questions:
 
         Raises: CasestudyError for a prompt that cannot be run.
         """
+        from casestudy.behaviour.readouts import first_readout, whole_row
         from casestudy.measure.quick_look import probe
+        from casestudy.model.token import by_ids
 
-        model, read = self.check(page_state)
-        found = probe(
-            model,
-            read.texts,
-            answer=page_state.answer or None,
-            counterpart=page_state.counterpart or None,
-        )
+        model, prompts = self.check(page_state)
+        found = probe(model, prompts)
         weighed = found.problem is None
         state = {
-            "answer": found.answer and found.answer.by_id,
-            "counterpart": found.counterpart and found.counterpart.by_id,
+            "answer": by_ids(found.answer) if weighed else None,
+            "counterpart": by_ids(found.counterpart) if weighed else None,
             "weighed": weighed,
             "patch": weighed and bool(page_state.corrupted),
             "save": f"/study.toml?{page_state.query()}" if weighed else "",
         }
-        return drawing.panels(found, page_state, self.edits(page_state)), state
+        first = first_readout(model.tokenizer, whole_row(model.tokenizer, prompts[0]))
+        edits = self.edits(model, page_state, prompts[0])
+        return drawing.panels(found, page_state, edits, first), state
 
-    def edits(self, page_state: PageState) -> list[tuple[str, str]]:
-        """Minimal edits of the prompt, of the families that a study scores: name and text."""
+    def edits(self, model: Model, page_state: PageState, prompt: Prompt) -> list[tuple[str, str]]:
+        """Minimal edits of the prompt up to where it is read, of the families that a study scores:
+        name and text."""
         from casestudy.behaviour.counterfactual import FAMILIES
+        from casestudy.behaviour.readouts import text_of
 
         listed = page_state.chat and page_state.prompt.lstrip().startswith("[")
         if len(page_state.prompt) > MOST_EDITED or listed:
             return []
-        found = {family.edit(page_state.prompt): family.name for family in reversed(FAMILIES)}
+        own = page_state.prompt if page_state.chat else text_of(model.tokenizer, prompt)
+        behind = page_state.prompt[len(own) :]
+        found = {family.edit(own): family.name for family in reversed(FAMILIES)}
         return [
-            (name, text)
+            (name, text + behind)
             for text, name in reversed(found.items())
-            if text is not None and text != page_state.prompt
+            if text is not None and text != own
         ]
 
-    def check(self, page_state: PageState) -> tuple[Model, PageState]:
-        """As `read`; raises PromptError for a prompt longer than is answered, naming both
-        lengths."""
-        model, read = self.read(page_state)
+    def check(self, page_state: PageState) -> tuple[Model, list[Prompt]]:
+        """As `read`, with the corrupted prompt as a second one where there is one.
+
+        Raises: PromptError for a prompt longer than is answered, naming both lengths.
+        """
+        from casestudy.behaviour.readouts import partner_of
+
+        model, prompt = self.read(page_state)
+        prompts = [prompt]
+        if prompt.corrupted:
+            prompts.append(partner_of(prompt, prompt.corrupted))
         tokenizer = model.tokenizer
         bos = tokenizer.prepend_bos
-        for name, text in zip(("prompt", "corrupted prompt"), read.texts, strict=False):
-            if not text and not bos:
+        for name, one in zip(("prompt", "corrupted prompt"), prompts, strict=False):
+            if not one.text and not bos:
                 raise PromptError(f"The {name} is empty", hint="Type something to continue")
-            row = tokenizer.ids(text)
+            row = tokenizer.ids(one.text)
             if len(row) + bos > self.most_tokens:
                 raise PromptError(
                     f"The {name} is {len(row) + bos:,} tokens long",
                     allowed=f"at most {self.most_tokens:,}, BOS included",
                 )
-        return model, read
-
-    def pair(self, page_state: PageState) -> tuple[Token, Token]:
-        """Answer and counterpart, chosen as in the panels.
-
-        Raises: CasestudyError where they cannot be weighed.
-        """
-        from casestudy.measure.quick_look import weighed
-
-        model, read = self.check(page_state)
-        given = (page_state.answer or None, page_state.counterpart or None)
-        return weighed(model, read.prompt, *given)
+        return model, prompts
 
     def pattern(self, page_state: PageState) -> dict[str, Any]:
         """One head's pattern in the prompt that is looked at."""
         from casestudy.measure.quick_look import head_pattern
 
-        model, read = self.check(page_state)
+        model, prompts = self.check(page_state)
         if not page_state.head:
             raise Refusal(400, "No head is named. Allowed: head=layer.head, as in 3.1.")
         layer, head = map(int, page_state.head.split("."))
-        grid = head_pattern(model, read.texts[read.row], layer, head)
+        grid = head_pattern(model, prompts[page_state.row], layer, head)
         tokens = [visible(label.partition(":")[2]) for label in grid.axes[0].labels]
         return {
             "tokens": tokens,
@@ -155,13 +157,24 @@ class Questions:
     def study_file(self, page_state: PageState) -> str:
         """The state as a behaviour file; conversations stay messages."""
         from casestudy.behaviour.files_written import behaviour_toml
+        from casestudy.behaviour.readouts import text_of
+        from casestudy.measure.quick_look import weighed_sides
 
-        answer, counterpart = self.pair(page_state)
-        model, read = self.read(page_state)
-        pair = [model.tokenizer.written(t.id, after=read.prompt) for t in (answer, counterpart)]
+        model, (prompt, *_) = self.check(page_state)
+        sides = weighed_sides(model, prompt)
+        read = text_of(model.tokenizer, prompt)
+        given = (prompt.answer, prompt.counterpart)
+        # Several tokens were given as they are: no single id stands for them.
+        answer, counterpart = (
+            said if len(side) > 1 else model.tokenizer.written(side[0].id, after=read)
+            for said, side in zip(given, sides, strict=True)
+        )
+        behaviour = self._behaviour(page_state)
+        words = [visible("".join(token.label for token in side)) for side in sides]
         behaviour = replace(
-            self._behaviour(page_state, *pair),
-            question=f"Why does the model prefer “{visible(answer)}” to “{visible(counterpart)}”?",
+            behaviour,
+            prompts=(replace(behaviour.prompts[0], answer=answer, counterpart=counterpart),),
+            question=f"Why does the model prefer “{words[0]}” to “{words[1]}”?",
             answers="given",
             about=f"Saved from casestudy's explorer, which ran it on {self.model.name}.",
             parse_special=not page_state.chat and model.tokenizer.parse_special,
@@ -170,5 +183,10 @@ class Questions:
 
     def grid(self, page_state: PageState, pause: Pause, tell: Callable[[Line], None]) -> Line:
         """A patch grid; see `patch_grid`."""
-        model, read = self.read(page_state)
-        return patch_grid(model, read, self.pair(page_state), pause, tell)
+        from casestudy.measure.quick_look import weighed_sides
+        from casestudy.model.token import by_ids
+
+        model, (prompt, *_) = self.check(page_state)
+        answer, counterpart = map(by_ids, weighed_sides(model, prompt))
+        asked = replace(prompt, answer=answer, counterpart=counterpart)
+        return patch_grid(model, asked, page_state, pause, tell)

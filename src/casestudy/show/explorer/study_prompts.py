@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 from casestudy.errors import StudyError
 from casestudy.results.files import read_table
 from casestudy.results.result import Table
-from casestudy.show.explorer.page_state import MOST_EDITED, MOST_TEXT, MOST_TOKEN, PageState
+from casestudy.show.explorer.page_state import MOST_ANSWER, MOST_EDITED, MOST_TEXT, PageState
 from casestudy.show.stored import UNEXPECTED
 from casestudy.show.text import clean, prompt_excerpt
 from casestudy.study.store import FORMAT, Store
@@ -97,7 +97,7 @@ def study_prompts_of(folder: str | os.PathLike[str]) -> StudyPrompts:
             continue
         other = next((token for form, token in forms.items() if form != "answer"), "")
         answer = forms.get("answer", "")
-        if max(len(answer), len(other)) > MOST_TOKEN:
+        if max(len(answer), len(other)) > MOST_ANSWER:
             answer = other = ""
         page_state = PageState(prompt=text, answer=answer, counterpart=other, special=special)
         partner = _partner(row.get("corrupted"), text, edit)

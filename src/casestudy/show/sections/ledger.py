@@ -295,8 +295,11 @@ def lens_figure(
         drawn.append(marks.Series(name, marks.numbers(within)))
     arrival = ""
     if final is not None:
-        arrival = f" The dashed line is the logit difference itself, {number(final)}"
-        arrival += ": what is missing at the end is b_U." if bias else "."
+        linear = frozen.unit == "logits"
+        what = "logit difference" if linear else "difference"
+        arrival = f" The dashed line is the {what} itself, {number(final)}"
+        missing = ["b_U"] * bias + ["the entropy term"] * (not linear)
+        arrival += f": what is missing at the end is {listing(missing)}." if missing else "."
     return Figure(
         "The difference by depth: the accumulated logit lens",
         marks.Lines(
@@ -308,8 +311,8 @@ def lens_figure(
             height=height,
         ),
         f"Line from {number(float(values[0]))} at {depth_name(depths[0])} to "
-        f"{number(float(values[-1]))} logits at {depth_name(depths[-1])}{alt}",
-        _series_data(depths, series),
+        f"{number(float(values[-1]))} {frozen.unit} at {depth_name(depths[-1])}{alt}",
+        _series_data(depths, series, frozen.unit),
         f"{caption}With the final norm’s scale frozen at its measured value, each step is the "
         f"ledger’s term of the part in between.{arrival}{beyond}",
     )
@@ -358,14 +361,14 @@ def _curve(frozen: Grid) -> tuple[tuple[str, ...], Array, float | None]:
     return depths, frozen.values, None
 
 
-def _series_data(depths: Sequence[str], series: Sequence[marks.Series]) -> marks.Data:
+def _series_data(depths: Sequence[str], series: Sequence[marks.Series], unit: str) -> marks.Data:
     none: list[marks.Number] = [None] * len(depths)
     columns = {"value": [v for line in series for v in line.values]}
     if any(line.lower is not None for line in series):
         columns["lower"] = [v for line in series for v in line.lower or none]
         columns["upper"] = [v for line in series for v in line.upper or none]
     axes = [("reading", [line.name for line in series]), ("depth", list(map(depth_name, depths)))]
-    return marks.Data(axes, columns, "logits", "arrays/lens.safetensors")
+    return marks.Data(axes, columns, unit, "arrays/lens.safetensors")
 
 
 def heads(study: StoredStudy) -> list[Block]:
@@ -415,7 +418,7 @@ def heads_figure(shares: Grid, *, alt: str = "", caption: str = "", opens: bool)
         "The direct share of every attention head",
         marks.grid_heatmap(shares, heads="cell" if opens else None),
         "Heatmap of direct shares by layer and head; the largest is "
-        f"{components.head(layer, head)} with {signed(value, _places(value))} logits{alt}.",
+        f"{components.head(layer, head)} with {signed(value, _places(value))} {shares.unit}{alt}.",
         marks.Data.of(shares),
         f"{caption}Blue pushes towards the answer, orange away from it."
         + (" A click on a cell opens the head’s attention pattern." if opens else ""),

@@ -5,9 +5,9 @@
   const { $, $$, bytes, openHead, ready } = casestudy;
   const PAUSE = 120; // milliseconds without a keystroke after which something is asked
   const form = $("#ask"), status = $("#status"), progress = $("#progress");
-  const fields = Object.fromEntries(["prompt", "corrupted", "answer", "counterpart", "view", "site", "by", "direction", "special", "chat", "prefix"]
-    .map((name) => [name, $(`textarea[name="${name}"], select[name="${name}"]`)]));
-  const usual = { view: "clean", site: "resid_pre", by: "", direction: "denoising", corrupted: "", answer: "", counterpart: "", special: "", chat: "", prefix: "" };
+  const fields = Object.fromEntries(["prompt", "corrupted", "answer", "counterpart", "view", "site", "by", "direction", "special", "chat", "prefix", "readout"]
+    .map((name) => [name, $(`textarea[name="${name}"], select[name="${name}"], input[name="${name}"]`)]));
+  const usual = { view: "clean", site: "resid_pre", by: "", direction: "denoising", corrupted: "", answer: "", counterpart: "", special: "", chat: "", prefix: "", readout: "" };
   const dialog = $("dialog.head-view");
   let state = JSON.parse($("#state").textContent), head = new URLSearchParams(location.search).get("head") || "";
   const page = `${Date.now().toString(36)}${Math.random().toString(36).slice(2)}`; // of its questions the newest wins
@@ -27,6 +27,7 @@
   function remember() {
     $("#view").hidden = !fields.corrupted.value;
     $("#prefix").hidden = !fields.chat.value;
+    $("#last").hidden = !fields.readout.value;
     $("#special").hidden = "plain" in form.dataset || Boolean(fields.chat.value); // a template's are parsed
     history.replaceState(null, "", `/?${query({ head })}`);
   }
@@ -66,6 +67,7 @@
     at.innerHTML = html;
     $$("details", at).forEach((fold, i) => { fold.open = Boolean(open[i]); });
     ready(at);
+    rove(at);
     at.classList.remove("stale");
     // Focus stays where it was, if what had it is still there.
     if (key === true) { const plot = $(".plot", at); if (plot) plot.focus({ preventScroll: true }); }
@@ -74,6 +76,18 @@
       if (same) same.focus({ preventScroll: true });
     }
   }
+
+  // Of a prompt's tokens one is reached by Tab, the others by arrow keys.
+  function rove(at) {
+    $$(".reading button", at).forEach((button) => { button.tabIndex = button.ariaPressed === "true" ? 0 : -1; });
+  }
+  form.addEventListener("keydown", (event) => {
+    const tokens = event.target.matches(".reading button") ? $$(".reading button") : [], now = tokens.indexOf(event.target);
+    const next = { ArrowRight: now + 1, ArrowLeft: now - 1, Home: 0, End: tokens.length - 1 }[event.key];
+    if (now < 0 || next === undefined) return;
+    event.preventDefault();
+    if (tokens[next]) tokens[next].focus();
+  });
 
   const failed = (error) => error.name === "AbortError" ? "" : "The explorer does not answer. Is it still running?";
 
@@ -176,7 +190,7 @@
   });
 
   function choosePrompt(chosen) {
-    for (const name of ["prompt", "corrupted", "answer", "counterpart", "special", "chat", "prefix"]) fields[name].value = chosen.get(name) ?? usual[name];
+    for (const name of ["prompt", "corrupted", "answer", "counterpart", "special", "chat", "prefix", "readout"]) fields[name].value = chosen.get(name) ?? usual[name];
     update();
   }
 
@@ -184,6 +198,7 @@
     event.preventDefault();
     const button = event.submitter;
     if (button && button.name in fields) fields[button.name].value = button.value;
+    if (button && button.id === "last") fields.prompt.focus(); // the button goes
     update();
   });
   $("#clear").addEventListener("click", () => { fields.answer.value = fields.counterpart.value = ""; update(); });
@@ -220,6 +235,7 @@
   document.addEventListener("head", (event) => { head = event.detail; remember(); });
   dialog.addEventListener("close", () => { head = ""; remember(); });
 
+  rove(form);
   // A page that opened while the server was busy has no panels yet.
   if (state.weighed === undefined && !state.problem) update(); else patch();
   if (head) openHead(head);

@@ -6,7 +6,6 @@ import base64
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -26,7 +25,6 @@ from casestudy.errors import ServeError, StudyError
 from casestudy.measure.attention import attention_pattern
 from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.measure.quick_look import probe
-from casestudy.measure.whole_answers import whole_answers
 from casestudy.model.model import Model
 from casestudy.show.explorer import page_state as asking
 from casestudy.show.explorer import patches
@@ -36,7 +34,7 @@ from casestudy.show.explorer.questions import Questions
 from casestudy.show.explorer.server import hosts, listen
 from casestudy.show.explorer.study_prompts import StudyPrompts, study_prompts_of
 from casestudy.show.explorer.worker import Worker
-from casestudy.show.text import number, signed, visible
+from casestudy.show.text import signed, visible
 from tests.show import studies
 from tests.show.pages import Page
 
@@ -97,88 +95,6 @@ def test_every_panel_shows_what_the_probe_measured(client: TestClient, toy_model
         buttons = [b["value"] for b in Page(html["predictions"]).all("button")]
         assert set(buttons) <= set(tops)
         assert Page(html[f"tokens-{row}"]).text.count("·") >= 3
-
-
-def test_a_token_of_the_prompt_can_be_read_at(
-    client: TestClient, toy_model: Model, tmp_path: Path
-) -> None:
-    asked = {**PAIR, "answer": " It", "counterpart": " it"}
-    cut = {"prompt": "It was late.", "corrupted": "It was late,"}
-    ids = toy_model.tokenize(cut["prompt"]).rows()[0]
-    shown = Page(client.get("/panels", params=asked).json()["html"]["tokens-0"])
-    buttons = {b["value"]: b for b in shown.all("button")}
-    assert next(iter(buttons)) == "1"  # not BOS
-    assert list(buttons)[-1] == ""  # the last token, whatever its position
-    at = asked | {"readout": str(len(ids) - 1)}
-    html, plain = (client.get("/panels", params=one).json()["html"] for one in (at, asked | cut))
-    for place in ("predictions", "classes", "ledger", "lens", "heads", "attention"):
-        assert html[place] == plain[place], place
-    tokens = Page(html["tokens-0"])
-    pressed = [b["value"] for b in tokens.all("button") if b["aria-pressed"] == "true"]
-    assert pressed == [at["readout"]]
-    assert [b["value"] for b in tokens.all("button")] == list(buttons)
-    assert f"read at position {at['readout']}" in tokens.text
-    grids = [lines(client, **one)[-1]["html"] for one in (at, asked | cut)]
-    assert grids[0] == grids[1]
-    patterns = [
-        client.get("/pattern", params=o | {"head": "1.2"}).json() for o in (at, asked | cut)
-    ]
-    assert patterns[0] == patterns[1]
-    file = tmp_path / "explored.toml"
-    file.write_bytes(client.get("/study.toml", params=at).content)
-    (prompt,) = load_behaviour(file).prompts
-    assert (prompt.text, prompt.corrupted, prompt.readout) == (*PAIR.values(), len(ids) - 1)
-    wrong = client.get("/panels", params=asked | {"readout": "99"}).json()
-    assert "no readout 99" in wrong["problem"]
-    assert "(0 is BOS)" in client.get("/panels", params=asked | {"readout": "0"}).json()["problem"]
-    page = Page(client.get("/", params=asked | {"readout": "99"}).text)
-    (back,) = [b for b in page.all("button") if b.get("id") == "last"]
-    assert "hidden" not in back  # a way back, even so
-
-
-def test_edits_are_of_what_is_read(client: TestClient) -> None:
-    asked = {"prompt": "It was late. He slept. She", "readout": "4"}
-    found = client.get("/panels", params=asked).json()["html"]["edits"]
-    offered = [b["value"] for b in Page(found).all("button")]
-    assert "It was late, He slept. She" in offered
-    assert all(text.endswith(" He slept. She") for text in offered)
-
-
-def test_answers_of_several_tokens_are_compared_whole(
-    client: TestClient, toy_model: Model, tmp_path: Path
-) -> None:
-    asked = {**PAIR, "answer": " It was late", "counterpart": " It is"}
-    prompts = [Prompt(text, asked["answer"], asked["counterpart"]) for text in PAIR.values()]
-    whole = whole_answers(toy_model, prompts)
-    for row, view in enumerate(("clean", "corrupted")):
-        found = client.get("/panels", params=asked | {"view": view}).json()
-        html = found["html"]
-        drawn = figure(html["ledger"])["columns"]["value"]
-        terms = whole.ledger.values[:, row]
-        expected = [*terms[np.isfinite(terms)], whole.value.values[row]]
-        np.testing.assert_allclose(drawn, expected, rtol=1e-5, atol=1e-5)
-        assert figure(html["heads"])["unit"] == figure(html["lens"])["unit"] == "nats"
-        said = Page(html["outcome"]).text
-        assert f"has {signed(float(whole.value.values[0]))} nats on" in said
-        for step in whole.steps.rows():
-            if step["prompt"] == row:
-                kept = [step[f"{side}_log_prob"] for side in ("answer", "counterpart")]
-                assert all(number(log_p) in said for log_p in kept if log_p is not None)
-        assert "shared" in said
-        assert figure(html["classes"])
-    last = lines(client, **asked)[-1]
-    prompt = replace(prompts[0], corrupted=PAIR["corrupted"])
-    grid = patch_prompts(toy_model, [prompt], "resid_pre").normalised
-    np.testing.assert_allclose(
-        figure(last["html"])["columns"]["value"], grid.values.ravel(), rtol=1e-4, atol=1e-5
-    )
-    assert "nats" in last["html"]
-    assert lines(client, **asked, site="z")[-1]["finished"]
-    assert "by='role'" in lines(client, **asked, by="last")[-1]["problem"]
-    file = tmp_path / "explored.toml"
-    file.write_bytes(client.get("/study.toml", params=asked).content)
-    (saved,) = load_behaviour(file).prompts
-    assert (saved.answer, saved.counterpart) == (asked["answer"], asked["counterpart"])
 
 
 def test_without_script_the_page_itself_has_every_panel(client: TestClient) -> None:

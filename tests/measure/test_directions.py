@@ -353,11 +353,14 @@ def test_bad_input_is_named() -> None:
         with pytest.raises(MeasureError, match=rf"rank {rank}.*1 to 8"):
             find_direction(model, both, values, replace(choices, rank=rank))
     few = both[[0, 1, 2]]
-    with pytest.raises(MeasureError, match="3 pairs with 'last'"):
+    with pytest.raises(MeasureError, match="3 pairs with as many tokens of 'last'"):
         find_direction(model, few, alike(3), choices)
     lone = ["one"] * (N - 1) + ["other"]
-    with pytest.raises(MeasureError, match=r"16 pairs .* in two halves of"):
+    with pytest.raises(MeasureError, match=r"16 pairs .* in halves of"):
         find_direction(model, both, values, choices, documents=lone)
+    uneven = replace(both, roles=[{"s": (0,)}] * N, corrupted_roles=[{"s": (0, 1)}] * N)
+    with pytest.raises(MeasureError, match="0 pairs with as many tokens of 's' on both sides"):
+        find_direction(model, uneven, values, replace(choices, spot=Spot("resid_post", 0, "s")))
     named = replace(both, roles=[{"subject": (0,)}] * N)
     with pytest.raises(MeasureError, match=r"no prompt has 'subjet'.*Did you mean 'subject'"):
         find_direction(model, named, values, replace(choices, spot=Spot("resid_post", 0, "subjet")))

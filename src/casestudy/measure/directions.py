@@ -249,15 +249,18 @@ def _halves(half: Half, choices: DirectionChoices) -> tuple[Half, Half]:
     Raises: MeasureError for too few.
     """
     place = choices.spot.place(half.pairs.sides("noising"))
-    half = half[[i for i, where in enumerate(place.base) if where]]
-    search, judge = split(len(half), half.documents, choices.seed, fewest=2)
-    if min(len(search), len(judge)) < 2:
-        what = f"{len(half)} pairs with {choices.spot.role!r}"
+    there = [i for i, where in enumerate(place.base) if where]
+    documents = half.documents and [half.documents[i] for i in there]
+    search, judge = split(len(there), documents, choices.seed, fewest=FEWEST)
+    if len(there) < FEWEST or min(len(search), len(judge)) < 2:
+        what = f"{len(there)} pairs with as many tokens of {choices.spot.role!r} on both sides"
+        halves = f", in halves of {len(search)} and {len(judge)}" if search != judge else ""
         raise MeasureError(
-            f"{what}, in two halves of {len(search)} and {len(judge)}",
+            what + halves,
             allowed=f"{FEWEST} or more, two to find a direction on and two to judge it; pairs of "
             "one document are never divided",
         )
+    search, judge = ([there[i] for i in some] for some in (search, judge))
     return half[search], half[judge]
 
 

@@ -252,7 +252,7 @@ def _single(
 
 def _whole(model: Model, asked: Prompt, scoring: Scoring) -> _Contrast:
     """Two answers of any length."""
-    found = whole_answers(model, asked, scoring=scoring)
+    found = whole_answers(model, asked, scoring=scoring, parts=("ledger",))
     assert asked.answer is not None
     assert asked.counterpart is not None
     answer, counterpart = (

@@ -13,10 +13,10 @@ Source: the chain rule of probability; each step's ledger as in `ledger`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from casestudy.measure.ledger import keep_for_ledger, measure_ledger
 from casestudy.measure.lens import curves, keep_for_lens
 from casestudy.model.model import Model
 from casestudy.model.notices import Notice
+from casestudy.model.sites import Keep
 from casestudy.results import names
 from casestudy.results.result import Array, Axis, Grid, Result, Shown, Table
 
@@ -89,7 +90,24 @@ class WholeAnswers(Shown):
         return self.ledger
 
 
-def whole_answers(model: Model, behaviour: Prompts, *, scoring: Scoring = "sum") -> WholeAnswers:
+Part = Literal["ledger", "lens", "heads"]
+PARTS: tuple[Part, ...] = ("ledger", "lens", "heads")
+_PARTS: dict[
+    Part, tuple[Callable[[Model], Sequence[Keep]], Callable[[Batch], Iterable[Result]]]
+] = {
+    "ledger": (keep_for_ledger, measure_ledger),
+    "lens": (keep_for_lens, curves),
+    "heads": (keep_for_heads, measure_heads),
+}
+
+
+def whole_answers(
+    model: Model,
+    behaviour: Prompts,
+    *,
+    scoring: Scoring = "sum",
+    parts: Sequence[Part] = PARTS,
+) -> WholeAnswers:
     """The contrast of two answers of any length, and which parts wrote it.
 
     Args:
@@ -99,6 +117,7 @@ def whole_answers(model: Model, behaviour: Prompts, *, scoring: Scoring = "sum")
         scoring: "sum" is log p(answer) - log p(counterpart); "mean" takes each answer's mean over
             its own tokens; "first" is the logit difference of the first tokens in which the two
             differ, and leaves out the others.
+        parts: what is measured. The lens is the dearest: log p at a depth takes all logits there.
 
     Unit:   nats (logits where each answer is one token, which is the same number).
     Error:  the ledger's largest gap of any step, and what law 1 allows there.
@@ -107,17 +126,18 @@ def whole_answers(model: Model, behaviour: Prompts, *, scoring: Scoring = "sum")
     """
     readings = Readings.of(model, behaviour, scoring)
     rows: list[dict[str, Any] | None] = [None] * len(readings)
-    parts: dict[str, list[Grid]] = {}
+    grids: dict[str, list[Grid]] = {}
     order: list[int] = []
-    for some, batch in readings.batches(_keep(readings.model)):
+    for some, batch in readings.batches([k for part in parts for k in _PARTS[part][0](model)]):
         order += some
         for number, row in zip(some, _rows(readings, some, batch), strict=True):
             rows[number] = row
-        for grid in _measured(batch):
-            parts.setdefault(grid.name, []).append(grid)
+        for grid in (grid for part in parts for grid in _PARTS[part][1](batch)):
+            assert isinstance(grid, Grid)
+            grids.setdefault(grid.name, []).append(grid)
     columns = {name: [row[name] for row in rows if row] for name in rows[0] or ()}
     steps = Table(names.STEPS, columns, _STEPS)
-    by_step = {name: _joined(readings, found, order) for name, found in parts.items()}
+    by_step = {name: _joined(readings, found, order) for name, found in grids.items()}
     folded = {name: fold(readings, grid) for name, grid in by_step.items()}
     value = np.array(steps.columns["value"], dtype=np.float64)
     named = Grid(names.STEPS, value, (Axis("step", readings.labels),), _unit(readings))
@@ -151,17 +171,6 @@ _VALUE: dict[Scoring, str] = {
 
 def _unit(readings: Readings) -> str:
     return "logits" if readings.linear else "nats"
-
-
-def _keep(model: Model) -> list[Any]:
-    return [k for of in (keep_for_ledger, keep_for_lens, keep_for_heads) for k in of(model)]
-
-
-def _measured(batch: Batch) -> Iterator[Grid]:
-    """The measurements that are linear in the contrast, so that steps add up."""
-    for grid in (*measure_ledger(batch), *curves(batch), *measure_heads(batch)):
-        assert isinstance(grid, Grid)
-        yield grid
 
 
 def _rows(readings: Readings, some: Sequence[int], batch: Batch) -> Iterator[dict[str, Any]]:
@@ -224,7 +233,9 @@ def with_whole_answers(batch: Batch, results: Sequence[Result]) -> list[Result]:
     Logit difference, ledger, lenses and head attribution have it, since they are linear in the
     contrast. For a prompt whose answers are single tokens it is the main contrast.
     """
-    rows, grids = _of_several(batch)
+    present = {result.name for result in results}
+    parts = [part for part, name in _NAMES.items() if name in present]
+    rows, grids = _of_several(batch, parts)
     return [
         _extended(result, rows, grids.get(result.name))
         if isinstance(result, Grid) and result.name in _LINEAR
@@ -233,6 +244,11 @@ def with_whole_answers(batch: Batch, results: Sequence[Result]) -> list[Result]:
     ]
 
 
+_NAMES: dict[Part, str] = {
+    "ledger": names.LEDGER,
+    "lens": names.LENS,
+    "heads": names.HEAD_SHARES,
+}
 _LINEAR = frozenset(
     {
         *(names.LOGIT_DIFFERENCE, names.LEDGER, names.LEDGER_CHECK),
@@ -241,7 +257,7 @@ _LINEAR = frozenset(
 )
 
 
-def _of_several(batch: Batch) -> tuple[list[int], dict[str, Grid]]:
+def _of_several(batch: Batch, parts: Sequence[Part]) -> tuple[list[int], dict[str, Grid]]:
     """The rows of a batch with answers of several tokens, and their grids by name."""
     rows, tokenizer = [], batch.model.tokenizer
     for row, prompt in enumerate(batch.prompts):
@@ -252,7 +268,8 @@ def _of_several(batch: Batch) -> tuple[list[int], dict[str, Grid]]:
     if not rows or batch.behaviour is None:
         return [], {}
     some = tuple(batch.prompts[row] for row in rows)
-    whole = whole_answers(batch.model, replace(batch.behaviour, prompts=some, main=()))
+    behaviour = replace(batch.behaviour, prompts=some, main=())
+    whole = whole_answers(batch.model, behaviour, parts=parts)
     return rows, whole.grids | {names.LOGIT_DIFFERENCE: whole.value}
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from casestudy.behaviour.checks import check_different
+from casestudy.engine.readout import Tails
 from casestudy.errors import MeasureError, SiteError
 from casestudy.model.config import ModelConfig, mlp_after_attention
 from casestudy.model.model import Model
@@ -110,6 +111,7 @@ class Variant:
         positions: the positions that the patch changes, ascending.
         sources: the same number of positions of the source run.
         length: of the prompt.
+        tail: at how many of its last positions the prompt is read.
     """
 
     cell: int
@@ -117,6 +119,7 @@ class Variant:
     positions: tuple[int, ...]
     sources: tuple[int, ...]
     length: int
+    tail: int = 1
 
     @property
     def first(self) -> int:
@@ -128,19 +131,31 @@ class Variant:
         """Positions from the first that changes to the last."""
         return self.length - self.positions[0]
 
+    @property
+    def reads(self) -> int:
+        """Positions that are read, from the first that changes on."""
+        return min(self.tail, self.rows)
+
 
 @dataclass(frozen=True)
 class Task:
-    """The input of a sweep: cells, the base run, and the source of the replacements."""
+    """The input of a sweep: cells, the base run, the source of the replacements, and where prompts
+    are read."""
 
     model: Model
     base: Tokens
     source: Tokens | Values | None
     cells: tuple[Cell, ...]
+    tails: Tails
 
     @classmethod
     def checked(
-        cls, model: Model, base: Tokens, source: Tokens | Values | None, cells: Sequence[Cell]
+        cls,
+        model: Model,
+        base: Tokens,
+        source: Tokens | Values | None,
+        cells: Sequence[Cell],
+        tails: Tails | None = None,
     ) -> Task:
         """A task on the model's device.
 
@@ -158,7 +173,9 @@ class Task:
             cell if cell.layer is None else replace(cell, layer=cell.layer % n_layers)
             for cell in cells
         )
-        return cls(model, base.to(model.device), source, tuple(counted))
+        tails = Tails.ends(len(base)) if tails is None else tails
+        _check_tails(tails, base, source)
+        return cls(model, base.to(model.device), source, tuple(counted), tails)
 
     @property
     def config(self) -> ModelConfig:
@@ -219,7 +236,8 @@ class Task:
                     known[c, b] = True
                 else:
                     here, there = tuple(p for p, _ in pairs), tuple(s for _, s in pairs)
-                    variants.append(Variant(c, b, here, there, self.lengths[b]))
+                    tail = self.tails.counts[b]
+                    variants.append(Variant(c, b, here, there, self.lengths[b], tail))
         return variants, known, absent
 
     def _live(self, cell: Cell, ends: bool) -> list[tuple[tuple[int, int], ...]]:
@@ -227,14 +245,15 @@ class Task:
 
         Args:
             ends: whether no attention layer reads the patched activation, so that only a patch
-                of the last position has an effect.
+                of a position that is read has an effect.
         """
         own = cell.values is not None
         return [
             tuple(
                 (p, s)
                 for p, s in zip(cell.place.base[b], cell.place.source[b], strict=True)
-                if (own or p != s or p >= self.differ[b]) and (not ends or p == self.lengths[b] - 1)
+                if (own or p != s or p >= self.differ[b])
+                and (not ends or p >= self.lengths[b] - self.tails.counts[b])
             )
             for b in range(len(self.base))
         ]
@@ -247,6 +266,18 @@ def first_differences(base: Tokens, source: Tokens) -> list[int]:
         same = [x == y for x, y in zip(a, b, strict=False)]
         found.append(same.index(False) if False in same else len(same))
     return found
+
+
+def _check_tails(tails: Tails, base: Tokens, source: Tokens | Values | None) -> None:
+    """Raise MeasureError if prompts are read at positions that they do not have."""
+    sides = [base, source] if isinstance(source, Tokens) else [base]
+    shortest = [min(lengths) for lengths in zip(*(s.lengths.tolist() for s in sides), strict=True)]
+    counts = tails.counts
+    if len(counts) != len(base) or any(k > n for k, n in zip(counts, shortest, strict=True)):
+        raise MeasureError(
+            f"readings {list(counts)[:10]} of {len(base)} prompts of {shortest[:10]} tokens",
+            allowed="for each prompt at most as many as it has tokens",
+        )
 
 
 def _check_site(model: Model, cell: Cell) -> None:

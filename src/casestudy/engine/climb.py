@@ -23,11 +23,12 @@ from casestudy.engine import entries
 from casestudy.engine.cells import KEYS, MID, POST, PRE, Cell, Place, Variant
 from casestudy.engine.entries import Entry, Runs
 from casestudy.engine.plan import Operations, attention_size, mlp_rows, mlp_size
-from casestudy.engine.readout import Readout
+from casestudy.engine.readout import Readout, Tails
 from casestudy.engine.rows import attend_after, attn_out, head_maps, mlp_out, through_block
 from casestudy.model.config import mlp_after_attention
 from casestudy.model.decoder import apply_norm, position_queries_and_keys, project
 from casestudy.model.sites import Site
+from casestudy.model.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,12 @@ class Narrow:
 
 @dataclass(frozen=True)
 class Group:
-    """Variants of one length and one first patched position, adjacent in the packed rows."""
+    """Variants of one length and one first patched position, read at as many last positions,
+    adjacent in the packed rows."""
 
     length: int
     first: int
+    reads: int
     ids: Int[Tensor, " n"]
     prompts: Int[Tensor, " n"]
 
@@ -57,6 +60,11 @@ class Group:
     def rows(self) -> int:
         """Variants times positions."""
         return self.size * (self.length - self.first)
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What its variants share."""
+        return self.length, self.first, self.reads
 
 
 class Climb:
@@ -87,10 +95,12 @@ class Climb:
         )
         self.first = self._column([v.first for v in variants])
         self.offset = torch.zeros(len(variants), dtype=torch.long, device=self.device)
-        self.prompt = self._column([v.prompt for v in variants])
+        tails = runs.task.tails
+        # of each variant, the number of the reading that its position 0 would be
+        self.reading = self._column([tails.starts[v.prompt] + v.tail - v.length for v in variants])
         self.mlp_at_once = mlp_rows(self.config, self.model.weights.W_E.element_size())
         self.entries: dict[int, list[Entry]] = {}
-        self.arrivals: dict[int, dict[tuple[int, int], list[int]]] = {}
+        self.arrivals: dict[int, dict[tuple[int, int, int], list[int]]] = {}
         self._sort_arrivals()
 
     def _column(self, numbers: Sequence[int]) -> Int[Tensor, " n"]:
@@ -105,7 +115,7 @@ class Climb:
             batches.setdefault((layer, cell.site, id(cell.subspace), id(cell.values)), []).append(i)
             spread = layer if cell.site in PRE | KEYS else layer + 1
             groups = self.arrivals.setdefault(spread, {})
-            groups.setdefault((variant.length, variant.first), []).append(i)
+            groups.setdefault((variant.length, variant.first, variant.reads), []).append(i)
         for (layer, *_), ids in batches.items():
             entry = Entry.of(self.runs, self.cells, [self.variants[i] for i in ids], ids)
             self.entries.setdefault(layer, []).append(entry)
@@ -125,15 +135,51 @@ class Climb:
                 x, after = self.layer(layer, x, groups, middle, arriving)
                 narrow += after
         if groups:
-            self.read(x, torch.cat([group.ids for group in groups]))
+            self.read(x, *self.read_positions(groups))
         for rows in narrow:
-            self.read(rows.x, rows.ids)
+            self.read(rows.x, rows.ids, rows.positions)
         return self.values
 
-    def read(self, x: Float[Tensor, "row d_model"], ids: Int[Tensor, " row"]) -> None:
-        """Store the metric of final rows at the last positions."""
+    def read(
+        self,
+        x: Float[Tensor, "row d_model"],
+        ids: Int[Tensor, " row"],
+        positions: Int[Tensor, " row"],
+    ) -> None:
+        """Store the metric of final rows, each of a variant at a position that is read."""
         assert self.readout is not None
-        self.values[ids] = self.readout(x, self.prompt[ids])
+        readings = self.reading[ids] + positions
+        found = self.readout(x, readings)
+        if self.runs.task.tails.single:
+            self.values[ids] = found
+        else:
+            self.add(ids, readings, found)
+
+    def add(
+        self,
+        ids: Int[Tensor, " row"],
+        readings: Int[Tensor, " row"],
+        found: Float[Tensor, " row"],
+    ) -> None:
+        """Add up variants' readings by weight; those before the patch are the unpatched run's."""
+        assert self.runs.read is not None
+        tails, weights = self.runs.task.tails, found.new_tensor(self.runs.task.tails.weights)
+        base = weights * self.runs.read
+        of_prompt = self._column(tails.prompts)
+        whole = base.new_zeros(len(tails.counts)).index_add_(0, of_prompt, base)
+
+        def summed(of: Tensor) -> Tensor:
+            return torch.zeros_like(self.values).index_add_(0, ids, of)
+
+        sums, computed, count = (
+            summed(weights[readings] * found),
+            summed(base[readings]),
+            summed(torch.ones_like(found)),
+        )
+        prompt = self._column([v.prompt for v in self.variants])
+        partly = count < self._column([v.tail for v in self.variants])
+        sums = sums + torch.where(partly, whole[prompt] - computed, 0.0)
+        self.values[ids] = sums[ids]
 
     def note(self, site: Site, layer: int, x: Tensor, groups: list[Group]) -> None:
         """Called with each activation; `SourceClimb` keeps those that cells need."""
@@ -173,25 +219,25 @@ class Climb:
             return x, groups
         base = self.runs.base.values[Site.RESID_PRE, layer]
         local = self._column([self.runs.local[v.prompt] for v in self.variants])
-        old = {(group.length, group.first): group for group in groups}
+        old = {group.key: group for group in groups}
         starts, start = {}, 0
         for group in groups:
-            starts[group.length, group.first] = start
+            starts[group.key] = start
             start += group.rows
         pieces, joined, start = [], [], 0
-        for length, first in sorted(old.keys() | fresh.keys()):
-            ids = []
-            if (length, first) in old:
-                group = old[length, first]
-                at = starts[length, first]
+        for key in sorted(old.keys() | fresh.keys()):
+            ids, (length, first, reads) = [], key
+            if key in old:
+                group = old[key]
+                at = starts[key]
                 pieces.append(x[at : at + group.rows])
                 ids.append(group.ids)
-            if (length, first) in fresh:
-                new = self._column(fresh[length, first])
+            if key in fresh:
+                new = self._column(fresh[key])
                 pieces.append(base[local[new], first:length].flatten(0, 1))
                 ids.append(new)
             members = torch.cat(ids)
-            group = Group(length, first, members, local[members])
+            group = Group(length, first, reads, members, local[members])
             steps = torch.arange(group.size, device=self.device) * (length - first)
             self.offset[members] = start + steps
             start += group.rows
@@ -205,11 +251,21 @@ class Climb:
         """The packed row of each variant's position."""
         return self.offset[ids] + positions - self.first[ids]
 
-    def last_rows(self, groups: list[Group]) -> Int[Tensor, " variant"]:
-        """The packed row of each variant's last position."""
-        return torch.cat(
-            [self.offset[group.ids] + group.length - 1 - group.first for group in groups]
-        )
+    def last_rows(self, groups: list[Group]) -> Int[Tensor, " row"]:
+        """The packed rows of the positions at which variants are read."""
+        return self.row_of(*self.read_positions(groups))
+
+    def read_positions(
+        self, groups: list[Group]
+    ) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+        """Each variant that is read, with the position: (ids, positions)."""
+        ids = [group.ids.repeat_interleave(group.reads) for group in groups]
+        tails = [
+            torch.arange(group.length - group.reads, group.length, device=self.device)
+            for group in groups
+        ]
+        positions = [tail.repeat(group.size) for tail, group in zip(tails, groups, strict=True)]
+        return torch.cat(ids), torch.cat(positions)
 
     def layer(
         self,
@@ -256,7 +312,7 @@ class Climb:
         groups: list[Group],
         replacing: list[Entry],
     ) -> Float[Tensor, "query d_model"]:
-        """attn_out of the packed rows; in the last layer only of each variant's last row."""
+        """attn_out of the packed rows; in the last layer only of the rows that are read."""
         config, block = self.config, self.model.weights.blocks[layer]
         maps, last = head_maps(block.attn), layer == self.top
         normed = apply_norm(config, block.attn_norm, x)
@@ -308,7 +364,8 @@ class Climb:
         start = query_start = 0
         for group in groups:
             end = start + group.rows
-            query_end = query_start + (group.size if len(q) < len(k) else group.rows)
+            queries = group.size * group.reads if len(q) < len(k) else group.rows
+            query_end = query_start + queries
             z[query_start:query_end] = attend_after(
                 self.config,
                 layer,
@@ -330,6 +387,23 @@ class Climb:
         return torch.cat(out) if len(out) > 1 else out[0]
 
 
+def final_rows(
+    trace: Trace, tails: Tails, prompts: Sequence[int]
+) -> Float[Tensor, "reading d_model"]:
+    """The final residual stream of a run at every position that is read, prompt by prompt.
+
+    Args:
+        trace: of these prompts.
+        tails: where all prompts are read.
+        prompts: the run's, by number.
+    """
+    if tails.single:
+        return trace.last(Site.FINAL_RESID)
+    final, lengths = trace[Site.FINAL_RESID], trace.tokens.lengths.tolist()
+    pairs = zip(prompts, lengths, strict=True)
+    return torch.cat([final[i, n - tails.counts[b] : n] for i, (b, n) in enumerate(pairs)])
+
+
 class SourceClimb(Climb):
     """The source run: its embeddings from the first differences on, over the base run's prefix.
 
@@ -347,23 +421,31 @@ class SourceClimb(Climb):
     ) -> None:
         task = runs.task
         variants = [
-            Variant(0, b, where, where, task.lengths[b])
+            Variant(0, b, where, where, task.lengths[b], task.tails.counts[b])
             for b in runs.prompts
             for where in [tuple(range(task.differ[b], task.lengths[b]))]
         ]
         cells = [Cell(Site.RESID_PRE, 0, Place("all", (), ()))]
         super().__init__(runs, cells, variants, None, operations)
         self.embedded, self.kept = embedded, kept
-        self.final = embedded.new_empty(len(variants), embedded.shape[-1])
+        readings = task.tails.of(runs.prompts)
+        self.final = final_rows(runs.base, task.tails, runs.prompts).clone()
+        self.place = self._column([0] * len(task.tails.weights))
+        self.place[readings] = torch.arange(len(readings), device=self.device)
 
     def enter_input(self, entry: Entry) -> Narrow:
         """The source prompts' embeddings."""
         rows = self.embedded[entry.prompts, entry.positions]
         return Narrow(rows, entry.ids, entry.positions)
 
-    def read(self, x: Float[Tensor, "row d_model"], ids: Int[Tensor, " row"]) -> None:
-        """Keep the final rows: one variant per prompt, in the block's order."""
-        self.final[ids] = x
+    def read(
+        self,
+        x: Float[Tensor, "row d_model"],
+        ids: Int[Tensor, " row"],
+        positions: Int[Tensor, " row"],
+    ) -> None:
+        """Keep the final rows of the block's readings, in order."""
+        self.final[self.place[self.reading[ids] + positions]] = x
 
     def note(self, site: Site, layer: int, x: Tensor, groups: list[Group]) -> None:
         """Keep an activation that a cell needs."""
@@ -372,7 +454,8 @@ class SourceClimb(Climb):
         start = 0
         every = len(x) == sum(group.rows for group in groups)
         for group in groups:
-            first = group.first if every else group.length - 1  # only last rows at the top
+            # at the top only the rows that are read
+            first = group.first if every else group.length - group.reads
             end = start + group.size * (group.length - first)
             rows = x[start:end].unflatten(0, (group.size, -1))
             self.kept[site, layer][group.prompts, first : group.length] = rows

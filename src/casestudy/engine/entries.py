@@ -38,12 +38,15 @@ class Runs:
         task: the sweep's.
         prompts: the indices of the block's prompts.
         base, source: the kept activations of each run; no source for an ablation.
+        read: (reading,) the metric of the base run at every reading of the task, NaN for those of
+            other blocks.
     """
 
     task: Task
     prompts: tuple[int, ...]
     base: Trace
     source: Trace | None = None
+    read: Float[Tensor, " reading"] | None = None
 
     @cached_property
     def local(self) -> dict[int, int]:

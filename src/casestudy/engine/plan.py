@@ -108,7 +108,7 @@ def keeps(task: Task, variants: Sequence[Variant]) -> Keeps:
             base.add((Site.MLP_OUT, layer))
     for layer in range(0 if task.shares_prefix else lowest, task.config.n_layers):
         base |= {(Site.RESID_PRE, layer), (Site.ROT_K, layer), (Site.V, layer)}
-    final = Site.FINAL_RESID.at(last=True)
+    final = Site.FINAL_RESID.at(last=task.tails.single)
     return Keeps([*_by_site(base), final], [*_by_site(source), final])
 
 

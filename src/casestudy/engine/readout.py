@@ -1,4 +1,4 @@
-"""Which metric is computed at a prompt's last token?
+"""Which metric is computed at a prompt's last token, or at several of its last ones?
 
 A linear contrast is a dot product of the final residual stream with one direction per prompt (final
 norm and unembedding combined), without an unembedding. Other metrics are functions of the logits.
@@ -7,7 +7,10 @@ Cost: d_model operations per row for a linear contrast, the whole unembedding ot
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -19,11 +22,56 @@ from casestudy.model.decoder import apply_norm, unembed
 from casestudy.model.model import Model
 
 Metric = Callable[[Tensor, Tensor], Tensor]
-"""Maps last-position logits (rows, d_vocab) and each row's prompt (rows) to a value per row."""
+"""Maps logits (rows, d_vocab) and each row's prompt (rows) to a value per row; its reading,
+where prompts are read at several positions (see `Tails`)."""
+
+
+@dataclass(frozen=True)
+class Tails:
+    """How many of its last positions each prompt is read at; the values are added up by weight.
+
+    Attributes:
+        counts: of each prompt, at least one.
+        weights: of each reading: prompt by prompt, in the order of positions.
+    """
+
+    counts: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if min(self.counts, default=1) < 1 or sum(self.counts) != len(self.weights):
+            raise MeasureError(
+                f"{len(self.weights)} weights for readings {list(self.counts)[:10]}",
+                allowed="a weight for each reading, at least one reading of each prompt",
+            )
+
+    @classmethod
+    def ends(cls, n: int) -> Tails:
+        """The last position of each of n prompts."""
+        return cls((1,) * n, (1.0,) * n)
+
+    @cached_property
+    def single(self) -> bool:
+        """Whether every prompt's value is that of its last position."""
+        return set(self.counts) <= {1} and set(self.weights) <= {1.0}
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Each prompt's first reading, by number."""
+        return tuple(accumulate(self.counts, initial=0))[:-1]
+
+    @cached_property
+    def prompts(self) -> tuple[int, ...]:
+        """Each reading's prompt, by number."""
+        return tuple(b for b, n in enumerate(self.counts) for _ in range(n))
+
+    def of(self, prompts: Sequence[int]) -> list[int]:
+        """The readings of some prompts, by number."""
+        return [k for b in prompts for k in range(self.starts[b], self.starts[b] + self.counts[b])]
 
 
 class Readout:
-    """Maps the final residual stream at the last position to the metric.
+    """Maps the final residual stream at the positions that are read to the metric.
 
     A linear contrast is a dot product with Σ weight · W_U in float64; a soft-capped unembedding or
     any other function of the logits needs the logits.

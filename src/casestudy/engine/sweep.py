@@ -31,13 +31,14 @@ from functools import partial
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from casestudy.behaviour.checks import check_finite
 from casestudy.behaviour.contrast import Contrast
 from casestudy.engine.cells import Cell, Task, Values, Variant
-from casestudy.engine.climb import Climb, SourceClimb
+from casestudy.engine.climb import Climb, SourceClimb, final_rows
 from casestudy.engine.entries import Entry, Runs, source_rows
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell
 from casestudy.engine.plan import (
@@ -51,7 +52,7 @@ from casestudy.engine.plan import (
     mlp_size,
     planned,
 )
-from casestudy.engine.readout import Metric, Readout
+from casestudy.engine.readout import Metric, Readout, Tails
 from casestudy.engine.rounding import checked
 from casestudy.errors import MeasureError
 from casestudy.model.decoder import run
@@ -113,6 +114,7 @@ def sweep(
     cells: Sequence[Cell],
     metric: Contrast | Metric,
     *,
+    tails: Tails | None = None,
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
     watch: Watch | None = None,
@@ -127,6 +129,8 @@ def sweep(
             function (ablations); or None if every cell has its own `values`.
         cells: what to replace.
         metric: a contrast, or any function of the logits at the last token.
+        tails: where prompts are read at several of their last positions; the metric then has a row
+            for each reading, and a prompt's value is their weighted sum.
         budget: memory, rows of the largest climb, and the number of (cell, prompt) pairs to
             recompute the plain way.
         progress, watch: called after every climb.
@@ -136,7 +140,7 @@ def sweep(
     Raises: MeasureError for pairs that are identical or do not match, NaN in a run, a budget too
             small, or a failed check; SiteError for a cell the model does not have.
     """
-    task = Task.checked(model, base, source, cells)
+    task = Task.checked(model, base, source, cells, tails)
     with torch.no_grad():
         return _Sweeping(task, metric).sweep(budget, progress, watch)
 
@@ -172,7 +176,7 @@ class _Sweeping:
     def __init__(self, task: Task, metric: Contrast | Metric) -> None:
         self.task, self.model, self.config = task, task.model, task.config
         self.metric = metric
-        self.readout = Readout(task.model, metric, len(task.base))
+        self.readout = Readout(task.model, metric, len(task.tails.weights))
         self.operations = Operations()
 
     def sweep(self, budget: Budget, progress: Tell | None, watch: Watch | None) -> Sweep:
@@ -249,25 +253,33 @@ class _Sweeping:
         """A block's unpatched runs; their metrics are stored with the values."""
         task, prompts = self.task, share.prompts
         base = run(self.model, task.base[prompts], keep=keep.base)
-        runs = Runs(task, tuple(prompts), base)
+        rows = final_rows(base, task.tails, prompts)
+        read = self.read_run(rows, base.tokens, prompts, "the unpatched run")
+        runs = Runs(task, tuple(prompts), base, read=read)
         size = attention_size(self.config) + mlp_size(self.model)
         self.operations.add(sum(task.lengths[b] for b in prompts), size, self.config.n_layers)
-        found.base[prompts] = self.read_run(base, prompts, "the unpatched run")
+        found.base[prompts] = self.added(read, prompts)
         if found.other is None or not isinstance(task.source, Tokens):
             return runs
         if task.shares_prefix:
-            source = self.source_after_prefix(runs, keep.source)
+            source, rows = self.source_after_prefix(runs, keep.source)
         else:
             source = run(self.model, task.source[prompts], keep=keep.source)
-            rows = sum(int(task.source.lengths[b]) for b in prompts)
-            self.operations.add(rows, size, self.config.n_layers)
-        found.other[prompts] = self.read_run(source, prompts, "the other run")
+            rows = final_rows(source, task.tails, prompts)
+            computed = sum(int(task.source.lengths[b]) for b in prompts)
+            self.operations.add(computed, size, self.config.n_layers)
+        other = self.read_run(rows, source.tokens, prompts, "the other run")
+        found.other[prompts] = self.added(other, prompts)
         return replace(runs, source=source)
 
-    def source_after_prefix(self, runs: Runs, keep: Sequence[Keep]) -> Trace:
-        """The source run from the first differences on, with the base run's values before them.
+    def source_after_prefix(
+        self, runs: Runs, keep: Sequence[Keep]
+    ) -> tuple[Trace, Float[Tensor, "reading d_model"]]:
+        """The source run from the first differences on, with the base run's values before them;
+        and its final rows at every reading.
 
-        In the last layer only the values for the last position are correct; only these are used.
+        In the last layer only the values at positions that are read are correct; only these are
+        used.
         """
         task, weights = self.task, self.model.weights
         assert isinstance(task.source, Tokens)
@@ -281,23 +293,42 @@ class _Sweeping:
             if address in embedded.values
             else runs.base.values[address].clone()
             for what in keep
-            if not what.last
+            if not what.last and what.site is not Site.FINAL_RESID
             for address in what.addresses(self.config.n_layers)
         }
         climb = SourceClimb(runs, embedded[Site.FINAL_RESID], kept, self.operations)
         climb.climb()
-        lasts: dict[tuple[Site, int | None], Tensor] = {(Site.FINAL_RESID, None): climb.final}
-        return Trace(tokens, kept, lasts, None, self.config.n_layers)
+        return Trace(tokens, kept, {}, None, self.config.n_layers), climb.final
 
-    def read_run(self, trace: Trace, prompts: list[int], what: str) -> NDArray[np.float64]:
-        """The metric of an unpatched run.
+    def read_run(
+        self,
+        rows: Float[Tensor, "reading d_model"],
+        tokens: Tokens,
+        prompts: list[int],
+        what: str,
+    ) -> Float[Tensor, " every_reading"]:
+        """The metric of an unpatched run at every reading of the task, NaN outside the block.
 
         Raises: MeasureError if it is not finite.
         """
-        index = torch.tensor(prompts, device=self.task.device)
-        values = self.readout(trace.last(Site.FINAL_RESID), index).cpu().numpy()
-        check_finite(values, what, prompts, model=self.model, of=[trace.tokens])
-        return np.asarray(values, dtype=np.float64)
+        mine = self.task.tails.of(prompts)
+        index = torch.tensor(mine, device=self.task.device)
+        values = self.readout(rows, index)
+        whose = [b for b in prompts for _ in range(self.task.tails.counts[b])]
+        check_finite(values.cpu().numpy(), what, whose, model=self.model, of=[tokens])
+        every = values.new_full((len(self.task.tails.weights),), float("nan"))
+        every[index] = values
+        return every
+
+    def added(
+        self, read: Float[Tensor, " every_reading"], prompts: Sequence[int]
+    ) -> NDArray[np.float64]:
+        """Each prompt's readings, added up by weight."""
+        tails = self.task.tails
+        if tails.single:
+            return np.asarray(read[list(prompts)].cpu().numpy(), dtype=np.float64)
+        weighed = read.cpu().numpy() * np.array(tails.weights)
+        return np.array([weighed[tails.of([b])].sum() for b in prompts])
 
     # The plain way.
 
@@ -310,11 +341,19 @@ class _Sweeping:
         """The same values by full forward passes with one edit per prompt."""
         prompts = [v.prompt for v in sample]
         edits = [self.plain_edit(runs, v, i) for i, v in enumerate(sample)]
-        trace = run(self.model, self.task.base[prompts], edit=edits, logits="last")
+        tails, tokens = self.task.tails, self.task.base[prompts]
+        trace = run(self.model, tokens, edit=edits, logits="last" if tails.single else "all")
         assert trace.logits is not None
-        index = torch.tensor(prompts, device=self.task.device)
-        found = self.readout.of_logits(trace.logits, index).cpu().numpy()
-        return np.asarray(found, dtype=np.float64)
+        index = torch.tensor(tails.of(prompts), device=self.task.device)
+        if tails.single:
+            found = self.readout.of_logits(trace.logits, index).cpu().numpy()
+            return np.asarray(found, dtype=np.float64)
+        ends = zip(prompts, tokens.lengths.tolist(), strict=True)
+        rows = [trace.logits[i, n - tails.counts[b] : n] for i, (b, n) in enumerate(ends)]
+        weights = np.array(tails.weights)[index.cpu().numpy()]
+        read = self.readout.of_logits(torch.cat(rows), index).cpu().numpy() * weights
+        each = np.split(read, np.cumsum([tails.counts[b] for b in prompts])[:-1])
+        return np.array([part.sum() for part in each])
 
     def plain_edit(self, runs: Runs, variant: Variant, row: int) -> Edit:
         """The cell as an edit of one row of a plain run, at all positions of its place."""

@@ -31,7 +31,7 @@ from torch import Tensor
 from casestudy.behaviour.contrast import Contrast
 from casestudy.engine.cells import Cell, Place, Values
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
-from casestudy.engine.readout import Metric
+from casestudy.engine.readout import Metric, Tails
 from casestudy.engine.sweep import Sweep, sweep
 from casestudy.errors import MeasureError, SiteError, one_of
 from casestudy.measure.attribution_patching import attribute_nodes
@@ -92,6 +92,7 @@ def patch(
     by: By | None = None,
     direction: Direction = "denoising",
     layers: Sequence[int] | None = None,
+    tails: Tails | None = None,
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
     watch: Watch | None = None,
@@ -109,6 +110,7 @@ def patch(
         direction: "denoising" runs the corrupted prompts (unpatched) with activations from the
             clean run; "noising" runs the clean prompts with activations from the corrupted run.
         layers: indices; all by default.
+        tails: where prompts are read at several of their last positions, see `sweep`.
         budget: memory, checks.
         progress, watch: called after each batch of cells.
 
@@ -127,7 +129,8 @@ def patch(
     about = f"{direction.capitalize()}: the {sides.about[0]} run with {site.value} of the "
     about += f"{sides.about[1]} one put in."
     job = _Job(names.patching(site.value, by, direction), about, axes, pairs.labels)
-    return job.run(model, sides.base, sides.source, cells, contrast, budget, progress, watch)
+    on = (model, sides.base, sides.source, cells, contrast)
+    return job.run(*on, budget, progress, watch, tails)
 
 
 def read_by(text: str | None) -> By | None:
@@ -227,6 +230,7 @@ def ablate(
     reference_roles: Roles | None = None,
     partners: Sequence[int] | None = None,
     labels: Sequence[str] | None = None,
+    tails: Tails | None = None,
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
     watch: Watch | None = None,
@@ -245,6 +249,7 @@ def ablate(
         partners: for "resample", each prompt's donor; by default random (the budget's seed), never
             the prompt itself.
         labels: of the prompts.
+        tails: as in `patch`.
 
     Shape, unit, error: as `patch`, but there is no other run, so no normalised values.
     Raises: as `patch`; MeasureError if a role or position occurs in no reference prompt.
@@ -273,7 +278,8 @@ def ablate(
     axis, places = _places(by, sides)
     cells, axes = _cells(model.config, site, layers, axis, places)
     job = _Job(name, about, axes, None if labels is None else tuple(labels), of_pairs=False)
-    return job.run(model, tokens, source, cells, contrast, budget, progress, watch)
+    on = (model, tokens, source, cells, contrast)
+    return job.run(*on, budget, progress, watch, tails)
 
 
 def neurons_by_gradient(
@@ -418,6 +424,7 @@ class _Job:
         budget: Budget,
         progress: Tell | None,
         watch: Watch | None,
+        tails: Tails | None = None,
     ) -> Patched:
         """Sweep the cells, and arrange the values along the axes."""
 
@@ -431,6 +438,7 @@ class _Job:
             source,
             cells,
             contrast,
+            tails=tails,
             budget=budget,
             progress=progress,
             watch=None if watch is None else lambda found: watch(laid_out(found)),

@@ -7,7 +7,7 @@ the patched run reads the answer's tokens, and in a run of its own the counterpa
 of the places are added up by their weights. The answers are the same in both prompts of a pair.
 
 Cost: a sweep (see `sweep`) over the prompts; for answers of several tokens, over each prompt with
-each beginning of its answers that is read.
+its answer, and with its counterpart.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ from casestudy.behaviour.readouts import partner_of, row_of
 from casestudy.behaviour.steps import Scoring, has_several
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.reading import SIDES, Readings
-from casestudy.engine.readout import Metric
+from casestudy.engine.readout import Metric, Tails
 from casestudy.errors import BehaviourError, MeasureError
 from casestudy.measure.metrics import NamedMetric
 from casestudy.measure.pairs import UNEQUAL, Direction, Pairs, pairs_of
 from casestudy.measure.patched import Patched
 from casestudy.measure.patching import Ablation, By, Watch, ablate, patch
-from casestudy.measure.whole_answers import fold
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
@@ -95,6 +94,7 @@ def patch_prompts(
         by=by,
         direction=direction,
         layers=layers,
+        tails=asked.tails,
         budget=budget,
         progress=progress,
         watch=None if watch is None else lambda found: watch(asked.finished(found)),
@@ -110,12 +110,14 @@ class _Asked:
     Attributes:
         finished: turns the sweep's values into the prompts'.
         positions: the tokens of the first pair's clean prompt, and of its answers behind.
+        tails: where texts are read at several of their last positions.
     """
 
     pairs: Pairs
     metric: Contrast | Metric
     finished: Callable[[Patched], Patched]
     positions: tuple[str, ...]
+    tails: Tails | None = None
 
 
 def _paired(model: Model, prompts: Sequence[Prompt], by: By | None) -> Pairs:
@@ -145,7 +147,7 @@ def _single(model: Model, prompts: Sequence[Prompt], pairs: Pairs, rule: AnswerR
 
 
 def _whole(readings: Readings, pairs: Pairs, by: By | None) -> _Asked:
-    """Answers of several tokens: a row for each place at which they are read.
+    """Answers of several tokens: a text for each side, read at several of its last positions.
 
     Raises: MeasureError for by="last".
     """
@@ -156,24 +158,57 @@ def _whole(readings: Readings, pairs: Pairs, by: By | None) -> _Asked:
         )
     assert pairs.roles is not None
     assert pairs.corrupted_roles is not None
+    texts = texts_of(readings)
 
     def longer(side: Tokens) -> Tokens:
         rows = side.rows()
-        read = zip(readings.prompts, readings.steps, strict=True)
-        return Tokens.of([[*rows[i], *step.before] for i, step in read], bos=side.bos)
+        return Tokens.of([[*rows[t.prompt], *t.before] for t in texts], bos=side.bos)
 
-    rows = Pairs(
+    both = Pairs(
         longer(pairs.clean),
         longer(pairs.corrupted),
-        [pairs.roles[i] for i in readings.prompts],
-        [pairs.corrupted_roles[i] for i in readings.prompts],
-        readings.labels,
+        [pairs.roles[t.prompt] for t in texts],
+        [pairs.corrupted_roles[t.prompt] for t in texts],
     )
-    positions = readings.model.tokenizer.labels(pairs.clean.rows()[0])
-    positions += _behind(readings)
+    positions = readings.model.tokenizer.labels(pairs.clean.rows()[0]) + _behind(readings)
     return _Asked(
-        rows, metric_of(readings), lambda found: by_prompt(readings, found), tuple(positions)
+        both,
+        metric_of(readings),
+        lambda found: by_prompt(readings, found),
+        tuple(positions),
+        tails_of(readings),
     )
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt with one of its answers, as far as it is read.
+
+    Attributes:
+        prompt: which, by index.
+        before: the answer's tokens, up to the last place at which it is read.
+        reads: how many places, at the text's end.
+    """
+
+    prompt: int
+    before: tuple[int, ...]
+    reads: int
+
+
+def texts_of(readings: Readings) -> list[Text]:
+    """The texts in which a behaviour's answers are read: of each prompt one with its answer and one
+    with its counterpart, where they are read. Their places are the readings, in order."""
+    found = []
+    for i, answer in enumerate(readings.answers):
+        sides = [[step for step in answer.steps if step.answer is not None]]
+        sides.append([step for step in answer.steps if step.answer is None])
+        found += [Text(i, steps[-1].before, len(steps)) for steps in sides if steps]
+    return found
+
+
+def tails_of(readings: Readings) -> Tails:
+    """Where the texts of `texts_of` are read, with the readings' weights."""
+    return Tails(tuple(text.reads for text in texts_of(readings)), readings.weights)
 
 
 def _behind(readings: Readings) -> list[str]:
@@ -211,15 +246,17 @@ def ablate_answers(
 ) -> Patched:
     """Ablate one site at all positions, for answers of any length; otherwise as `ablate`.
 
-    A mean or another's activation is taken from the places at which answers are read.
+    A mean or another's activation is taken from the prompts with their answers.
     """
+    rows = [[*readings.answers[t.prompt].row, *t.before] for t in texts_of(readings)]
     found = ablate(
         readings.model,
-        Tokens.of(readings.rows()),
+        Tokens.of(rows),
         metric_of(readings),
         site,
         kind=kind,
         by="all",
+        tails=tails_of(readings),
         budget=budget,
         progress=progress,
     )
@@ -227,36 +264,33 @@ def ablate_answers(
 
 
 def by_prompt(readings: Readings, found: Patched) -> Patched:
-    """Patches of the places at which answers are read, as patches of their prompts.
+    """Patches of the texts of `texts_of`, added up over each prompt's texts.
 
-    A patched position behind a place that is read changes nothing there; the grid has no such cell.
-    While a grid is computed, a cell that one of a prompt's places does not have yet is unknown.
+    A patched position that one of them does not have changes nothing there. While a grid is
+    computed, a cell that one of a prompt's texts does not have yet is unknown.
     """
     raw, known = found.raw.values.copy(), found.known.values.copy()
-    mine = np.array(readings.prompts)
-    behind = np.broadcast_to(_behind_places(readings, found.raw), raw.shape)
+    mine = np.array([text.prompt for text in texts_of(readings)])
     base = np.broadcast_to(found.baselines.values[0], raw.shape)
-    of_prompts = []
-    for i in range(len(readings.answers)):
-        here = behind & (mine == i)
-        here &= ~behind[..., mine == i].all(-1, keepdims=True)  # beyond the whole prompt
-        raw[here], known[here] = base[here], 1.0
-        unknown = np.isnan(raw[..., mine == i]).any(-1, keepdims=True)
-        raw[unknown & (mine == i)] = np.nan
-        of_prompts.append(known[..., mine == i].min(-1))
+    beyond = np.broadcast_to(_beyond(readings, found.raw), raw.shape)
+    prompts = range(len(readings.answers))
+    for i in prompts:
+        elsewhere = beyond & (mine == i)
+        elsewhere &= ~beyond[..., mine == i].all(-1, keepdims=True)
+        raw[elsewhere], known[elsewhere] = base[elsewhere], 1.0
     unit = "logits" if readings.linear else "nats"
     token = readings.model.tokenizer.token
+    axis = Axis.count("prompt", len(prompts))
 
-    def summed(grid: Grid, values: Array) -> Grid:
-        steps = (*grid.axes[:-1], Axis("step", readings.labels))
-        return replace(fold(readings, replace(grid, values=values, axes=steps)), unit=unit)
+    def of_prompts(grid: Grid, values: Array, over: Callable[..., Array] = np.sum) -> Grid:
+        columns = [over(values[..., mine == i], axis=-1) for i in prompts]
+        return replace(grid, values=np.stack(columns, -1), axes=(*grid.axes[:-1], axis))
 
-    whole = summed(found.raw, raw)
     return replace(
         found,
-        raw=whole,
-        baselines=summed(found.baselines, found.baselines.values),
-        known=replace(found.known, values=np.stack(of_prompts, -1), axes=whole.axes),
+        raw=replace(of_prompts(found.raw, raw), unit=unit),
+        baselines=replace(of_prompts(found.baselines, found.baselines.values), unit=unit),
+        known=of_prompts(found.known, known, np.min),
         weighed=tuple(
             (tuple(map(token, one.answer)), tuple(map(token, one.counterpart)))
             for one in readings.answers
@@ -264,12 +298,12 @@ def by_prompt(readings: Readings, found: Patched) -> Patched:
     )
 
 
-def _behind_places(readings: Readings, grid: Grid) -> Array:
-    """Where a grid by position lies behind the place at which its answers are read."""
+def _beyond(readings: Readings, grid: Grid) -> Array:
+    """Which positions of a grid by position a text does not have."""
     if "pos" not in [axis.name for axis in grid.axes]:
         return np.zeros(grid.values.shape, dtype=bool)
-    ends = np.array([len(row) for row in readings.rows()])
-    return np.arange(len(grid.axis("pos")))[:, None] >= ends
+    ends = [len(readings.answers[t.prompt].row) + len(t.before) for t in texts_of(readings)]
+    return np.arange(len(grid.axis("pos")))[:, None] >= np.array(ends)
 
 
 def _not_paired(

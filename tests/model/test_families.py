@@ -26,6 +26,7 @@ from casestudy.engine.packing import Budget
 from casestudy.engine.sweep import sweep
 from casestudy.errors import ModelError, RewriteError
 from casestudy.measure.ledger import gap_bound, keep_for_ledger, ledger_terms
+from casestudy.measure.whole_answers import whole_answers
 from casestudy.model.decoder import run
 from casestudy.model.folding import REWRITES, rewrite
 from casestudy.model.loading import load
@@ -269,6 +270,24 @@ def test_the_ledger_closes(pair: Pair) -> None:
         assert {name for name in has if name in names} == {
             name for name, is_so in has.items() if is_so
         }
+
+
+def test_whole_answers_are_transformers_sequence_log_probabilities(pair: Pair) -> None:
+    """The sum over steps is the difference of two sums over the answers' tokens."""
+    ours, text = pair.ours("float64"), (50, 3, 8000)
+    answers = ((9, 61, 5, 100), (9, 7, 100))
+    theirs = pair.theirs.to(torch.float64)
+    sums = []
+    for answer in answers:
+        with torch.no_grad():
+            log_p = theirs(torch.tensor([[*text, *answer]])).logits[0].log_softmax(-1)
+        sums.append(sum(float(log_p[len(text) + i - 1, id]) for i, id in enumerate(answer)))
+    theirs.to(torch.float32)
+    sides = ("id:" + ",".join(map(str, answer)) for answer in answers)
+    found = whole_answers(ours, Prompt("", *sides, ids=text), parts=("ledger",))
+    expected = pytest.approx(sums[0] - sums[1], abs=1e-9 if pair.exact else 1e-4)
+    assert float(found.value.values[0]) == expected
+    assert found.ledger.error["gap"] <= found.ledger.error["bound"]
 
 
 def test_a_sweep_equals_full_runs(pair: Pair) -> None:

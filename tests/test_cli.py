@@ -392,6 +392,23 @@ def test_patch_shows_one_role_and_names_those_there_are(
     assert call(capsys, *pair, "--model", model, "--role", "BOS", "--by", "all")[0] == 2
 
 
+def test_explain_and_predict_read_where_they_are_told(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    whole, cut = "It was late. She went home.", "It was late."
+    for command in (("predict", "-a", " He was"), ("explain", "-a", " He", "-c", " he")):
+        name, *options = command
+        at = call(capsys, name, whole, *options, "--model", model, "--readout", "4", "--json")
+        plain = call(capsys, name, cut, *options, "--model", model, "--json")
+        found, expected = (json.loads(out) for _, out, _ in (at, plain))
+        for key in ("tokens", "ids", "top", "answers", "contrast", "ledger", "parts"):
+            assert found.get(key) == expected.get(key), key
+        assert found["text"] == whole
+        status, out, err = call(capsys, name, whole, "--model", model, "--readout", "early")
+        assert (status, out) == (2, "")
+        assert "'early' is no role" in " ".join(err.split())
+
+
 def test_generate_writes_a_page_and_a_behaviour_that_runs(
     capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
 ) -> None:

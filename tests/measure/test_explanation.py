@@ -1,9 +1,12 @@
 """One preference as one object: it closes, its patches are exact, and it says what it lacks."""
 
+from dataclasses import replace
+
 import pytest
 
 from casestudy.behaviour.counterfactual import propose
 from casestudy.behaviour.prompts import Prompt
+from casestudy.behaviour.readouts import text_of
 from casestudy.errors import BehaviourError
 from casestudy.measure import explanation
 from casestudy.measure.explanation import Part, explain
@@ -35,6 +38,35 @@ def test_its_parts_are_the_patches_of_the_same_pair(toy_model: Model) -> None:
             layer, head = part.name.removeprefix("head ").split(".")
             cell = effect.select(layer=layer, head=head).values
             assert part.effect == pytest.approx(float(cell), abs=1e-5)
+
+
+@pytest.mark.parametrize("readout", [4, "sentence starts"])
+@pytest.mark.parametrize("pair", [(" He", " he"), (" He was late", " he")])
+@pytest.mark.parametrize("corrupted", [None, "it was late. she went home."])
+def test_a_readout_explains_the_text_cut_there(
+    toy_model: Model, readout: int | str, pair: tuple[str, str], corrupted: str | None
+) -> None:
+    whole = Prompt(TEXT, *pair, corrupted, readout=readout)
+    cut = [
+        text_of(toy_model.tokenizer, Prompt(text, readout=readout))
+        for text in filter(None, (TEXT, corrupted))
+    ]
+    assert all(len(text) < len(TEXT) for text in cut)
+    found = explain(toy_model, whole)
+    plain = explain(toy_model, cut[0], *pair, corrupted=cut[1] if corrupted else None)
+    assert found.tokens == plain.tokens
+    assert found.logit_difference == plain.logit_difference
+    assert found.ledger == plain.ledger
+    assert found.parts == plain.parts
+    assert (found.answer, found.counterpart) == (plain.answer, plain.counterpart)
+    for mine, theirs in zip(
+        partners(toy_model, whole, found.answer.tokens, found.counterpart.tokens),
+        partners(toy_model, cut[0], plain.answer.tokens, plain.counterpart.tokens),
+        strict=True,
+    ):
+        assert mine == replace(theirs, text=theirs.text + TEXT[len(cut[0]) :])
+    with pytest.raises(BehaviourError, match="no readout 99"):
+        explain(toy_model, replace(whole, readout=99))
 
 
 def test_without_a_partner_parts_are_set_to_zero_and_that_is_said(toy_model: Model) -> None:
@@ -72,7 +104,7 @@ def test_an_early_mlp_is_said_to_re_encode_only_where_its_effect_is_at_the_chang
     asked = Prompt(TEXT, " He", " he", corrupted=CORRUPTED)
     there = patch_prompts(toy_model, [asked], "mlp_out", by="role").effect
     alone = float(there.select(layer="0", role="changed tokens").values)
-    found = explanation._single(toy_model, TEXT, " He", " he")
+    found = explanation._single(toy_model, Prompt(TEXT, " He", " he"))
     (pair,) = propose(toy_model, [asked], ()).pairs
     warnings = explanation._re_encoding(toy_model, found, pair, Part(name, alone * times, None))
     assert len(warnings) == said

@@ -12,6 +12,7 @@ own (text that a model wrote, whose tokens another reading of the text might not
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from casestudy.behaviour.prompts import Behaviour, Prompt, Role
 from casestudy.behaviour.roles import roles_of, with_offsets
@@ -103,6 +104,16 @@ def _role_end(tokenizer: Tokenizer, prompt: Prompt, row: Sequence[int]) -> int:
             hint="A role is found in the text by its pattern, or named by the prompt's own roles",
         )
     return found[name][-1]
+
+
+def at_position(tokenizer: Tokenizer, prompt: Prompt) -> Prompt:
+    """The prompt with a position for its role, so that a partner without that role is read there.
+
+    Raises: BehaviourError for a readout that it does not have.
+    """
+    if prompt.readout is None:
+        return prompt
+    return replace(prompt, readout=readout_of(tokenizer, prompt, whole_row(tokenizer, prompt)))
 
 
 def text_of(tokenizer: Tokenizer, prompt: Prompt) -> str:

@@ -14,10 +14,12 @@ from casestudy.cli.options import (
     ModelOption,
     PromptArgument,
     Reading,
+    ReadoutOption,
     ScoringOption,
     TopOption,
     check_target,
     read_budget,
+    read_readout,
     read_scoring,
 )
 from casestudy.cli.printing import escape, gap, in_options, preference, print_json, print_table, say
@@ -59,6 +61,7 @@ def explain(
             metavar="FILE", help="For answers of several tokens: a page with every token's account."
         ),
     ] = None,
+    readout: ReadoutOption = None,
     top: TopOption = 10,
     model: ModelOption = "tiny",
     memory: MemoryOption = "2GB",
@@ -74,15 +77,13 @@ def explain(
 
     check_target("--out", out)
     budget = read_budget(memory)
-    loaded, read = reading.prompt(model, Prompt(prompt, corrupted=corrupted))
+    asked = Prompt(prompt, answer, counterpart, corrupted, readout=read_readout(readout))
+    loaded, read = reading.prompt(model, asked)
     with ProgressBar("cells") as progress:
         found = explain(
             loaded,
-            read.text,
-            answer,
-            counterpart,
+            read,
             scoring=read_scoring(scoring),
-            corrupted=read.corrupted,
             budget=budget,
             progress=progress.cells,
         )

@@ -45,20 +45,22 @@ def predict(
     answer: Annotated[
         list[str] | None, typer.Option("--answer", "-a", help="Score this answer; repeatable.")
     ] = None,
+    readout: ReadoutOption = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many to show.")] = 10,
     reading: Reading = READING,
     as_json: JsonOption = False,
 ) -> None:
     """Show the most probable next tokens, and how given answers stand."""
     from casestudy.behaviour.prompts import Prompt
+    from casestudy.behaviour.readouts import row_of
     from casestudy.measure.predictions import predictions, score_answer
     from casestudy.model.notices import one_per_kind
 
-    loaded, read = reading.prompt(model, Prompt(prompt))
-    (ids,) = loaded.tokenize(read.text).rows()
+    loaded, read = reading.prompt(model, Prompt(prompt, readout=read_readout(readout)))
+    ids = row_of(loaded.tokenizer, read)
     tokens = loaded.tokenizer.labels(ids)
-    top = predictions(loaded, read.text, top_k=top_k).rows()
-    scores = [score_answer(loaded, read.text, text) for text in answer or ()]
+    top = predictions(loaded, read, top_k=top_k).rows()
+    scores = [score_answer(loaded, read, text) for text in answer or ()]
     say_notices(loaded, [read])
     for notice in one_per_kind(n for score in scores for n in score.notices):
         say(escape(notice))

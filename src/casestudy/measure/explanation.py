@@ -17,7 +17,8 @@ from typing import Any
 
 from casestudy.behaviour.counterfactual import NO_ROLE, Counterfactual, propose
 from casestudy.behaviour.notices import prompt_notices
-from casestudy.behaviour.prompts import Prompt
+from casestudy.behaviour.prompts import Prompt, prompts_given
+from casestudy.behaviour.readouts import at_position, partner_of, row_of
 from casestudy.behaviour.steps import Scoring, has_several
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.reading import Readings
@@ -26,7 +27,7 @@ from casestudy.measure.partners import Partner, partners
 from casestudy.measure.patched import Patched
 from casestudy.measure.patching_prompts import ablate_answers, patch_prompts
 from casestudy.measure.predictions import AnswerScore, score_answer
-from casestudy.measure.quick_look import CONTRAST, as_given, probe, weighed
+from casestudy.measure.quick_look import CONTRAST, probe, weighed, with_answers
 from casestudy.measure.whole_answers import WholeAnswers, answer_values, whole_answers
 from casestudy.model.model import Model
 from casestudy.model.token import Token, by_ids
@@ -149,7 +150,7 @@ class Explanation:
 
 def explain(
     model: Model,
-    prompt: str,
+    prompt: str | Prompt,
     answer: str | int | Token | None = None,
     counterpart: str | int | Token | None = None,
     *,
@@ -162,7 +163,8 @@ def explain(
 
     Args:
         model: the decoder.
-        prompt: a text.
+        prompt: a text; or a Prompt, whose answers and corrupted prompt are used unless others are
+            given, and which is read at its readout.
         answer, counterpart: texts that continue the prompt, "id:1234" or ids; by default two tokens
             chosen as in `probe`. Both may have several tokens, if both are given.
         scoring: how the tokens of an answer of several count, see `whole_answers`.
@@ -174,20 +176,22 @@ def explain(
     Unit:   logits; nats for answers of several tokens.
     Error:  see `checks`: the ledger's gap, and a sample of patched runs computed again in full.
     Raises: PromptError, TokenError for texts that cannot be read; BehaviourError if the
-        corrupted prompt does not have the same number of tokens.
+        corrupted prompt does not have the same number of tokens, and for a readout that the prompt
+        does not have.
     """
-    asked = Prompt(prompt, as_given(answer), as_given(counterpart))
+    (given,) = prompts_given(prompt)
+    asked = at_position(model.tokenizer, with_answers(given, answer, counterpart))
     if has_several(model.tokenizer, asked):
         found = _whole(model, asked, scoring)
     else:
-        found = _single(model, prompt, answer, counterpart)
-    pair, partner = _partner(model, prompt, found, corrupted)
+        found = _single(model, asked)
+    pair, partner = _partner(model, found, asked.corrupted if corrupted is None else corrupted)
     patches = _patches(model, found, pair, budget, progress)
     parts = _parts(patches)
     return Explanation(
         model=model.name,
-        prompt=prompt,
-        tokens=tuple(model.tokenizer.labels(model.tokenize([prompt]).rows()[0])),
+        prompt=asked.text,
+        tokens=tuple(model.tokenizer.labels(row_of(model.tokenizer, asked))),
         answer=found.sides[0],
         counterpart=found.sides[1],
         logit_difference=found.difference,
@@ -228,20 +232,12 @@ class _Contrast:
     whole: WholeAnswers | None = None
 
 
-def _single(
-    model: Model,
-    prompt: str,
-    answer: str | int | Token | None,
-    counterpart: str | int | Token | None,
-) -> _Contrast:
-    """Two tokens, given or chosen.
-
-    Raises: TokenError for an answer of several tokens without a counterpart.
-    """
-    first, second = weighed(model, prompt, answer, counterpart)
+def _single(model: Model, prompt: Prompt) -> _Contrast:
+    """Two tokens, given or chosen."""
+    first, second = weighed(model, prompt)
     found = probe(model, [prompt], answer=first, counterpart=second)
     return _Contrast(
-        Prompt(prompt, first.by_id, second.by_id),
+        replace(prompt, answer=first.by_id, counterpart=second.by_id),
         (score_answer(model, prompt, first), score_answer(model, prompt, second)),
         "sum",
         float(found.grids[names.LOGIT_DIFFERENCE].values[0, 0]),
@@ -256,10 +252,10 @@ def _whole(model: Model, asked: Prompt, scoring: Scoring) -> _Contrast:
     assert asked.answer is not None
     assert asked.counterpart is not None
     answer, counterpart = (
-        score_answer(model, asked.text, side) for side in (asked.answer, asked.counterpart)
+        score_answer(model, asked, side) for side in (asked.answer, asked.counterpart)
     )
     return _Contrast(
-        Prompt(asked.text, by_ids(answer.tokens), by_ids(counterpart.tokens)),
+        replace(asked, answer=by_ids(answer.tokens), counterpart=by_ids(counterpart.tokens)),
         (answer, counterpart),
         scoring,
         float(found.value.values[0]),
@@ -277,30 +273,35 @@ _ZEROED = "each head and MLP set to zero at all positions: the change of the dif
 
 
 def _partner(
-    model: Model, prompt: str, found: _Contrast, corrupted: str | None
+    model: Model, found: _Contrast, corrupted: str | None
 ) -> tuple[Counterfactual | None, Partner | None]:
     """The pair to patch between; None if no partner is given and none is good enough."""
     offers: Sequence[Partner] = ()
     if corrupted is None:
         sides = (side.tokens for side in found.sides)
-        offers = partners(model, prompt, *sides, scoring=found.scoring)
+        offers = partners(model, found.asked, *sides, scoring=found.scoring)
     offered = next((one for one in offers if one.undoes), None)
     text = offered.text if offered else corrupted
     if text is None:
         return None, None
-    proposals = propose(model, [Prompt(prompt, corrupted=text)], ())
+    asked = replace(found.asked, corrupted=text)
+    proposals = propose(model, [asked], ())
     if proposals.excluded or proposals.pairs[0].aligned != "position":
         why = proposals.excluded[0].why if proposals.excluded else NO_ROLE
         if why == NO_ROLE:
-            lengths = model.tokenize([prompt, text]).lengths.tolist()
-            why = f"the prompt has {lengths[0]} tokens and the corrupted one {lengths[1]}"
+            both = (asked, partner_of(asked, text))
+            clean, other = (len(row_of(model.tokenizer, one)) for one in both)
+            why = f"the prompt has {clean} tokens and the corrupted one {other}"
         raise BehaviourError(
             f"the corrupted prompt does not fit: {why}",
             allowed="a partner of as many tokens, in which at least one token differs",
         )
     (pair,) = proposals.pairs
     if offered is None:
-        (left,) = answer_values(model, [replace(found.asked, text=text)], scoring=found.scoring)
+        partner = replace(
+            partner_of(asked, text), answer=asked.answer, counterpart=asked.counterpart
+        )
+        (left,) = answer_values(model, [partner], scoring=found.scoring)
         offered = Partner("given", text, found.difference, left, pair.before_last)
     return pair, offered
 
@@ -428,5 +429,5 @@ def _re_encoding(
         return ()
     return (
         f"mlp 0 is first because it re-encodes the changed tokens: at these tokens alone it has "
-        f"{effect:+.2f} of its {strongest.effect:+.2f} logits. Look at the parts below it.",
+        f"{effect:+.2f} of its {strongest.effect:+.2f} {found.ledger.unit}. Look at the parts below it.",
     )

@@ -9,10 +9,12 @@ question is about. Cost: one forward pass per edit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 
 from casestudy.behaviour.counterfactual import FAMILIES, Family, propose
-from casestudy.behaviour.prompts import Prompt
+from casestudy.behaviour.prompts import Prompt, prompts_given
+from casestudy.behaviour.readouts import at_position, partner_of, row_of, text_of
 from casestudy.behaviour.steps import Scoring
 from casestudy.behaviour.swaps import swaps
 from casestudy.measure.whole_answers import answer_values
@@ -61,7 +63,7 @@ class Partner:
 
 def partners(
     model: Model,
-    prompt: str,
+    prompt: str | Prompt,
     answer: Token | Sequence[Token],
     counterpart: Token | Sequence[Token],
     *,
@@ -74,25 +76,35 @@ def partners(
 
     Args:
         model: the decoder.
-        prompt: a text.
+        prompt: a text or a Prompt; edits are of what is read, up to its readout.
         answer, counterpart: a token each, or several.
         scoring: how the tokens of an answer count, see `whole_answers`.
 
     Unit:   logits, at the last token; nats for answers of several tokens.
     Raises: PromptError for a prompt that cannot be run.
     """
-    edits = {f"{one.kind}: {one.what}": _family(one.text) for one in swaps(prompt)}
+    tokenizer = model.tokenizer
+    (given,) = prompts_given(prompt)
+    own = at_position(tokenizer, replace(given, corrupted=None))
+    text = text_of(tokenizer, own)
+    edits = {f"{one.kind}: {one.what}": _family(one.text) for one in swaps(text)}
     families = [Family(name, edit, "") for name, edit in edits.items()]
-    proposals = propose(model, [Prompt(prompt)], [*families, *FAMILIES])
+    proposals = propose(model, [own], [*families, *FAMILIES])
     pairs = [pair for pair in proposals.pairs if pair.aligned == "position"]
+    behind = own.text[len(text) :]
+    whole = [partner_of(own, pair.corrupted.text + behind) for pair in pairs]
+    if behind:  # an edit that joins with what is behind it would be read as another one
+        same = [
+            row_of(tokenizer, partner) == row_of(tokenizer, pair.corrupted)
+            for partner, pair in zip(whole, pairs, strict=True)
+        ]
+        pairs, whole = list(compress(pairs, same)), list(compress(whole, same))
     first, second = (by_ids(_several(side)) for side in (answer, counterpart))
-    asked = [
-        Prompt(text, first, second) for text in (prompt, *(pair.corrupted.text for pair in pairs))
-    ]
+    asked = [replace(one, answer=first, counterpart=second) for one in (own, *whole)]
     clean, *left = answer_values(model, asked, scoring=scoring)
     offers = [
-        Partner(pair.family, pair.corrupted.text, clean, value, pair.before_last)
-        for pair, value in zip(pairs, left, strict=True)
+        Partner(pair.family, partner.text, clean, value, pair.before_last)
+        for pair, partner, value in zip(pairs, whole, left, strict=True)
     ]
     distinct = {offer.text: offer for offer in reversed(offers)}  # keep the first of each text
     return tuple(sorted(distinct.values(), key=lambda o: (not o.before_last, o.left)))

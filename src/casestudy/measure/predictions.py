@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.chat import written
-from casestudy.behaviour.prompts import Behaviour, Prompts, takes_prompts
-from casestudy.behaviour.readouts import tokens_of
+from casestudy.behaviour.prompts import Behaviour, Prompt, Prompts, prompts_given, takes_prompts
+from casestudy.behaviour.readouts import row_of, text_of, tokens_of
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.model.decoder import run, unembed
 from casestudy.model.model import Model
@@ -125,20 +125,22 @@ class AnswerScore:
         return {"token": token.label, "id": token.id, "rank": self.place, "prob": self.prob}
 
 
-def score_answer(model: Model, prompt: str, answer: AnswerLike) -> AnswerScore:
+def score_answer(model: Model, prompt: str | Prompt, answer: AnswerLike) -> AnswerScore:
     """The exact log-probability of an answer of one or more tokens after a prompt.
 
     Args:
         model: which predicts.
-        prompt: a text; "" for BOS alone.
+        prompt: a text, "" for BOS alone; or a Prompt, after its readout.
         answer: a text, read as it continues the prompt (see `Tokenizer.continuation`); or
             "id:1234", an id or a list of ids.
 
-    Raises: TokenError for an empty answer; PromptError when both together exceed the context.
+    Raises: TokenError for an empty answer; PromptError when both together exceed the context;
+        BehaviourError for a readout that the prompt does not have.
     """
-    follows = model.tokenizer.continuation(prompt, answer)
+    (asked,) = prompts_given(prompt)
+    follows = model.tokenizer.continuation(text_of(model.tokenizer, asked), answer)
     ids = list(follows.ids)
-    head = model.tokenize(prompt).rows()[0]
+    head = row_of(model.tokenizer, asked)
     row = head + ids
     # The last token is only predicted, never read.
     tokens = Tokens.of([model.tokenizer.check_length(row[:-1])]).to(model.device)

@@ -106,7 +106,7 @@ def probe(
         does not have.
     """
     asked = prompts_given(prompts)
-    first = _with_answers(asked[0], answer, counterpart)
+    first = with_answers(asked[0], answer, counterpart)
     tokens = tokens_of(model, asked)
     sites = (keep_for_ledger, keep_for_lens, keep_for_heads, keep_for_attention)
     keep = [k for of in sites for k in of(model)]
@@ -148,7 +148,7 @@ def probe(
     )
 
 
-def _with_answers(prompt: Prompt, answer: Given, counterpart: Given) -> Prompt:
+def with_answers(prompt: Prompt, answer: Given, counterpart: Given) -> Prompt:
     """The prompt with the answers that are given, or else its own."""
     return replace(
         prompt,
@@ -244,7 +244,7 @@ def _asked(
 ) -> tuple[Prompt, Table]:
     """The prompt with its answers, and the predictions if one of them has to be chosen."""
     (asked,) = prompts_given(prompt)
-    asked = _with_answers(asked, answer, counterpart)
+    asked = with_answers(asked, answer, counterpart)
     if asked.answer is None or asked.counterpart is None:
         return asked, predictions(model, [asked])
     return asked, Table(names.PREDICTIONS, {"prompt": [], "id": []})

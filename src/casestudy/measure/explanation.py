@@ -429,5 +429,6 @@ def _re_encoding(
         return ()
     return (
         f"mlp 0 is first because it re-encodes the changed tokens: at these tokens alone it has "
-        f"{effect:+.2f} of its {strongest.effect:+.2f} {found.ledger.unit}. Look at the parts below it.",
+        f"{effect:+.2f} of its {strongest.effect:+.2f} {found.ledger.unit}. Look at the parts "
+        "below it.",
     )

@@ -128,11 +128,11 @@ def test_token_effects_are_the_change_of_the_logits_at_a_held_scale(variant: str
     """Before a soft cap, the mean over tokens subtracted, times the final norm's scale."""
     model, tokens = decoder(variant), [[1, 2, 3]]
     direction = NeuronPart(1, 7).written(model)
-    (effects,) = token_effects(model, direction[None])
+    (effects,) = token_effects(model, direction)
     normed = model.weights.final_norm is not None
     held = [Site.FINAL_SCALE] if normed else []
     clean = run(model, tokens, keep=[Site.FINAL_NORMED, *held])
-    edits = [Edit.add(Site.FINAL_RESID, None, direction)]
+    edits = [Edit.add(Site.FINAL_RESID, None, direction[0])]
     edits += [Edit.replace(site, None, clean[site]) for site in held]
     added = run(model, tokens, keep=[Site.FINAL_NORMED], edit=edits)
     change = (added[Site.FINAL_NORMED] - clean[Site.FINAL_NORMED])[0, 2] @ model.weights.W_U
@@ -144,7 +144,7 @@ def test_promoted_tokens_are_those_of_the_largest_effects() -> None:
     model = speaking("gpt2")
     one = NeuronPart(2, 4)
     table = promoted_tokens(model, one)
-    (effects,) = token_effects(model, one.written(model)[None])
+    (effects,) = token_effects(model, one.written(model))
     order = effects.argsort(descending=True).tolist()
     sides = {
         side: [row["id"] for row in table.rows() if row["side"] == side]

@@ -138,12 +138,12 @@ KEYS: dict[str, dict[str, str]] = {
     },
     "part": {
         "part": "its spelling: head 0.2, neuron 4.312",
-        "kind": "head or neuron",
+        "kind": "head, neuron or direction",
         "about": "the `model`; the `corpus` and the `behaviour` where they were given; where it "
         "`reads_at`; the `seed`",
         "active": "`contexts` (the `strongest` and a sample by quantile: `value`, `tokens`, `at`, "
         "`document`, `line`, and of a head `key_token` and `key_share`), `values` (quantiles), "
-        "`signs` of a neuron's inputs, `selectivity` (`kind`, `against`, `auroc`, `lower`, "
+        "`signs` of a neuron's inputs or a direction's coordinate, `selectivity` (`kind`, `against`, `auroc`, `lower`, "
         "`upper`, `n`), and a head's `attention` by role",
         "writes": "`tokens` that a neuron promotes and demotes, or a head's `sources`; its `share` "
         "of the logit difference by contrast: `mean`, `lower`, `upper`, `n`",

@@ -31,13 +31,13 @@ from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.windows import Window
-from casestudy.engine.cells import Cell, Place
+from casestudy.engine.cells import Place
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell
 from casestudy.engine.sweep import sweep
 from casestudy.measure.means import mean_values
 from casestudy.measure.pairs import Roles
 from casestudy.measure.part_activity import AT_ONCE, Activity
-from casestudy.measure.parts import CardPart, HeadPart
+from casestudy.measure.parts import CardPart
 from casestudy.measure.patching import donors
 from casestudy.model.decoder import run, unembed
 from casestudy.model.edits import Edit
@@ -120,7 +120,7 @@ def _means(
     values = mean_values(model, part.site, [part.layer], tokens, roles, tokens, roles)
     rows, positions = tokens.mask.nonzero(as_tuple=True)
     found = torch.zeros_like(output)
-    found[rows, positions] = values(part.site, part.layer, rows, positions)[:, part.index]
+    found[rows, positions] = part.taken(values(part.site, part.layer, rows, positions))
     return found
 
 
@@ -279,9 +279,4 @@ def _padded(rows: Sequence[Float[Tensor, "pos ..."]], width: int) -> Tensor:
 def replaced(part: CardPart, values: Tensor) -> Edit:
     """The edit that replaces the part's output, in a run that begins with the part's layer."""
 
-    def put(x: Tensor) -> Tensor:
-        x = x.clone()
-        x[:, :, part.index] = values
-        return x
-
-    return Edit(part.site, 0, put)
+    return Edit(part.site, 0, lambda x: part.put(x, values))

@@ -38,7 +38,7 @@ from casestudy.measure.part_writes import (
     promoted_tokens,
     source_tokens,
 )
-from casestudy.measure.parts import CardPart, HeadPart, NeuronPart, read_part
+from casestudy.measure.parts import CardPart, DirectionPart, HeadPart, NeuronPart, read_part
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep
@@ -84,11 +84,12 @@ def part(
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
 ) -> PartCard:
-    """The card of a head or a neuron: where it is active, what it writes, reads and is needed for.
+    """The card of a head, a neuron or a direction: where it is active, what it writes, reads and is needed for.
 
     Args:
         model: the decoder.
-        part: "head 0.2", "mlp 4 neuron 312" or "neuron 4.312".
+        part: "head 0.2", "mlp 4 neuron 312", "neuron 4.312", or the path of a direction's file
+            (.safetensors, as `casestudy direction` writes it).
         behaviour: prompts with a contrast.
         corpus: files or folders of text (.txt, .jsonl, .parquet), or texts by document.
         k: how many of the strongest contexts.
@@ -98,7 +99,8 @@ def part(
         budget: memory and checks of the ablation, seed of everything drawn.
         progress: called with the bytes of the corpus that were read, and with the steps after it.
 
-    Raises: SiteError for a part the model lacks; BehaviourError for a corpus without text;
+    Raises: SiteError for a part the model lacks; MeasureError for a file that is no direction of
+            this model; BehaviourError for a corpus without text;
             MeasureError for a corpus of fewer than k positions, for a k below 1, and for values
             that are not finite.
     """
@@ -202,7 +204,7 @@ class _Making:
         self.activity = found
         self.about["corpus"] = dict(about)
         self.results += [contexts_table(self.model, found), values_table(found)]
-        if isinstance(self.part, NeuronPart):
+        if len(found.groups) > 1:
             self.results.append(signs_table(found))
 
     # The behaviour
@@ -235,10 +237,9 @@ class _Making:
             self._writes()
             self._reads()
             self._needed()
-        kind = "head" if isinstance(self.part, HeadPart) else "neuron"
         return PartCard(
             self.part.name,
-            kind,
+            self.part.kind,
             self.about,
             tuple(self.results),
             tuple(self.absent),
@@ -272,7 +273,7 @@ class _Making:
 
     def _writes(self) -> None:
         self._tell("what it writes")
-        if isinstance(self.part, NeuronPart):
+        if isinstance(self.part, NeuronPart | DirectionPart):
             self.results.append(promoted_tokens(self.model, self.part))
         elif isinstance(self.part, HeadPart) and self.activity is not None:
             assert self.activity.sources is not None
@@ -344,6 +345,11 @@ class _Making:
 def _approximations(model: Model, part: CardPart) -> list[str]:
     """What of a part's card is not exact in this model."""
     block = model.weights.blocks[part.layer]
+    if isinstance(part, DirectionPart):
+        return [
+            f"The directions were found at the role “{part.role}”; this card measures them at every "
+            "position, and ablates them at every position."
+        ]
     notes = []
     after = block.attn_post_norm if isinstance(part, HeadPart) else block.mlp_post_norm
     if after is not None:

@@ -25,10 +25,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from casestudy.engine.rounding import worst_gap
-from casestudy.measure.attribution import head_shares
+from casestudy.measure.attribution import head_shares, neuron_shares
 from casestudy.measure.ledger import gap_bound
 from casestudy.measure.part_activity import Activity
-from casestudy.measure.parts import CardPart, HeadPart, NeuronPart
+from casestudy.measure.parts import CardPart, DirectionPart, HeadPart, NeuronPart
 from casestudy.model.config import ModelConfig, mlp_after_attention
 from casestudy.model.decoder import norm_scale, norm_weight, rotate, run, visible_keys
 from casestudy.model.linear import bias_along, pull_back
@@ -41,6 +41,8 @@ from casestudy.results import components, names
 from casestudy.results.names import BIAS
 from casestudy.results.result import Axis, Grid
 
+NEURONS, OTHERS = 24, "other neurons"
+"""Of an MLP's neurons, so many are components of their own."""
 READ_CONTEXTS = 8
 """Of the strongest contexts, so many have what they read split."""
 
@@ -172,8 +174,73 @@ def split_input(model: Model, part: CardPart, reading: Reading, choices: Sequenc
     """A neuron's input, or a head's difference of scores, at these positions."""
     if isinstance(part, HeadPart):
         return score_parts(model, part, reading, choices)
-    assert isinstance(part, NeuronPart)
-    return neuron_inputs(model, part, reading)
+    if isinstance(part, NeuronPart):
+        return neuron_inputs(model, part, reading)
+    assert isinstance(part, DirectionPart)
+    return coordinates(model, part, reading)
+
+
+def coordinates(model: Model, part: DirectionPart, reading: Reading) -> Grid:
+    """The coordinates along a site's directions, split over what wrote the site.
+
+    The residual stream is split over embeddings, heads and MLPs; a layer's attention over its
+    heads, and its MLP over the neurons with the largest shares and the rest of them.
+
+    Shape:  (direction, component, prompt).
+    Unit:   of the coordinates.
+    Error:  the components sum to the coordinate; `gap` is the largest difference, `bound` what law
+            1 allows.
+    """
+    layer, site = part.layer, part.site
+    whole = site in (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST)
+    keep = [*keep_upstream(model, layer, own=True), site.at(layer)]
+    keep += [site.at(layer) for site in (Site.MLP_POST, Site.MLP_OUT)]
+    trace = run(model, reading.tokens, keep=keep, logits="last")
+    rows = rows_of_trace(trace, *reading.rows(model))
+    values = part.taken(rows.last((site, layer)).double())
+    labels: tuple[str, ...] = ()
+    found, gaps, bounds = [], [], []
+    for i, u in enumerate(part.written(model)):
+        along = u.expand(len(reading.positions), -1)
+        if whole:
+            own = site is not Site.RESID_PRE
+            labels, shares = upstream_shares(model, rows, layer, along, own=own)
+            if site is Site.RESID_POST:
+                last = (rows.last((Site.MLP_OUT, layer)).double() * along).sum(-1)
+                labels, shares = (*labels, components.mlp(layer)), torch.cat((shares, last[None]))
+        elif site is Site.ATTN_OUT:
+            shares = head_shares(model, rows, layer, along[None])[0]
+            heads = [components.head(layer, h) for h in range(model.config.n_heads)]
+            labels = (*heads, components.attn_bias(layer))
+        else:
+            labels, shares = _of_mlp(model, rows, layer, along)
+        found.append(dict(zip(labels, shares, strict=True)))
+        gaps.append((shares.sum(0) - values[:, i]).abs())
+        bounds.append(gap_bound(model.dtype, shares))
+    every = tuple(dict.fromkeys(name for one in found for name in one))
+    absent = torch.full_like(gaps[0], float("nan"))
+    table = torch.stack([torch.stack([one.get(name, absent) for name in every]) for one in found])
+    return Grid(
+        names.PART_READS,
+        table.cpu().numpy(),
+        (Axis.count("direction", part.rank), Axis("component", every), _prompts(reading)),
+        "coordinate",
+        error=worst_gap(torch.cat(gaps), torch.cat(bounds)),
+        about=f"What wrote the {part.name}: the coordinate along it, split over the components "
+        "that wrote the site.",
+    )
+
+
+def _of_mlp(
+    model: Model, rows: Trace, layer: int, u: Float[Tensor, "row d_model"]
+) -> tuple[tuple[str, ...], Float[Tensor, "component row"]]:
+    """An MLP's output along a direction: its strongest neurons, the others, and the biases."""
+    shares, bias = neuron_shares(model, rows, layer, u[None])
+    own = shares[0].double().T
+    best = own.abs().mean(1).argsort(descending=True, stable=True)[:NEURONS].sort().values
+    rest = own.sum(0) - own[best].sum(0)
+    labels = [components.neuron(layer, i) for i in best.tolist()]
+    return (*labels, OTHERS, BIAS), torch.cat((own[best], rest[None], bias))
 
 
 def of_contexts(model: Model, part: CardPart, found: Activity) -> ReadAt | None:

@@ -3,7 +3,7 @@
 A direction d of the residual stream adds (w · C d / s) W_U to the logits, where the final norm has
 weight w, mean subtraction C and scale s. Taken at s = 1 and with the mean over the vocabulary
 subtracted (the softmax does not see it), this orders the tokens that d promotes and demotes,
-whatever the prompt. A neuron has one direction. A head has one for each token that it attends to:
+whatever the prompt. A neuron has one direction, a direction is one. A head has one for each token that it attends to:
 here the mean of what it takes from that token over the corpus, through W_O (Elhage et al. 2021
 take the embedding alone: W_E W_V W_O W_U). What later layers make of it is not in these figures.
 
@@ -22,7 +22,7 @@ from casestudy.engine.batch import Batch
 from casestudy.measure.attribution import final_directions, head_shares, neuron_shares
 from casestudy.measure.ledger import keep_for_ledger
 from casestudy.measure.part_activity import Sources
-from casestudy.measure.parts import CardPart, HeadPart, NeuronPart
+from casestudy.measure.parts import CardPart, DirectionPart, HeadPart, NeuronPart
 from casestudy.model.linear import norm_at_scale
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep
@@ -47,24 +47,25 @@ def token_effects(
     return centred
 
 
-def promoted_tokens(model: Model, part: NeuronPart) -> Table:
-    """The tokens that a neuron promotes and demotes per unit of activation.
+def promoted_tokens(model: Model, part: NeuronPart | DirectionPart) -> Table:
+    """The tokens that a neuron or a direction promotes and demotes per unit of its activity.
 
-    Rows:   one per side and rank (1 is the strongest).
+    Rows:   one per direction, side and rank (1 is the strongest).
     """
-    (effects,) = token_effects(model, part.written(model)[None])
-    columns: dict[str, list[Any]] = {name: [] for name in ("side", "rank", "token", "id", "effect")}
-    for side, largest in (("promoted", True), ("demoted", False)):
-        found = effects.topk(min(TOKENS, len(effects)), largest=largest)
-        for rank, (value, id) in enumerate(zip(*map(Tensor.tolist, found), strict=True), 1):
-            label = model.tokenizer.label(id)
-            for column, cell in zip(columns.values(), (side, rank, label, id, value), strict=True):
-                column.append(cell)
+    names_of = ("direction", "side", "rank", "token", "id", "effect")
+    columns: dict[str, list[Any]] = {name: [] for name in names_of}
+    for number, effects in enumerate(token_effects(model, part.written(model)), 1):
+        for side, largest in (("promoted", True), ("demoted", False)):
+            found = effects.topk(min(TOKENS, len(effects)), largest=largest)
+            for rank, (value, id) in enumerate(zip(*map(Tensor.tolist, found), strict=True), 1):
+                cells = (number, side, rank, model.tokenizer.label(id), id, value)
+                for column, cell in zip(columns.values(), cells, strict=True):
+                    column.append(cell)
     return Table(
         names.PART_TOKENS,
         columns,
-        f"Tokens that one unit of activation promotes and demotes directly, in {UNIT}, the mean "
-        "over the vocabulary subtracted; a negative activation does the opposite.",
+        f"Tokens that one unit of it promotes and demotes directly, in {UNIT}, the mean over the "
+        "vocabulary subtracted; a negative value does the opposite.",
     )
 
 
@@ -120,15 +121,21 @@ def ledger_share(batch: Batch, part: CardPart) -> Grid:
     Unit:   logits; the final norm's scale is frozen at its traced value.
     """
     u = final_directions(batch.model, batch.trace, batch.directions)
+    about = "its row where the ledger's terms are split by head or neuron."
     if isinstance(part, HeadPart):
         shares = head_shares(batch.model, batch.trace, part.layer, u)[:, part.index]
-    else:
+    elif isinstance(part, NeuronPart):
         shares = neuron_shares(batch.model, batch.trace, part.layer, u)[0][..., part.index]
+    else:
+        assert isinstance(part, DirectionPart)
+        about = "what lies along it at the last token."
+        basis = part.basis.to(u)
+        held = batch.trace.last((part.site, part.layer)).to(u) @ basis
+        shares = ((u @ basis) * held).sum(-1)
     return Grid(
         names.PART_SHARE,
         shares.double().cpu().numpy(),
         (batch.contrast_axis, batch.prompt_axis),
         "logits",
-        about=f"The direct contribution of {part.name} to the logit difference: its row where the "
-        "ledger's terms are split by head or neuron.",
+        about=f"The direct contribution of {part.name} to the logit difference: {about}",
     )

@@ -1,11 +1,12 @@
 """What does one part of a model compute, read and write at each position?
 
-A part is a head or a neuron. Each has an activity (one number a position), an output that an
-ablation replaces, and directions that it writes to the residual stream:
+A part is a head, a neuron, or some directions U of a site. Each has an activity (one number a
+position), an output that an ablation replaces, and directions that it writes to the residual stream:
 
-    neuron  activity = its activation, the factor of its row of W_out
-    head    activity = the norm of (z - v0) W_O, where v0 is the constant part of its values, which
-            it writes wherever it attends (see `attribution`)
+    neuron     activity = its activation, the factor of its row of W_out
+    head       activity = the norm of (z - v0) W_O, where v0 is the constant part of its values,
+               which it writes wherever it attends (see `attribution`)
+    direction  activity = the coordinate h · u; of several directions, the norm of h U
 
 A norm after the attention or the MLP is held at its traced scale. Everything else is exact.
 """
@@ -20,8 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from casestudy.engine.cells import Cell, Place
 from casestudy.errors import SiteError, did_you_mean
 from casestudy.measure.attribution import value_bias
+from casestudy.measure.subspaces import load_direction
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import attention_scores, softmax, visible_keys
 from casestudy.model.linear import norm_at_scale
@@ -31,7 +34,12 @@ from casestudy.model.trace import Trace
 from casestudy.results import components
 from casestudy.results.components import Component, read_component
 
-FORMS = 'a head ("head 0.2") or a neuron ("mlp 4 neuron 312", "neuron 4.312")'
+FORMS = (
+    'a head ("head 0.2"), a neuron ("mlp 4 neuron 312", "neuron 4.312") or the file of a direction '
+    '("trained.safetensors")'
+)
+FILE = ".safetensors"
+"""How the name of a direction's file ends."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,14 @@ class CardPart(ABC):
 
     Attributes:
         layer: where it is.
-        index: of the head or neuron in its layer.
     """
 
     layer: int
-    index: int
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """ "head", "neuron" or "direction"."""
 
     @property
     @abstractmethod
@@ -77,13 +88,51 @@ class CardPart(ABC):
     def group(self, model: Model, trace: Trace) -> Float[Tensor, "batch pos"]:
         """Each position's group, as an index."""
 
+    @abstractmethod
+    def taken(self, x: Tensor) -> Tensor:
+        """The part's output, of its site's activation."""
+
+    @abstractmethod
+    def put(self, x: Tensor, output: Tensor) -> Tensor:
+        """The activation with the part's output replaced."""
+
+    @abstractmethod
+    def cell(self, place: Place, output: Float[Tensor, "prompt pos ..."]) -> Cell:
+        """The cell of a sweep that replaces the part's output."""
+
     def output(self, trace: Trace) -> Tensor:
         """(batch, pos, …) what an ablation replaces."""
-        return trace[self.site, self.layer][:, :, self.index]
+        return self.taken(trace[self.site, self.layer])
 
 
+@dataclass(frozen=True)
 class NeuronPart(CardPart):
-    """One neuron of an MLP."""
+    """One neuron of an MLP.
+
+    Attributes:
+        index: within its layer.
+    """
+
+    index: int
+
+    @property
+    def kind(self) -> str:
+        """ "neuron"."""
+        return "neuron"
+
+    def taken(self, x: Tensor) -> Tensor:
+        """Its activation."""
+        return x[..., self.index]
+
+    def put(self, x: Tensor, output: Tensor) -> Tensor:
+        """With another activation."""
+        x = x.clone()
+        x[..., self.index] = output
+        return x
+
+    def cell(self, place: Place, output: Float[Tensor, "prompt pos ..."]) -> Cell:
+        """One neuron's."""
+        return Cell(self.site, self.layer, place, neuron=self.index, values=output)
 
     @property
     def name(self) -> str:
@@ -128,16 +177,42 @@ class NeuronPart(CardPart):
             found = found + 2 * (trace[Site.MLP_GATE, self.layer][..., self.index] <= 0)
         return found
 
-    def written(self, model: Model) -> Float[Tensor, " d_model"]:
+    def written(self, model: Model) -> Float[Tensor, "direction d_model"]:
         """What one unit of activation adds to the residual stream, in float64; with a norm after
         the MLP, times that norm's scale."""
         block = model.weights.blocks[self.layer]
-        row = block.mlp.W_out[self.index].double()
+        row = block.mlp.W_out[self.index, None].double()
         return norm_at_scale(model.config, block.mlp_post_norm, row, None)
 
 
+@dataclass(frozen=True)
 class HeadPart(CardPart):
-    """One attention head."""
+    """One attention head.
+
+    Attributes:
+        index: within its layer.
+    """
+
+    index: int
+
+    @property
+    def kind(self) -> str:
+        """ "head"."""
+        return "head"
+
+    def taken(self, x: Tensor) -> Tensor:
+        """Its z."""
+        return x[..., self.index, :]
+
+    def put(self, x: Tensor, output: Tensor) -> Tensor:
+        """With another z."""
+        x = x.clone()
+        x[..., self.index, :] = output
+        return x
+
+    def cell(self, place: Place, output: Float[Tensor, "prompt pos ..."]) -> Cell:
+        """One head's."""
+        return Cell(self.site, self.layer, place, head=self.index, values=output)
 
     @property
     def name(self) -> str:
@@ -208,11 +283,98 @@ class HeadPart(CardPart):
         return v.double() - self.constant(model)
 
 
-def read_part(model: Model, text: str | Component) -> HeadPart | NeuronPart:
-    """The head or neuron of this spelling.
+@dataclass(frozen=True, eq=False)
+class DirectionPart(CardPart):
+    """Directions of a site, from a file.
 
-    Raises: SiteError for a spelling that is no head or neuron, and for one the model lacks.
+    Attributes:
+        place: the site.
+        basis: orthonormal columns, in float64.
+        method: how they were found.
+        role: the tokens that they were found at.
     """
+
+    place: Site
+    basis: Float[Tensor, "d_model k"]
+    method: str
+    role: str
+
+    @property
+    def kind(self) -> str:
+        """ "direction"."""
+        return "direction"
+
+    @property
+    def rank(self) -> int:
+        """How many directions."""
+        return self.basis.shape[1]
+
+    @property
+    def name(self) -> str:
+        """ "direction of resid_post 3 (trained)"."""
+        return f"direction of {self.place.value} {self.layer} ({self.method})"
+
+    @property
+    def site(self) -> Site:
+        """Where they are."""
+        return self.place
+
+    @property
+    def unit(self) -> str:
+        """Of its activity."""
+        return "coordinate" if self.rank == 1 else "norm of the coordinates"
+
+    def keep(self, model: Model) -> Sequence[Keep]:
+        """Its site."""
+        return [self.place.at(self.layer)]
+
+    def taken(self, x: Tensor) -> Tensor:
+        """The coordinates."""
+        return x @ self.basis.to(x)
+
+    def put(self, x: Tensor, output: Tensor) -> Tensor:
+        """With other coordinates."""
+        return x + (output.to(x) - self.taken(x)) @ self.basis.to(x).T
+
+    def cell(self, place: Place, output: Float[Tensor, "prompt pos ..."]) -> Cell:
+        """The component in the directions' span."""
+        basis = self.basis.to(output)
+        return Cell(self.place, self.layer, place, subspace=basis, values=output @ basis.T)
+
+    def activity(self, model: Model, trace: Trace) -> Float[Tensor, "batch pos"]:
+        """The coordinate, or the norm of several."""
+        found = self.output(trace)
+        return found[..., 0] if self.rank == 1 else found.norm(dim=-1)
+
+    def groups(self, model: Model) -> tuple[str, ...]:
+        """By the sign of a single coordinate."""
+        return ("coordinate > 0", "coordinate ≤ 0") if self.rank == 1 else ("",)
+
+    def group(self, model: Model, trace: Trace) -> Float[Tensor, "batch pos"]:
+        """Of each position."""
+        found = self.activity(model, trace)
+        return (found <= 0).float() if self.rank == 1 else torch.zeros_like(found)
+
+    def written(self, model: Model) -> Float[Tensor, "direction d_model"]:
+        """The directions."""
+        return self.basis.T.to(model.device)
+
+
+def read_part(model: Model, text: str | Component) -> CardPart:
+    """The head or neuron of this spelling, or the directions of this file.
+
+    Raises: SiteError for a spelling that is no part, and for one the model lacks; MeasureError for
+        a file that is no direction of this model (see `load_direction`).
+    """
+    if isinstance(text, str) and text.endswith(FILE):
+        found = load_direction(model, text)
+        spot = found.spot
+        return DirectionPart(spot.layer, spot.site, found.directions, found.method, spot.role)
+    return _component(model, text)
+
+
+def _component(model: Model, text: str | Component) -> HeadPart | NeuronPart:
+    """A head or a neuron."""
     config = model.config
     found = text if isinstance(text, Component) else read_component(text)
     if found is None:

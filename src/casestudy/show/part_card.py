@@ -164,10 +164,10 @@ def _writes_words(card: PartCard) -> Markup:
         )
     rows = card.rows(names.PART_TOKENS)
     for side in ("promoted", "demoted"):
-        some = [row for row in rows if row["side"] == side][:4]
+        some = [row for row in rows if row["side"] == side and row["direction"] == 1][:4]
         if some:
             chosen = Markup(" ").join(chip(row["token"]) for row in some)
-            template = Markup("A positive activation {} {} most.")
+            template = Markup("Where it is positive, it {} {} most.")
             parts.append(template.format("promotes" if side == "promoted" else "demotes", chosen))
     return Markup(" ").join(parts)
 
@@ -183,7 +183,9 @@ def _reads_words(card: PartCard) -> Markup:
         one = mean.select(**{axis.name: label})
         largest = int(np.nanargmax(np.abs(one.values)))
         name = one.axis("component").labels[largest]
-        what = f"the {label}’s side" if axis.name == "side" else f"its {label}"
+        what = {"side": f"the {label}’s side", "input": f"its {label}"}.get(
+            axis.name, f"its coordinate (direction {label})"
+        )
         parts.append(
             Markup("The largest term of {} is {}: {} ({}).").format(
                 what, clean(name), *_value(Mean.of(one, component=name))
@@ -343,15 +345,17 @@ def _writes(card: PartCard) -> list[Block]:
         blocks.append(_bars(share, f"Its direct contribution to {_behaviour(card)}"))
     tokens = card.get(names.PART_TOKENS)
     if isinstance(tokens, Table):
-        blocks.append(_tokens(tokens))
+        numbers = list(dict.fromkeys(tokens.columns["direction"]))
+        blocks += [_tokens(tokens, n, several=len(numbers) > 1) for n in numbers]
     sources = card.get(names.PART_SOURCES)
     if isinstance(sources, Table):
         blocks.append(_sources(sources))
     return blocks
 
 
-def _tokens(table: Table) -> Listing:
-    sides = [[row for row in table.rows() if row["side"] == s] for s in ("promoted", "demoted")]
+def _tokens(table: Table, direction: int, *, several: bool) -> Listing:
+    chosen = [row for row in table.rows() if row["direction"] == direction]
+    sides = [[row for row in chosen if row["side"] == s] for s in ("promoted", "demoted")]
     rows = [
         (
             str(one["rank"]),
@@ -362,6 +366,7 @@ def _tokens(table: Table) -> Listing:
     ]
     head = ("", "promoted", "effect#", "demoted", "effect#")
     title = "Tokens that it promotes and demotes directly"
+    title += f", direction {direction}" if several else ""
     return Listing(title, head, rows, table.about, fold=FOLD, data=table.columns)
 
 
@@ -399,8 +404,11 @@ def _reads(card: PartCard) -> list[Block]:
         closes += "" if gap is None else "." if bound is None else f" (bound {number(bound)})."
         for label in axis.labels:
             one = mean.select(**{axis.name: label})
-            side = axis.name == "side"
-            what = f"What wrote the {label}’s stream" if side else f"What makes its {label}"
+            what = {
+                "side": f"What wrote the {label}’s stream",
+                "input": f"What makes its {label}",
+                "direction": f"What wrote its coordinate, direction {label}",
+            }[axis.name]
             blocks.append(_terms(one, what, closes))
     return blocks
 

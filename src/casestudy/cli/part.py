@@ -1,4 +1,4 @@
-"""`casestudy part`: the card of one head or neuron."""
+"""`casestudy part`: the card of one head, neuron or direction."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def part(
         str,
         typer.Argument(help="A model: tiny, smollm2, a folder, a .gguf file, or a hub id."),
     ],
-    part: Annotated[str, typer.Argument(help='"head 0.2", "mlp 4 neuron 312", or a direction\'s file.')],
+    part: Annotated[
+        str, typer.Argument(help='"head 0.2", "mlp 4 neuron 312", or a direction\'s file.')
+    ],
     corpus: Annotated[
         list[Path] | None,
         typer.Option(metavar="TEXT", help="Files or folders of text; repeatable."),

@@ -143,12 +143,13 @@ KEYS: dict[str, dict[str, str]] = {
         "`reads_at`; the `seed`",
         "active": "`contexts` (the `strongest` and a sample by quantile: `value`, `tokens`, `at`, "
         "`document`, `line`, and of a head `key_token` and `key_share`), `values` (quantiles), "
-        "`signs` of a neuron's inputs or a direction's coordinate, `selectivity` (`kind`, `against`, `auroc`, `lower`, "
-        "`upper`, `n`), and a head's `attention` by role",
-        "writes": "`tokens` that a neuron promotes and demotes, or a head's `sources`; its `share` "
+        "`signs` of a neuron's inputs or a direction's coordinate, `selectivity` (`kind`, "
+        "`against`, `auroc`, `lower`, `upper`, `n`), and a head's `attention` by role",
+        "writes": "`tokens` that it promotes and demotes, or a head's `sources`; its `share` "
         "of the logit difference by contrast: `mean`, `lower`, `upper`, `n`",
-        "reads": "of the `prompts` and of the strongest `contexts`, `terms`: a neuron's input, or "
-        "a head's difference of attention scores, by component, as means; the `error` of their sum",
+        "reads": "of the `prompts` and of the strongest `contexts`, `terms`: a neuron's input, "
+        "a head's difference of attention scores, or a coordinate, by component, as means; the "
+        "`error` of their sum",
         "needed": "exact ablation by `kind`: of the `behaviour`, the change of the logit "
         "difference; of the `corpus`, the `difference` of the next-token loss in nats",
         "absent": "`what` was not measured, and `why`",

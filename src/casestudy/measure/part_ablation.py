@@ -94,12 +94,7 @@ def ablate_on_prompts(
     if found is not None:
         values["corpus mean"] = torch.stack([_corpus_mean(found, row) for row in output])
     place = Place.everywhere(tokens)
-    head = part.index if isinstance(part, HeadPart) else None
-    neuron = part.index if head is None else None
-    cells = [
-        Cell(site, layer, place, head=head, neuron=neuron, values=table)
-        for table in values.values()
-    ]
+    cells = [part.cell(place, one) for one in values.values()]
     swept = sweep(model, tokens, None, cells, contrast, budget=budget)
     return Grid(
         names.PART_ABLATION,

@@ -84,7 +84,7 @@ def part(
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
 ) -> PartCard:
-    """The card of a head, a neuron or a direction: where it is active, what it writes, reads and is needed for.
+    """The card of a part: where it is active, what it writes, reads and is needed for.
 
     Args:
         model: the decoder.
@@ -347,8 +347,8 @@ def _approximations(model: Model, part: CardPart) -> list[str]:
     block = model.weights.blocks[part.layer]
     if isinstance(part, DirectionPart):
         return [
-            f"The directions were found at the role “{part.role}”; this card measures them at every "
-            "position, and ablates them at every position."
+            f"The directions were found at the role “{part.role}”; this card measures and ablates "
+            "them at every position."
         ]
     notes = []
     after = block.attn_post_norm if isinstance(part, HeadPart) else block.mlp_post_norm

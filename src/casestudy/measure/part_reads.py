@@ -223,12 +223,16 @@ def coordinates(model: Model, part: DirectionPart, reading: Reading) -> Grid:
     return Grid(
         names.PART_READS,
         table.cpu().numpy(),
-        (Axis.count("direction", part.rank), Axis("component", every), _prompts(reading)),
+        (_directions(part), Axis("component", every), _prompts(reading)),
         "coordinate",
         error=worst_gap(torch.cat(gaps), torch.cat(bounds)),
         about=f"What wrote the {part.name}: the coordinate along it, split over the components "
         "that wrote the site.",
     )
+
+
+def _directions(part: DirectionPart) -> Axis:
+    return Axis("direction", tuple(str(i) for i in range(1, part.rank + 1)))
 
 
 def _of_mlp(

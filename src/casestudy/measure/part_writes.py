@@ -3,7 +3,7 @@
 A direction d of the residual stream adds (w · C d / s) W_U to the logits, where the final norm has
 weight w, mean subtraction C and scale s. Taken at s = 1 and with the mean over the vocabulary
 subtracted (the softmax does not see it), this orders the tokens that d promotes and demotes,
-whatever the prompt. A neuron has one direction, a direction is one. A head has one for each token that it attends to:
+whatever the prompt. A neuron has one direction. A head has one for each token that it attends to:
 here the mean of what it takes from that token over the corpus, through W_O (Elhage et al. 2021
 take the embedding alone: W_E W_V W_O W_U). What later layers make of it is not in these figures.
 

@@ -1,7 +1,7 @@
 """What does one part of a model compute, read and write at each position?
 
 A part is a head, a neuron, or some directions U of a site. Each has an activity (one number a
-position), an output that an ablation replaces, and directions that it writes to the residual stream:
+position), an output that an ablation replaces, and directions that it writes to the stream:
 
     neuron     activity = its activation, the factor of its row of W_out
     head       activity = the norm of (z - v0) W_O, where v0 is the constant part of its values,

@@ -21,10 +21,11 @@ TEMPLATES = Path(__file__).with_name("templates")
 FONT = "source-serif-4.woff2"
 
 
-def figure_html(figure: Figure) -> Markup:
-    """One figure without a number, for places that fold away."""
+def figure_html(block: Figure | Listing) -> Markup:
+    """One figure or table without a number, for places that fold away."""
     macros = environment().get_template("blocks.html").module
-    return Markup(macros.figure(figure, ""))  # type: ignore[attr-defined]
+    macro = macros.listing if isinstance(block, Listing) else macros.figure  # type: ignore[attr-defined]
+    return Markup(macro(block, ""))
 
 
 def as_json(value: Any) -> Markup:

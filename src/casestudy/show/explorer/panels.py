@@ -1,7 +1,7 @@
 """How does one run of a prompt fill a page's panels?
 
-From a probe's grids to figures by the report's drawing functions, and to one piece of HTML per
-panel. A panel that cannot be filled says why in its place.
+The grids of a probe go to the functions of the report's sections, which make a figure or a table of
+each; a panel is that figure as HTML. A panel without a result says why.
 """
 
 from __future__ import annotations
@@ -15,25 +15,15 @@ from markupsafe import Markup
 
 from casestudy.results import names
 from casestudy.results.result import Grid
-from casestudy.show import marks
-from casestudy.show.blocks import Figure, paragraph
+from casestudy.show.blocks import Figure, Listing, paragraph
 from casestudy.show.explorer.page_state import VIEWS, PageState
 from casestudy.show.page import environment, figure_html
-from casestudy.show.sections.attention import attention_mark
+from casestudy.show.sections.attention import prompt_attention
 from casestudy.show.sections.ledger import heads_figure, largest_heads, lens_figure
-from casestudy.show.sections.predictions import class_figure
+from casestudy.show.sections.predictions import class_figure, next_tokens
 from casestudy.show.sections.prompts import ledger_figure
-from casestudy.show.text import (
-    chip,
-    chips,
-    clean,
-    count,
-    listing,
-    number,
-    percent,
-    signed,
-    visible,
-)
+from casestudy.show.text import chip, chips, clean, count, number, percent, signed, visible
+from casestudy.show.wording import class_words
 
 if TYPE_CHECKING:
     from casestudy.measure.quick_look import Probe
@@ -56,8 +46,6 @@ FIRST = 12
 """Predictions that are seen at once; the others can be unfolded."""
 TOP_HEADS = 10
 """Rows of the attention panel."""
-MOST_KEYS = 48
-"""Its columns: of a longer prompt, the tokens that one of these heads looks at most."""
 
 
 def panels(
@@ -75,8 +63,8 @@ def panels(
         "tokens-1": _tokens(found, 1) if len(found.tokens) > 1 else Markup(""),
         "edits": _macro("edits", edits, page_state.corrupted),
         "outcome": _outcome(found, page_state) + _noticed(found),
-        "predictions": _predictions(found, page_state),
-        "classes": figure_html(_classes(found.classes, page_state)),
+        "predictions": figure_html(_predictions(found, page_state)),
+        "classes": figure_html(_classes(found, page_state)),
     }
     contrasted: dict[str, Callable[[Probe, PageState], Figure]] = {
         "ledger": _ledger,
@@ -89,7 +77,7 @@ def panels(
             html[name] = figure_html(make(found, page_state))
         else:
             html[name] = Markup('<p class="caption">{}</p>').format(
-                "There is nothing to share out until an answer is weighed against a counterpart."
+                "This panel needs an answer and a counterpart."
             )
     return html
 
@@ -149,13 +137,11 @@ def _outcome(found: Probe, page_state: PageState) -> Markup:
     (values,) = difference.values.tolist()
     read = VIEWS["clean"] if len(values) > 1 else "this prompt"
     words = paragraph(
-        'After {}{}, {} has <b class="figure">{}</b> {} on {}.',
+        'After {}{}, the {} {} − {} is <b class="figure">{}</b> {}.',
         read,
         Markup(" (read up to {})").format(chip(found.tokens[0][-1])) if found.behind[0] else "",
-        _chips(found.answer),
-        signed(values[0]),
-        difference.unit,
-        _chips(found.counterpart),
+        "difference" if found.whole else "logit difference",
+        *(_chips(found.answer), _chips(found.counterpart), signed(values[0]), difference.unit),
     )
     if len(values) > 1:
         words += paragraph(
@@ -192,52 +178,44 @@ def _steps(found: Probe, page_state: PageState) -> Markup:
     return _macro("steps", lines, after, signed(total))
 
 
-def _predictions(found: Probe, page_state: PageState) -> Markup:
-    """The most probable next tokens, each a choice for answer and counterpart."""
+def _predictions(found: Probe, page_state: PageState) -> Listing:
+    """The most probable next tokens; each can be chosen as answer or counterpart."""
     rows = found.predictions.rows()
     probs = [
         {r["id"]: r["prob"] for r in rows if r["prompt"] == i} for i in range(len(page_state.texts))
     ]
-    other = probs[1 - page_state.row] if len(probs) > 1 else None
-    shown = [
-        {
-            "place": row["rank"] + 1,
-            "id": row["id"],
-            "written": row["written"],
-            "chip": chip(row["token"]),
-            "named": visible(row["token"]),
-            "prob": percent(row["prob"]),
-            "share": round(row["prob"] / (max(probs[page_state.row].values()) or 1), 4),
-            "other": None if other is None else percent(other.get(row["id"])),
-            "logit": number(row["logit"]),
-        }
-        for row in rows
-        if row["prompt"] == page_state.row
-    ]
-    if other is not None:
-        least = min(other.values())
-        for entry in shown:
-            if entry["other"] == "not measured":
-                entry["other"] = f"below {percent(least)}"
-    return _macro(
-        "predictions",
-        shown[:FIRST],
-        shown[FIRST:],
-        *(side[0].id if len(side) == 1 else None for side in (found.answer, found.counterpart)),
-        VIEWS["clean" if page_state.row else "corrupted"] if other is not None else "",
+    top = [row for row in rows if row["prompt"] == page_state.row]
+    columns: dict[str, Sequence[str | Markup]] = {
+        "Weigh it as": [_macro("choice", row, visible(row["token"]), *_sides(found)) for row in top]
+    }
+    if len(probs) > 1:
+        other = probs[1 - page_state.row]
+        below = f"below {percent(min(other.values()))}"
+        view = VIEWS["clean" if page_state.row else "corrupted"]
+        columns[f"after {view}#"] = [
+            percent(other[row["id"]]) if row["id"] in other else below for row in top
+        ]
+    return next_tokens(top, columns=columns, fold=FIRST)
+
+
+def _sides(found: Probe) -> tuple[int | None, int | None]:
+    """The ids of answer and counterpart, where they are one token each."""
+    answer, counterpart = (
+        side[0].id if len(side) == 1 else None for side in (found.answer, found.counterpart)
     )
+    return answer, counterpart
 
 
-def _classes(grid: Grid, page_state: PageState) -> Figure:
-    grid = grid.select(prompt=str(page_state.row))
+def _classes(found: Probe, page_state: PageState) -> Figure:
+    grid = found.classes.select(prompt=str(page_state.row))
     labels = grid.axis("class").labels
     grid = grid.take("class", [labels[i] for i in np.flatnonzero(np.isfinite(grid.values))])
     best = int(np.argmax(grid.values))
-    most = f"{grid.axis('class').labels[best]}, {percent(float(grid.values[best]))}"
+    most = f"{class_words(grid.axis('class').labels[best])} {percent(float(grid.values[best]))}"
     return _unstored(
         class_figure(
             grid,
-            alt=f"Bars of probability by class of token; most goes to {most}.",
+            alt=f"Bars of probability by class of token; the largest is {most}.",
             caption="Summed over the whole vocabulary.",
         )
     )
@@ -276,32 +254,10 @@ def _unstored(figure: Figure) -> Figure:
 
 
 def _attention(found: Probe, page_state: PageState) -> Figure:
+    heads = largest_heads(_viewed(found.grids[names.HEAD_SHARES], page_state), TOP_HEADS)
     grid = found.grids[names.attention_from(page_state.row)]
-    top = largest_heads(_viewed(found.grids[names.HEAD_SHARES], page_state), TOP_HEADS)
-    values = np.stack([grid.select(layer=a, head=b).values for a, b in top])
-    rows = [f"{a}.{b}" for a, b in top]
-    every = grid.axis("key_pos").labels
-    most = np.sort(np.argsort(-values.max(0), kind="stable")[:MOST_KEYS])
-    values, keys = values[:, most], [every[k] for k in most]
-    left_out = len(every) - len(keys)
-    tokens = [label.partition(":")[2] for label in keys]
-    said = [
-        f"{row} looks most at “{visible(tokens[k])}” ({percent(float(line[k]))})"
-        for row, line in zip(rows[:3], values, strict=False)
-        for k in [int(np.argmax(line))]
-    ]
-    return Figure(
-        "Attention from the last token, of the heads that write most",
-        replace(attention_mark(values, rows, tokens, opens=True), tokens=True),
-        f"Heatmap of attention by head and token: {listing(said)}.",
-        marks.Data(
-            [("head", rows), ("key_pos", keys)], {"value": marks.numbers(values)}, grid.unit
-        ),
-        (f"Without the {left_out} tokens that get least. " if left_out else "")
-        + ("The tokens of the answers are not shown. " if found.whole else "")
-        + "A click on a row opens the whole pattern. Attention says what a head reads; "
-        "whether the model uses it, patching says.",
-    )
+    note = "The tokens of the answers are not shown. " if found.whole else ""
+    return prompt_attention(grid, heads, opens=True, note=note)
 
 
 def pattern_bytes(grid: Grid) -> bytes:

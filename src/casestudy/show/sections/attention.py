@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.results import names
-from casestudy.results.result import Array
+from casestudy.results.result import Array, Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, paragraph
 from casestudy.show.head_places import HeadPlaces, Place, head_places
@@ -21,7 +21,7 @@ from casestudy.show.sections.ledger import (
     top_heads,
 )
 from casestudy.show.stored import Missing, StoredStudy
-from casestudy.show.text import capital, count, listing, number, percent, prose
+from casestudy.show.text import capital, count, listing, number, percent, prose, visible
 from casestudy.show.wording import spoken
 
 HEADS = 12
@@ -32,6 +32,11 @@ DESCRIBED = 5
 """Heads that the paragraph describes, of those listed."""
 COLUMNS = 9
 """Places that are drawn, the largest first."""
+MOST_KEYS = 48
+"""Most tokens of one prompt that are drawn: those that get the most attention from one head."""
+
+ATTENDED = "What the heads with the largest direct shares attend to"
+READS = "Attention says what a head reads, not what it does with it."
 
 
 def attention(study: StoredStudy) -> list[Block]:
@@ -45,8 +50,8 @@ def attention(study: StoredStudy) -> list[Block]:
     return [
         paragraph(
             "Of the attention from the last token, where the answer is decided (mean over "
-            "n\u00a0=\u00a0{}): {}. Attention says what a head reads, not what it does with it.",
-            *(found[top[0]].n, Markup("; ").join(phrases)),
+            "n\u00a0=\u00a0{}): {}. {}",
+            *(found[top[0]].n, Markup("; ").join(phrases), READS),
         ),
         *_sinks(study, found),
         _grid(study, top, found),
@@ -147,7 +152,7 @@ def _grid(
     i, j = np.unravel_index(int(np.argmax(values)), values.shape)
     mark = attention_mark(values, heads, columns, opens=has_patterns(study))
     return Figure(
-        "What the heads with the largest direct shares attend to",
+        ATTENDED,
         replace(mark, slanted=True),
         f"Heatmap of attention by head and token or role; the largest is head {heads[i]} on "
         f"{columns[j]}, {percent(float(values[i, j]))}.",
@@ -160,6 +165,41 @@ def _grid(
         f"Attention from the last token, mean over n\u00a0=\u00a0{found[top[0]].n}; heads in the "
         "order of their direct share. A column is a token where it is the same in all prompts, "
         "else a role. “elsewhere” is all that has no column: a row sums to 1.",
+    )
+
+
+def prompt_attention(
+    grid: Grid, heads: Sequence[tuple[str, str]], *, opens: bool, note: str = ""
+) -> Figure:
+    """The tokens of one prompt that some heads attend to from its last token.
+
+    Args:
+        grid: over layer, head and key_pos, whose labels are "position:token".
+        heads: (layer, head) of those that are drawn, in order.
+        opens: whether a click on a row opens the head's whole pattern.
+        note: what the caption says beside.
+    """
+    values = np.stack([grid.select(layer=a, head=b).values for a, b in heads])
+    rows = [f"{a}.{b}" for a, b in heads]
+    every = grid.axis("key_pos").labels
+    most = np.sort(np.argsort(-values.max(0), kind="stable")[:MOST_KEYS])
+    values, keys = values[:, most], [every[k] for k in most]
+    left_out = len(every) - len(keys)
+    tokens = [label.partition(":")[2] for label in keys]
+    i, j = np.unravel_index(int(np.argmax(values)), values.shape)
+    return Figure(
+        ATTENDED,
+        replace(attention_mark(values, rows, tokens, opens=opens), tokens=True),
+        f"Heatmap of attention by head and token; the largest is head {rows[i]} on "
+        f"“{visible(tokens[j])}”, {percent(float(values[i, j]))}.",
+        marks.Data(
+            [("head", rows), ("key_pos", keys)], {"value": marks.numbers(values)}, grid.unit
+        ),
+        "Attention from the last token; heads in the order of their direct share. "
+        + (f"The {left_out} tokens that get the least attention are left out. " if left_out else "")
+        + note
+        + ("A click on a row opens the whole pattern. " if opens else "")
+        + READS,
     )
 
 

@@ -20,9 +20,11 @@ from casestudy.show.text import (
     count,
     excerpt,
     listing,
+    number,
     ordinal,
     percent,
     prompt_excerpt,
+    visible,
 )
 from casestudy.show.wording import Mean, class_words, spoken
 
@@ -107,6 +109,48 @@ def prompts_table(study: StoredStudy) -> list[Block]:
         )
     )
     return blocks
+
+
+def next_tokens(
+    top: Sequence[Mapping[str, Any]],
+    *,
+    columns: Mapping[str, Sequence[str | Markup]] | None = None,
+    fold: int = 0,
+) -> Listing:
+    """The most probable next tokens after one prompt, with a bar for each probability.
+
+    Args:
+        top: the prompt's rows of the table "predictions", the most probable first.
+        columns: further columns by title, a cell for each row.
+        fold: how many rows to show at first; 0 for all.
+    """
+    most = max((row["prob"] for row in top), default=0.0) or 1.0
+    further = columns or {}
+    logits = [row.get("logit") for row in top]
+    known = any(logit is not None for logit in logits)
+    cells: list[list[str | Markup]] = [
+        [
+            str(row["rank"] + 1),
+            chip(row["token"]),
+            Markup('<span class="share" style="--t:{}">{}</span>').format(
+                round(row["prob"] / most, 4), percent(row["prob"])
+            ),
+            *(column[i] for column in further.values()),
+            *([number(logits[i])] if known else []),
+        ]
+        for i, row in enumerate(top)
+    ]
+    return Listing(
+        "Most probable next tokens",
+        ["Rank#", "Token", "Probability#", *further, *(["Logit#"] if known else [])],
+        cells,
+        fold=fold,
+        data={
+            "token": [visible(row["token"]) for row in top],
+            "probability": [row["prob"] for row in top],
+            **{name: [row.get(name) for row in top] for name in ("logit", "id")},
+        },
+    )
 
 
 def class_mass(study: StoredStudy) -> list[Block]:

@@ -22,7 +22,7 @@ from casestudy.show.distribution import MOST_DOTS
 from casestudy.show.page import figure_html
 from casestudy.show.sections.grouped_terms import grouped
 from casestudy.show.sections.ledger import PATTERN_AXES, ledger_data, pattern_names, present
-from casestudy.show.sections.predictions import EXAMPLES, MOST_TEXT, example_prompts
+from casestudy.show.sections.predictions import EXAMPLES, MOST_TEXT, example_prompts, next_tokens
 from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import (
     capital,
@@ -88,7 +88,7 @@ def _prompt(
         parts.append(paragraph("Left out of the contrasts: {}", clean(row["error"])))
     top = sorted(found.get(names.PREDICTIONS, []), key=lambda r: r["rank"])[:TOP]
     if top:
-        parts.append(figure_html(_expected(prompt, top)))
+        parts.append(figure_html(next_tokens(top)))
     if found.get(names.ANSWERS):
         parts.append(_answers(found["answers"]))
     try:
@@ -117,30 +117,6 @@ def _difference(study: StoredStudy, prompt: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _expected(prompt: str, top: Sequence[Mapping[str, Any]]) -> Figure:
-    labels = [visible(r["token"]) for r in top]
-    probs = [float(r["prob"]) for r in top]
-    return Figure(
-        "Most probable next tokens",
-        marks.Bars(
-            labels,
-            probs,
-            unit="probability",
-            shown=[percent(p) for p in probs],
-            row=19,
-            tokens=True,
-        ),
-        f"Bars of the {len(top)} most probable next tokens after prompt {prompt}: first "
-        f"{labels[0]} with {percent(probs[0])}.",
-        marks.Data(
-            [("token", labels)],
-            {"value": probs, **{name: [r.get(name) for r in top] for name in ("logit", "id")}},
-            "probability",
-            "tables/predictions.parquet",
-        ),
-    )
-
-
 def _answers(rows: Sequence[Mapping[str, Any]]) -> Markup:
     cells = [
         Markup("<tr><th scope=row>{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>").format(
@@ -154,7 +130,7 @@ def _answers(rows: Sequence[Mapping[str, Any]]) -> Markup:
     ]
     return Markup(
         '<div class="scroll" tabindex="0"><table><thead><tr><th scope=col>Form</th>'
-        "<th scope=col>Token</th><th scope=col>Place</th><th scope=col>Logit</th>"
+        "<th scope=col>Token</th><th scope=col>Rank</th><th scope=col>Logit</th>"
         "<th scope=col>Probability</th></tr></thead><tbody>{}</tbody></table></div>"
     ).format(Markup("").join(cells))
 

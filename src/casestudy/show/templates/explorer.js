@@ -133,8 +133,8 @@
     whole = !state.patch;
     tell("");
     if (!state.patch) {
-      const why = state.weighed ? "A corrupted prompt beside the prompt is needed: activations of one run are put into the other, cell by cell, exactly."
-        : "There is nothing to patch until an answer is weighed against a counterpart.";
+      const why = state.weighed ? "Patching needs a corrupted prompt: it puts activations of one run into the other, cell by cell."
+        : "Patching needs an answer and a counterpart.";
       target.classList.remove("stale");
       target.replaceChildren(casestudy.node("p", { className: "caption", textContent: why }));
       return;

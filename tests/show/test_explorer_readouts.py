@@ -90,7 +90,7 @@ def test_answers_of_several_tokens_are_compared_whole(
         np.testing.assert_allclose(drawn, expected, rtol=1e-5, atol=1e-5)
         assert figure(html["heads"])["unit"] == figure(html["lens"])["unit"] == "nats"
         said = Page(html["outcome"]).text
-        assert f"has {signed(float(whole.value.values[0]))} nats on" in said
+        assert f"is {signed(float(whole.value.values[0]))} nats." in said
         for step in whole.steps.rows():
             if step["prompt"] == row:
                 kept = [step[f"{side}_log_prob"] for side in ("answer", "counterpart")]

@@ -175,17 +175,6 @@ def test_light_modules_load_no_torch() -> None:
     assert python("-c", code).strip() == "light"
 
 
-def test_help_loads_neither_torch_nor_numpy() -> None:
-    code = (
-        "import sys\nfrom casestudy.cli import main\nsys.argv = ['casestudy', '--help']\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print([name for name in ('torch', 'numpy') if name in sys.modules])"
-    )
-    said = python("-c", code)
-    assert "Usage" in said
-    assert said.splitlines()[-1] == "[]"
-
-
 def test_import_takes_well_under_half_a_second() -> None:
     def spent() -> float:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from casestudy.compat.transformer_lens import HookedTransformer, docs, patching,
 from casestudy.compat.transformer_lens.errors import NotSupported, NotSupportedImport
 from casestudy.compat.transformer_lens.names import REFUSED, TABLE, names_of
 from casestudy.errors import EditError, ModelError, PromptError, SiteError, SiteNotKept, TokenError
+from tests.forks import forked
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "coming-from-transformerlens.md"
 TEXT = "He said so."
@@ -217,15 +217,8 @@ def test_the_page_says_what_the_tables_say() -> None:
 
 
 def test_the_module_prints_the_page() -> None:
-    made = subprocess.run(
-        [sys.executable, "-m", "casestudy.compat.transformer_lens.docs"],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=True,
-        env={"PYTHONIOENCODING": "utf-8", "PATH": ""},
-    )
-    assert made.stdout == docs.page()
+    with forked(runpy.run_module, docs.__name__, None, "__main__") as process:
+        assert process.ended() == docs.page()
 
 
 def test_every_call_on_the_page_exists(model: HookedTransformer) -> None:

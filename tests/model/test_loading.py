@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +22,7 @@ from casestudy.model.decoder import run
 from casestudy.model.loading import available, load, load_tokenizer
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
+from tests.forks import forked, print_sources
 from tests.helpers import copy_tokenizer, gpt2_config, gpt2_tensors, write_gpt2
 
 WEIGHTS = "model.safetensors"
@@ -413,34 +412,10 @@ class TestOptions:
             load("two words")
 
 
-def in_a_new_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python afresh: huggingface_hub reads its environment once, when imported."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env=clean | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-LOAD = """
-import casestudy
-for name in {names}:
-    try:
-        print(casestudy.load(name, device="cpu").source)
-    except casestudy.errors.ModelError as error:
-        print(error)
-"""
-
-
 def loaded(*names: str, home: Path, **environment: str) -> list[str]:
     """What loading each name says, in a process of its own."""
-    done = in_a_new_process(LOAD.format(names=names), HF_HOME=str(home), **environment)
-    assert not done.stderr
-    return done.stdout.splitlines()
+    with forked(print_sources, names, {"HF_HOME": str(home)} | environment) as process:
+        return process.ended().splitlines()
 
 
 class TestHub:

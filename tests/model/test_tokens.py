@@ -102,15 +102,14 @@ class TestBos:
         logits = run(without, texts, logits="last").logits
         torch.testing.assert_close(logits, run(model, expected, logits="last").logits)
 
-    def test_a_measurement_takes_it_from_the_model(self) -> None:
-        without = load("tiny", prepend_bos=False)
+    def test_a_measurement_takes_it_from_the_model(self, toy_folder: Callable[..., Path]) -> None:
+        folder = toy_folder()
+        model, without = load(folder), load(folder, prepend_bos=False)
         behaviour = preset("full-stop-capitals")
         once = ledger(without, behaviour)
-        later = ledger(load("tiny").with_bos(False), behaviour)
+        later = ledger(model.with_bos(False), behaviour)
         np.testing.assert_array_equal(once.values, later.values)  # absent terms are NaN in both
-        assert not np.array_equal(
-            once.values, ledger(load("tiny"), behaviour).values, equal_nan=True
-        )
+        assert not np.array_equal(once.values, ledger(model, behaviour).values, equal_nan=True)
         with pytest.raises(TypeError, match="unexpected keyword argument 'prepend_bos'"):
             ledger(without, behaviour, prepend_bos=False)  # type: ignore[call-arg]
 

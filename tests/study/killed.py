@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
 import random
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TextIO
 
 import torch
 
@@ -24,6 +19,7 @@ from casestudy.model.loading import load
 from casestudy.study.measuring import State
 from casestudy.study.settings import Execution, Search, Settings
 from casestudy.study.study import Study, study
+from tests.forks import forked
 
 N = 60
 CHUNK_TOKENS = 24
@@ -102,53 +98,6 @@ def circuit_until(step: str, model: str, out: str) -> None:
     find_circuit(model, out, die_at(step))
 
 
-FORKS = multiprocessing.get_context("forkserver")
-"""Processes of a server that has imported this module, and forks before any library starts a
-thread: a start costs nothing, and the kills fall into the work."""
-FORKS.set_forkserver_preload([__name__])
-
-
-@contextlib.contextmanager
-def victim(work: Callable[..., object], *arguments: object) -> Iterator[Victim]:
-    """A process that does some work, until it has ended or is killed."""
-    listens, speaks = FORKS.Pipe(duplex=False)
-    process = FORKS.Process(target=_speaking, args=(speaks, work, arguments), daemon=True)
-    process.start()
-    speaks.close()
-    with os.fdopen(os.dup(listens.fileno()), encoding="utf-8") as lines:
-        listens.close()
-        try:
-            yield Victim(process, lines)
-        finally:
-            if process.is_alive():
-                process.kill()
-            process.join()
-
-
-def _speaking(to: Connection, work: Callable[..., object], arguments: Sequence[object]) -> None:
-    for stream in (1, 2):
-        os.dup2(to.fileno(), stream)
-    work(*arguments)
-
-
-class Victim(NamedTuple):
-    """A process that is going to be killed.
-
-    Attributes:
-        process: it.
-        lines: what it prints.
-    """
-
-    process: BaseProcess
-    lines: TextIO
-
-    def ended(self) -> str:
-        """What it still prints until it ends."""
-        said = self.lines.read()
-        self.process.join()
-        return said
-
-
 def kill_often(model: str, out: str, kills: int) -> tuple[set[str], list[str]]:
     """Start runs and kill them at random moments, so many of them; then let one finish.
 
@@ -162,7 +111,7 @@ def kill_often(model: str, out: str, kills: int) -> tuple[set[str], list[str]]:
     killed = 0
     reached: set[str] = set()
     while True:
-        with victim(run, model, folders[-1]) as one:
+        with forked(run, model, folders[-1]) as one:
             if killed < kills:
                 for _ in range(rng.randrange(12)):
                     one.lines.readline()  # of a run that has ended: nothing, at once

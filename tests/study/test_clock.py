@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +71,9 @@ def reasons(made: Study) -> dict[str, str]:
 
 
 def test_what_does_not_fit_is_named_and_made_by_the_same_call_later(
-    toy_model: Model, tmp_path: Path
+    toy: Callable[..., Model], tmp_path: Path
 ) -> None:
+    toy_model = toy(n_layer=1, n_head=2, n_embd=16)
     said: list[str] = []
     first = of(toy_model, tmp_path / "s", 1e-6, said)
     assert set(reasons(first)) == {"causal effects", "circuits"}

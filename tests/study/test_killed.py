@@ -13,6 +13,7 @@ from casestudy.engine.packing import Progress
 from casestudy.errors import StudyError
 from casestudy.study.store import SHARD
 from casestudy.study.study import Study, open_study
+from tests.forks import forked
 from tests.study.killed import (
     N,
     circuit_until,
@@ -20,7 +21,6 @@ from tests.study.killed import (
     kill_often,
     limited_to,
     run,
-    victim,
 )
 
 KILLS = 20
@@ -39,7 +39,7 @@ def whole(model: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 def killed_after(chunks: int, model: str, out: Path) -> None:
     """A run of its own process, killed when it has said so often how far it is."""
-    with victim(run, model, str(out)) as one:
+    with forked(run, model, str(out)) as one:
         for _ in range(chunks):
             one.lines.readline()
         one.process.kill()
@@ -79,7 +79,7 @@ def test_a_killed_process_of_its_own(model: str, whole: Study, tmp_path: Path) -
     out = tmp_path / "study"
     killed_after(5, model, out)
     assert open_study(out).manifest["state"] == "running"
-    with victim(run, model, str(out)) as another:
+    with forked(run, model, str(out)) as another:
         done = [int(line) for line in another.ended().split()]
     assert done[0] > 0, "it goes on from what is there"
     assert done[-1] == N
@@ -91,7 +91,7 @@ def test_killed_within_the_circuit_it_goes_on_from_the_kept_steps(
 ) -> None:
     whole = find_circuit(model, str(tmp_path / "whole"))
     out = tmp_path / "killed"
-    with victim(circuit_until, "controls", model, str(out)) as one:
+    with forked(circuit_until, "controls", model, str(out)) as one:
         one.ended()
     assert one.process.exitcode == -signal.SIGKILL
     kept = {path.stem for path in (out / "steps" / "circuit").iterdir()}
@@ -116,7 +116,7 @@ def test_a_full_disk_stops_it_and_costs_at_most_a_chunk(
 ) -> None:
     """A limit on the size of files stands for the full disk: merging the first shard fails."""
     out = tmp_path / "study"
-    with victim(limited_to, 24_000, model, str(out)) as one:
+    with forked(limited_to, 24_000, model, str(out)) as one:
         said = one.ended()
     assert one.process.exitcode == 1
     assert "make room and run the same command again" in said
@@ -180,7 +180,7 @@ def test_a_chunk_of_other_prompts_is_refused(model: str, tmp_path: Path) -> None
 
 def test_two_runs_in_one_folder_are_one_too_many(model: str, tmp_path: Path) -> None:
     out = tmp_path / "s"
-    with victim(run, model, str(out)) as first:
+    with forked(run, model, str(out)) as first:
         first.lines.readline()
         assert first.process.pid is not None
         os.kill(first.process.pid, signal.SIGSTOP)

@@ -12,7 +12,7 @@ from tests.helpers import call
 def test_mine_then_run_then_resume(
     capsys: pytest.CaptureFixture[str], toy_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    model = str(toy_folder(n_positions=256))
+    model = str(toy_folder(n_layer=1, n_head=2, n_embd=16, n_positions=256))
     for i in range(3):
         lines = [f"Mr. Brown came on day {j} of week {i}. It was late." for j in range(8)]
         (tmp_path / f"{i}.txt").write_text("\n".join(lines))

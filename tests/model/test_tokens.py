@@ -103,7 +103,7 @@ class TestBos:
         torch.testing.assert_close(logits, run(model, expected, logits="last").logits)
 
     def test_a_measurement_takes_it_from_the_model(self, toy_folder: Callable[..., Path]) -> None:
-        folder = toy_folder()
+        folder = toy_folder(n_positions=256)
         model, without = load(folder), load(folder, prepend_bos=False)
         behaviour = preset("full-stop-capitals")
         once = ledger(without, behaviour)

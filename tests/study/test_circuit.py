@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,12 @@ ONLY = ["predictions", "ledger", "circuit"]
 @pytest.fixture(scope="module")
 def tiny() -> Model:
     return load("tiny")
+
+
+@pytest.fixture(scope="module")
+def small(toy: Callable[..., Model]) -> Model:
+    """A random model of few edges, for what does not depend on what a model has learned."""
+    return toy(n_layer=1, n_head=2, n_embd=16)
 
 
 def behaviour(texts: tuple[str, ...] = TEXTS) -> Behaviour:
@@ -75,11 +82,11 @@ def test_the_same_again_does_nothing_and_another_search_is_refused(
         study(behaviour(), tiny, out=folder, only=ONLY, settings=other)
 
 
-def test_circuit_prompts_add_pairs_to_the_circuit_alone(tiny: Model, tmp_path: Path) -> None:
+def test_circuit_prompts_add_pairs_to_the_circuit_alone(small: Model, tmp_path: Path) -> None:
     few = Choices(random_circuits=0, exact_edges=0, replicates=0, faithful=0.3)
     settings = Settings(search=Search(few, family="all lowered"))
     asked = replace(behaviour(TEXTS[:2]), circuit_prompts=tuple(map(Prompt, TEXTS[2:])))
-    made = study(asked, tiny, out=tmp_path / "s", only=ONLY, settings=settings)
+    made = study(asked, small, out=tmp_path / "s", only=ONLY, settings=settings)
     about = made.manifest["circuit_about"]
     assert about["further_pairs"] == 3
     assert about["n_found_on"] == about["n_judged_on"] == 5
@@ -87,7 +94,7 @@ def test_circuit_prompts_add_pairs_to_the_circuit_alone(tiny: Model, tmp_path: P
     assert "3 pairs are of further prompts of the same kind" in made.report().read_text().lower()
     other = replace(asked, circuit_prompts=asked.circuit_prompts[:1])
     with pytest.raises(StudyError, match="another study"):
-        study(other, tiny, out=tmp_path / "s", only=ONLY, settings=settings)
+        study(other, small, out=tmp_path / "s", only=ONLY, settings=settings)
 
 
 def test_a_pair_and_its_mirror_are_on_one_side_of_the_split() -> None:
@@ -135,7 +142,7 @@ def test_where_there_is_none_a_study_says_so_and_a_search_fails(
         choices_of(rank="best")
 
 
-def test_a_circuit_may_carry_a_class_contrast(tiny: Model, tmp_path: Path) -> None:
+def test_a_circuit_may_carry_a_class_contrast(small: Model, tmp_path: Path) -> None:
     few = Choices(steps=1, random_circuits=0, exact_edges=0, replicates=0, faithful=0.5)
     asked = replace(
         behaviour(TEXTS[:2]),
@@ -143,7 +150,7 @@ def test_a_circuit_may_carry_a_class_contrast(tiny: Model, tmp_path: Path) -> No
     )
     made = study(
         asked,
-        tiny,
+        small,
         out=tmp_path / "s",
         only=ONLY,
         settings=Settings(search=Search(few, "class", "all lowered")),
@@ -153,21 +160,21 @@ def test_a_circuit_may_carry_a_class_contrast(tiny: Model, tmp_path: Path) -> No
     with pytest.raises(MeasureError, match="no class contrast"):
         study(
             behaviour(),
-            tiny,
+            small,
             out=tmp_path / "c",
             only=ONLY,
-            settings=Settings(search=Search(few, "class")),
+            settings=Settings(search=Search(few, "class", "all lowered")),
         )
 
 
 @pytest.mark.parametrize("kind", ["kl", "probability"])
 def test_the_card_the_report_and_the_command_name_the_metric_and_its_means(
-    tiny: Model, tmp_path: Path, kind: Kind
+    small: Model, tmp_path: Path, kind: Kind
 ) -> None:
     few = Choices(steps=1, random_circuits=0, exact_edges=0, replicates=0, faithful=0.5)
-    search = Search(few, kind)
+    search = Search(few, kind, "all lowered")
     made = study(
-        behaviour(TEXTS[:3]), tiny, out=tmp_path / "s", only=ONLY, settings=Settings(search=search)
+        behaviour(TEXTS[:3]), small, out=tmp_path / "s", only=ONLY, settings=Settings(search=search)
     )
     about = made.manifest["circuit_about"]
     name, unit = NAMES[kind]

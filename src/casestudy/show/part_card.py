@@ -250,13 +250,14 @@ def _contexts(title: str, rows: Sequence[Mapping[str, Any]], *, rank: bool) -> L
     heads = any(row["key_token"] is not None for row in rows)
     cells = [
         (
-            str(row["rank"]) if rank else clean(row["shown"]),
+            str(row["rank"] if rank else place),
             context_markup(row),
+            *(() if rank else (clean(row["shown"]),)),
             number(row["value"]),
             *((_key(row),) if heads else ()),
             Markup("<bdi>{}</bdi>, line {}").format(clean(row["document"]), f"{row['line']:,}"),
         )
-        for row in rows
+        for place, row in enumerate(rows, 1)
     ]
     caption = "The marked token is the position; the value is the part’s activity there."
     if heads:
@@ -264,7 +265,7 @@ def _contexts(title: str, rows: Sequence[Mapping[str, Any]], *, rank: bool) -> L
     more = ("attends to",) if heads else ()
     return Listing(
         title,
-        ("" if rank else "quantiles", "context", "value#", *more, "where"),
+        ("", "context", *(() if rank else ("quantiles",)), "value#", *more, "where"),
         cells,
         caption,
         stack=True,

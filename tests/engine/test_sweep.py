@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from casestudy.engine import sweep as engine
-from casestudy.engine.cells import SITES, Cell, Place, first_differences
+from casestudy.engine.cells import SITES, Cell, Place, Variant, first_differences
+from casestudy.engine.entries import Runs
 from casestudy.engine.packing import Budget, Progress
 from casestudy.engine.sweep import sweep
 from casestudy.errors import MeasureError, SiteError
@@ -344,6 +347,50 @@ def test_a_failed_check_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.Climb, "climb", lambda self: right(self) + 2e-4)
     with pytest.raises(MeasureError, match="differs from full forward passes"):
         sweep(model, corrupted, clean, cells, contrast(2))
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "llama"])
+def test_cells_swept_in_parts_have_the_values_and_checks_of_each_part_alone(variant: str) -> None:
+    model = decoder(variant)
+    base, source = pairs([6, 4, 7], first=[1, 2, 0])
+    answer = contrast(len(base))
+    sites = (Site.RESID_PRE, Site.ATTN_OUT, Site.Z)
+    places = [Place.at(p, base) for p in range(int(base.lengths.max()))]
+    parts = [
+        [Cell(site, layer, place) for layer in range(model.config.n_layers) for place in places]
+        for site in sites
+    ]
+    told: list[Progress] = []
+    found = engine.sweeps(
+        model, base, source, parts, answer, budget=Budget(check=5), progress=told.append
+    )
+    for part, one in zip(parts, found, strict=True):
+        alone = sweep(model, base, source, part, answer, budget=Budget(check=5))
+        assert not isinstance(one, MeasureError)
+        assert [cell.site for cell in one.cells] == [cell.site for cell in part]
+        np.testing.assert_allclose(one.values, alone.values, atol=1e-9)
+        np.testing.assert_array_equal(one.known, alone.known)
+        assert one.error["checked"] == alone.error["checked"] == 5
+    absent = sum(not here for part in parts for cell in part for here in cell.place.base)
+    assert told[-1].done == told[-1].total == sum(map(len, parts)) * len(base) - absent
+
+
+def test_a_failed_check_of_one_part_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = decoder()
+    base, source = pairs([6, 4, 7], first=[1, 2, 0])
+    parts = [[Cell(site, 0, Place.everywhere(base))] for site in (Site.ATTN_OUT, Site.MLP_OUT)]
+    plainly = engine._Sweeping.plainly
+
+    def wrong(sweeping: engine._Sweeping, runs: Runs, sample: Sequence[Variant]) -> Any:
+        off = [sweeping.task.cells[v.cell].site is Site.MLP_OUT for v in sample]
+        return plainly(sweeping, runs, sample) + np.array(off)
+
+    monkeypatch.setattr(engine._Sweeping, "plainly", wrong)
+    good, bad = engine.sweeps(model, base, source, parts, contrast(len(base)))
+    assert not isinstance(good, MeasureError)
+    assert good.error["gap"] <= good.error["bound"]
+    assert isinstance(bad, MeasureError)
+    assert "differs from full forward passes" in str(bad)
 
 
 def test_progress_counts_every_cell_of_every_prompt() -> None:

@@ -1,5 +1,6 @@
 """A study's patches: made where pairs allow, none twice, and the same after a kill."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import casestudy.study.causal as causal
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import MeasureError, StudyError
 from casestudy.model.model import Model
-from casestudy.results.result import Table
+from casestudy.results.result import Result, Table
 from casestudy.study.settings import Settings
 from casestudy.study.store import Store
 from casestudy.study.study import Study, study
@@ -69,18 +70,21 @@ def test_a_killed_study_makes_only_the_grids_that_are_missing(
     toy_model: Model, tmp_path: Path, monkeypatch: Any
 ) -> None:
     whole = patched(toy_model, tmp_path / "whole", *TEXTS)
-    real, made = causal.patch, []
+    real, kept = Store.write_final, []
 
-    def patch(*args: Any, **kwargs: Any) -> Any:
-        if len(made) == 2:
-            raise KeyboardInterrupt
-        made.append(args[3])
-        return real(*args, **kwargs)
+    def write_final(store: Store, results: Sequence[Result]) -> None:
+        if any(result.name.startswith("patching.") for result in results):
+            kept.append(results)
+            if len(kept) in kills:
+                raise KeyboardInterrupt
+        real(store, results)
 
+    kills = {2, 5}  # within grids that are made together, and again
     with monkeypatch.context() as context:
-        context.setattr(causal, "patch", patch)
-        with pytest.raises(KeyboardInterrupt):
-            patched(toy_model, tmp_path / "killed", *TEXTS)
+        context.setattr(Store, "write_final", write_final)
+        for _ in kills:
+            with pytest.raises(KeyboardInterrupt):
+                patched(toy_model, tmp_path / "killed", *TEXTS)
     resumed = patched(toy_model, tmp_path / "killed", *TEXTS)
     assert set(resumed.grids) == set(whole.grids)
     for name in whole.grids:
@@ -100,7 +104,7 @@ def killed_before_its_first_grid(model: Model, folder: Path, patch: pytest.Monke
         raise KeyboardInterrupt
 
     with patch.context() as context:
-        context.setattr(causal, "patch", die)
+        context.setattr(causal, "patch_sites", die)
         with pytest.raises(KeyboardInterrupt):
             patched(model, folder, *TEXTS)
 
@@ -159,15 +163,15 @@ def test_a_grid_whose_check_fails_costs_no_other_and_is_named(
     toy_model: Model, tmp_path: Path, monkeypatch: Any
 ) -> None:
     whole = patched(toy_model, tmp_path / "whole", *TEXTS)
-    real = causal.patch
+    real = causal.patch_sites
 
-    def patch(*args: Any, **kwargs: Any) -> Any:
-        if args[3] == "attn_out":
-            raise MeasureError("the sweep differs from full forward passes by 1e-3")
-        return real(*args, **kwargs)
+    def patch_sites(*args: Any, **kwargs: Any) -> Any:
+        failed = MeasureError("the sweep differs from full forward passes by 1e-3")
+        found = real(*args, **kwargs)
+        return {site: failed if site == "attn_out" else one for site, one in found.items()}
 
     with monkeypatch.context() as context:
-        context.setattr(causal, "patch", patch)
+        context.setattr(causal, "patch_sites", patch_sites)
         partly = patched(toy_model, tmp_path / "partly", *TEXTS)
     missing = set(whole.grids) - set(partly.grids)
     assert missing

@@ -99,12 +99,12 @@ def test_grids_that_fit_are_made_and_the_others_left(
     toy_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heads come first; when the estimates say so, the rest waits."""
-    right = Clock.fits
+    right = Clock.fit
 
-    def fits(clock: Clock, what: str, seconds: float) -> bool:
-        return right(clock, what, seconds if what == "patching.z.role" else 1e9)
+    def fit(clock: Clock, parts: Sequence[str], seconds: float) -> bool:
+        return right(clock, parts, seconds if list(parts) == ["patching.z.role"] else 1e9)
 
-    monkeypatch.setattr(Clock, "fits", fits)
+    monkeypatch.setattr(Clock, "fit", fit)
     made = of(toy_model, tmp_path / "s", 1e6)
     assert "patching.z.role" in made.grids
     assert "patching.resid_pre.role" not in made.grids

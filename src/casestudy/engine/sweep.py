@@ -28,6 +28,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ from casestudy.engine.plan import (
     planned,
 )
 from casestudy.engine.readout import Metric, Readout, Tails
-from casestudy.engine.rounding import checked
+from casestudy.engine.rounding import BothWays, checked
 from casestudy.errors import MeasureError
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
@@ -106,6 +107,11 @@ class Sweep:
             raise MeasureError("an ablation has no other run", hint="Compare with the base instead")
         return ratio_of_means(self.values, self.base, self.other)
 
+    def part(self, cells: slice, error: dict[str, float]) -> Sweep:
+        """Some of the cells, with a check of their own."""
+        values, known = self.values[cells], self.known[cells]
+        return replace(self, cells=self.cells[cells], values=values, known=known, error=error)
+
 
 def sweep(
     model: Model,
@@ -142,7 +148,34 @@ def sweep(
     """
     task = Task.checked(model, base, source, cells, tails)
     with torch.no_grad():
-        return _Sweeping(task, metric).sweep(budget, progress, watch)
+        (found,) = _Sweeping(task, metric).sweep([len(cells)], budget, progress, watch)
+    if isinstance(found, MeasureError):
+        raise found
+    return found
+
+
+def sweeps(
+    model: Model,
+    base: Tokens,
+    source: Tokens | Values | None,
+    parts: Sequence[Sequence[Cell]],
+    metric: Contrast | Metric,
+    *,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+) -> list[Sweep | MeasureError]:
+    """Several lists of cells in one sweep: one pair of unpatched runs, and climbs that they share.
+
+    Args:
+        parts: the lists of cells; each has a check of its own.
+        budget: as in `sweep`; as many values are computed again of each part.
+
+    Returns: for each part its sweep, or the error if its check failed or a value is NaN.
+    Raises: as `sweep` does before anything is computed, and for NaN in an unpatched run.
+    """
+    task = Task.checked(model, base, source, [cell for part in parts for cell in part])
+    with torch.no_grad():
+        return _Sweeping(task, metric).sweep([len(part) for part in parts], budget, progress, None)
 
 
 class _Values:
@@ -179,13 +212,22 @@ class _Sweeping:
         self.readout = Readout(task.model, metric, len(task.tails.weights))
         self.operations = Operations()
 
-    def sweep(self, budget: Budget, progress: Tell | None, watch: Watch | None) -> Sweep:
-        """Every variant's value, and the largest gap of the sample."""
+    def sweep(
+        self, sizes: Sequence[int], budget: Budget, progress: Tell | None, watch: Watch | None
+    ) -> list[Sweep | MeasureError]:
+        """Every variant's value, and the largest gap of the sample of each part.
+
+        Args:
+            sizes: of the parts, in cells.
+        """
+        ends = np.cumsum([0, *sizes]).tolist()
+        parts = [range(*pair) for pair in pairwise(ends)]
         variants, known, absent = self.task.variants()
         keep = keeps(self.task, variants)
         planner = Planner(self.task, keep, budget.memory, budget.rows)
         shares = planner.shares(variants)
-        sample = self.sample(variants, budget)
+        samples = [self.sample(variants, part, budget) for part in parts]
+        sample = [variant for some in samples for variant in some]
         found, done = _Values(self.task, known), int(known.sum())
         plain: list[tuple[Variant, float]] = []
         total = done + len(variants)
@@ -207,18 +249,42 @@ class _Sweeping:
                     watch(so_far())
             plain += self.plain_values(runs, sample)
         whole = so_far()
-        if np.isnan(whole.values[~absent]).any():
+        outcomes: list[Sweep | MeasureError] = []
+        for part, some in zip(parts, samples, strict=True):
+            cells = slice(part.start, part.stop)
+            again = partial(self.in_float64, some, 2 * budget.memory)
+            try:
+                error = self.error(found, plain, part, again, whole.values[cells][~absent[cells]])
+                outcomes.append(whole.part(cells, error))
+            except MeasureError as problem:
+                outcomes.append(problem)
+        return outcomes
+
+    def error(
+        self,
+        found: _Values,
+        plain: Sequence[tuple[Variant, float]],
+        part: range,
+        again: BothWays,
+        values: NDArray[np.float64],
+    ) -> dict[str, float]:
+        """The check of a part's sample.
+
+        Raises: MeasureError if it fails, or if a value of the part is NaN.
+        """
+        if np.isnan(values).any():
             raise MeasureError("a patched run gave NaN", hint="The replacement may not be finite")
-        fast, slow = found.at([v for v, _ in plain]), np.array([value for _, value in plain])
-        again = partial(self.in_float64, sample, 2 * budget.memory)
-        return replace(whole, error=checked(self.model, fast, slow, again, "the sweep"))
+        mine = [(variant, value) for variant, value in plain if variant.cell in part]
+        fast, slow = found.at([v for v, _ in mine]), np.array([value for _, value in mine])
+        return checked(self.model, fast, slow, again, "the sweep")
 
     @staticmethod
-    def sample(variants: Sequence[Variant], budget: Budget) -> list[Variant]:
-        """The variants that are computed again the plain way."""
-        count = min(budget.check, len(variants))
-        chosen = random.Random(budget.seed).sample(range(len(variants)), count)
-        return [variants[i] for i in sorted(chosen)]
+    def sample(variants: Sequence[Variant], part: range, budget: Budget) -> list[Variant]:
+        """The variants of a part that are computed again the plain way."""
+        mine = [variant for variant in variants if variant.cell in part]
+        count = min(budget.check, len(mine))
+        chosen = random.Random(budget.seed).sample(range(len(mine)), count)
+        return [mine[i] for i in sorted(chosen)]
 
     def in_float64(
         self, sample: Sequence[Variant], memory: int, model: Model

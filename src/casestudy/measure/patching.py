@@ -32,7 +32,7 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.engine.cells import Cell, Place, Values
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric, Tails
-from casestudy.engine.sweep import Sweep, sweep
+from casestudy.engine.sweep import Sweep, sweep, sweeps
 from casestudy.errors import MeasureError, SiteError, one_of
 from casestudy.measure.attribution_patching import attribute_nodes
 from casestudy.measure.means import mean_values
@@ -68,6 +68,7 @@ __all__ = [
     "neurons_by_gradient",
     "pairs_of",
     "patch",
+    "patch_sites",
     "read_by",
     "read_direction",
     "role_place",
@@ -124,13 +125,62 @@ def patch(
     site = Site(site)
     sides = pairs.sides(direction)
     by = _by(site, by)
-    axis, places = _places(by, sides)
-    cells, axes = _cells(model.config, site, layers, axis, places)
-    about = f"{direction.capitalize()}: the {sides.about[0]} run with {site.value} of the "
-    about += f"{sides.about[1]} one put in."
-    job = _Job(names.patching(site.value, by, direction), about, axes, pairs.labels)
+    cells, axes = _cells(model.config, site, layers, *_places(by, sides))
+    job = _of_site(site, by, direction, sides, axes, pairs.labels)
     on = (model, sides.base, sides.source, cells, contrast)
     return job.run(*on, budget, progress, watch, tails)
+
+
+def patch_sites(
+    model: Model,
+    pairs: Pairs,
+    contrast: Contrast | Metric,
+    sites: Sequence[Site | str],
+    *,
+    by: By,
+    direction: Direction = "denoising",
+    layers: Sequence[int] | None = None,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+) -> dict[str, Patched | MeasureError]:
+    """Patch several sites of the same pairs in one sweep, which shares the unpatched runs.
+
+    Args:
+        sites: as `patch` takes one; each is a grid with a check of its own.
+        progress: called with the progress over all grids together.
+        model, pairs, contrast, by, direction, layers, budget: as in `patch`.
+
+    Returns: by site, what `patch` gives up to rounding; the error if its check failed.
+    Raises: as `patch`, for what is wrong before anything is computed.
+    """
+    sides = pairs.sides(direction)
+    axis, places = _places(by, sides)
+    jobs, parts = {}, []
+    for site in map(Site, sites):
+        cells, axes = _cells(model.config, site, layers, axis, places)
+        jobs[site.value] = _of_site(site, by, direction, sides, axes, pairs.labels)
+        parts.append(cells)
+    found = sweeps(
+        model, sides.base, sides.source, parts, contrast, budget=budget, progress=progress
+    )
+    return {
+        site: one if isinstance(one, MeasureError) else job.laid_out(one, contrast)
+        for (site, job), one in zip(jobs.items(), found, strict=True)
+    }
+
+
+def _of_site(
+    site: Site,
+    by: By,
+    direction: Direction,
+    sides: Sides,
+    axes: tuple[Axis, ...],
+    labels: tuple[str, ...] | None,
+) -> _Job:
+    """The name and the axes of the grid of a site between the two runs of pairs."""
+    about = f"{direction.capitalize()}: the {sides.about[0]} run with {site.value} of the "
+    about += f"{sides.about[1]} one put in."
+    return _Job(names.patching(site.value, by, direction), about, axes, labels)
 
 
 def read_by(text: str | None) -> By | None:
@@ -428,10 +478,6 @@ class _Job:
     ) -> Patched:
         """Sweep the cells, and arrange the values along the axes."""
 
-        def laid_out(found: Sweep) -> Patched:
-            found = found if self.of_pairs else replace(found, other=None)
-            return patched(found, self.name, self.about, self.axes, self.labels, contrast)
-
         found = sweep(
             model,
             base,
@@ -441,6 +487,11 @@ class _Job:
             tails=tails,
             budget=budget,
             progress=progress,
-            watch=None if watch is None else lambda found: watch(laid_out(found)),
+            watch=None if watch is None else lambda found: watch(self.laid_out(found, contrast)),
         )
-        return laid_out(found)
+        return self.laid_out(found, contrast)
+
+    def laid_out(self, found: Sweep, contrast: Contrast | Metric) -> Patched:
+        """A sweep's values along the axes."""
+        found = found if self.of_pairs else replace(found, other=None)
+        return patched(found, self.name, self.about, self.axes, self.labels, contrast)

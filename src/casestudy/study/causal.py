@@ -12,12 +12,13 @@ prompts and the corrupted prompts of the family that most surely undoes the beha
 
 Assumes prompts with an answer. Cost: see `engine/sweep`; at most `MOST_PAIRS` prompts, evenly
 spaced, because a grid over thousands of prompts answers the same question as one over sixty-four.
-Each grid is stored before the next begins; a continued study makes only the missing ones.
+Grids of the same pairs and places share a sweep, which is stored grid by grid before the next
+begins; a continued study makes only what is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -38,7 +39,7 @@ from casestudy.measure.patching import (
     neurons,
     neurons_by_gradient,
     pairs_of,
-    patch,
+    patch_sites,
 )
 from casestudy.model.decoder import run as forward
 from casestudy.results import names
@@ -58,12 +59,30 @@ MOST_NEURONS = 20
 @dataclass(frozen=True)
 class _Task:
     """A grid to make: its name in the study, the family of its pairs, about how many tokens run
-    through all layers for it, and the function."""
+    through all layers for it, and the sweep that makes it."""
 
     name: str
     family: str
     tokens: int
-    make: Callable[[Budget, Tell], Patched]
+    sweep: _Sweep
+
+
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """One or several grids of the same pairs, made at once.
+
+    Whole, even if some of them are stored already: which grids share a sweep decides the last bits
+    of their values, and a continued study has the same.
+
+    Attributes:
+        said: what it makes, for progress.
+        names: of its grids.
+        make: the grids by name; the error if a grid's check failed.
+    """
+
+    said: str
+    names: tuple[str, ...]
+    make: Callable[[Budget, Tell], Mapping[str, Patched | MeasureError]]
 
 
 def patching(subject: Subject) -> Stage[_Task, Patched]:
@@ -101,17 +120,26 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
     def run(missing: Sequence[_Task]) -> Generator[tuple[_Task, Patched], None, None]:
         clock = subject.clock
         each = 0.0 if clock.limit is None else _seconds_per_token(batch)
-        for task in missing if clock.limit is None else sorted(missing, key=_telling):
-            if not clock.fits(task.name, clock.seconds(task.tokens, each)):
+        ordered = missing if clock.limit is None else sorted(missing, key=_telling)
+        for sweep in dict.fromkeys(task.sweep for task in ordered):
+            some = [task for task in ordered if task.sweep is sweep]
+            tokens = sum(task.tokens for task in tasks if task.sweep is sweep)
+            if not clock.fit([task.name for task in some], clock.seconds(tokens, each)):
                 continue
-            tell = partial(_tell_cells, subject, task.name)
+            found: Mapping[str, Patched | MeasureError]
             try:
-                with clock.timing(task.tokens):
-                    patched = task.make(subject.execution.budget, tell)
+                with clock.timing(tokens):
+                    found = sweep.make(
+                        subject.execution.budget, partial(_tell_cells, subject, sweep.said)
+                    )
             except MeasureError as problem:  # the other grids are still made
-                store.say_not_measured(task.name, str(problem))
-                continue
-            yield task, patched
+                found = dict.fromkeys(sweep.names, problem)
+            for task in some:
+                patched = found[task.name]
+                if isinstance(patched, MeasureError):
+                    store.say_not_measured(task.name, str(patched))
+                else:
+                    yield task, patched
 
     def keep(task: _Task, patched: Patched) -> None:
         store.say_measured(task.name)
@@ -203,21 +231,24 @@ def _before_last(batch: Batch, choice: FamilyChoice) -> Iterator[_Task]:
     said = _said(best, "before the last token")
     aligned = best.only(lambda pair: pair.aligned == "position")
     by_role = _Side(batch, best, said)
-    for site in ("resid_pre", "attn_out", "mlp_out"):
-        yield by_role.grid(site, "role")
+    yield from by_role.grids(_STREAM, "role")
     if not aligned.n:
-        yield by_role.grid("z", "role")
+        yield from by_role.grids(("z",), "role")
         if not mirrored(by_role.pairs, by_role.contrast):
-            yield by_role.grid("z", "role", "noising")
+            yield from by_role.grids(("z",), "role", "noising")
         return
     whole = _Side(batch, aligned, _said(aligned, "before the last token"))
     if len(set(whole.pairs.clean.lengths.tolist())) == 1:
-        for site in ("resid_pre", "attn_out", "mlp_out"):
-            yield whole.grid(site, "position")
-    yield whole.grid("z", "all")
+        yield from whole.grids(_STREAM, "position")
+    yield from whole.grids(("z",), "all")
     if not mirrored(whole.pairs, whole.contrast):
-        yield whole.grid("z", "all", "noising")
+        yield from whole.grids(("z",), "all", "noising")
     yield whole.neurons()
+
+
+_STREAM = ("resid_pre", "attn_out", "mlp_out")
+"""The sites of one layer that share a sweep. Heads are as many cells as all of these together and
+more, so that they gain little, and a study with little time begins with them."""
 
 
 def mirrored(pairs: Pairs, contrast: Contrast) -> bool:
@@ -249,8 +280,7 @@ def _at_last(batch: Batch, choice: FamilyChoice) -> Iterator[_Task]:
     if best is None:
         return
     side = _Side(batch, best, _said(best, "in the last token only"))
-    for site in ("attn_out", "mlp_out", "z"):
-        yield side.grid(site, "last")
+    yield from side.grids(("attn_out", "mlp_out", "z"), "last")
 
 
 class _Side:
@@ -261,48 +291,60 @@ class _Side:
         self.pairs = scored_pairs(batch, score)
         self.contrast = batch.contrasts[0][[pair.index for pair in score.pairs]]
 
-    def grid(self, site: str, by: By, direction: Direction = "denoising") -> _Task:
-        """A grid of one site, patched in every layer and at every place."""
+    def grids(
+        self, sites: Sequence[str], by: By, direction: Direction = "denoising"
+    ) -> Iterator[_Task]:
+        """Grids of some sites, patched in every layer and at every place, made in one sweep."""
+        by_site = {site: names.patching(site, by, direction) for site in sites}
 
-        def make(budget: Budget, tell: Tell) -> Patched:
-            return self._told(
-                patch(
-                    self.model,
-                    self.pairs,
-                    self.contrast,
-                    site,
-                    by=by,
-                    direction=direction,
-                    budget=budget,
-                    progress=tell,
-                )
+        def make(budget: Budget, tell: Tell) -> dict[str, Patched | MeasureError]:
+            found = patch_sites(
+                self.model,
+                self.pairs,
+                self.contrast,
+                sites,
+                by=by,
+                direction=direction,
+                budget=budget,
+                progress=tell,
             )
+            return {by_site[site]: self._told(patched) for site, patched in found.items()}
 
+        said = names.patching(", ".join(sites), by, direction)
+        sweep = _Sweep(said, tuple(by_site.values()), make)
+        for site, name in by_site.items():
+            yield _Task(name, self.family, self._tokens(site, by), sweep)
+
+    def _tokens(self, site: str, by: By) -> int:
+        """About how many tokens run through all layers for a grid."""
         config, lengths = self.model.config, self.pairs.clean.lengths
         roles = [len(found) for found in self.pairs.roles or ()]
         # a cell runs the tokens from its place on, and on average half of the layers
-        tokens = {
+        by_place: dict[str, float] = {
             "all": int(lengths.sum()),
             "last": len(lengths),
             "role": sum(n * k for n, k in zip(lengths.tolist(), roles, strict=False)) / 2,
             "position": int((lengths * lengths).sum()) / 2,
-        }[by]
+        }
         cells = config.n_layers * (config.n_heads if site == "z" else 1)
-        made = round(tokens * cells / 2)
-        return _Task(names.patching(site, by, direction), self.family, made, make)
+        return round(by_place[by] * cells / 2)
 
     def neurons(self) -> _Task:
         """A grid of single neurons: those with the largest scores by gradient."""
 
-        def make(budget: Budget, tell: Tell) -> Patched:
+        name = names.patching("neurons", "all")
+
+        def make(budget: Budget, tell: Tell) -> dict[str, Patched | MeasureError]:
             chosen = neurons_by_gradient(self.model, self.pairs, self.contrast, MOST_NEURONS)
             on = (self.model, self.pairs, self.contrast)
-            return self._told(neurons(*on, chosen, budget=budget, progress=tell))
+            return {name: self._told(neurons(*on, chosen, budget=budget, progress=tell))}
 
         made = (MOST_NEURONS // 2 + 3) * int(self.pairs.clean.lengths.sum())
-        return _Task(names.patching("neurons", "all"), self.family, made, make)
+        return _Task(name, self.family, made, _Sweep(name, (name,), make))
 
-    def _told(self, patched: Patched) -> Patched:
+    def _told(self, patched: Patched | MeasureError) -> Patched | MeasureError:
+        if isinstance(patched, MeasureError):
+            return patched
         raw = replace(patched.raw, about=f"{patched.raw.about} {self.said}")
         return replace(patched, raw=raw)
 

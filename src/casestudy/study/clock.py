@@ -11,7 +11,7 @@ Cost: none.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from casestudy.circuits.cost import spoken_seconds
@@ -45,11 +45,17 @@ class Clock:
 
     def fits(self, what: str, seconds: float) -> bool:
         """Whether a part fits; if not, it is noted as left out."""
-        if seconds <= self.left:
-            self.left_out.pop(what, None)
-            return True
-        self.left_out[what] = seconds
-        return False
+        return self.fit([what], seconds)
+
+    def fit(self, parts: Sequence[str], seconds: float) -> bool:
+        """Whether parts that are made at once fit; if not, each is noted with the whole time."""
+        fits = seconds <= self.left
+        for part in parts:
+            if fits:
+                self.left_out.pop(part, None)
+            else:
+                self.left_out[part] = seconds
+        return fits
 
     def skip(self, what: str) -> None:
         """Note a part as left out whose cost is not known, because no time is left."""

@@ -14,6 +14,7 @@ import casestudy as cs
 from casestudy.behaviour.chat import edited_message, unwritten, written
 from casestudy.behaviour.files import load_behaviour
 from casestudy.behaviour.files_written import write_behaviour
+from casestudy.behaviour.presets import preset
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.errors import BehaviourError, PromptError
 from casestudy.model.chat import Chat, Written
@@ -80,6 +81,22 @@ def test_conversations_from_python(model: Model) -> None:
     assert isinstance(ready.chat, Written)
     assert ready.prompts[0].text == model.chat(QUESTION, assistant_prefix="It is")
     assert cs.chat(model, ready, assistant_prefix="So").prompts[0].text.endswith("assistant\nSo")
+
+
+def test_circuit_prompts_are_written_as_the_others_are(model: Model) -> None:
+    for name in ("ioi", "greater-than"):
+        plain = preset(name)
+        ready = cs.chat(model, plain, assistant_prefix="So")
+        assert len(ready.circuit_prompts) == len(plain.circuit_prompts) > 0
+        for one, said in zip(ready.circuit_prompts[:3], plain.circuit_prompts, strict=False):
+            assert one.text == model.chat(said.text, assistant_prefix="So")
+            assert one.corrupted == (
+                None
+                if said.corrupted is None
+                else model.chat(said.corrupted, assistant_prefix="So")
+            )
+        assert unwritten(ready) == replace(plain, chat=Chat("So"))
+        assert ready.with_circuit_prompts.read_by(model) == ready.read_by(model)
 
 
 def test_a_corrupted_text_takes_the_place_of_the_last_user_message(model: Model) -> None:

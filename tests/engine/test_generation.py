@@ -86,6 +86,8 @@ def test_where_it_stops() -> None:
         generate(model, prompt, n=8, stop=[tokens[first]]),
         generate(replace(model, tokenizer=replace(model.tokenizer, eos_id=tokens[first].id)),
                  prompt, n=8),
+        generate(replace(model, tokenizer=replace(model.tokenizer, end_ids=frozenset(
+            {tokens[first].id}))), prompt, n=8),
     ]  # fmt: skip
     for found in ends:
         assert found.tokens == tokens[: first + 1]  # the ending token is a choice as well

@@ -173,6 +173,32 @@ class TestBos:
         assert tokenizer.bos_id == BOS
         assert tokenizer.prepend_bos
 
+    @pytest.mark.parametrize(
+        ("files", "ends"),
+        [
+            ({"generation_config.json": {"eos_token_id": [BOS, 17]}}, {BOS, 17}),
+            ({"generation_config.json": {"eos_token_id": 17}}, {17}),
+            ({"config.json": {"eos_token_id": [17, 10**6]}}, {17}),  # no token has the other
+            (
+                {
+                    "generation_config.json": {"eos_token_id": 5},
+                    "config.json": {"eos_token_id": [17]},
+                },
+                {5},
+            ),
+            ({"generation_config.json": {"eos_token_id": ["17", None, True]}}, set()),
+        ],
+    )
+    def test_every_token_that_ends_a_text(
+        self, tmp_path: Path, files: dict[str, object], ends: set[int]
+    ) -> None:
+        (tmp_path / "tokenizer.json").write_bytes((BUNDLED / "tiny/tokenizer.json").read_bytes())
+        for name, entries in files.items():
+            (tmp_path / name).write_text(json.dumps(entries))
+        tokenizer = Tokenizer.from_directory(tmp_path, prepend_bos=True, n_ctx=256)
+        assert tokenizer.end_ids == ends
+        assert tokenizer.eos_id == (BOS if BOS in ends else None)  # 17 and 5 are ordinary
+
     def test_an_ordinary_token_is_never_taken_for_bos(self, tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_bytes((BUNDLED / "tiny/tokenizer.json").read_bytes())
         (tmp_path / "config.json").write_text('{"bos_token_id": 17}')

@@ -94,7 +94,7 @@ def written(model: Model, behaviour: Behaviour) -> Behaviour:
     if isinstance(behaviour.chat, Written) and behaviour.chat.template == source:
         return behaviour
     behaviour = unwritten(behaviour)
-    given = behaviour.prompts
+    given = (*behaviour.prompts, *behaviour.circuit_prompts)
     texts = how.render(tokenizer, [prompt.text for prompt in given])
     partners = {
         i: _partner(prompt.text, prompt.corrupted)
@@ -109,7 +109,15 @@ def written(model: Model, behaviour: Behaviour) -> Behaviour:
     )
     messages = {corrupted[i]: given[i].corrupted or "" for i in partners}
     messages = dict(zip(texts, (prompt.text for prompt in given), strict=True)) | messages
-    return replace(behaviour, prompts=made, chat=Written(how, source, messages))
+    return _with_prompts(behaviour, made, Written(how, source, messages))
+
+
+def _with_prompts(
+    behaviour: Behaviour, prompts: tuple[Prompt, ...], chat: Chat | Written
+) -> Behaviour:
+    """The behaviour with other texts for its prompts and, behind them, its circuit prompts."""
+    n = len(behaviour.prompts)
+    return replace(behaviour, prompts=prompts[:n], circuit_prompts=prompts[n:], chat=chat)
 
 
 def _partner(clean: str, corrupted: str) -> Messages:
@@ -167,9 +175,9 @@ def unwritten(behaviour: Behaviour) -> Behaviour:
             text=given(prompt.text),
             corrupted=None if prompt.corrupted is None else given(prompt.corrupted),
         )
-        for prompt in behaviour.prompts
+        for prompt in (*behaviour.prompts, *behaviour.circuit_prompts)
     )
-    return replace(behaviour, prompts=prompts, chat=chat.chat)
+    return _with_prompts(behaviour, prompts, chat.chat)
 
 
 # In files.

@@ -200,12 +200,6 @@ class Behaviour:
         object.__setattr__(self, "circuit_prompts", prompts_given(self.circuit_prompts))
         if not self.prompts:
             raise BehaviourError(f"behaviour {self.name!r} has no prompts", allowed="at least one")
-        if self.circuit_prompts and self.chat is not None:
-            raise BehaviourError(
-                f"{self.name!r} has conversations and circuit prompts",
-                allowed="either",
-                hint="Put them among the prompts, in a group that is no main one",
-            )
         if self.answers == "given":
             for i, prompt in enumerate((*self.prompts, *self.circuit_prompts)):
                 if prompt.answer is None or prompt.counterpart is None:

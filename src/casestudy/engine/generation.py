@@ -170,8 +170,8 @@ def generate(
         temperature: 0 takes the most probable token each time; otherwise logits are divided by it
             and a token is drawn.
         seed: of the draws.
-        stop: tokens that end the text beside the tokenizer's own end of text; the ending token is
-            the last one of the result.
+        stop: tokens that end the text beside the checkpoint's own (the tokenizer's EOS, and those
+            of generation_config.json); the ending token is the last one of the result.
 
     Raises: PromptError for several prompts, one that cannot be run, and settings out of range;
         TokenError for a stop that is not one token; MeasureError for logits that are not finite.
@@ -186,7 +186,7 @@ def generate(
     model, (one,) = behaviour.read_by(model), behaviour.prompts
     tokenizer = model.tokenizer
     ids = row_of(tokenizer, one)
-    ends = {tokenizer.token(token).id for token in stop}
+    ends = {tokenizer.token(token).id for token in stop} | tokenizer.end_ids
     ends |= set() if tokenizer.eos_id is None else {tokenizer.eos_id}
     chooser = torch.Generator().manual_seed(seed)
     cache = Cache(model, min(len(ids) + n, model.config.n_ctx))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from casestudy.errors import ModelError
 from casestudy.model.chat_template import default_template
+from casestudy.model.checkpoint_files import listed_ids
 from casestudy.model.families import read_config, read_weights
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokenizer
@@ -47,7 +48,10 @@ def from_module(module: nn.Module, tokenizer: Any) -> Model:
     weights = read_weights(config, layout, tensors)
     read_from = (entries.get("quantization_config") or {}).get("gguf_file")
     name = str(read_from or entries.get("_name_or_path") or type(module).__name__)
-    ours = _tokenizer(tokenizer, config.prepend_bos, config.n_ctx)
+    generation = getattr(module, "generation_config", None)
+    chosen = entries if generation is None else generation.to_dict()
+    ends = listed_ids(chosen, "eos_token_id")
+    ours = _tokenizer(tokenizer, config.prepend_bos, config.n_ctx, ends)
     ours = ours.fitted(config.d_vocab, "the tokenizer that came")
     return Model(config, weights, ours, name=name)
 
@@ -72,7 +76,9 @@ def _unpacked(entries: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[st
     return {key: value for key, value in entries.items() if key != "quantization_config"}
 
 
-def _tokenizer(tokenizer: Any, prepend_bos: bool | None, n_ctx: int) -> Tokenizer:
+def _tokenizer(
+    tokenizer: Any, prepend_bos: bool | None, n_ctx: int, ends: tuple[int, ...]
+) -> Tokenizer:
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
@@ -89,4 +95,5 @@ def _tokenizer(tokenizer: Any, prepend_bos: bool | None, n_ctx: int) -> Tokenize
         declared=getattr(tokenizer, "add_bos_token", None),
         n_ctx=n_ctx,
         chat_template=default_template(getattr(tokenizer, "chat_template", None)),
+        end_ids=ends,
     )

@@ -98,7 +98,12 @@ def read_tokenizer(
         declared=entries.get("add_bos_token", usual),
         n_ctx=n_ctx,
         chat_template=default_template(metadata.get("tokenizer.chat_template")),
+        end_ids=[id for id in map(entries.id, _ENDS) if id is not None],
     )
+
+
+_ENDS = ("eot_token_id", "eom_token_id")
+"""The keys of tokens that end a turn or a message, as llama.cpp stops at them."""
 
 
 class _Entries:

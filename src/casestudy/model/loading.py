@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from casestudy.errors import ModelError
+from casestudy.model.checkpoint_files import json_object
 from casestudy.model.config import ModelConfig
 from casestudy.model.families import FAMILIES, read_config, read_weights
 from casestudy.model.from_transformers import from_module
@@ -31,7 +32,7 @@ from casestudy.model.gguf import read_gguf, read_gguf_tokenizer
 from casestudy.model.gguf_file import MAGIC
 from casestudy.model.model import Model
 from casestudy.model.ram_check import check_room
-from casestudy.model.tokens import Tokenizer, json_object
+from casestudy.model.tokens import Tokenizer
 
 BUNDLED = Path(__file__).parent / "bundled"
 DTYPES = {

@@ -7,9 +7,8 @@ inside a prompt is ordinary text unless asked otherwise, and nothing is truncate
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from casestudy.errors import ModelError, PromptError, TokenError
 from casestudy.model.chat_template import template_in
+from casestudy.model.checkpoint_files import end_ids, json_object, special_id
 from casestudy.model.notices import Notice
 from casestudy.model.token import AnswerLike, Continuation, Token, ids_given
 from casestudy.model.token_labels import is_byte_piece, labels
@@ -140,6 +140,7 @@ class Tokenizer:
         parse_special: whether the text of a special token ("<|endoftext|>") in a prompt is read as
             that token; by default it is plain text.
         chat_template: how the model's own conversations are written, as Jinja (see `chat`).
+        end_ids: further tokens that end what the model writes, beside `eos_id`.
     """
 
     backend: HFTokenizer
@@ -151,6 +152,7 @@ class Tokenizer:
     n_ids: int = 0
     parse_special: bool = False
     chat_template: str | None = None
+    end_ids: frozenset[int] = frozenset()
     bos_chosen: bool = field(default=False, compare=False)  # it changes no ids
 
     @classmethod
@@ -164,12 +166,14 @@ class Tokenizer:
         declared: bool | None,
         n_ctx: int,
         chat_template: str | None = None,
+        end_ids: Iterable[int] = (),
     ) -> Tokenizer:
         """A tokenizer with its rule for BOS.
 
         Args:
             backend: a tokenizer of our own, whose settings may be switched.
             bos_id, eos_id, n_ctx, chat_template: see `Tokenizer`.
+            end_ids: likewise; ids that no token has are left out.
             family_prepends: the family's convention; None where it has none of its own.
             declared: then, what the tokenizer's configuration says (add_bos_token); None where it
                 does not, and what its own post-processing does counts.
@@ -189,6 +193,7 @@ class Tokenizer:
             n_ctx,
             frozenset(special),
             chat_template=chat_template,
+            end_ids=frozenset(id for id in end_ids if backend.id_to_token(id) is not None),
         )
 
     @classmethod
@@ -213,28 +218,13 @@ class Tokenizer:
             backend = HFTokenizer.from_file(str(path))
         except Exception as error:
             raise ModelError(f"{path} is not a tokenizer: {error}") from error
-        special = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
-
-        def id_of(kind: str) -> int | None:
-            # A null in the tokenizer's own files means "none", whatever the model's config says.
-            for name in ("tokenizer_config.json", "special_tokens_map.json"):
-                entries = json_object(folder / name)
-                if kind in entries:
-                    entry = entries[kind]
-                    text = entry.get("content") if isinstance(entry, dict) else entry
-                    return None if text is None else backend.token_to_id(text)
-            for name in ("generation_config.json", "config.json"):
-                entry = json_object(folder / name).get(f"{kind}_id")
-                if isinstance(entry, int) and entry in special:
-                    return entry
-            return None
-
         entries = json_object(folder / "tokenizer_config.json")
         declared = entries.get("add_bos_token")
         return cls.of(
             backend,
-            bos_id=id_of("bos_token"),
-            eos_id=id_of("eos_token"),
+            bos_id=special_id(folder, "bos_token", backend),
+            eos_id=special_id(folder, "eos_token", backend),
+            end_ids=end_ids(folder),
             family_prepends=prepend_bos,
             declared=declared if isinstance(declared, bool) else None,
             n_ctx=n_ctx,
@@ -582,19 +572,3 @@ class Tokenizer:
     def is_special(self, id: int) -> bool:
         """Whether an id is a control token, or a spare row, rather than text."""
         return id in self.special or self.backend.id_to_token(id) is None
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """A JSON object's entries; none where there is no such file.
-
-    Raises: ModelError for a file that holds anything else.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
-    if not isinstance(entries, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
-    return entries

@@ -140,6 +140,6 @@ def tokenizer(template: str | None, *, prepend_bos: bool = True) -> Tokenizer:
         family_prepends=prepend_bos,
         declared=None,
         n_ctx=4096,
-        chat_template=template,
+        templates={} if template is None else {"default": template},
     )
     return found.fitted(8192, "the embedding")

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+import casestudy as cs
 from casestudy.errors import ModelError, PromptError
 from casestudy.model import chat as chatting
 from casestudy.model import chat_sandbox
 from casestudy.model.chat import Chat, messages_of
-from casestudy.model.chat_template import default_template, template_in
+from casestudy.model.chat_template import named_templates, templates_in
 from casestudy.model.model import Model
+from tests.helpers import write_gpt2
 from tests.model.chat_templates import (
     BOS,
     CHATML,
@@ -173,14 +175,40 @@ def test_a_text_with_special_tokens_is_noticed_with_what_to_add(
     assert "--chat" not in without.text, "this checkpoint has no template"
 
 
-def test_where_a_checkpoint_keeps_its_template(tmp_path: Path) -> None:
-    assert template_in(tmp_path, {}) is None
-    assert template_in(tmp_path, {"chat_template": "one"}) == "one"
+def test_where_a_checkpoint_keeps_its_templates(tmp_path: Path) -> None:
+    assert templates_in(tmp_path, {}) == {}
+    assert templates_in(tmp_path, {"chat_template": "one"}) == {"default": "one"}
     named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
-    assert template_in(tmp_path, {"chat_template": named}) == "d"
-    assert default_template({"tool_use": "t"}) is None
+    both = {"tool_use": "t", "default": "d"}
+    assert templates_in(tmp_path, {"chat_template": named}) == both
+    assert named_templates({"tool_use": "t", "broken": 3}) == {"tool_use": "t"}
     (tmp_path / "chat_template.jinja").write_text("file", encoding="utf-8")
-    assert template_in(tmp_path, {"chat_template": "one"}) == "file"  # as transformers has it
+    # as transformers has it
+    assert templates_in(tmp_path, {"chat_template": "one"}) == {"default": "file"}
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("r", encoding="utf-8")
+    assert templates_in(tmp_path, {}) == {"default": "file", "rag": "r"}
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(ModelError, match="cannot be read"):
-        template_in(tmp_path, {})
+        templates_in(tmp_path, {})
+
+
+def test_a_template_is_chosen_by_name(tmp_path: Path) -> None:
+    folder = write_gpt2(tmp_path)
+    file = folder / "tokenizer_config.json"
+    entries = json.loads(file.read_text()) if file.is_file() else {}
+    named = [
+        {"name": "tool_use", "template": "t {{ messages[0].content }}"},
+        {"name": "default", "template": "d {{ messages[0].content }}"},
+    ]
+    file.write_text(json.dumps(entries | {"chat_template": named}))
+    model = cs.load(folder)
+    assert model.chat("Hi") == "d Hi"
+    assert model.chat("Hi", template_name="tool_use") == "t Hi"
+    assert cs.chat(model, "Hi", template_name="tool_use").prompts[0].text == "t Hi"
+    assert model.chat("Hi", template="x", template_name="tool_use") == "x"
+    with pytest.raises(PromptError, match=r"'tools'\. Allowed: default, tool_use"):
+        model.chat("Hi", template_name="tools")
+    file.write_text(json.dumps(entries | {"chat_template": named[:1]}))
+    with pytest.raises(PromptError, match=r"'default'\. Allowed: tool_use"):
+        cs.load(folder).chat("Hi")

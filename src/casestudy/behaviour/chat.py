@@ -28,6 +28,7 @@ def chat(
     assistant_prefix: str = "",
     template: str | None = None,
     variables: Mapping[str, Any] | None = None,
+    template_name: str = "",
 ) -> Behaviour:
     """Conversations as a behaviour, written by the model's chat template.
 
@@ -41,17 +42,18 @@ def chat(
             is messages too, or a text that takes the place of the last user message.
         assistant_prefix: the start of the assistant's turn, after which answers are read.
         template: Jinja, in place of the checkpoint's own.
-        variables: what else the template reads, such as `{"enable_thinking": False}`. Without these
-            three, a behaviour keeps its own.
+        variables: what else the template reads, such as `{"enable_thinking": False}`.
+        template_name: which of the checkpoint's templates, where it has several; by default the one
+            named "default". Without these four, a behaviour keeps its own.
 
-    Raises: PromptError without a template, for messages that are not well formed, and for a
-        template that refuses them or does not end.
+    Raises: PromptError without a template or one of this name, for messages that are not well
+        formed, and for a template that refuses them or does not end.
     """
     given = prompts
     if not isinstance(given, Behaviour):
         given = Behaviour("chat", prompts=tuple(_prompt(one) for one in _several(given)))
     given = unwritten(given)
-    how = Chat(assistant_prefix, template, variables or {})
+    how = Chat(assistant_prefix, template, variables or {}, template_name)
     if how == Chat() and isinstance(given.chat, Chat):
         how = given.chat
     return written(model, replace(given, chat=how))
@@ -226,7 +228,7 @@ def chat_setting(value: object) -> Chat | None:
     """
     if value is None or isinstance(value, bool):
         return Chat() if value else None
-    names = {"assistant_prefix": str, "template": str, "variables": dict}
+    names = {"assistant_prefix": str, "template": str, "template_name": str, "variables": dict}
     if not isinstance(value, dict):
         raise BehaviourError(f"chat is {value!r}", allowed="true, false or a table")
     given = {key: entry for key, entry in value.items() if entry is not None}

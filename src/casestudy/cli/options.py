@@ -90,8 +90,9 @@ TemplateOption = Annotated[
     Path | None,
     typer.Option(
         "--chat-template",
-        metavar="FILE",
-        help="A Jinja template in place of the checkpoint's own; implies --chat.",
+        metavar="FILE|NAME",
+        help="A Jinja template in place of the checkpoint's own, or the name of one of its own; "
+        "implies --chat.",
     ),
 ]
 TimeOption = Annotated[
@@ -162,8 +163,12 @@ class Reading:
 
         if not (self.chat or self.prefix or self.template):
             return None
-        template = None if self.template is None else template_file(self.template)
-        return Chat(self.prefix, template)
+        given = self.template
+        if given is None:
+            return Chat(self.prefix)
+        if str(given) == given.stem and not given.is_file():  # no suffix, no folder
+            return Chat(self.prefix, template_name=given.stem)
+        return Chat(self.prefix, template_file(given))
 
     def prompt(self, name: str, prompt: Prompt) -> tuple[Model, Prompt]:
         """The model that --model names, and a prompt as it reads it: with --chat, the template has

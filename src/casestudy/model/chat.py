@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from casestudy.errors import PromptError
 from casestudy.model import chat_sandbox
+from casestudy.model.chat_template import DEFAULT
 
 if TYPE_CHECKING:
     from casestudy.model.tokens import Tokenizer
@@ -57,11 +58,14 @@ class Chat:
         assistant_prefix: the start of the assistant's turn; the model goes on after it.
         template: Jinja, in place of the checkpoint's own.
         variables: what else the template is given (`{"enable_thinking": False}`), as JSON values.
+        template_name: which of the checkpoint's templates, where it has several; "" for the one
+            named "default".
     """
 
     assistant_prefix: str = ""
     template: str | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    template_name: str = ""
 
     def __post_init__(self) -> None:
         own = ("messages", "tools", "documents", "add_generation_prompt")
@@ -74,12 +78,22 @@ class Chat:
     def source(self, tokenizer: Tokenizer) -> str:
         """The template.
 
-        Raises: PromptError where there is none.
+        Raises: PromptError where there is none, or none of this name.
         """
-        found = self.template if self.template is not None else tokenizer.chat_template
-        if found is None:
+        if self.template is not None:
+            return self.template
+        own = () if tokenizer.chat_template is None else ((DEFAULT, tokenizer.chat_template),)
+        named: dict[str, str] = dict((*own, *tokenizer.more_templates))
+        if not named:
             raise PromptError("this checkpoint has no chat template", hint=NO_TEMPLATE)
-        return found
+        name = self.template_name or DEFAULT
+        if name not in named:
+            raise PromptError(
+                f"this checkpoint has no chat template {name!r}",
+                allowed=", ".join(named),
+                hint="Name one: --chat-template NAME (template_name in Python and in a file)",
+            )
+        return named[name]
 
     def render(self, tokenizer: Tokenizer, conversations: Sequence[Messages]) -> list[str]:
         """Each conversation as the text that the model reads, up to where the assistant speaks.
@@ -126,6 +140,8 @@ class Written:
         told: dict[str, Any] = {"template_sha256": self.template}
         told["assistant_prefix"] = self.chat.assistant_prefix
         told["variables"] = dict(self.chat.variables)
+        if self.chat.template_name:
+            told["template_name"] = self.chat.template_name
         if len(self.messages) <= MOST_LISTED:
             told["messages"] = list(self.messages.values())
         return told

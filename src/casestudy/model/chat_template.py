@@ -19,29 +19,40 @@ def template_hash(source: str) -> str:
     return hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def default_template(given: object) -> str | None:
-    """The template among what a checkpoint has: a text, or several by name, of which "default".
+DEFAULT = "default"
+"""The name of the template that is used where none is named."""
+
+
+def named_templates(given: object) -> dict[str, str]:
+    """The templates of a checkpoint by name; one without a name is the default.
 
     Source: transformers' `get_chat_template`; "tool_use" is for calls with tools.
     """
     if isinstance(given, str):
-        return given
+        return {DEFAULT: given}
     if isinstance(given, list):  # tokenizer_config.json: [{"name": …, "template": …}, …]
         pairs = [one for one in given if isinstance(one, dict)]
         given = {one.get("name"): one.get("template") for one in pairs}
-    found = given.get("default") if isinstance(given, dict) else None
-    return found if isinstance(found, str) else None
+    if not isinstance(given, dict):
+        return {}
+    return {
+        name: template
+        for name, template in given.items()
+        if isinstance(name, str) and isinstance(template, str)
+    }
 
 
-def template_in(folder: Path, entries: Mapping[str, Any]) -> str | None:
-    """The template of a checkpoint's folder: its own file, else what tokenizer_config.json has.
+def templates_in(folder: Path, entries: Mapping[str, Any]) -> dict[str, str]:
+    """The templates of a checkpoint's folder: its own files, else what tokenizer_config.json has.
 
     Raises: ModelError for a file that is not UTF-8.
     """
-    file = folder / "chat_template.jinja"
-    if not file.is_file():
-        return default_template(entries.get("chat_template"))
-    return template_file(file)
+    files = {file.stem: file for file in sorted(folder.glob("additional_chat_templates/*.jinja"))}
+    own = folder / "chat_template.jinja"
+    files |= {DEFAULT: own} if own.is_file() else {}
+    if not files:
+        return named_templates(entries.get("chat_template"))
+    return {name: template_file(file) for name, file in files.items()}
 
 
 def template_file(path: Path) -> str:

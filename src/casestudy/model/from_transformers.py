@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from torch import Tensor, nn
 
 from casestudy.errors import ModelError
-from casestudy.model.chat_template import default_template
+from casestudy.model.chat_template import named_templates
 from casestudy.model.checkpoint_files import listed_ids
 from casestudy.model.families import read_config, read_weights
 from casestudy.model.model import Model
@@ -94,6 +94,6 @@ def _tokenizer(
         family_prepends=prepend_bos,
         declared=getattr(tokenizer, "add_bos_token", None),
         n_ctx=n_ctx,
-        chat_template=default_template(getattr(tokenizer, "chat_template", None)),
+        templates=named_templates(getattr(tokenizer, "chat_template", None)),
         end_ids=ends,
     )

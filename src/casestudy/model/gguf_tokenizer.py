@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as HFTokenizer
 
 from casestudy.errors import ModelError
-from casestudy.model.chat_template import default_template
+from casestudy.model.chat_template import named_templates
 from casestudy.model.tokens import Tokenizer
 
 # What may stand in `tokenizer.ggml.token_type`, as far as it matters here.
@@ -97,9 +97,20 @@ def read_tokenizer(
         family_prepends=prepend_bos,
         declared=entries.get("add_bos_token", usual),
         n_ctx=n_ctx,
-        chat_template=default_template(metadata.get("tokenizer.chat_template")),
+        templates=_templates(metadata),
         end_ids=[id for id in map(entries.id, _ENDS) if id is not None],
     )
+
+
+def _templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The default template, and those under a key of their own: tokenizer.chat_template.NAME."""
+    key = "tokenizer.chat_template"
+    named = {
+        name.removeprefix(f"{key}."): value
+        for name, value in metadata.items()
+        if name.startswith(f"{key}.")
+    }
+    return named_templates(named) | named_templates(metadata.get(key))
 
 
 _ENDS = ("eot_token_id", "eom_token_id")

@@ -61,7 +61,7 @@ _HUB_NAMES: dict[str, tuple[str, ...]] = {
 _FILES = ["config.json", "generation_config.json", "model*.safetensors"]
 _FILES += ["model.safetensors.index.json"]
 _FILES += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
-_FILES += ["chat_template.jinja"]
+_FILES += ["chat_template.jinja", "additional_chat_templates/*.jinja"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _READ = "a model by name, a folder with config.json and safetensors, or a GGUF file"
 

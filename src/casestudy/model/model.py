@@ -103,6 +103,7 @@ class Model:
         assistant_prefix: str = "",
         template: str | None = None,
         variables: Mapping[str, Any] | None = None,
+        template_name: str = "",
     ) -> str:
         """Messages as the text that the model reads, up to where the assistant speaks.
 
@@ -114,11 +115,12 @@ class Model:
             assistant_prefix: the start of the assistant's turn, after which the model goes on.
             template: Jinja, in place of the checkpoint's own.
             variables: what else the template reads, such as `{"enable_thinking": False}`.
+            template_name: which of the checkpoint's templates, where it has several.
 
-        Raises: PromptError without a template, for messages that are not well formed, and for a
-            template that refuses them or does not end.
+        Raises: PromptError without a template or one of this name, for messages that are not well
+            formed, and for a template that refuses them or does not end.
         """
-        chat = Chat(assistant_prefix, template, variables or {})
+        chat = Chat(assistant_prefix, template, variables or {}, template_name)
         (text,) = chat.render(self.tokenizer, [messages])
         return text
 

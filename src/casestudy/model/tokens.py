@@ -8,7 +8,7 @@ inside a prompt is ordinary text unless asked otherwise, and nothing is truncate
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
@@ -24,7 +24,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from torch import Tensor
 
 from casestudy.errors import ModelError, PromptError, TokenError
-from casestudy.model.chat_template import template_in
+from casestudy.model.chat_template import DEFAULT, templates_in
 from casestudy.model.checkpoint_files import end_ids, json_object, special_id
 from casestudy.model.notices import Notice
 from casestudy.model.token import AnswerLike, Continuation, Token, ids_given
@@ -140,6 +140,7 @@ class Tokenizer:
         parse_special: whether the text of a special token ("<|endoftext|>") in a prompt is read as
             that token; by default it is plain text.
         chat_template: how the model's own conversations are written, as Jinja (see `chat`).
+        more_templates: (name, template) of those that have to be asked for by name.
         end_ids: further tokens that end what the model writes, beside `eos_id`.
     """
 
@@ -153,6 +154,7 @@ class Tokenizer:
     parse_special: bool = False
     chat_template: str | None = None
     end_ids: frozenset[int] = frozenset()
+    more_templates: tuple[tuple[str, str], ...] = ()
     bos_chosen: bool = field(default=False, compare=False)  # it changes no ids
 
     @classmethod
@@ -165,15 +167,16 @@ class Tokenizer:
         family_prepends: bool | None,
         declared: bool | None,
         n_ctx: int,
-        chat_template: str | None = None,
+        templates: Mapping[str, str] | None = None,
         end_ids: Iterable[int] = (),
     ) -> Tokenizer:
         """A tokenizer with its rule for BOS.
 
         Args:
             backend: a tokenizer of our own, whose settings may be switched.
-            bos_id, eos_id, n_ctx, chat_template: see `Tokenizer`.
-            end_ids: likewise; ids that no token has are left out.
+            bos_id, eos_id, n_ctx: see `Tokenizer`.
+            templates: its chat templates by name.
+            end_ids: see `Tokenizer`; ids that no token has are left out.
             family_prepends: the family's convention; None where it has none of its own.
             declared: then, what the tokenizer's configuration says (add_bos_token); None where it
                 does not, and what its own post-processing does counts.
@@ -185,6 +188,7 @@ class Tokenizer:
         if prepends is None:
             prepends = backend.encode("a", add_special_tokens=True).ids[:1] == [bos_id]
         prepends = prepends and bos_id is not None
+        named = dict(templates or {})
         return cls(
             backend,
             bos_id,
@@ -192,7 +196,8 @@ class Tokenizer:
             prepends,
             n_ctx,
             frozenset(special),
-            chat_template=chat_template,
+            chat_template=named.pop(DEFAULT, None),
+            more_templates=tuple(named.items()),
             end_ids=frozenset(id for id in end_ids if backend.id_to_token(id) is not None),
         )
 
@@ -228,7 +233,7 @@ class Tokenizer:
             family_prepends=prepend_bos,
             declared=declared if isinstance(declared, bool) else None,
             n_ctx=n_ctx,
-            chat_template=template_in(folder, entries),
+            templates=templates_in(folder, entries),
         )
 
     def with_bos(self, prepend: bool) -> Tokenizer:

@@ -119,10 +119,22 @@ class TestByteLevel:
             del writer.kv_data[0]["tokenizer.ggml.add_bos_token"]
             writer.add_add_bos_token(True)
             writer.add_chat_template("{{ messages }}")
+            writer.add_eot_token_id(17)
 
         mine = ours(tmp_path, with_bos)
         assert mine.tokenize("It").rows()[0][0] == 8191
         assert mine.chat_template == "{{ messages }}"
+        assert mine.end_ids == {17}
+
+    def test_several_chat_templates(self, tmp_path: Path) -> None:
+        def with_templates(writer: gguf.GGUFWriter) -> None:
+            bundled_tokenizer(8192)(writer)
+            named = {"default": "d", "tool_use": "t"}
+            writer.add_chat_template([{"name": n, "template": t} for n, t in named.items()])
+
+        mine = ours(tmp_path, with_templates)
+        assert mine.chat_template == "d"
+        assert mine.more_templates == (("tool_use", "t"),)
 
     def test_llama3_takes_whole_words(self) -> None:
         assert PRE_TOKENIZERS["llama-bpe"] != PRE_TOKENIZERS["tekken"]

@@ -107,7 +107,7 @@ def test_the_likeliest_of_a_class_is_its_id(
     assert float(contrasts.values[0]) == pytest.approx(difference, abs=1e-4)
     asked = Prompt(PROMPT, f"id:{best}", f"id:{other}", corrupted="It was I.")
     patched = patch_prompts(model, [asked], "resid_pre", by="last", direction="noising")
-    assert [(a.id, b.id) for a, b in patched.weighed] == [(best, other)]
+    assert [(a.id, b.id) for (a,), (b,) in patched.weighed] == [(best, other)]
     unpatched = patched.baselines.select(run="unpatched").values[0]
     assert float(unpatched) == pytest.approx(difference, abs=1e-4)
 

@@ -76,7 +76,7 @@ def attention_to_roles(batch: Batch, source: str | None = None) -> Grid:
         by_role.permute(0, 2, 3, 1).float().cpu().numpy(),
         (layers, heads, Axis("role", seen), batch.prompt_axis),
         "share",
-        about=f"Attention from the {source or 'last token'} of the prompt, summed over the "
+        about=f"Attention from the {source or LAST} of the prompt, summed over the "
         "positions of each role. Roles may overlap.",
     )
 

@@ -74,6 +74,42 @@ def test_a_command_reads_what_the_template_writes(
     )  # one BOS, one turn's end
 
 
+def test_checkpoints_are_compared_and_findings_checked_on_conversations(
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    chat: tuple[str, ...],
+    toy_folder: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    files = [tmp_path / "said.toml", tmp_path / "hand.toml"]
+    for file, texts in zip(
+        files, ((SAID, CHANGED), (rendered(SAID), rendered(CHANGED))), strict=True
+    ):
+        prompts = [f"[[prompts]]\ntext = {json.dumps(t)}\n" for t in texts]
+        parsed = "" if file is files[0] else "parse_special = true\n"
+        file.write_text(f'name = "late"\n{parsed}' + "".join(prompts))
+    models = ("--model", model, "--model", str(toy_folder(n_positions=256, seed=1)))
+    ours, theirs = (
+        found(capsys, "compare", str(file), *models, *how, "--out", str(tmp_path / f"{i}"))
+        for i, (file, how) in enumerate(zip(files, (chat, ()), strict=True))
+    )
+    for one in (ours, theirs):
+        one.pop("folder")
+    assert ours == theirs
+    findings = tmp_path / "findings.toml"
+    findings.write_text(
+        f'behaviour = "{files[1]}"\n[[finding]]\nclaim = "It prefers a capital"\n'
+        'measure = "logit_difference"\nat_least = -1e6\n'
+    )
+    check = ("check", str(findings), "--model", model)
+    theirs = found(capsys, *check)
+    ours = found(capsys, *check, "--behaviour", str(files[0]), *chat)
+    assert ours == theirs
+    status, _, err = call(capsys, "compare", "a", "b", "--chat")
+    assert status == 2
+    assert "--chat with --model" in " ".join(err.split())
+
+
 def test_a_study_of_conversations_says_how_they_were_written(
     capsys: pytest.CaptureFixture[str], model: str, chat: tuple[str, ...], tmp_path: Path
 ) -> None:

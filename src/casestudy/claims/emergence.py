@@ -30,6 +30,7 @@ import numpy as np
 
 from casestudy.behaviour.chat import written
 from casestudy.behaviour.prompts import Behaviour, Prompts
+from casestudy.behaviour.readouts import text_of
 from casestudy.claims.compare import same_weights
 from casestudy.claims.context import behaviour_of
 from casestudy.claims.same_prompts import headline
@@ -265,7 +266,7 @@ def with_answers(behaviour: Behaviour, study: Study, tokenizer: Tokenizer) -> Be
     frame = study.store.columns(names.ANSWERS, ["prompt", "form", "id"])
     forms: dict[int, dict[str, str]] = {}
     for i, form, id in frame.iter_rows():
-        written = tokenizer.written(id, after=behaviour.prompts[i].text)
+        written = tokenizer.written(id, after=text_of(tokenizer, behaviour.prompts[i]))
         forms.setdefault(i, {})[form] = written
     kept = [
         replace(

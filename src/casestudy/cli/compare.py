@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from casestudy.cli.options import (
+    CONVERSATIONS,
     BosOption,
+    Conversations,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -84,12 +86,20 @@ def compare(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     bos: BosOption = None,
+    conversations: Conversations = CONVERSATIONS,
     as_json: JsonOption = False,
 ) -> None:
     """Compare two studies, or one behaviour on several checkpoints of a model."""
     given = studies or []
     check_target("--figure", figure)
+    chat = conversations.conversations()
     if not model:
+        if chat is not None:
+            raise CasestudyError(
+                "--chat for two studies",
+                allowed="--chat with --model",
+                hint="Stored studies are compared as they were read",
+            )
         if len(given) != 2:
             raise CasestudyError(
                 f"{count(len(given), 'study', 'studies')} and no --model",
@@ -103,7 +113,7 @@ def compare(
 
     measured = _names_only(only)
     named = checkpoints(model, revisions.split(",") if revisions else ())
-    behaviour = read_behaviour(given[0] if given else "full-stop-capitals")
+    behaviour = read_behaviour(given[0] if given else "full-stop-capitals", chat)
     folder = out or Path("studies") / f"{behaviour.name}-{Path(model[0]).name}-checkpoints"
     with ProgressBar("prompts") as progress:
         emerged = emergence(
@@ -158,6 +168,7 @@ def check(
     memory: MemoryOption = "2GB",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    conversations: Conversations = CONVERSATIONS,
     as_json: JsonOption = False,
 ) -> None:
     """Measure every finding of a file on a model; the exit code is 1 unless all of them hold."""
@@ -167,7 +178,7 @@ def check(
     name = model or findings.model
     loaded = None if name is None else read_model(name, device, dtype)
     budget = read_budget(memory)
-    subject = read_behaviour(behaviour or findings.behaviour)
+    subject = read_behaviour(behaviour or findings.behaviour, conversations.conversations())
     if loaded is not None:
         bos = findings.prepend_bos
         say_notices(loaded if bos is None else loaded.with_bos(bos), subject)

@@ -141,20 +141,12 @@ FamilyOption = Annotated[
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a model and its prompts are read: options that most commands share (see `spread`)."""
+class Conversations:
+    """Whether prompts are conversations, and how they are written: a group of options."""
 
-    device: DeviceOption = "auto"
-    dtype: DtypeOption = "float32"
-    bos: BosOption = None
-    special: SpecialOption = False
     chat: ChatOption = False
     prefix: PrefixOption = ""
     template: TemplateOption = None
-
-    def model(self, name: str) -> Model:
-        """The model that --model names, as `read_model` loads it."""
-        return read_model(name, self.device, self.dtype, self.bos, self.special)
 
     def conversations(self) -> Chat | None:
         """How --chat and its two options have conversations written; None without any of them."""
@@ -169,6 +161,24 @@ class Reading:
         if str(given) == given.stem and not given.is_file():  # no suffix, no folder
             return Chat(self.prefix, template_name=given.stem)
         return Chat(self.prefix, template_file(given))
+
+
+CONVERSATIONS = Conversations()
+"""The options as they are where nothing is typed."""
+
+
+@dataclass(frozen=True)
+class Reading(Conversations):
+    """How a model and its prompts are read: options that most commands share (see `spread`)."""
+
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "float32"
+    bos: BosOption = None
+    special: SpecialOption = False
+
+    def model(self, name: str) -> Model:
+        """The model that --model names, as `read_model` loads it."""
+        return read_model(name, self.device, self.dtype, self.bos, self.special)
 
     def prompt(self, name: str, prompt: Prompt) -> tuple[Model, Prompt]:
         """The model that --model names, and a prompt as it reads it: with --chat, the template has

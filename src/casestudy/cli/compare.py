@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from casestudy.claims.check import Checked, Outcome
     from casestudy.claims.compare import Comparison
     from casestudy.claims.emergence import Emergence
+    from casestudy.model.chat import Chat
 
 
 FigureOption = Annotated[
@@ -94,17 +95,7 @@ def compare(
     check_target("--figure", figure)
     chat = conversations.conversations()
     if not model:
-        if chat is not None:
-            raise CasestudyError(
-                "--chat for two studies",
-                allowed="--chat with --model",
-                hint="Stored studies are compared as they were read",
-            )
-        if len(given) != 2:
-            raise CasestudyError(
-                f"{count(len(given), 'study', 'studies')} and no --model",
-                allowed="two studies' folders, or a behaviour with --model given twice or more",
-            )
+        _check_two(given, chat)
         _compare_two(given[0], given[1], two_samples, page_name(out), top, as_json)
         return
     if len(given) > 1:
@@ -139,6 +130,21 @@ def compare(
         _print_emergence(emerged)
         say(f"studies: {escape(str(folder))}")
     write_figure(emerged.contrasts, figure)
+
+
+def _check_two(given: Sequence[str], chat: Chat | None) -> None:
+    """Raise CasestudyError unless two stored studies are asked for, and nothing of checkpoints."""
+    if chat is not None:
+        raise CasestudyError(
+            "--chat for two studies",
+            allowed="--chat with --model",
+            hint="Stored studies are compared as they were read",
+        )
+    if len(given) != 2:
+        raise CasestudyError(
+            f"{count(len(given), 'study', 'studies')} and no --model",
+            allowed="two studies' folders, or a behaviour with --model given twice or more",
+        )
 
 
 def _names_only(only: str | None) -> Sequence[str] | None:

@@ -194,16 +194,17 @@ def sentence(study: StoredStudy) -> Markup:
 
 def _metric(study: StoredStudy) -> str:
     """What differs between the runs, from where to where and in which unit: "between clean and
-    corrupted prompts (logit difference, 3.10 and −0.52 logits) "; nothing where the study does not
-    say."""
+    corrupted prompts (mean logit difference in logits: clean 3.10, corrupted −0.52) "; nothing
+    where the study does not say."""
     name, unit = (study.about("circuit_about", key) for key in ("metric_name", "unit"))
     if not name or not unit:
         return ""
     about = study.manifest["circuit_about"]
     means = [_float(about.get(key)) for key in ("mean_clean", "mean_corrupted")]
-    known = not np.isnan(means).any()
-    there = f"{number(means[0])} and {number(means[1])} {unit}" if known else f"in {unit}"
-    return f"between clean and corrupted prompts ({name}, {there}) "
+    said = f"{name} in {unit}"
+    if not np.isnan(means).any():
+        said = f"mean {said}: clean {number(means[0])}, corrupted {number(means[1])}"
+    return f"between clean and corrupted prompts ({said}) "
 
 
 def _parts(study: StoredStudy, nodes: int) -> str:

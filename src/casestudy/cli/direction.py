@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from casestudy.cli.options import (
     MemoryOption,
     ModelOption,
     Reading,
-    check_target,
+    check_folder,
     default_folder,
     read_behaviour,
     read_budget,
@@ -106,9 +105,7 @@ def direction(
         seed=seed,
     )
     folder = out or default_folder(subject.name, model, "direction")
-    with contextlib.suppress(OSError):  # said by the next line, with its reason
-        folder.mkdir(parents=True, exist_ok=True)
-    check_target("--out", folder / CARD_FILE)
+    check_folder("--out", folder, CARD_FILE)
     with ProgressBar("direction") as progress:
         card = behaviour_direction(
             loaded,

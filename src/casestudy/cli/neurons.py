@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casestudy.cli.options import check_target
+from casestudy.cli.options import check_folder
 from casestudy.cli.printing import decimal, interval, print_json, print_table
 from casestudy.cli.progress import ProgressBar
 
@@ -40,9 +39,7 @@ def find_neurons(
     """Find the circuit, write its card and print it."""
     from casestudy.study.neuron_circuit import behaviour_neurons
 
-    with contextlib.suppress(OSError):  # said by the next line, with its reason
-        out.mkdir(parents=True, exist_ok=True)
-    check_target("--out", out / CARD_FILE)
+    check_folder("--out", out, CARD_FILE)
     with ProgressBar("circuit") as progress:
         card = behaviour_neurons(
             model,

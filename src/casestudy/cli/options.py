@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Sequence
@@ -384,6 +385,16 @@ def check_target(option: str, path: Path | None) -> Path | None:
             f"{path} cannot be written: {error.strerror}", hint=f"Choose another {option}"
         ) from error
     return path
+
+
+def check_folder(option: str, folder: Path, file: str) -> None:
+    """Make the folder that an option names, before the work whose result its file is to hold.
+
+    Raises: CasestudyError as `check_target`.
+    """
+    with contextlib.suppress(OSError):  # said by the next line, with its reason
+        folder.mkdir(parents=True, exist_ok=True)
+    check_target(option, folder / file)
 
 
 def default_folder(behaviour: str, model: str, *more: str) -> Path:

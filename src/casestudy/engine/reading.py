@@ -36,6 +36,8 @@ ROWS = 4096
 """Tokens of the texts that are run at once: their activations are kept at every position."""
 WEIGHTS = 1 << 23
 """Readings times tokens of the vocabulary whose weights are held at once, in float64: 64 MB."""
+SIDES = ("answer", "counterpart")
+"""The tokens of a step: what counts for the answer, and what counts against it."""
 
 
 def read_at(
@@ -109,12 +111,12 @@ class Readings:
         """Each reading's step."""
         return tuple(step for answer in self.answers for step in answer.steps)
 
-    @property
+    @cached_property
     def weights(self) -> tuple[float, ...]:
         """Of each reading in its prompt's value."""
         return tuple(step.weight for step in self.steps)
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """Each reading's name: its prompt, and its number there."""
         return tuple(f"{i}.{n}" for i, steps in enumerate(self.answers) for n in range(len(steps)))
@@ -177,9 +179,6 @@ class Readings:
             Answers((None,) * len(some)),
             (self.contrast(some, trace.logits),),
         )
-
-
-SIDES = ("answer", "counterpart")
 
 
 def together(rows: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[tuple[int, int]]]:

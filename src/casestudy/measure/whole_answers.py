@@ -13,7 +13,7 @@ Source: the chain rule of probability; each step's ledger as in `ledger`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -23,7 +23,7 @@ import numpy as np
 from casestudy.behaviour.prompts import Prompt, Prompts
 from casestudy.behaviour.steps import Scoring, has_several, steps_of
 from casestudy.engine.batch import Batch
-from casestudy.engine.reading import Readings
+from casestudy.engine.reading import SIDES, Readings
 from casestudy.errors import CasestudyError
 from casestudy.measure.attribution import keep_for_heads, measure_heads
 from casestudy.measure.ledger import keep_for_ledger, measure_ledger
@@ -32,10 +32,7 @@ from casestudy.model.model import Model
 from casestudy.model.notices import Notice
 from casestudy.model.sites import Keep
 from casestudy.results import names
-from casestudy.results.result import Array, Axis, Grid, Result, Shown, Table
-
-LOG_PROBS = ("answer", "counterpart")
-"""The two sides of a step, as columns of a table."""
+from casestudy.results.result import Array, Axis, Grid, Result, Shown, Table, worst_error
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ def _rows(readings: Readings, some: Sequence[int], batch: Batch) -> Iterator[dic
     for row, number in enumerate(some):
         step = readings.steps[number]
         found = {"prompt": readings.prompts[number], "step": labels[number], "place": step.place}
-        for side in LOG_PROBS:
+        for side in SIDES:
             id = getattr(step, side)
             found[side] = None if id is None else readings.model.tokenizer.label(id)
             found[f"{side}_id"] = id
@@ -197,16 +194,8 @@ def _joined(readings: Readings, parts: Sequence[Grid], order: Sequence[int]) -> 
     back = np.argsort(order)
     values = np.concatenate([grid.values for grid in found], -1)[..., back]
     axes = (*found[0].axes[:-1], Axis("step", readings.labels))
-    errors = [grid.error for grid in found if grid.error]
-    return replace(found[0], values=values, axes=axes, unit=_unit(readings), error=_worst(errors))
-
-
-def _worst(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The error nearest to its bound of several checks."""
-    if not errors:
-        return {}
-    nearest = max(errors, key=lambda e: e.get("gap", 0.0) / e.get("bound", float("inf")))
-    return dict(nearest)
+    error = worst_error([grid.error for grid in found])
+    return replace(found[0], values=values, axes=axes, unit=_unit(readings), error=error)
 
 
 def fold(readings: Readings, grid: Grid) -> Grid:
@@ -292,7 +281,7 @@ def _extended(grid: Grid, rows: list[int], theirs: Grid | None) -> Grid:
         if grid.name == names.LEDGER:
             found = _on_terms(found, theirs.axis("term").labels, axes[0].labels)
         whole[..., rows] = found
-        error = _worst([one for one in (error, theirs.error) if one])
+        error = worst_error([error, theirs.error])
     if grid.name == names.LEDGER:
         entropy = whole[axes[0].labels.index(names.ENTROPY)]
         entropy[np.isnan(entropy) & ~np.isnan(whole).all(0)] = 0.0  # of a single token's contrast

@@ -75,7 +75,9 @@ def test_cards_are_of_the_studys_own_model_and_prompts(stored: Study) -> None:
 
 
 def test_the_report_links_the_cards_that_are_there(stored: Study) -> None:
-    assert 'id="parts"' not in write_report(stored.store).read_text("utf-8")
+    bare = write_report(stored.store).read_text("utf-8")
+    assert 'casestudy parts DIR --part &#34;head 0.2&#34;' in bare
+    assert 'class="part"' not in bare
     settings = CardSettings(k=3, window=9, loss_windows=3)
     chosen = ["head 1.2", "neuron 1.5"]
     made = list(
@@ -89,8 +91,12 @@ def test_the_report_links_the_cards_that_are_there(stored: Study) -> None:
     # a card without its page is not linked
     write_part_card(made[0][0], made[0][1] / PAGE)
     report = write_report(stored.store)
-    links = re.findall(r'<a href="(parts/[^"]+)">([^<]+)</a>', report.read_text("utf-8"))
+    page = report.read_text("utf-8")
+    links = re.findall(r'<a href="(parts/[^"]+)">([^<]+)</a>', page)
     assert links == [("parts/head-1.2/card.html", "head 1.2")]
+    # a head's attention pattern, which its name opens, has the same address
+    shared = json.loads(page.split('id="shared">')[1].split("</script>")[0])
+    assert shared["cards"] == {"head 1.2": links[0][0]}
     assert (report.parent / links[0][0]).is_file()
 
 

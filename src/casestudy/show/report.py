@@ -21,6 +21,7 @@ from casestudy.results.files import write_atomically
 from casestudy.show import contents
 from casestudy.show.blocks import Absent, Block, Part, Section, Topic
 from casestudy.show.page import environment, font, template_text
+from casestudy.show.part_links import card_addresses, linked
 from casestudy.show.sections import prompts, provenance, summary
 from casestudy.show.stored import UNEXPECTED, Missing, StoredStudy
 from casestudy.show.text import clean, shorten
@@ -56,7 +57,8 @@ def report_html(study: StoredStudy) -> str:
         shown |= accounted
     absent = [*declared, *absent]
     answer = summary.paragraphs(study)
-    return (
+    addresses = card_addresses(study.cards)
+    page = (
         environment()
         .get_template("report.html")
         .render(
@@ -68,10 +70,11 @@ def report_html(study: StoredStudy) -> str:
             absent=absent,
             facts=provenance.facts(study),
             manifest=clean(json.dumps(provenance.short_manifest(study), indent=1, default=str)),
-            shared=prompts.shared(study),
+            shared=prompts.shared(study) | {"cards": addresses},
             **frame(),
         )
     )
+    return linked(page, addresses.get) if addresses else page
 
 
 def argument(

@@ -1,35 +1,36 @@
-"""Which cards of parts does the study have? Their main figures, and links to their pages."""
+"""Which cards of parts does the study have? Their main figures, links to their pages, and how the
+cards of other parts are made."""
 
 from __future__ import annotations
-
-from urllib.parse import quote
 
 import numpy as np
 from markupsafe import Markup
 
 from casestudy.results import names
-from casestudy.results.part_card import FOLDER, PAGE, PartCard
+from casestudy.results.part_card import PartCard
 from casestudy.results.result import Grid
-from casestudy.show.blocks import Block, Listing
+from casestudy.show.blocks import Block, Listing, paragraph
+from casestudy.show.part_links import card_addresses, command
 from casestudy.show.stored import StoredStudy
 from casestudy.show.text import clean, interval, signed
 
 
 def cards(study: StoredStudy) -> list[Block]:
-    """A table of the cards beside the report; nothing where there are none."""
+    """A table of the cards beside the report, and how others are made; nothing where there are no
+    cards and no part is named."""
+    addresses = card_addresses(study.cards)
     rows = [
         (
-            Markup('<a href="{}">{}</a>').format(
-                f"{FOLDER}/{quote(folder)}/{PAGE}", clean(card.part)
-            ),
+            Markup('<a href="{}">{}</a>').format(addresses[card.part], clean(card.part)),
             _mean(card, names.PART_SHARE),
             _mean(card, names.PART_ABLATION),
             _loss(card),
         )
-        for folder, card in study.cards.items()
+        for card in study.cards.values()
     ]
     if not rows:
-        return []
+        named = names.mean(names.HEAD_SHARES) in study.grids or names.NEURON_SHARES in study.tables
+        return [_how_made("No card of a part is beside this report.")] if named else []
     return [
         Listing(
             "Cards of single parts",
@@ -39,8 +40,21 @@ def cards(study: StoredStudy) -> list[Block]:
             "what it is needed for. “Writes” is its direct contribution to the logit difference, "
             "“replaced by zero” the change of the logit difference (logits), “next-token loss” its "
             "change over the corpus in nats; means with 95 % intervals.",
-        )
+        ),
+        _how_made("Wherever this report names one of these parts, the name opens its card."),
     ]
+
+
+def _how_made(first: str) -> Markup:
+    """The commands that make cards."""
+    return paragraph(
+        "{} The command <code>casestudy parts DIR --corpus TEXT</code> makes the cards of the strongest heads "
+        "and neurons, and <code>{}</code> that of any other; DIR is the folder of this report, and "
+        "TEXT a file or folder of text in which the parts are looked for (without it the card has "
+        "no contexts).",
+        first,
+        command("head 0.2"),
+    )
 
 
 def _mean(card: PartCard, name: str) -> str:

@@ -376,8 +376,12 @@ def patch_mark(
     if len(grid.axes) == 1:
         named = tokens and first.name == "pos"
         labels = list(map(visible, tokens)) if named else [clean(x) for x in first.labels]
-        # a label that is only a number needs its axis name beside a bar
-        return marks.mean_bars(grid, [f"{first.name} {x}" if x.isdigit() else x for x in labels])
+        # a label of numbers alone needs its axis name beside a bar: "layer 3", "neuron 3.512"
+        bare = [x.replace(".", "", 1).isdigit() for x in labels]
+        return marks.mean_bars(
+            grid,
+            [f"{first.name} {x}" if no else x for x, no in zip(labels, bare, strict=True)],
+        )
     place, heads = grid.axes[1].name, _opens(grid) if opens else None
     mark = marks.grid_heatmap(grid, slanted=place in ("role", "pos"), heads=heads)
     if not tokens or place != "pos":

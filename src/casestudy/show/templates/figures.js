@@ -306,6 +306,14 @@ const casestudy = (() => {
       return { tokens: of.tokens, data: of.data.subarray(from, from + size) };
     },
   };
+  // The card of a part: a page beside a report, or what a live page makes when it is opened.
+  let cards = {
+    of(name) {
+      if (!shared.cards) return [];
+      if (shared.cards[name]) return [node("a", { href: shared.cards[name], textContent: `Card of ${name}` })];
+      return [node("span", { textContent: `Its card: casestudy parts DIR --part "${name}" --corpus TEXT` })];
+    },
+  };
   let patterns = own, of = null, head = null, prompt = null, query = null, asked = 0;
 
   function bytes(base64) {
@@ -352,7 +360,7 @@ const casestudy = (() => {
       `${Math.round(share * 100)} % on “${token}” (${i})`).join(", ") + ".";
     dialog.replaceChildren(
       node("h2", { id: "head-view-h", textContent: `Where head ${layer}.${at} looks` }),
-      node("div", { className: "bar" }, choose, close), chips,
+      node("div", { className: "bar" }, choose, ...cards.of(`head ${layer}.${at}`), close), chips,
       node("p", { className: "caption", textContent: words + " Point at a token, or move to it with Tab, to see what it attends to. Below, rows are queries and columns keys." }),
       cells(n, `Attention pattern of head ${layer}.${at}, queries down, keys across. ${words}`));
     if (focus === "select") choose.focus();
@@ -411,5 +419,5 @@ const casestudy = (() => {
   });
 
   return { $, $$, bytes, labels, leave, node, openHead, ready, say: (text) => { said.textContent = text; },
-    set patterns(from) { patterns = from; } };
+    set patterns(from) { patterns = from; }, set cards(from) { cards = from; } };
 })();

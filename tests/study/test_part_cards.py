@@ -76,7 +76,7 @@ def test_cards_are_of_the_studys_own_model_and_prompts(stored: Study) -> None:
 
 def test_the_report_links_the_cards_that_are_there(stored: Study) -> None:
     bare = write_report(stored.store).read_text("utf-8")
-    assert 'casestudy parts DIR --part &#34;head 0.2&#34;' in bare
+    assert "casestudy parts DIR --part &#34;head 0.2&#34;" in bare
     assert 'class="part"' not in bare
     settings = CardSettings(k=3, window=9, loss_windows=3)
     chosen = ["head 1.2", "neuron 1.5"]

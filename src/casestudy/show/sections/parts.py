@@ -48,10 +48,10 @@ def cards(study: StoredStudy) -> list[Block]:
 def _how_made(first: str) -> Markup:
     """The commands that make cards."""
     return paragraph(
-        "{} The command <code>casestudy parts DIR --corpus TEXT</code> makes the cards of the strongest heads "
-        "and neurons, and <code>{}</code> that of any other; DIR is the folder of this report, "
-        "and TEXT a file or folder of text in which the parts are looked for (without it the card "
-        "has no contexts).",
+        "{} The command <code>casestudy parts DIR --corpus TEXT</code> makes the cards of the "
+        "strongest heads and neurons, and <code>{}</code> that of any other; DIR is the folder of "
+        "this report, and TEXT a file or folder of text in which the parts are looked for (without "
+        "it the card has no contexts).",
         first,
         command("head 0.2"),
     )

@@ -1,12 +1,13 @@
 """Write docs/findings.md's blocks: how two models come to write a capital after a stop.
 
-    python -m docs.findings [MODEL …] [--corpus FOLDER]
+    python -m docs.findings [MODEL …] [--corpus FOLDER] [--parts]
 
 Run it from the repository's root. Measures `tiny`, and `smollm2` where it is installed, on the
 presets and on contexts mined from the kept-out books (those of `training.corpus.HELD_OUT`; no other
 is read), keeps the numbers in findings.json and words them in findings.md. What is not measured
 anew, for want of the books or of the model, stays as it is. Nothing is drawn at random without a
-seed. Cost: a minute or two for `tiny`; for `smollm2` about half an hour of one core.
+seed. `--parts` measures single heads and neurons alone. Cost: three minutes for `tiny`, three
+quarters of an hour of one core for `smollm2`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from docs.findings_decimals import decimals
 from docs.findings_heads import measure_heads
 from docs.findings_kept import difference, mean, number
 from docs.findings_page import PAGE, RESULTS, filled
+from docs.findings_parts import measure_parts
 from docs.findings_tables import (
     COMMA,
     LOWERED,
@@ -34,6 +36,7 @@ from docs.findings_tables import (
     OWN,
     OWN_LOWERED,
     REST_LOWERED,
+    Found,
 )
 from numpy.typing import NDArray
 from training.corpus import HELD_OUT
@@ -108,8 +111,6 @@ _START = next(role.pattern for role in STANDARD_ROLES if role.name == "sentence 
 OWN_ROLE = Role(OWN, _START, which="last", take="first")
 """In a prompt of one sentence it is the first word."""
 PLACES = ("first word", OWN, "earlier full stops", "final full stop")
-
-Found = dict[str, Any]
 
 
 def paragraph(text: str) -> str:
@@ -522,6 +523,19 @@ def circuit(model: Model, ends: Batch, known: Card, plan: Plan) -> Found:
     }  # fmt: skip
 
 
+def carriers(model: Model, plan: Plan) -> list[Found]:
+    """The head that carries most of what an edit of the preset changes: of the lowered text, and of
+    the edit that undoes the behaviour."""
+    behaviour = preset("full-stop-capitals")
+    batch = batch_of(model, behaviour, behaviour.main_prompts)
+    edits = dict.fromkeys((LOWERED, plan.edit))
+    scores = families(batch, (f for f in FAMILIES if f.name in edits))
+    return [
+        {"edit": s.family, "n": aligned(s).n} | by_head(batch, aligned(s), "noising")[0]
+        for s in scores
+    ]
+
+
 def books_in(folder: Path) -> list[Path]:
     """The kept-out books that a folder has."""
     return [path for name in HELD_OUT if (path := folder / name).is_file()]
@@ -541,7 +555,7 @@ def measure(name: str, folder: Path, before: Found | None) -> Found | None:
     if not books:
         print(f"no kept-out book in {folder}: the mined figures stay as they are; name a folder "
               f"with --corpus or {CORPUS}", file=sys.stderr)  # fmt: skip
-        kept = {key: (before or {}).get(key) for key in ("mined", "decimals")}
+        kept = {key: (before or {}).get(key) for key in ("mined", "decimals", "parts")}
         return {"preset": found, "heads": heads, **kept}
     print(f"{name}: contexts of {len(books)} books", file=sys.stderr)
     return {
@@ -549,7 +563,22 @@ def measure(name: str, folder: Path, before: Found | None) -> Found | None:
         "heads": heads,
         "mined": measure_mined(model, books, made, plan),
         "decimals": decimals(model, folder, [*HELD_OUT]),
+        "parts": measure_parts(model, folder, [*HELD_OUT], carriers(model, plan)),
     }
+
+
+def measure_single(name: str, folder: Path, before: Found) -> Found:
+    """A model's figures with those of its single parts measured anew, where that can be done."""
+    try:
+        model = casestudy.load(name)
+    except CasestudyError as problem:
+        print(f"{name} stays as it was: {problem}", file=sys.stderr)
+        return before
+    if not books_in(folder):
+        print(f"no kept-out book in {folder}: {name} stays as it was", file=sys.stderr)
+        return before
+    heads = carriers(model, PLANS[name])
+    return before | {"parts": measure_parts(model, folder, [*HELD_OUT], heads)}
 
 
 def main() -> None:
@@ -557,11 +586,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure docs/findings.md again.")
     parser.add_argument("models", nargs="*", default=list(PLANS), metavar="MODEL")
     parser.add_argument("--corpus", type=Path, default=os.environ.get(CORPUS, "../shared/corpus"))
-    # Small matrices: a second thread mostly waits for the first, and for long on a busy machine.
+    parser.add_argument(
+        "--parts", action="store_true", help="single heads and neurons alone"
+    )  # Small matrices: a second thread mostly waits for the first, and for long on a busy machine.
     torch.set_num_threads(1)
     before = json.loads(RESULTS.read_text("utf-8"))
     asked = parser.parse_args()
-    found = before | {name: measure(name, asked.corpus, before.get(name)) for name in asked.models}
+    again = measure_single if asked.parts else measure
+    found = before | {name: again(name, asked.corpus, before.get(name)) for name in asked.models}
     RESULTS.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text("utf-8"), found), encoding="utf-8")
 

@@ -311,6 +311,12 @@ def serve(
         str | None,
         typer.Option("--model", "-m", help="As for `run`; the study's by default, or tiny."),
     ] = None,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="TEXT", help="Files or folders of text for cards of parts; repeatable."
+        ),
+    ] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
     ] = 8017,
@@ -324,9 +330,13 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Open the live explorer: type prompts, choose tokens, watch every panel follow."""
+    from casestudy.behaviour.corpus import files_of
+    from casestudy.show.explorer.part_cards import PartCards, stored_cards
     from casestudy.show.explorer.server import serve
     from casestudy.show.explorer.study_prompts import study_prompts_of
 
+    if corpus:
+        files_of(corpus)  # a wrong name is said at once, not at the first click
     picks = None if study is None else study_prompts_of(study)
     known = picks.model if picks else ""
     dtype = dtype or (picks.dtype if picks else "") or "float32"
@@ -335,6 +345,11 @@ def serve(
     serve(
         loaded,
         picks=picks,
+        cards=PartCards(
+            corpus=tuple(corpus or ()),
+            stored={} if study is None else stored_cards(study),
+            study=picks.name if picks else "",
+        ),
         host=host,
         port=port,
         started=lambda address: _say_address(address, as_json),

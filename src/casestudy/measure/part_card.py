@@ -221,6 +221,11 @@ class _Making:
             "prompts": len(batch.index),
             "with_contrast": len(found.usable),
         }
+        if len(found.usable) == 1:
+            self.notes.append(
+                "There is one prompt: its mean over the prompts is its own output, so that "
+                "replacing the part by it changes nothing."
+            )
         left = len(batch.index) - len(found.usable)
         if left:
             self.notes.append(

@@ -64,16 +64,6 @@ def part_card_html(card: PartCard) -> str:
     """The whole page."""
     answer = _answer(card)
     model = clean(card.about["model"]["name"])
-    sections = [
-        Section(id, title, blocks)
-        for id, title, blocks in (
-            ("active", "Where is it active?", _active(card)),
-            ("writes", "What does it write?", _writes(card)),
-            ("reads", "What does it read?", _reads(card)),
-            ("needed", "What is it needed for?", _needed(card)),
-        )
-        if blocks
-    ]
     return (
         environment()
         .get_template("part.html")
@@ -83,13 +73,54 @@ def part_card_html(card: PartCard) -> str:
             description=shorten(answer[0].striptags(), 300) if answer else "",
             answer=answer,
             notes=card.notes,
-            sections=sections,
-            absent=[Absent(what, why) for what, why in card.absent],
+            sections=_sections(card),
+            absent=_absent(card),
             facts=_facts(card),
             shared={"prompts": {}, "patterns": {}},
             **frame(),
         )
     )
+
+
+def part_panel(card: PartCard, basis: str, page: str) -> Markup:
+    """The card as a part of another page.
+
+    Args:
+        card: what was measured.
+        basis: of which prompts and text, in a sentence.
+        page: the address of the card as a page of its own.
+    """
+    html = (
+        environment()
+        .get_template("part_panel.html")
+        .render(
+            basis=basis,
+            page=page,
+            notes=card.notes,
+            answer=_answer(card),
+            sections=_sections(card),
+            absent=_absent(card),
+        )
+    )
+    return Markup(html)
+
+
+def _sections(card: PartCard) -> list[Section]:
+    """The questions that the card answers."""
+    return [
+        Section(id, title, blocks)
+        for id, title, blocks in (
+            ("active", "Where is it active?", _active(card)),
+            ("writes", "What does it write?", _writes(card)),
+            ("reads", "What does it read?", _reads(card)),
+            ("needed", "What is it needed for?", _needed(card)),
+        )
+        if blocks
+    ]
+
+
+def _absent(card: PartCard) -> list[Absent]:
+    return [Absent(what, why) for what, why in card.absent]
 
 
 # What was measured, in sentences

@@ -2,7 +2,8 @@
 
 `/` is the page, complete without JavaScript; `/panels` all panels of one run except patching;
 `/patch` a patch grid, sent again line by line while it is computed; `/pattern` one head's attention
-pattern; `/study.toml` the page's state as a behaviour file for `casestudy run`. All take the query
+pattern; `/part` a part's card, line by line as it is made, and `/card` the same as a page of its
+own; `/study.toml` the page's state as a behaviour file for `casestudy run`. All take the query
 string of the page.
 """
 
@@ -34,6 +35,7 @@ from casestudy.show.explorer.questions import Questions
 from casestudy.show.explorer.study_prompts import StudyPrompts
 from casestudy.show.explorer.worker import Busy, Job, Pause, Stopped, Worker
 from casestudy.show.page import FONT, TEMPLATES, environment, font_face, template_text
+from casestudy.show.report import frame
 from casestudy.show.text import clean
 
 T = TypeVar("T")
@@ -84,6 +86,8 @@ class Explorer:
             Route("/panels", self.answer_panels),
             Route("/patch", self.answer_patch),
             Route("/pattern", self.answer_pattern),
+            Route("/part", self.answer_part),
+            Route("/card", self.answer_card),
             Route("/study.toml", self.answer_study),
             Route("/static/{name}", self.static),
         ]
@@ -162,12 +166,33 @@ class Explorer:
         page_state = asking.read(request.query_params.multi_items())
         if not page_state.corrupted:
             raise PromptError("There is nothing to patch with", hint="Type a corrupted prompt")
+        return self.stream(
+            request, lambda pause, tell: self.questions.grid(page_state, pause, tell)
+        )
+
+    async def answer_part(self, request: Request) -> Response:
+        """The card of a part, after lines on its progress."""
+        page_state = asking.read(request.query_params.multi_items())
+        return self.stream(
+            request, lambda pause, tell: self.questions.part(page_state, pause, tell)
+        )
+
+    async def answer_card(self, request: Request) -> Response:
+        """The card of a part as a page of its own, which runs its own script and style alone."""
+        page_state = asking.read(request.query_params.multi_items())
+        page = await self.ask(request, lambda pause: self.questions.part_page(page_state, pause))
+        policy = f"{frame()['policy']}; frame-ancestors 'none'"
+        return HTMLResponse(page, headers={"content-security-policy": policy})
+
+    def stream(
+        self, request: Request, work: Callable[[Pause, Callable[[Line], None]], Line]
+    ) -> Response:
+        """Lines while something is computed, and its result as the last: a JSON object each.
+
+        Raises: Refusal where the queue is full.
+        """
         newest = Newest()
-
-        def work(pause: Pause) -> Line:
-            return self.questions.grid(page_state, pause, newest.put)
-
-        job = self.queue(work, request)
+        job = self.queue(lambda pause: work(pause, newest.put), request)
         return StreamingResponse(_lines(job, newest), media_type="application/x-ndjson")
 
     @cached_property
@@ -278,6 +303,8 @@ async def _lines(job: Job[Line], newest: Newest) -> AsyncIterator[bytes]:
             return
         except CasestudyError as error:
             yield _json_line({"problem": clean(error)})
+        except Refusal as refusal:
+            yield _json_line({"problem": refusal.why})
     finally:
         line.cancel()
         job.stop()

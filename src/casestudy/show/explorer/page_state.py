@@ -61,6 +61,7 @@ _CHOICES: Mapping[str, Iterable[str]] = {
     "chat": CHAT,
 }
 _HEAD = re.compile(r"\d{1,4}\.\d{1,4}", re.ASCII)
+_PART = re.compile(r"(?:head|neuron) \d{1,4}\.\d{1,6}|mlp \d{1,4}", re.ASCII)
 
 
 class Refusal(Exception):
@@ -86,6 +87,7 @@ class PageState:
         view: which of the two prompts the panels are about.
         site, by, direction: of the patch grid.
         head: "layer.head" whose pattern is open; "" for none.
+        part: whose card is open: "head 0.2", "neuron 4.312" or "mlp 4"; "" for none.
         special: "parsed" where the texts of special tokens are read as those tokens.
         chat: "messages" where prompts are conversations that the chat template writes.
         prefix: then, the start of the assistant's turn.
@@ -100,6 +102,7 @@ class PageState:
     by: str = ""
     direction: str = "denoising"
     head: str = ""
+    part: str = ""
     special: str = ""
     chat: str = ""
     prefix: str = ""
@@ -164,4 +167,7 @@ def read(entries: Iterable[tuple[str, str]]) -> PageState:
             )
     if found.get("head") and not _HEAD.fullmatch(found["head"]):
         raise Refusal(400, f"head “{found['head'][:40]}”. Allowed: layer.head, as in 3.1.")
+    if found.get("part") and not _PART.fullmatch(found["part"]):
+        allowed = "head 3.1, neuron 3.512 or mlp 3, with the numbers of your part"
+        raise Refusal(400, f"part “{found['part'][:40]}”. Allowed: {allowed}.")
     return PageState(**found)

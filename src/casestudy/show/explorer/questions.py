@@ -2,14 +2,14 @@
 
 All calls of the model, as plain functions of the page's state: `app` calls them in the model's
 thread. Costs: `panels` a forward pass of the prompts, `pattern` one of one prompt, `study_file` one
-where the pair has to be chosen, `grid` a sweep.
+where the pair has to be chosen, `grid` a sweep, `part` the card of a part (see `part_cards`).
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -17,7 +17,9 @@ from markupsafe import Markup
 from casestudy.errors import PromptError
 from casestudy.show.explorer import panels as drawing
 from casestudy.show.explorer.page_state import MOST_EDITED, PageState, Refusal
+from casestudy.show.explorer.part_cards import PartCards, part_html, part_page
 from casestudy.show.explorer.patches import Line, patch_grid
+from casestudy.show.part_links import linked
 from casestudy.show.text import visible
 
 if TYPE_CHECKING:
@@ -35,9 +37,11 @@ class Questions:
 
     Attributes:
         model: the model.
+        cards: the cards of its parts.
     """
 
     model: Model
+    cards: PartCards = field(default_factory=PartCards)
 
     @property
     def most_tokens(self) -> int:
@@ -95,7 +99,9 @@ class Questions:
         }
         first = first_readout(model.tokenizer, whole_row(model.tokenizer, prompts[0]))
         edits = self.edits(model, page_state, prompts[0])
-        return drawing.panels(found, page_state, edits, first), state
+        html = drawing.panels(found, page_state, edits, first)
+        names = {name: _opening(html[name], page_state) for name in drawing.TITLES}
+        return html | names, state
 
     def edits(self, model: Model, page_state: PageState, prompt: Prompt) -> list[tuple[str, str]]:
         """Minimal edits of the prompt up to where it is read, of the families that a study scores:
@@ -190,3 +196,38 @@ class Questions:
         answer, counterpart = map(by_ids, weighed_sides(model, prompt))
         asked = replace(prompt, answer=answer, counterpart=counterpart)
         return patch_grid(model, asked, page_state, pause, tell)
+
+    def part(self, page_state: PageState, pause: Pause, tell: Callable[[Line], None]) -> Line:
+        """The card of the page's part; the last line has it.
+
+        Raises: Refusal where no part is named; SiteError for a part that the model lacks.
+        """
+        model, prompt = self._of_part(page_state)
+        html = part_html(self.cards, model, prompt, page_state, pause, tell)
+        return {"html": _opening(html, page_state), "finished": True}
+
+    def part_page(self, page_state: PageState, pause: Pause) -> str:
+        """The same as a page of its own.
+
+        Raises: as `part`; Refusal for a layer, which has no card.
+        """
+        model, prompt = self._of_part(page_state)
+        if page_state.part.startswith("mlp"):
+            raise Refusal(404, "A layer has no card. Allowed: a head or a neuron.")
+        return part_page(self.cards, model, prompt, page_state, pause)
+
+    def _of_part(self, page_state: PageState) -> tuple[Model, Prompt]:
+        if not page_state.part:
+            raise Refusal(400, "No part is named. Allowed: part=head 3.1, neuron 3.512 or mlp 3.")
+        model, (prompt, *_) = self.check(page_state)
+        return model, prompt
+
+
+def _opening(html: Markup, page_state: PageState) -> Markup:
+    """HTML in which a part's name opens its card: without script as a page of its own."""
+
+    def address(part: str) -> str:
+        page = "/" if part.startswith("mlp") else "/card"
+        return f"{page}?{page_state.query(part=part)}"
+
+    return linked(html, address)

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from casestudy.errors import CasestudyError, ServeError
+from casestudy.show.explorer.part_cards import PartCards
 from casestudy.show.explorer.study_prompts import StudyPrompts
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def serve(
     model: Model,
     *,
     picks: StudyPrompts | None = None,
+    cards: PartCards | None = None,
     host: str = "127.0.0.1",
     port: int = PORT,
     started: Callable[[str], None] = lambda address: None,
@@ -41,6 +43,7 @@ def serve(
     Args:
         model: the model.
         picks: a study's prompts to choose from.
+        cards: of the model's parts: a study's, and the text over which others are made.
         host: the address to listen on, and the host name of requests; loopback by default.
         port: to listen on; 0 takes a free one.
         started: called with the page's address when requests are answered.
@@ -58,7 +61,7 @@ def serve(
 
     listening, name = listen(host, port), _bracketed(host)
     port = listening.getsockname()[1]
-    questions, worker = Questions(model), Worker()
+    questions, worker = Questions(model, cards or PartCards()), Worker()
 
     def ready(pause: Pause) -> None:
         torch.set_num_threads(suited(model))

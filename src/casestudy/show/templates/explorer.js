@@ -9,9 +9,9 @@
     .map((name) => [name, $(`textarea[name="${name}"], select[name="${name}"], input[name="${name}"]`)]));
   const usual = { view: "clean", site: "resid_pre", by: "", direction: "denoising", corrupted: "", answer: "", counterpart: "", special: "", chat: "", prefix: "", readout: "" };
   const dialog = $("dialog.head-view");
-  let state = JSON.parse($("#state").textContent), head = new URLSearchParams(location.search).get("head") || "";
+  let state = JSON.parse($("#state").textContent), head = new URLSearchParams(location.search).get("head") || "", part = new URLSearchParams(location.search).get("part") || "";
   const page = `${Date.now().toString(36)}${Math.random().toString(36).slice(2)}`; // of its questions the newest wins
-  let asking = null, patching = null, pause = 0, whole = true;
+  let asking = null, patching = null, carding = null, pause = 0, whole = true;
 
   // What the page shows, as a query string without what it need not say.
   function query(changes = {}) {
@@ -20,7 +20,7 @@
       const value = name in changes ? changes[name] : field.value;
       if (value !== usual[name]) said.set(name, value);
     }
-    if (changes.head) said.set("head", changes.head);
+    for (const name of ["head", "part"]) if (changes[name]) said.set(name, changes[name]);
     return said.toString();
   }
 
@@ -29,7 +29,7 @@
     $("#prefix").hidden = !fields.chat.value;
     $("#last").hidden = !fields.readout.value;
     $("#special").hidden = "plain" in form.dataset || Boolean(fields.chat.value); // a template's are parsed
-    history.replaceState(null, "", `/?${query({ head })}`);
+    history.replaceState(null, "", `/?${query({ head, part })}`);
   }
 
   function say(text, wrong = false) {
@@ -95,6 +95,7 @@
     clearTimeout(pause);
     if (asking) asking.abort();
     if (patching) patching.abort();
+    if (part) passed();
     const own = asking = new AbortController();
     remember();
     const began = performance.now();
@@ -125,6 +126,21 @@
     if (state.save) link.href = state.save; else link.removeAttribute("href");
   }
 
+  // What is computed for longer arrives in lines, of which the newest counts.
+  async function eachLine(answer, failed, show) {
+    const streamed = answer.ok && answer.headers.get("content-type").startsWith("application/x-ndjson");
+    if (!streamed) return failed(await problemOf(answer));
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let rest = "", part = await reader.read(); !part.done; part = await reader.read()) {
+      const lines = (rest + part.value).split("\n");
+      rest = lines.pop();
+      if (!lines.length) continue;
+      const line = JSON.parse(lines[lines.length - 1]);
+      if (line.problem) return failed(line.problem);
+      show(line);
+    }
+  }
+
   // A patch grid arrives in lines, each with the grid so far.
   async function patch() {
     if (patching) patching.abort();
@@ -143,19 +159,11 @@
     tell("patching…");
     try {
       const answer = await ask(`/patch?${query({ answer: state.answer, counterpart: state.counterpart })}`, own.signal);
-      const streamed = answer.ok && answer.headers.get("content-type").startsWith("application/x-ndjson");
-      if (!streamed) return failedPatch(await problemOf(answer));
-      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      for (let rest = "", part = await reader.read(); !part.done; part = await reader.read()) {
-        const lines = (rest + part.value).split("\n");
-        rest = lines.pop();
-        if (!lines.length) continue;
-        const line = JSON.parse(lines[lines.length - 1]);
-        if (line.problem) return failedPatch(line.problem);
+      await eachLine(answer, failedPatch, (line) => {
         place("patch", line.html);
         whole = line.finished;
         tell(line.finished ? "" : `${line.done} of ${line.total} cells`);
-      }
+      });
     } catch (error) {
       if (patching === own && error.name !== "AbortError") failedPatch(failed(error));
     }
@@ -167,6 +175,69 @@
       target.replaceChildren(casestudy.node("p", { className: "notice", role: "alert", textContent: why }));
     }
   }
+
+  // The card of a part: asked when its name is clicked on, and again when the prompt is another.
+  const section = $("#part-section"), heading = $("#part-h"), again = $("#part-again");
+  async function openPart(name) {
+    if (carding) carding.abort();
+    const own = carding = new AbortController(), tell = (text) => { $("#part-progress").textContent = text; };
+    part = name;
+    remember();
+    section.hidden = false;
+    again.hidden = true;
+    heading.textContent = name.startsWith("mlp") ? `${name}: its neurons` : `What does ${name} do? Its card`;
+    $("#part").classList.add("stale");
+    tell("measuring…");
+    section.scrollIntoView({ block: "start" });
+    heading.focus({ preventScroll: true });
+    const wrong = (why) => {
+      tell("");
+      $("#part").classList.remove("stale");
+      $("#part").replaceChildren(casestudy.node("p", { className: "notice", role: "alert", textContent: why }));
+    };
+    // The model answers one question at a time: a grid under way yields, and is asked again.
+    const unfinished = !whole;
+    if (unfinished) patching.abort();
+    try {
+      const answer = await ask(`/part?${query({ answer: state.answer || fields.answer.value, counterpart: state.counterpart || fields.counterpart.value, part })}`, own.signal);
+      await eachLine(answer, wrong, (line) => {
+        if (line.finished) { place("part", line.html); return tell(""); }
+        const share = line.total ? ` (${Math.round((100 * line.done) / line.total)} %)` : "";
+        tell(`${line.note}${share}…`);
+      });
+    } catch (error) {
+      if (carding === own && error.name !== "AbortError") wrong(failed(error));
+    } finally {
+      if (unfinished && !whole) patch();
+    }
+  }
+
+  // The prompt is another: an open card stays, and says so.
+  function passed() {
+    if (carding) carding.abort();
+    $("#part-progress").textContent = "The prompt has changed since.";
+    again.hidden = false;
+  }
+
+  function closePart() {
+    if (carding) carding.abort();
+    part = "";
+    section.hidden = true;
+    $("#part").replaceChildren();
+    remember();
+  }
+  again.addEventListener("click", () => openPart(part));
+  $("#part-close").addEventListener("click", closePart);
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[data-part]");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    if (dialog.open) dialog.close();
+    openPart(link.dataset.part);
+  });
+  casestudy.cards = {
+    of: (name) => [casestudy.node("a", { href: `/card?${query({ part: name })}`, textContent: `Card of ${name}`, "data-part": name })],
+  };
 
   const limit = Number(fields.prompt.maxLength);
   form.addEventListener("input", (event) => {
@@ -239,4 +310,5 @@
   // A page that opened while the server was busy has no panels yet.
   if (state.weighed === undefined && !state.problem) update(); else patch();
   if (head) openHead(head);
+  if (part) openPart(part);
 })();

@@ -574,11 +574,9 @@ def measure_single(name: str, folder: Path, before: Found) -> Found:
     except CasestudyError as problem:
         print(f"{name} stays as it was: {problem}", file=sys.stderr)
         return before
-    if not books_in(folder):
-        print(f"no kept-out book in {folder}: {name} stays as it was", file=sys.stderr)
-        return before
     heads = carriers(model, PLANS[name])
-    return before | {"parts": measure_parts(model, folder, [*HELD_OUT], heads)}
+    parts = measure_parts(model, folder, [*HELD_OUT], heads)
+    return before if parts is None else before | {"parts": parts}
 
 
 def main() -> None:

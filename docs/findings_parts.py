@@ -9,6 +9,7 @@ for `tiny` about a minute of one core; for `smollm2` about ten.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,7 @@ def measure_parts(
     """
     texts = beginnings(Path(folder), books)
     if not texts:
+        print(f"no kept-out book in {folder}: single parts stay as they are", file=sys.stderr)
         return None
     written = writers(model)
     parts = [row["neuron"] for row in written["first"][:NEURONS]]

@@ -17,7 +17,7 @@ from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.behaviour.steps import MOST, Scoring, steps_of
 from casestudy.engine.packing import Budget
 from casestudy.engine.reading import Readings, together
-from casestudy.errors import BehaviourError, MeasureError, PromptError, TokenError
+from casestudy.errors import BehaviourError, PromptError, TokenError
 from casestudy.measure.ledger import ledger
 from casestudy.measure.lens import lens
 from casestudy.measure.patching_prompts import patch_prompts
@@ -246,6 +246,14 @@ def test_all_positions_of_the_clean_run_give_the_clean_value() -> None:
     assert not np.isnan(found.normalised.values).any()
 
 
+def test_the_last_token_is_the_prompts() -> None:
+    model, one = reading_words(), pair((2, 7, 1), (2, 8))
+    at_last = patch_prompts(model, [one], "attn_out", by="last").raw
+    by_role = patch_prompts(model, [one], "attn_out", by="role").raw
+    there = by_role.select(role="last token").values
+    assert at_last.values == pytest.approx(there, abs=1e-9)
+
+
 # Bad input.
 
 
@@ -262,8 +270,6 @@ def test_what_cannot_be_read_says_so() -> None:
         whole_answers(model, Prompt("w1", words(*[1] * 25), " w2"))
     with pytest.raises(TokenError, match="at most 256"):
         steps_of(tokenizer, Prompt("w1", words(*[1] * (MOST + 1)), " w2"))
-    with pytest.raises(MeasureError, match="role"):
-        patch_prompts(model, [pair((2, 7), (8,))], "resid_pre", by="last")
 
 
 def test_readings_are_named_by_their_prompts() -> None:

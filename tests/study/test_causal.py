@@ -130,8 +130,9 @@ def test_kept_scores_of_other_edits_are_computed_anew(
     whole = patched(toy_model, tmp_path / "whole", *TEXTS)
     killed_before_its_first_grid(toy_model, tmp_path / "killed", monkeypatch)
     store, step = Store.open(tmp_path / "killed"), (causal.SCORES, causal.SCORES)
-    arrays, edits = store.read_step(*step)
-    store.write_step(*step, {"values": arrays["values"][:, 1:] + 1}, edits[1:])
+    arrays, of = store.read_step(*step)
+    other = {**of, "edits": of["edits"][1:]}
+    store.write_step(*step, {"values": arrays["values"][:, 1:] + 1}, other)
     again = patched(toy_model, tmp_path / "killed", *TEXTS)
     np.testing.assert_equal(
         again.tables["counterfactuals"].rows(), whole.tables["counterfactuals"].rows()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.behaviour.steps import any_several
+from casestudy.errors import StudyError
 from casestudy.measure.ledger import ledger
+from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.measure.whole_answers import whole_answers
 from casestudy.model.model import Model
 from casestudy.results import names
-from casestudy.study.settings import Execution
+from casestudy.results.result import Grid
+from casestudy.study.manifest import new_manifest
+from casestudy.study.settings import Execution, Settings
 from casestudy.study.study import Study, study
 
 PROMPTS = (
@@ -61,6 +67,69 @@ def test_answers_that_begin_alike_are_left_out_of_the_main_contrast(found: Study
     assert np.isnan(main).tolist() == [False, False, True, False]
     why = found.tables[names.PROMPTS].columns["error"][2]
     assert "begin with ' He'" in why
+
+
+PAIRS = (
+    Prompt(
+        "It was late. She went home.", " He slept", " he", corrupted="it was late. she went on."
+    ),
+    Prompt("It was late. He went home.", " It was", " it", corrupted="it was late. he went on."),
+    Prompt("He slept. It was late.", " She", " she", corrupted="he slept. it was on."),
+)
+
+
+@pytest.fixture(scope="module")
+def patched(toy_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    behaviour = Behaviour("pairs", prompts=PAIRS, answers="given")
+    folder = tmp_path_factory.mktemp("pairs")
+    return study(
+        toy_model,
+        behaviour,
+        out=folder,
+        only=["predictions", "patching"],
+        settings=Settings(family="given"),
+    )
+
+
+@pytest.mark.parametrize("by", ["all", "role"])
+def test_a_study_patches_whole_answers(
+    patched: Study, toy_model: Model, by: Literal["all", "role"]
+) -> None:
+    site = "z" if by == "all" else "attn_out"
+    alone = patch_prompts(toy_model, PAIRS, site, by=by)
+    grid = patched.grids[names.raw(names.patching(site, by))]
+    assert isinstance(grid, Grid)
+    assert grid.unit == "nats"
+    assert names.WHOLE in grid.about
+    np.testing.assert_allclose(grid.values, alone.raw.values, atol=1e-4)
+    clean = patched.grids[names.baselines(names.patching(site, by))].select(run="other")
+    np.testing.assert_allclose(
+        clean.values, whole_answers(toy_model, PAIRS).value.values, atol=1e-4
+    )
+
+
+def test_edits_are_scored_by_the_whole_answers(patched: Study, toy_model: Model) -> None:
+    (row,) = [r for r in patched.tables[names.COUNTERFACTUALS].rows() if r["family"] == "given"]
+    value = whole_answers(toy_model, PAIRS).value.values.mean()
+    assert row["mean_clean"] == pytest.approx(value, abs=1e-4)
+    assert row["n"] == len(PAIRS)
+
+
+def test_a_study_says_how_answers_count(patched: Study, toy_model: Model) -> None:
+    assert patched.manifest["settings"]["scoring"] == "sum"
+    single = Behaviour("single", prompts=PAIRS[2:], answers="given")
+    behaviour = Behaviour("pairs", prompts=PAIRS, answers="given")
+    with pytest.raises(StudyError, match="scoring"):
+        study(toy_model, behaviour, out=patched.store.folder, settings=Settings(scoring="mean"))
+    assert "scoring" not in described(toy_model, single)
+
+
+def described(model: Model, behaviour: Behaviour) -> dict[str, Any]:
+    """The settings of a new study."""
+    asked = (model, behaviour, Settings(), Execution(), [3] * len(behaviour), ["ledger"], {})
+    several = any_several(model.tokenizer, behaviour.prompts)
+    settings: dict[str, Any] = new_manifest(*asked, several=several)["settings"]
+    return settings
 
 
 def test_the_report_says_what_is_compared(found: Study) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -425,17 +425,35 @@ def score(
 
     Unit: logits, at each prompt's last token.
     """
-    defined = ~contrast.weights.isnan().any(1)
-    clean, edited = pair_values(model, proposals, contrast) if values is None else values
+    values = pair_values(model, proposals, contrast) if values is None else values
+    return scored(proposals, values, without_contrast(proposals, contrast))
+
+
+def without_contrast(proposals: Proposals, contrast: Contrast) -> dict[int, str]:
+    """The pairs whose prompt has no contrast, by number, with this reason."""
+    undefined = contrast.weights.isnan().any(1).tolist()
+    without = [i for i, pair in enumerate(proposals.pairs) if undefined[pair.index]]
+    return dict.fromkeys(without, "the prompt has no contrast")
+
+
+def scored(
+    proposals: Proposals, values: NDArray[np.float64], left_out: Mapping[int, str]
+) -> tuple[Score, ...]:
+    """Every family's score from its pairs' values, families in order.
+
+    Args:
+        proposals: from `propose`.
+        values: (2, pair) of the clean and of the corrupted prompt, pair by pair.
+        left_out: the pairs without a value, by number, each with the reason.
+    """
+    clean, edited = values
     scores = []
     for family in proposals.families:
         mine = [i for i, pair in enumerate(proposals.pairs) if pair.family == family]
-        usable = [i for i in mine if defined[proposals.pairs[i].index]]
+        usable = [i for i in mine if i not in left_out]
         excluded = [e for e in proposals.excluded if e.family == family]
         excluded += [
-            Excluded(family, proposals.pairs[i].index, "the prompt has no contrast")
-            for i in mine
-            if i not in usable
+            Excluded(family, proposals.pairs[i].index, left_out[i]) for i in mine if i in left_out
         ]
         scores.append(
             Score(

@@ -69,6 +69,11 @@ class Steps:
         return len(self.steps)
 
     @property
+    def several(self) -> bool:
+        """Whether one of the two has several tokens."""
+        return len(self.answer) > 1 or len(self.counterpart) > 1
+
+    @property
     def shared(self) -> int:
         """How many tokens both sides share at their start."""
         return _shared(self.answer, self.counterpart)

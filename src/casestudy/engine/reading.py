@@ -142,9 +142,19 @@ class Readings:
         of two tokens, or log p of one."""
         steps = [self.steps[i] for i in some]
         answers, counterparts = ([getattr(s, side) for s in steps] for side in SIDES)
+        name = names.WHOLES[self.scoring]
         if self.linear:
-            return Contrast.between(self.model, answers, counterparts, name=names.WHOLE)
-        return Contrast.of_log_probs(self.model, logits, answers, counterparts, name=names.WHOLE)
+            return Contrast.between(self.model, answers, counterparts, name=name)
+        return Contrast.of_log_probs(self.model, logits, answers, counterparts, name=name)
+
+    def values(self) -> list[float]:
+        """Each prompt's value: its readings' contrasts, added up by weight."""
+        values = [0.0] * len(self.answers)
+        for some, batch in self.batches(()):
+            (contrast,) = batch.contrasts
+            for number, value in zip(some, contrast.value(batch.logits).tolist(), strict=True):
+                values[self.prompts[number]] += self.weights[number] * value
+        return values
 
     def batches(self, keep: Sequence[Keep]) -> Iterator[tuple[list[int], Batch]]:
         """The readings with their run, whole prompts at a time: (indices of readings, batch).

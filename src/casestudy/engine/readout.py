@@ -69,6 +69,29 @@ class Tails:
         """The readings of some prompts, by number."""
         return [k for b in prompts for k in range(self.starts[b], self.starts[b] + self.counts[b])]
 
+    def some(self, prompts: Sequence[int]) -> Tails:
+        """Where some of the prompts are read."""
+        counts = tuple(self.counts[b] for b in prompts)
+        return Tails(counts, tuple(self.weights[k] for k in self.of(prompts)))
+
+    def places(
+        self, lengths: Int[Tensor, " prompt"]
+    ) -> tuple[Int[Tensor, " reading"], Int[Tensor, " reading"]]:
+        """Each reading's prompt and position, of prompts with so many tokens."""
+        device = lengths.device
+        prompts = torch.tensor(self.prompts, dtype=torch.long, device=device)
+        number = torch.arange(len(prompts), device=device)
+        counts, starts = (torch.tensor(x, device=device) for x in (self.counts, self.starts))
+        return prompts, (lengths - counts - starts)[prompts] + number
+
+    def added(self, read: Float[Tensor, "*runs reading"]) -> Float[Tensor, "*runs prompt"]:
+        """Each prompt's readings, added up by weight; with a gradient if they have one."""
+        if self.single:
+            return read
+        sums = read.new_zeros(len(self.weights), len(self.counts), dtype=torch.float64)
+        sums[list(range(len(self.weights))), list(self.prompts)] = sums.new_tensor(self.weights)
+        return read.double() @ sums
+
 
 class Readout:
     """Maps the final residual stream at the positions that are read to the metric.

@@ -161,6 +161,7 @@ def sweeps(
     parts: Sequence[Sequence[Cell]],
     metric: Contrast | Metric,
     *,
+    tails: Tails | None = None,
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
 ) -> list[Sweep | MeasureError]:
@@ -168,12 +169,13 @@ def sweeps(
 
     Args:
         parts: the lists of cells; each has a check of its own.
+        tails: as in `sweep`.
         budget: as in `sweep`; as many values are computed again of each part.
 
     Returns: for each part its sweep, or the error if its check failed or a value is NaN.
     Raises: as `sweep` does before anything is computed, and for NaN in an unpatched run.
     """
-    task = Task.checked(model, base, source, [cell for part in parts for cell in part])
+    task = Task.checked(model, base, source, [cell for part in parts for cell in part], tails)
     with torch.no_grad():
         return _Sweeping(task, metric).sweep([len(part) for part in parts], budget, progress, None)
 

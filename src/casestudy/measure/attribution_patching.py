@@ -34,10 +34,10 @@ from torch import Tensor
 from casestudy.behaviour.checks import check_different, check_finite
 from casestudy.behaviour.contrast import Contrast
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell, pack
-from casestudy.engine.readout import Metric, Readout
+from casestudy.engine.readout import Metric, Readout, Tails
 from casestudy.errors import MeasureError, SiteError, one_of
 from casestudy.measure.metrics import name_and_unit, rows_of
-from casestudy.measure.pairs import Direction, Pairs, equal_lengths
+from casestudy.measure.pairs import Direction, Pairs, equal_lengths, one_reading
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model
@@ -88,7 +88,8 @@ def attribute_nodes(
 
     Args:
         model: the decoder.
-        pairs: clean and corrupted prompts of equal length.
+        pairs: clean and corrupted prompts of equal length; of pairs with `texts`, the scores are
+            summed over each pair's texts.
         contrast: a contrast, or a function of the last token's logits with a gradient.
         site: resid_pre, resid_mid, resid_post, attn_out, mlp_out; z for heads, mlp_post for
             neurons.
@@ -120,10 +121,12 @@ def attribute_nodes(
     equal_lengths(pairs.clean, pairs.corrupted, "a score by position")
     check_different(pairs.clean, pairs.corrupted)
     chosen = check_layers(layers, model.config.n_layers)
-    n, longest = len(pairs), int(pairs.clean.lengths.max())
+    if by == "last":
+        one_reading(pairs, "scores at the last token")
+    n, longest, tails = len(pairs.clean), int(pairs.clean.lengths.max()), pairs.tails
     parts: dict[int, Array] = {}
     for some in _chunks(model, pairs, budget.memory):
-        work = _Chunk(model, pairs, rows_of(contrast, some), some, site, chosen)
+        work = _Chunk(model, pairs, rows_of(contrast, tails.of(some)), some, site, chosen)
         found = _placed(work.scores(method, steps, direction), by, pairs, some)
         if by == "position":
             past = longest - found.shape[-1]
@@ -134,6 +137,10 @@ def attribute_nodes(
     out = np.stack([parts[i] for i in range(n)], -1)
     sides = [pairs.clean, pairs.corrupted]
     check_finite([out.reshape(-1, n)[0]], model=model, of=sides)
+    if pairs.texts is not None:
+        known = ~np.isnan(out)
+        out = np.where(pairs.of_pairs(known) > 0, pairs.of_pairs(np.nan_to_num(out)), np.nan)
+    n = len(pairs)
     prompts = Axis.count("prompt", n) if pairs.labels is None else Axis("prompt", pairs.labels)
     return Grid(
         names.attribution_patching(site.value, by, method, direction),
@@ -204,7 +211,8 @@ class _Chunk:
             "clean": pairs.clean[some].to(model.device),
             "corrupted": pairs.corrupted[some].to(model.device),
         }
-        self.readout = Readout(model, metric, len(some))
+        self.tails = pairs.tails.some(some)
+        self.readout = Readout(model, metric, len(self.tails.weights))
 
     def scores(
         self, method: NodeMethod, steps: int, direction: Direction
@@ -246,7 +254,7 @@ class _Chunk:
         self, side: str, method: NodeMethod, *, grad: bool = False, edits: Sequence[Edit] = ()
     ) -> Trace:
         keep: list[Keep | Site] = [self.site.at(list(self.layers))]
-        keep.append(Site.FINAL_RESID.at(last=True))
+        keep.append(Site.FINAL_RESID.at(last=self.tails.single))
         if method == "ig-inputs" and not grad:
             keep.append(Site.RESID_PRE.at(0))
         if grad and method in RULES:
@@ -257,7 +265,7 @@ class _Chunk:
         self, trace: Trace, rules: Collection[Rule] = (), layers: Sequence[int] | None = None
     ) -> Sequence[Tensor]:
         """The metric's gradient at the site of each layer, or what the rules make of it."""
-        value = read_last(self.readout, self.model, trace, rules)
+        value = read_last(self.readout, self.model, trace, rules, tails=self.tails)
         wanted = [trace[self.site, layer] for layer in (self.layers if layers is None else layers)]
         return torch.autograd.grad(
             value, wanted, torch.ones_like(value), allow_unused=True, materialize_grads=True
@@ -276,25 +284,35 @@ class _Chunk:
 
 
 def read_last(
-    readout: Readout, model: Model, trace: Trace, rules: Collection[Rule] = ()
+    readout: Readout,
+    model: Model,
+    trace: Trace,
+    rules: Collection[Rule] = (),
+    *,
+    tails: Tails | None = None,
 ) -> Float[Tensor, " batch"]:
     """The metric at the last tokens, with gradients to the trace if it has any.
 
     Args:
         readout: of the trace's prompts.
         model: which was run.
-        trace: which kept `final_resid` at the last tokens.
+        trace: which kept `final_resid`: at the last tokens, or everywhere for several readings.
         rules: of the relevance that its gradients shall be; none for gradients.
+        tails: where prompts are read at several of their last positions.
 
     Raises: MeasureError for a metric without a gradient.
     """
-    last = trace.lasts[Site.FINAL_RESID, None]
+    if tails is None or tails.single:
+        last = trace.lasts[Site.FINAL_RESID, None]
+    else:
+        last = trace.values[Site.FINAL_RESID, None][tails.places(trace.tokens.last + 1)]
     rows = torch.arange(len(last), device=last.device)
     with torch.set_grad_enabled(last.requires_grad):
         if rules:
             value = readout.of_normed(final_norm(model, last, rules), rows)
         else:
             value = readout(last, rows)
+        value = value if tails is None else tails.added(value)
     if last.requires_grad and not value.requires_grad:
         raise MeasureError(
             "the metric has no gradient",

@@ -29,7 +29,8 @@ class Half:
 
     Attributes:
         pairs: clean and corrupted prompts of equal length.
-        metric: a contrast, or a function of the last token's logits with a gradient.
+        metric: a contrast, or a function of the last token's logits with a gradient; a row for
+            each reading of pairs with `texts`.
         documents: per pair, its document; None if not known.
     """
 
@@ -45,7 +46,7 @@ class Half:
         documents = self.documents
         return Half(
             self.pairs[rows],
-            rows_of(self.metric, rows),
+            rows_of(self.metric, self.pairs.readings(rows)),
             None if documents is None else tuple(documents[i] for i in rows),
         )
 

@@ -16,17 +16,62 @@ from casestudy.behaviour.counterfactual import Counterfactual, Score
 from casestudy.behaviour.prompts import Role
 from casestudy.behaviour.readouts import row_of
 from casestudy.behaviour.roles import roles_of, with_pair_roles
+from casestudy.engine.readout import Tails
 from casestudy.errors import MeasureError
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
 from casestudy.results import names
-from casestudy.results.result import Table
+from casestudy.results.result import Array, Table
 from casestudy.results.stats import mean_interval
 
 Roles = Sequence[Mapping[str, Sequence[int]]]
 """One mapping per prompt, from a role's name to its positions."""
 
 Direction = Literal["denoising", "noising"]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts in which the answers of pairs are read, where these have several tokens.
+
+    A text is the pair's prompts with the first tokens of an answer behind both of them.
+
+    Attributes:
+        pairs: each text's pair, by number; at least one text of each pair.
+        tails: at how many of its last positions each text is read. A metric has a row for each of
+            these readings; a pair's value is the sum of its texts'.
+    """
+
+    pairs: tuple[int, ...]
+    tails: Tails
+
+    def __post_init__(self) -> None:
+        if len(self.pairs) != len(self.tails.counts) or set(self.pairs) != set(range(len(self))):
+            raise MeasureError(
+                f"{len(self.tails.counts)} texts of the pairs {list(self.pairs)[:10]}",
+                allowed="the pair of each text; at least one text of each pair",
+            )
+
+    def __len__(self) -> int:
+        """How many pairs."""
+        return 1 + max(self.pairs, default=-1)
+
+    def of(self, pairs: Sequence[int]) -> list[int]:
+        """The texts of some pairs, by number."""
+        mine: dict[int, list[int]] = {}
+        for text, pair in enumerate(self.pairs):
+            mine.setdefault(pair, []).append(text)
+        return [text for pair in pairs for text in mine[pair]]
+
+    def __getitem__(self, pairs: Sequence[int]) -> Texts:
+        """Those of some of the pairs."""
+        own = [i for i, pair in enumerate(pairs) for _ in self.of([pair])]
+        return Texts(tuple(own), self.tails.some(self.of(pairs)))
+
+    def added(self, values: Array) -> Array:
+        """(…, text) as (…, pair): a pair's texts added up."""
+        mine = np.array(self.pairs)
+        return np.stack([values[..., mine == i].sum(-1) for i in range(len(self))], -1)
 
 
 @dataclass(frozen=True)
@@ -51,6 +96,8 @@ class Pairs:
             needs pairs of equal length. If only one prompt of a pair has a role, or the numbers of
             tokens differ, the pair has no value for this role.
         labels: the prompts' names; their indices by default.
+        texts: where answers have several tokens; `clean`, `corrupted` and their roles are then
+            those of the texts (see `answer_texts.with_answers`).
     """
 
     clean: Tokens
@@ -58,8 +105,14 @@ class Pairs:
     roles: Roles | None = None
     corrupted_roles: Roles | None = None
     labels: tuple[str, ...] | None = None
+    texts: Texts | None = None
 
     def __post_init__(self) -> None:
+        if self.texts is not None and len(self.texts.pairs) != len(self.clean):
+            raise MeasureError(
+                f"{len(self.texts.pairs)} texts' pairs for {len(self.clean)} texts",
+                allowed="one each",
+            )
         if len(self.clean) != len(self.corrupted):
             raise MeasureError(
                 f"{len(self.clean)} clean prompts and {len(self.corrupted)} corrupted ones",
@@ -67,18 +120,33 @@ class Pairs:
             )
 
     def __len__(self) -> int:
-        return len(self.clean)
+        return len(self.clean) if self.texts is None else len(self.texts)
 
-    def __getitem__(self, rows: list[int]) -> Pairs:
+    def __getitem__(self, pairs: list[int]) -> Pairs:
         """Some of the pairs."""
-        roles, theirs = self.roles, self.corrupted_roles
+        roles, theirs, labels = self.roles, self.corrupted_roles, self.labels
+        rows = pairs if self.texts is None else self.texts.of(pairs)
         return Pairs(
             self.clean[rows],
             self.corrupted[rows],
             None if roles is None else [roles[i] for i in rows],
             None if theirs is None else [theirs[i] for i in rows],
-            None if self.labels is None else tuple(self.labels[i] for i in rows),
+            None if labels is None else tuple(labels[i] for i in pairs),
+            None if self.texts is None else self.texts[pairs],
         )
+
+    @property
+    def tails(self) -> Tails:
+        """At how many of its last positions each prompt, or text, is read."""
+        return Tails.ends(len(self.clean)) if self.texts is None else self.texts.tails
+
+    def readings(self, pairs: list[int]) -> list[int]:
+        """The rows of some pairs in a metric of all of them."""
+        return pairs if self.texts is None else self.texts.tails.of(self.texts.of(pairs))
+
+    def of_pairs(self, values: Array) -> Array:
+        """(…, prompt or text) as (…, pair)."""
+        return values if self.texts is None else self.texts.added(values)
 
     def sides(self, direction: Direction) -> Sides:
         """Denoising runs the corrupted prompts, noising the clean ones."""
@@ -89,6 +157,17 @@ class Pairs:
         if direction == "denoising":
             return Sides(self.corrupted, self.clean, theirs, self.roles, ("corrupted", "clean"))
         return Sides(self.clean, self.corrupted, self.roles, theirs, ("clean", "corrupted"))
+
+
+def one_reading(pairs: Pairs, what: str) -> None:
+    """Raise MeasureError for pairs whose answers have several tokens."""
+    if pairs.texts is not None:
+        raise MeasureError(
+            f"{what} of answers of several tokens",
+            allowed="answers of one token",
+            hint="Patches, edge scores and circuits of edges take whole answers; or compare the "
+            "answers' first tokens (scoring “first”) where these differ",
+        )
 
 
 UNEQUAL = "by='role', which aligns them by roles; or by='last', the last token alone"

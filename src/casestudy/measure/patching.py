@@ -41,8 +41,10 @@ from casestudy.measure.pairs import (
     Pairs,
     Roles,
     Sides,
+    Texts,
     counterfactual_table,
     equal_lengths,
+    one_reading,
     pairs_of,
 )
 from casestudy.measure.patched import Patched, patched
@@ -93,7 +95,6 @@ def patch(
     by: By | None = None,
     direction: Direction = "denoising",
     layers: Sequence[int] | None = None,
-    tails: Tails | None = None,
     budget: Budget = DEFAULT_BUDGET,
     progress: Tell | None = None,
     watch: Watch | None = None,
@@ -102,7 +103,8 @@ def patch(
 
     Args:
         model: the decoder.
-        pairs: clean and corrupted prompts.
+        pairs: clean and corrupted prompts; of pairs with `texts`, the prompts of the grid are the
+            texts, and the last token is the prompt's.
         contrast: a contrast, or a function of the last token's logits and each row's prompt.
         site: resid_pre, resid_mid, resid_post, attn_out, mlp_out: one cell per layer and place.
             z, q, k, v, pattern: one per layer, head (of k and v, key/value head) and place.
@@ -111,7 +113,6 @@ def patch(
         direction: "denoising" runs the corrupted prompts (unpatched) with activations from the
             clean run; "noising" runs the clean prompts with activations from the corrupted run.
         layers: indices; all by default.
-        tails: where prompts are read at several of their last positions, see `sweep`.
         budget: memory, checks.
         progress, watch: called after each batch of cells.
 
@@ -125,10 +126,10 @@ def patch(
     site = Site(site)
     sides = pairs.sides(direction)
     by = _by(site, by)
-    cells, axes = _cells(model.config, site, layers, *_places(by, sides))
-    job = _of_site(site, by, direction, sides, axes, pairs.labels)
+    cells, axes = _cells(model.config, site, layers, *_places(by, sides, pairs.texts))
+    job = _of_site(site, by, direction, sides, axes, _labels(pairs))
     on = (model, sides.base, sides.source, cells, contrast)
-    return job.run(*on, budget, progress, watch, tails)
+    return job.run(*on, budget, progress, watch, pairs.tails)
 
 
 def patch_sites(
@@ -154,19 +155,23 @@ def patch_sites(
     Raises: as `patch`, for what is wrong before anything is computed.
     """
     sides = pairs.sides(direction)
-    axis, places = _places(by, sides)
+    axis, places = _places(by, sides, pairs.texts)
     jobs, parts = {}, []
     for site in map(Site, sites):
         cells, axes = _cells(model.config, site, layers, axis, places)
-        jobs[site.value] = _of_site(site, by, direction, sides, axes, pairs.labels)
+        jobs[site.value] = _of_site(site, by, direction, sides, axes, _labels(pairs))
         parts.append(cells)
-    found = sweeps(
-        model, sides.base, sides.source, parts, contrast, budget=budget, progress=progress
-    )
+    on = (model, sides.base, sides.source, parts, contrast)
+    found = sweeps(*on, tails=pairs.tails, budget=budget, progress=progress)
     return {
         site: one if isinstance(one, MeasureError) else job.laid_out(one, contrast)
         for (site, job), one in zip(jobs.items(), found, strict=True)
     }
+
+
+def _labels(pairs: Pairs) -> tuple[str, ...] | None:
+    """The names of a grid's prompts; texts have none of their own."""
+    return pairs.labels if pairs.texts is None else None
 
 
 def _of_site(
@@ -217,7 +222,7 @@ def neurons(
             Everything else as `patch`.
     """
     sides = pairs.sides(direction)
-    axis, places = _places(by, sides)
+    axis, places = _places(by, sides, pairs.texts)
     cells = [
         Cell(Site.MLP_POST, layer, place, neuron=neuron)
         for layer, neuron in chosen
@@ -226,8 +231,9 @@ def neurons(
     which = Axis("neuron", tuple(f"{layer}.{neuron}" for layer, neuron in chosen))
     axes = (which,) if axis is None else (which, axis)
     about = f"{direction.capitalize()}: single MLP neurons' outputs exchanged between the runs."
-    job = _Job(names.patching("neurons", by, direction), about, axes, pairs.labels)
-    return job.run(model, sides.base, sides.source, cells, contrast, budget, progress, watch)
+    job = _Job(names.patching("neurons", by, direction), about, axes, _labels(pairs))
+    on = (model, sides.base, sides.source, cells, contrast)
+    return job.run(*on, budget, progress, watch, pairs.tails)
 
 
 def subspace(
@@ -248,8 +254,9 @@ def subspace(
     made orthonormal).
 
     Shape and everything else as `patch`.
-    Raises: MeasureError if the columns are dependent or zero.
+    Raises: MeasureError if the columns are dependent or zero, and for pairs with `texts`.
     """
+    one_reading(pairs, "patches of a subspace")
     site = Site(site)
     q, r = torch.linalg.qr(directions.double())
     if directions.shape[1] == 0 or bool((r.diagonal().abs() <= 1e-9 * r.abs().max()).any()):
@@ -333,7 +340,7 @@ def ablate(
 
 
 def neurons_by_gradient(
-    model: Model, pairs: Pairs, contrast: Contrast, k: int
+    model: Model, pairs: Pairs, contrast: Contrast | Metric, k: int
 ) -> list[tuple[int, int]]:
     """The k neurons with the largest scores by attribution patching, largest first.
 
@@ -374,18 +381,24 @@ def _by(site: Site, by: By | None) -> By:
     return "all" if {"head", "kv_head"} & set(site.axes) else "position"
 
 
-def _places(by: By, sides: Sides) -> tuple[Axis | None, list[Place]]:
-    """The axis that names the places, and the places."""
+def _places(by: By, sides: Sides, texts: Texts | None = None) -> tuple[Axis | None, list[Place]]:
+    """The axis that names the places, and the places.
+
+    Args:
+        texts: of the pairs; their last token is the prompt's, which is a role.
+    """
     base, source = sides.base, sides.source
+    if by == "last" and texts is not None and sides.base_roles and sides.source_roles:
+        return None, [role_place(names.LAST_TOKEN, sides.base_roles, sides.source_roles)]
     if by == "last":
         return None, [Place.last(base, source)]
     if by == "role":
         if sides.base_roles is None or sides.source_roles is None:
             raise MeasureError("by role, but no roles came", hint="Give each prompt's roles")
         # in the order of the prompts' text, which does not depend on the order of the prompts
-        names = _in_text_order(sides.base_roles)
-        places = [role_place(name, sides.base_roles, sides.source_roles) for name in names]
-        return Axis("role", names), places
+        roles = _in_text_order(sides.base_roles)
+        places = [role_place(name, sides.base_roles, sides.source_roles) for name in roles]
+        return Axis("role", roles), places
     equal_lengths(base, source, f"patching by {by}", sides.about)
     if by == "all":
         return None, [Place.everywhere(base)]

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from casestudy.behaviour.prompts import Prompt, Prompts
-from casestudy.behaviour.steps import Scoring, has_several, steps_of
+from casestudy.behaviour.steps import Scoring, steps_of
 from casestudy.engine.batch import Batch
 from casestudy.engine.reading import SIDES, Readings
 from casestudy.errors import CasestudyError
@@ -121,7 +121,12 @@ def whole_answers(
     Raises: BehaviourError for a prompt without both answers, or with the same tokens twice;
         TokenError for an empty or a too long answer; PromptError for a text the model cannot read.
     """
-    readings = Readings.of(model, behaviour, scoring)
+    return account_of(Readings.of(model, behaviour, scoring), parts)
+
+
+def account_of(readings: Readings, parts: Sequence[Part] = PARTS) -> WholeAnswers:
+    """`whole_answers` of answers that are tokenised already."""
+    model, scoring = readings.model, readings.scoring
     rows: list[dict[str, Any] | None] = [None] * len(readings)
     grids: dict[str, list[Grid]] = {}
     order: list[int] = []
@@ -146,13 +151,7 @@ def answer_values(
     model: Model, prompts: Sequence[Prompt], *, scoring: Scoring = "sum"
 ) -> list[float]:
     """Each prompt's `WholeAnswers.value` alone, without an account of it; raises as that."""
-    readings = Readings.of(model, tuple(prompts), scoring)
-    values = [0.0] * len(prompts)
-    for some, batch in readings.batches(()):
-        (contrast,) = batch.contrasts
-        for number, value in zip(some, contrast.value(batch.logits).tolist(), strict=True):
-            values[readings.prompts[number]] += readings.weights[number] * value
-    return values
+    return Readings.of(model, tuple(prompts), scoring).values()
 
 
 _STEPS = (
@@ -216,17 +215,20 @@ def fold(readings: Readings, grid: Grid) -> Grid:
     return replace(grid, values=np.stack(columns, -1), axes=axes)
 
 
-def with_whole_answers(batch: Batch, results: Sequence[Result]) -> list[Result]:
-    """A batch's results with the contrast `names.WHOLE` after their own contrasts.
+def with_whole_answers(
+    batch: Batch, results: Sequence[Result], scoring: Scoring = "sum"
+) -> list[Result]:
+    """A batch's results with the contrast of the whole answers after their own contrasts.
 
-    Logit difference, ledger, lenses and head attribution have it, since they are linear in the
-    contrast. For a prompt whose answers are single tokens it is the main contrast.
+    Its name is that of the scoring in `names.WHOLES`. Logit difference, ledger, lenses and head
+    attribution have it, since they are linear in the contrast. For a prompt whose answers are
+    single tokens it is the main contrast.
     """
     present = {result.name for result in results}
     parts = [part for part, name in _NAMES.items() if name in present]
-    rows, grids = _of_several(batch, parts)
+    rows, grids = _of_several(batch, parts, scoring)
     return [
-        _extended(result, rows, grids.get(result.name))
+        _extended(result, rows, grids.get(result.name), names.WHOLES[scoring])
         if isinstance(result, Grid) and result.name in _LINEAR
         else result
         for result in results
@@ -246,24 +248,27 @@ _LINEAR = frozenset(
 )
 
 
-def _of_several(batch: Batch, parts: Sequence[Part]) -> tuple[list[int], dict[str, Grid]]:
+def _of_several(
+    batch: Batch, parts: Sequence[Part], scoring: Scoring
+) -> tuple[list[int], dict[str, Grid]]:
     """The rows of a batch with answers of several tokens, and their grids by name."""
-    rows, tokenizer = [], batch.model.tokenizer
+    answers = {}
     for row, prompt in enumerate(batch.prompts):
         with suppress(CasestudyError):  # such a prompt is left out, with this reason
-            if has_several(tokenizer, prompt):
-                steps_of(tokenizer, prompt)
-                rows.append(row)
-    if not rows or batch.behaviour is None:
+            steps = steps_of(batch.model.tokenizer, prompt, scoring)
+            if steps.several:
+                answers[row] = steps
+    if not answers or batch.behaviour is None:
         return [], {}
-    some = tuple(batch.prompts[row] for row in rows)
+    some = tuple(batch.prompts[row] for row in answers)
     behaviour = replace(batch.behaviour, prompts=some, main=())
-    whole = whole_answers(batch.model, behaviour, parts=parts)
-    return rows, whole.grids | {names.LOGIT_DIFFERENCE: whole.value}
+    readings = Readings(batch.model, behaviour, scoring, tuple(answers.values()))
+    whole = account_of(readings, parts)
+    return list(answers), whole.grids | {names.LOGIT_DIFFERENCE: whole.value}
 
 
-def _extended(grid: Grid, rows: list[int], theirs: Grid | None) -> Grid:
-    """A grid with the contrast of the whole answers after its own.
+def _extended(grid: Grid, rows: list[int], theirs: Grid | None, name: str) -> Grid:
+    """A grid with the contrast of the whole answers, of this name, after its own.
 
     Args:
         grid: (contrast, …, prompt).
@@ -285,7 +290,7 @@ def _extended(grid: Grid, rows: list[int], theirs: Grid | None) -> Grid:
     if grid.name == names.LEDGER:
         entropy = whole[axes[0].labels.index(names.ENTROPY)]
         entropy[np.isnan(entropy) & ~np.isnan(whole).all(0)] = 0.0  # of a single token's contrast
-    contrasts = Axis("contrast", (*grid.axes[0].labels, names.WHOLE))
+    contrasts = Axis("contrast", (*grid.axes[0].labels, name))
     values = np.concatenate([own, whole[None]])
     return replace(grid, values=values, axes=(contrasts, *axes), error=error)
 

@@ -31,6 +31,12 @@ CLASS_MASS = "class_mass"
 """(class, prompt), probability of the next token summed over a class of tokens."""
 WHOLE = "whole answer"
 """The contrast of two answers of several tokens, by the sums of their log-probabilities."""
+WHOLES = {
+    "sum": WHOLE,
+    "mean": "whole answer, mean per token",
+    "first": "first differing token",
+}
+"""The name of that contrast by how an answer's tokens count (see `behaviour/steps`)."""
 STEPS = "answer.steps"
 """A row per place at which an answer of several tokens is read (see `measure/whole_answers`)."""
 CASE_BY_SPACE = "case_by_space"

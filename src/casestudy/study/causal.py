@@ -23,13 +23,30 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import Score, pair_values, propose, score
+from casestudy.behaviour.counterfactual import (
+    Score,
+    pair_values,
+    propose,
+    scored,
+    without_contrast,
+)
 from casestudy.behaviour.family_choice import FamilyChoice, choose_family
 from casestudy.behaviour.prompts import Behaviour
+from casestudy.behaviour.steps import Scoring
 from casestudy.circuits.cost import seconds_of
 from casestudy.engine.batch import Batch
 from casestudy.engine.packing import Budget, Progress, Tell
+from casestudy.engine.reading import Readings
+from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError
+from casestudy.measure.answer_texts import (
+    answer_pair_values,
+    answers_mirrored,
+    by_prompt,
+    metric_of,
+    readings_of,
+    with_answers,
+)
 from casestudy.measure.patching import (
     By,
     Direction,
@@ -43,6 +60,7 @@ from casestudy.measure.patching import (
 )
 from casestudy.model.decoder import run as forward
 from casestudy.results import names
+from casestudy.results.names import WHOLES
 from casestudy.study.chosen import PATCHING
 from casestudy.study.stage import Stage, Subject
 
@@ -103,7 +121,8 @@ def patching(subject: Subject) -> Stage[_Task, Patched]:
     store.manifest.setdefault("family_choice", {}).update(
         {name: choice.as_dict(batch.index) for name, choice in choices.items()}
     )
-    tasks = [*_before_last(batch, before), *_at_last(batch, last)]
+    scoring = subject.scoring
+    tasks = [*_before_last(batch, before, scoring), *_at_last(batch, last, scoring)]
     if not tasks:
         edits = "no minimal edit" if family is None else f"no edit of the family “{family}”"
         store.say_not_measured("causal effects", f"{edits} fits these prompts")
@@ -170,7 +189,8 @@ def _seconds_per_token(batch: Batch) -> float:
 
 
 def kept_scores(subject: Subject, batch: Batch, name: str = SCORES) -> tuple[Score, ...]:
-    """The score of every family of edits on the main contrast, computed once in a study.
+    """The score of every family of edits, computed once in a study: on the main contrast, or on
+    the whole answers if some have several tokens.
 
     Patching and the circuit both use the scores. They are stored as a step until the study is
     complete, so that a continued study does not compute them again. If the stored values are of
@@ -180,16 +200,21 @@ def kept_scores(subject: Subject, batch: Batch, name: str = SCORES) -> tuple[Sco
         batch: the chosen prompts.
         name: of the step; another one for other prompts.
     """
-    store, contrast = subject.store, batch.contrasts[0]
+    store = subject.store
     proposals = propose(subject.model, batch.prompts, roles=subject.behaviour.roles)
     edits = [[pair.family, batch.index[pair.index]] for pair in proposals.pairs]
     if store.has_step(SCORES, name):
         arrays, of = store.read_step(SCORES, name)
-        if of == edits:
-            return score(subject.model, proposals, contrast, values=arrays["values"])
-    values = pair_values(subject.model, proposals, contrast)
-    store.write_step(SCORES, name, {"values": values}, edits)
-    return score(subject.model, proposals, contrast, values=values)
+        if isinstance(of, dict) and of["edits"] == edits:
+            return scored(proposals, arrays["values"], dict(of["left_out"]))
+    if subject.scoring is None:
+        left_out = without_contrast(proposals, batch.contrasts[0])
+        values = pair_values(subject.model, proposals, batch.contrasts[0])
+    else:
+        values, left_out = answer_pair_values(subject.model, proposals, subject.scoring)
+    about = {"edits": edits, "left_out": list(left_out.items())}
+    store.write_step(SCORES, name, {"values": values}, about)
+    return scored(proposals, values, left_out)
 
 
 def _tell_cells(subject: Subject, grid: str, cells: Progress) -> None:
@@ -223,25 +248,25 @@ def _last_only(scores: Sequence[Score]) -> list[Score]:
     ]
 
 
-def _before_last(batch: Batch, choice: FamilyChoice) -> Iterator[_Task]:
+def _before_last(batch: Batch, choice: FamilyChoice, scoring: Scoring | None) -> Iterator[_Task]:
     """The grids of the chosen family whose pairs differ before their last token."""
     best = choice.score
     if best is None:
         return
-    said = _said(best, "before the last token")
+    said = _said(best, "before the last token", scoring)
     aligned = best.only(lambda pair: pair.aligned == "position")
-    by_role = _Side(batch, best, said)
+    by_role = _Side(batch, best, said, scoring)
     yield from by_role.grids(_STREAM, "role")
     if not aligned.n:
         yield from by_role.grids(("z",), "role")
-        if not mirrored(by_role.pairs, by_role.contrast):
+        if not by_role.mirrored:
             yield from by_role.grids(("z",), "role", "noising")
         return
-    whole = _Side(batch, aligned, _said(aligned, "before the last token"))
-    if len(set(whole.pairs.clean.lengths.tolist())) == 1:
+    whole = _Side(batch, aligned, _said(aligned, "before the last token", scoring), scoring)
+    if len(set(whole.prompts.clean.lengths.tolist())) == 1:
         yield from whole.grids(_STREAM, "position")
     yield from whole.grids(("z",), "all")
-    if not mirrored(whole.pairs, whole.contrast):
+    if not whole.mirrored:
         yield from whole.grids(("z",), "all", "noising")
     yield whole.neurons()
 
@@ -274,22 +299,41 @@ _MIRRORED = (
 )
 
 
-def _at_last(batch: Batch, choice: FamilyChoice) -> Iterator[_Task]:
+def _at_last(batch: Batch, choice: FamilyChoice, scoring: Scoring | None) -> Iterator[_Task]:
     """The grids of the chosen family whose pairs differ in the last token only."""
     best = choice.score
     if best is None:
         return
-    side = _Side(batch, best, _said(best, "in the last token only"))
+    side = _Side(batch, best, _said(best, "in the last token only", scoring), scoring)
     yield from side.grids(("attn_out", "mlp_out", "z"), "last")
 
 
 class _Side:
-    """The pairs of one family, and the grids to make of them."""
+    """The pairs of one family, and the grids to make of them.
 
-    def __init__(self, batch: Batch, score: Score, said: str) -> None:
+    Attributes:
+        prompts: the pairs.
+        pairs, metric: what is patched and read: the prompts, or the texts of their whole answers.
+    """
+
+    def __init__(self, batch: Batch, score: Score, said: str, scoring: Scoring | None) -> None:
         self.model, self.family, self.said = batch.model, score.family, said
-        self.pairs = scored_pairs(batch, score)
+        self.prompts = scored_pairs(batch, score)
         self.contrast = batch.contrasts[0][[pair.index for pair in score.pairs]]
+        self.pairs: Pairs = self.prompts
+        self.metric: Contrast | Metric = self.contrast
+        self.readings: Readings | None = None
+        if scoring is not None:
+            self.readings = readings_of(batch.model, score.pairs, scoring)
+            self.pairs = with_answers(self.prompts, self.readings)
+            self.metric = metric_of(self.readings)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether noising gives what denoising gives, by construction."""
+        if self.readings is not None:
+            return answers_mirrored(self.prompts, self.readings)
+        return mirrored(self.prompts, self.contrast)
 
     def grids(
         self, sites: Sequence[str], by: By, direction: Direction = "denoising"
@@ -301,7 +345,7 @@ class _Side:
             found = patch_sites(
                 self.model,
                 self.pairs,
-                self.contrast,
+                self.metric,
                 sites,
                 by=by,
                 direction=direction,
@@ -335,8 +379,8 @@ class _Side:
         name = names.patching("neurons", "all")
 
         def make(budget: Budget, tell: Tell) -> dict[str, Patched | MeasureError]:
-            chosen = neurons_by_gradient(self.model, self.pairs, self.contrast, MOST_NEURONS)
-            on = (self.model, self.pairs, self.contrast)
+            on = (self.model, self.pairs, self.metric)
+            chosen = neurons_by_gradient(*on, MOST_NEURONS)
             return {name: self._told(neurons(*on, chosen, budget=budget, progress=tell))}
 
         made = (MOST_NEURONS // 2 + 3) * int(self.pairs.clean.lengths.sum())
@@ -345,6 +389,8 @@ class _Side:
     def _told(self, patched: Patched | MeasureError) -> Patched | MeasureError:
         if isinstance(patched, MeasureError):
             return patched
+        if self.readings is not None:
+            patched = by_prompt(self.readings, patched, self.prompts.labels)
         raw = replace(patched.raw, about=f"{patched.raw.about} {self.said}")
         return replace(patched, raw=raw)
 
@@ -359,9 +405,12 @@ def scored_pairs(batch: Batch, score: Score) -> Pairs:
     return replace(pairs, clean=pairs.clean.to(device), corrupted=pairs.corrupted.to(device))
 
 
-def _said(score: Score, where: str) -> str:
+def _said(score: Score, where: str, scoring: Scoring | None) -> str:
+    compared = "" if scoring is None else f" Patches change the contrast “{WHOLES[scoring]}”."
+    unit = "logits" if scoring is None else "nats"
     return (
         f"Pairs of the family “{score.family}” that differ {where} (n = {score.n}; the mean "
-        f"difference falls from {score.clean.mean():.2f} to {score.corrupted.mean():.2f} logits)."
+        f"difference falls from {score.clean.mean():.2f} to {score.corrupted.mean():.2f} {unit})."
+        + compared
         + ("" if score.undoes else " These edits do not surely undo the behaviour.")
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.behaviour.steps import Scoring
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.whole_answers import with_whole_answers
 from casestudy.model.model import Model
@@ -29,15 +30,15 @@ class Work:
     """Everything that measuring a chunk of prompts needs.
 
     Attributes:
-        whole: whether any prompt of the behaviour has answers of several tokens, so that results
-            have the contrast of the whole answers.
+        scoring: how the tokens of an answer count, if any prompt of the behaviour has answers of
+            several tokens: results then have the contrast of the whole answers.
     """
 
     model: Model
     behaviour: Behaviour
     measurements: tuple[Measurement, ...]
     top_k: int
-    whole: bool = False
+    scoring: Scoring | None = None
 
     @property
     def summed(self) -> frozenset[str]:
@@ -59,8 +60,8 @@ class Work:
             top_k=self.top_k,
         )
         results = [result for m in self.measurements for result in m.measure(batch)]
-        if self.whole:
-            results = with_whole_answers(batch, results)
+        if self.scoring is not None:
+            results = with_whole_answers(batch, results, self.scoring)
         results.append(_prompts(batch))
         results.append(_cost(batch, time.perf_counter() - start))
         return results

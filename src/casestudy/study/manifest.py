@@ -22,12 +22,12 @@ import torch
 import casestudy
 from casestudy.behaviour.notices import prompt_notices
 from casestudy.behaviour.prompts import Behaviour
-from casestudy.behaviour.steps import any_several
+from casestudy.behaviour.steps import Scoring
 from casestudy.engine.threads import suited
 from casestudy.errors import StudyError
 from casestudy.model.chat import Written
 from casestudy.model.model import Model, WeightsFile
-from casestudy.results.names import WHOLE
+from casestudy.results.names import WHOLES
 from casestudy.study.measuring import plan_chunks
 from casestudy.study.settings import Execution, Settings
 from casestudy.study.store import FORMAT, Store
@@ -36,12 +36,20 @@ IDENTITY = ("format", "behaviour", "model", "settings", "measurements")
 """The entries that must agree for a continued study's numbers to be the same."""
 
 
-SEVERAL = (
-    "some answers have several tokens: patches and circuits compare the first tokens of answer and "
-    f"counterpart, as the main contrast does; the contrast “{WHOLE}” compares the sums of all "
-    "their tokens' log-probabilities"
-)
-"""What to know of a study whose answers have several tokens."""
+_COMPARED = {
+    "sum": "the sums of all their tokens' log-probabilities",
+    "mean": "the means of their tokens' log-probabilities",
+    "first": "the first tokens in which answer and counterpart differ",
+}
+
+
+def several_said(scoring: Scoring) -> str:
+    """What to know of a study whose answers have several tokens."""
+    return (
+        f"some answers have several tokens: the contrast “{WHOLES[scoring]}”, the patches and the "
+        f"circuit compare {_COMPARED[scoring]}; the other contrasts compare the first tokens of "
+        "answer and counterpart"
+    )
 
 
 def new_manifest(
@@ -52,6 +60,8 @@ def new_manifest(
     lengths: Sequence[int | None],
     measurements: Sequence[str],
     not_measured: Mapping[str, str],
+    *,
+    several: bool = False,
 ) -> dict[str, Any]:
     """The manifest of a new study.
 
@@ -60,13 +70,15 @@ def new_manifest(
         lengths: tokens per prompt; None for a prompt that cannot be run.
         measurements: the names of the chosen measurements and stages.
         not_measured: what a reader may expect but is not measured, with the reason.
+        several: whether any prompt has answers of several tokens.
     """
     notices = prompt_notices(model.tokenizer, behaviour.prompts)
-    if any_several(model.tokenizer, behaviour.prompts):
-        notices = (*notices, SEVERAL)
+    if several:
+        notices = (*notices, several_said(settings.scoring))
     # stored only if given, so that studies stored before these settings existed still match
     asked: dict[str, Any] = {"parse_special": True} if model.tokenizer.parse_special else {}
     asked |= {} if settings.family is None else {"family": settings.family}
+    asked |= {"scoring": settings.scoring} if several else {}
     return {
         "format": FORMAT,
         "versions": _versions(),

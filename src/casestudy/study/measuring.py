@@ -16,7 +16,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from casestudy.behaviour.steps import any_several
 from casestudy.engine.packing import Progress, pack
 from casestudy.results.result import Result
 from casestudy.study.executors import Done, Work, left_out, local_chunks
@@ -63,7 +62,7 @@ def measuring(subject: Subject) -> Stage[int, list[Result]]:
         subject.behaviour,
         subject.measurements,
         settings.top_k,
-        whole=any_several(subject.model.tokenizer, subject.behaviour.prompts),
+        scoring=subject.scoring,
     )
     for shard in range(-(-len(chunks) // SHARD)):
         store.seal(shard, chunks, work.summed)  # shards that a killed run had begun to merge

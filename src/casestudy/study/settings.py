@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from casestudy.behaviour.steps import Scoring
 from casestudy.circuits.evidence import Choices
 from casestudy.engine.packing import Budget
 from casestudy.measure.metrics import Kind
@@ -44,11 +45,15 @@ class Settings:
             finds no pairs to look for one on.
         family: the family of edits for patching and for the circuit; by default the given corrupted
             prompts, or otherwise the family that most surely undoes the behaviour.
+        scoring: how the tokens of answers of several tokens count: in the contrast of the whole
+            answers, in patching and in the circuit. A behaviour whose answers are single tokens
+            has no such choice.
     """
 
     top_k: int = 100
     search: Search | None = None
     family: str | None = None
+    scoring: Scoring = "sum"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Generic, TypeVar
 
 from casestudy.behaviour.prompts import Behaviour
+from casestudy.behaviour.steps import Scoring
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.engine.packing import Progress, Tell
 from casestudy.errors import MeasureError
@@ -41,6 +42,8 @@ class Subject:
         chunks: the prompts that are run together, by index.
         lengths: tokens per prompt; None for a prompt that cannot be run.
         errors: for each prompt that cannot be run, the reason.
+        scoring: how the tokens of an answer count, if any prompt has answers of several tokens;
+            None if none has.
         progress: called with the progress of each stage.
         clock: the time of this call.
     """
@@ -54,6 +57,7 @@ class Subject:
     chunks: Sequence[Sequence[int]]
     lengths: Sequence[int | None]
     errors: Mapping[int, str]
+    scoring: Scoring | None = None
     progress: Tell | None = None
     clock: Clock = field(default_factory=lambda: Clock(None))
 

@@ -23,6 +23,7 @@ from casestudy.behaviour.files import find_behaviour, names_behaviour
 from casestudy.behaviour.presets import preset_names
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.behaviour.readouts import check_roles, row_of
+from casestudy.behaviour.steps import any_several
 from casestudy.drawing import WIDTH, described, draw
 from casestudy.engine.batch import Measurement
 from casestudy.engine.packing import Planned, Progress, Tell
@@ -208,7 +209,9 @@ def study(
     check_roles(model.tokenizer, behaviour)
     lengths, errors = _lengths(model, behaviour)
     not_measured = dict(entry for name, entry in _NOT_MEASURED.items() if name not in names)
-    manifest = new_manifest(model, behaviour, settings, execution, lengths, names, not_measured)
+    several = any_several(model.tokenizer, behaviour.prompts)
+    asked = (model, behaviour, settings, execution, lengths, names, not_measured)
+    manifest = new_manifest(*asked, several=several)
     folder = Path(tempfile.mkdtemp(prefix="casestudy-")) if out is None else Path(out)
     store = Store.create_or_resume(folder, manifest, IDENTITY)
     with store.locked():
@@ -223,6 +226,7 @@ def study(
             chunks=chunks,
             lengths=lengths,
             errors=errors,
+            scoring=settings.scoring if several else None,
             progress=progress,
             clock=Clock(execution.budget.seconds),
         )

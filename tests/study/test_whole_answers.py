@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,15 +12,18 @@ import pytest
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.behaviour.steps import any_several
-from casestudy.errors import StudyError
+from casestudy.circuits.evidence import Choices
+from casestudy.errors import MeasureError, StudyError
+from casestudy.measure.answer_texts import WHOLE
 from casestudy.measure.ledger import ledger
 from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.measure.whole_answers import whole_answers
 from casestudy.model.model import Model
 from casestudy.results import names
 from casestudy.results.result import Grid
+from casestudy.study.behaviour_pairs import behaviour_half
 from casestudy.study.manifest import new_manifest
-from casestudy.study.settings import Execution, Settings
+from casestudy.study.settings import Execution, Search, Settings
 from casestudy.study.study import Study, study
 
 PROMPTS = (
@@ -130,6 +135,25 @@ def described(model: Model, behaviour: Behaviour) -> dict[str, Any]:
     several = any_several(model.tokenizer, behaviour.prompts)
     settings: dict[str, Any] = new_manifest(*asked, several=several)["settings"]
     return settings
+
+
+def test_a_study_finds_the_circuit_of_whole_answers(
+    toy: Callable[..., Model], tmp_path: Path
+) -> None:
+    model = toy(n_layer=1, n_head=2, n_embd=16)
+    behaviour = Behaviour("pairs", prompts=PAIRS, answers="given")
+    quick = Choices(random_circuits=1, exact_edges=3, replicates=0, faithful=0.5)
+    asked = partial(study, model, behaviour, only=["predictions", "circuit"])
+    found = asked(out=tmp_path / "a", settings=Settings(search=Search(quick, family="given")))
+    about = found.manifest["circuit_about"]
+    assert (about["metric_name"], about["unit"]) == (WHOLE, "nats")
+    whole = whole_answers(model, PAIRS).value.values
+    assert about["mean_clean"] == pytest.approx(whole.mean(), abs=1e-4)
+    assert about["n_found_on"] == len(PAIRS)
+    with pytest.raises(MeasureError, match="of the next token alone"):
+        asked(out=tmp_path / "b", settings=Settings(search=Search(quick, "kl", "given")))
+    with pytest.raises(MeasureError, match="answers of several tokens in pairs"):
+        behaviour_half(model, behaviour)
 
 
 def test_the_report_says_what_is_compared(found: Study) -> None:

@@ -32,6 +32,7 @@ class Ablated:
     """The senders' ablated outputs for a set of pairs.
 
     Args:
+        pairs: of prompts, or of the texts of whole answers; a mean is then over the texts.
         ablation: "corrupted", "mean" (over the corrupted prompts, by role or position) or "zero".
         memory: bytes for the runs that a mean is over; one prompt is always run.
     """

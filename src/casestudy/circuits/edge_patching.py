@@ -30,12 +30,11 @@ from casestudy.circuits.graph import LOGITS, Graph, Mask
 from casestudy.circuits.paths import Path
 from casestudy.engine.cells import Cell
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell, fill
-from casestudy.engine.readout import Metric, Readout
+from casestudy.engine.readout import Metric, Tails
 from casestudy.engine.sweep import sweep
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Direction, Pairs
 from casestudy.model.model import Model
-from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
 from casestudy.results.result import Array, worst_error
 
@@ -54,7 +53,8 @@ def patch_edges(
 
     Args:
         model: the decoder.
-        pairs: clean and corrupted prompts of equal length.
+        pairs: clean and corrupted prompts of equal length; a pair's value is the sum over its
+            `texts`.
         contrast: a contrast, or a function of the last token's logits.
         edges: as a mask or by name; all by default.
         direction: "denoising" runs the corrupted prompts (unpatched) and gives an edge what it
@@ -76,19 +76,19 @@ def patch_edges(
     else:
         mask = graph.mask(edges)
     sides = pairs.sides(direction)
-    n = len(pairs.clean)
     total = np.zeros(graph.real.shape)
-    runs = np.zeros((2, n))  # the base run, the other
+    runs = np.zeros((2, len(pairs.clean)))  # the base run, the other
     errors = []
     for some in _blocks(model, graph, pairs, budget.memory):
         with torch.no_grad():
             base, source = (side[some].to(model.device) for side in (sides.base, sides.source))
-            path = _Edges(model, graph, base, source)
-            here = rows_of(contrast, some)
+            path = _Edges(model, graph, base, source, pairs.tails.some(some))
+            here = rows_of(contrast, pairs.tails.of(some))
             found, error, ends = _of_block(path, graph, mask, here, budget, progress)
         total += found
         errors += error
         runs[:, some] = ends
+    runs, n = pairs.of_pairs(runs), len(pairs)
     sign = -1.0 if direction == "noising" else 1.0
     values = np.where(mask, sign * (total / n - runs[0].mean()), np.nan)
     clean, corrupted = runs if direction == "noising" else runs[::-1]
@@ -104,9 +104,11 @@ class _Edges(Path):
     patched head also changes that norm's scale in `path_patch`, so heads would not add up.
     """
 
-    def __init__(self, model: Model, graph: Graph, base: Tokens, source: Tokens) -> None:
+    def __init__(
+        self, model: Model, graph: Graph, base: Tokens, source: Tokens, tails: Tails
+    ) -> None:
         sites = contribution_sites(model, graph)
-        super().__init__(model, base, source, LOGITS, "direct", "recomputed", sites)
+        super().__init__(model, base, source, LOGITS, "direct", "recomputed", sites, tails)
         ours, theirs = (contributions(model, graph, trace) for trace in (self.base, self.source))
         self.changes = theirs - ours  # batch sender pos d_model
 
@@ -133,13 +135,7 @@ def _of_block(
     progress: Tell | None,
 ) -> tuple[Array, list[dict[str, float]], Array]:
     """Sums over a block's prompts of the metric with each edge patched; checks; both runs."""
-    readout = Readout(path.model, metric, len(path.tokens))
-    runs = np.stack(
-        [
-            readout(trace.last(Site.FINAL_RESID), path.every).cpu().numpy()
-            for trace in (path.base, path.source)
-        ]
-    )
+    runs = np.stack([path.value(trace, metric).cpu().numpy() for trace in (path.base, path.source)])
     sides = [trace.tokens for trace in (path.base, path.source)]
     check_finite(runs, model=path.model, of=sides)
     total, errors = np.zeros(mask.shape), []
@@ -186,5 +182,6 @@ def _swept(
     for r, group in groupby(places, key=lambda place: place[1]):
         there = path.to(graph.receivers[r])
         cells += there.cells(there.with_change([s for s, _ in group]))
-    found = sweep(path.model, path.tokens, None, cells, metric, budget=budget, progress=progress)
+    on = (path.model, path.tokens, None, cells, metric)
+    found = sweep(*on, tails=path.tails, budget=budget, progress=progress)
     return found.values, found.error

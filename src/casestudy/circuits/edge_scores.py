@@ -87,7 +87,8 @@ def attribute_edges(
 
     Args:
         model: the decoder.
-        pairs: clean and corrupted prompts of equal length.
+        pairs: clean and corrupted prompts of equal length; a pair's scores are the sums over its
+            `texts`.
         contrast: a contrast, or a function of the last token's logits with a gradient.
         method: see above.
         graph: by default the model's own; give another graph to have neurons as nodes.
@@ -108,7 +109,7 @@ def attribute_edges(
     """
     one_of("method", method, METHODS, MeasureError)
     check_steps(steps)
-    n = len(pairs.clean)
+    n, tails = len(pairs), pairs.tails
     if replicates and n < BOOTSTRAP_FROM:
         raise MeasureError(
             f"{n} prompts for a bootstrap", allowed=f"{BOOTSTRAP_FROM} or more, or replicates=0"
@@ -123,20 +124,23 @@ def attribute_edges(
     weights = torch.cat([weights, flips])
     total = np.zeros(graph.real.shape)
     drawn = torch.zeros(len(weights), *graph.real.shape)
-    runs = np.zeros((2, n))
+    runs = np.zeros((2, len(pairs.clean)))
+    whose = list(range(n)) if pairs.texts is None else list(pairs.texts.pairs)
     done = 0
     for some in _chunks(model, graph, pairs, firsts, budget.memory):
-        work = _Chunk(model, graph, pairs, rows_of(contrast, some), some, firsts, method)
+        metric = rows_of(contrast, tails.of(some))
+        work = _Chunk(model, graph, pairs, metric, some, firsts, method)
         found = work.scores(method, steps, direction)
         runs[:, some] = work.runs()
         total += found.double().sum(0).cpu().numpy()
         if len(weights):
-            drawn += torch.einsum("kb,bsr->ksr", weights[:, some].float(), found.float().cpu())
+            mine = weights[:, [whose[i] for i in some]].float()
+            drawn += torch.einsum("kb,bsr->ksr", mine, found.float().cpu())
         done += len(some)
         if progress is not None:
-            progress(Progress("edge scores", done, n))
+            progress(Progress("edge scores", done, len(whose)))
     values = np.where(graph.real, total / n, np.nan)
-    kept = drawn.numpy()
+    kept, runs = drawn.numpy(), pairs.of_pairs(runs)
     return EdgeScores(
         graph,
         method,
@@ -210,7 +214,8 @@ class _Chunk:
             tokens[some].to(model.device) for tokens in (pairs.clean, pairs.corrupted)
         )
         self.start = min(firsts[i] for i in some)
-        self.readout = Readout(model, metric, len(some))
+        self.tails = pairs.tails.some(some)
+        self.readout = Readout(model, metric, len(self.tails.weights))
         self.values: dict[str, Tensor] = {}
         self.buffer: Tensor | None = None
 
@@ -270,7 +275,7 @@ class _Chunk:
 
     def trace(self, tokens: Tokens, *, grad: bool, edits: Sequence[Edit] = ()) -> Trace:
         keep: list[Keep | Site] = [*contribution_sites(self.model, self.graph)]
-        keep.append(Site.FINAL_RESID.at(last=True))
+        keep.append(Site.FINAL_RESID.at(last=self.tails.single))
         if grad:
             keep += [Site.RESID_PRE, Site.Q, Site.K, Site.V, Site.MLP_IN]
             chosen = [layer for layer, neurons in self.graph.neurons.items() if neurons]
@@ -282,7 +287,7 @@ class _Chunk:
 
     def value(self, trace: Trace) -> Float[Tensor, " batch"]:
         """The metric at the last tokens, with gradients to the trace."""
-        return read_last(self.readout, self.model, trace, self.rules)
+        return read_last(self.readout, self.model, trace, self.rules, tails=self.tails)
 
     def difference(
         self, clean: Trace, corrupted: Trace
@@ -345,7 +350,8 @@ class _Chunk:
             if (site, layer) in trace.values
         ]
         last = (Site.FINAL_RESID, None)
-        wanted = [trace.values[address] for address in kept] + [trace.lasts[last]]
+        ends = trace.lasts if self.tails.single else trace.values
+        wanted = [trace.values[address] for address in kept] + [ends[last]]
         found = torch.autograd.grad(
             value, wanted, torch.ones_like(value), allow_unused=True, materialize_grads=True
         )
@@ -357,8 +363,10 @@ class _Chunk:
         for layer in range(lowest, config.n_layers):
             yield from self.gradients_of_heads(trace, by_site, layer)
             yield from self.gradients_of_mlp(trace, by_site, layer)
-        final = found[-1].new_zeros(len(value), 1, self.clean.ids.shape[1], config.d_model)
-        final[torch.arange(len(value)), 0, self.clean.last] = found[-1]
+        final = found[-1][:, None]
+        if self.tails.single:
+            final = found[-1].new_zeros(len(value), 1, self.clean.ids.shape[1], config.d_model)
+            final[torch.arange(len(value)), 0, self.clean.last] = found[-1]
         end = len(graph.receivers)
         yield end - 1, end, len(graph.senders), final[:, :, self.start :]
 

@@ -44,6 +44,7 @@ from casestudy.circuits.contributions import attention_bias
 from casestudy.circuits.edge_scores import differing
 from casestudy.circuits.graph import Circuit, Graph
 from casestudy.circuits.plain import Plain, neurons_as_mlp
+from casestudy.engine.climb import final_rows
 from casestudy.engine.packing import Budget, Progress, Tell, fill, pack
 from casestudy.engine.readout import Metric, Readout
 from casestudy.engine.rounding import checked
@@ -129,7 +130,8 @@ def evaluate_circuit(
 
     Args:
         model: the decoder.
-        pairs: clean and corrupted prompts of equal length.
+        pairs: clean and corrupted prompts of equal length; a pair's value is the sum over its
+            `texts`.
         contrast: a contrast, or a function of the last token's logits.
         circuits: subsets of one graph's edges.
         ablation: what edges outside a circuit carry: "corrupted" the activation of the corrupted
@@ -161,6 +163,7 @@ def evaluate_circuit(
     with torch.no_grad():
         engine = _Engine(model, graph, pairs, contrast, ablation, firsts, budget.memory)
         values, error = engine.evaluate(distinct, budget, progress)
+    values = pairs.of_pairs(values)
     rows = [place[circuit] for circuit in pruned]
     return Evaluation(pruned, values[rows], values[0], values[1], ablation, error)
 
@@ -191,7 +194,9 @@ class _Engine:
         sample = [divmod(number, n) for number in numbers]
         values, plain = self.both_ways(circuits, range(n), sample, budget.memory, progress)
         sides = [self.pairs.clean, self.pairs.corrupted]
-        check_finite(values, prompts=range(n), model=self.model, of=sides)
+        texts = self.pairs.texts
+        whose = range(n) if texts is None else texts.pairs
+        check_finite(values, prompts=whose, model=self.model, of=sides)
         fast = np.array([values[place] for place in sample])
         again = partial(self.in_float64, circuits, sample, budget.memory)
         return values, checked(self.model, fast, plain, again, "a circuit's value")
@@ -305,7 +310,8 @@ class _Block:
         width = clean.ids.shape[1]
         from_run = engine.ablation == "corrupted"
         self.start = min(engine.firsts[b] for b in some) if from_run else 0
-        keep: list[Keep | Site] = [Site.RESID_PRE.at(0), Site.FINAL_RESID.at(last=True)]
+        self.tails = tails = engine.pairs.tails.some(some)
+        keep: list[Keep | Site] = [Site.RESID_PRE.at(0), Site.FINAL_RESID.at(last=tails.single)]
         if self.start:
             keep += [
                 Site.ROT_K,
@@ -319,15 +325,24 @@ class _Block:
             for layer in range(config.n_layers if self.start else 0)
         }
         self.positions = torch.arange(self.start, width, device=model.device)
-        self.last = clean.last - self.start
-        self.readout = Readout(model, rows_of(engine.metric, list(some)), len(clean))
-        prompts = torch.arange(len(clean), device=model.device)
-        self.full = self.readout(trace.last(Site.FINAL_RESID), prompts)
+        whose, where = tails.places(clean.lengths)
+        self.read_at = whose, where - self.start
+        metric = rows_of(engine.metric, engine.pairs.tails.of(some))
+        self.readout = Readout(model, metric, len(whose))
+        self.full = self.value(final_rows(trace, tails, range(len(clean))))
 
     @property
     def rows(self) -> int:
         """Tokens that are computed."""
         return len(self.clean) * len(self.positions)
+
+    def value(self, final: Float[Tensor, "reading d_model"]) -> Float[Tensor, "*runs batch"]:
+        """The metric of one run or several of all prompts, from the final residual stream at every
+        reading, run by run."""
+        n = len(self.read_at[0])
+        readings = torch.arange(n, device=final.device).repeat(len(final) // n)
+        found = self.tails.added(self.readout(final, readings).view(-1, n))
+        return found[0] if len(final) == n else found
 
     def run(
         self,
@@ -381,9 +396,10 @@ class _Block:
                 return x
 
             edits += [Edit(Site.Z, layer, note), Edit(Site.ATTN_OUT, layer, exchange)]
-        trace = run(self.model, tokens, keep=[Site.FINAL_RESID.at(last=True)], edit=edits)
-        prompts = torch.arange(n, device=self.full.device).repeat(len(sets))
-        return self.readout(trace.last(Site.FINAL_RESID), prompts).view(len(sets), n)
+        keep = [Site.FINAL_RESID.at(last=self.tails.single)]
+        trace = run(self.model, tokens, keep=keep, edit=edits)
+        final = final_rows(trace, self.tails, list(range(n)) * len(sets))
+        return self.value(final).view(len(sets), n)
 
     def put(self, rows: slice, sender: int, x: Tensor) -> Tensor:
         """A sender's ablated output in some rows, from the block's start on."""
@@ -538,15 +554,13 @@ class _Circuits:
             self.keep([mine[j] for j in there], first + i, out[there])
 
     def read(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "circuit batch"]:
-        """The metric at each prompt's last position."""
-        block = self.block
-        batch = torch.arange(len(x), device=x.device)
-        final = x[batch, block.last].expand(len(self.masks), -1, -1).clone()
+        """The metric at the positions at which each prompt is read."""
+        batch, where = self.block.read_at
+        final = x[batch, where].expand(len(self.masks), -1, -1).clone()
         for c, deltas in enumerate(self.deltas):
             shares = self.shares[c, self.senders[c], -1]
-            final[c] += torch.einsum("s,sbd->bd", shares, deltas[:, batch, block.last])
-        rows = self.block.readout(final.flatten(0, 1), batch.repeat(len(final)))
-        return rows.view(len(final), -1)
+            final[c] += torch.einsum("s,sbd->bd", shares, deltas[:, batch, where])
+        return self.block.value(final.flatten(0, 1)).view(len(final), -1)
 
 
 def _mlp_part(weights: MLP, neuron: int | None, chosen: Sequence[int]) -> MLP:

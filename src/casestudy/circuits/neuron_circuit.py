@@ -45,7 +45,7 @@ from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError, one_of
 from casestudy.measure.attribution_patching import NODE_METHODS, STEPS, NodeMethod, attribute_nodes
 from casestudy.measure.halves import Half, split
-from casestudy.measure.pairs import Pairs
+from casestudy.measure.pairs import Pairs, one_reading
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
 from casestudy.results.components import Component
@@ -484,6 +484,7 @@ def gather_neurons(
         if progress is not None:
             progress(Progress("circuit", STAGES.index(stage), len(STAGES), note=stage))
 
+    one_reading(pairs, "circuits of heads and neurons")
     half = Half(pairs, contrast, None if documents is None else tuple(documents))
     work = _Search(model, half, choices, budget)
     tell("scores")

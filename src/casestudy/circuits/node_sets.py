@@ -33,7 +33,7 @@ from casestudy.engine.readout import Metric, Readout
 from casestudy.errors import MeasureError, SiteError, unknown
 from casestudy.measure.means import mean_values
 from casestudy.measure.metrics import rows_of
-from casestudy.measure.pairs import Pairs, equal_lengths
+from casestudy.measure.pairs import Pairs, equal_lengths, one_reading
 from casestudy.model.config import ModelConfig
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
@@ -195,6 +195,7 @@ def evaluate_nodes(
     for one in sets:
         if one.heads.shape != whole.heads.shape or one.neurons.shape != whole.neurons.shape:
             raise MeasureError("a set of nodes of another model")
+    one_reading(pairs, "circuits of heads and neurons")
     equal_lengths(pairs.clean, pairs.corrupted, "a node by position")
     check_different(pairs.clean, pairs.corrupted)
     everything = [whole, nothing, *sets]

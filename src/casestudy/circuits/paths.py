@@ -25,7 +25,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.checks import check_different, check_finite
@@ -39,14 +39,15 @@ from casestudy.circuits.graph import (
     senders_before,
 )
 from casestudy.engine.cells import Cell, Place, first_differences
+from casestudy.engine.climb import final_rows
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell, fill
 from casestudy.engine.plan import Plan
-from casestudy.engine.readout import Metric, Readout
+from casestudy.engine.readout import Metric, Readout, Tails
 from casestudy.engine.rows import after_attention, head_maps, mlp_out, mlp_reads, through_block
 from casestudy.engine.sweep import STAGE, Sweep, sweep
 from casestudy.errors import SiteError
 from casestudy.measure.metrics import rows_of
-from casestudy.measure.pairs import Direction, Pairs, equal_lengths
+from casestudy.measure.pairs import Direction, Pairs, equal_lengths, one_reading
 from casestudy.measure.patched import Patched, patched
 from casestudy.model.config import mlp_after_attention
 from casestudy.model.decoder import apply_norm, merge_heads, mlp, norm_scale, project, run
@@ -101,6 +102,7 @@ def path_patch(
             does not come before the receiver, and for components that the model does not have.
     """
     config = model.config
+    one_reading(pairs, "a path")
     equal_lengths(pairs.clean, pairs.corrupted, "a path by position")
     receiver = checked_receiver(config, receiver)
     chosen = senders_before(config, receiver) if senders is None else tuple(senders)
@@ -177,7 +179,9 @@ class Path:
         mode: Mode,
         norms: Norms,
         keep: Sequence[Keep | Site] = (),
+        tails: Tails | None = None,
     ) -> None:
+        self.tails = Tails.ends(len(base)) if tails is None else tails
         self.model, self.config = model, model.config
         self.tokens, self.receiver, self.mode, self.norms = base, receiver, mode, norms
         sites = [Site.RESID_PRE, Site.ATTN_OUT, Site.Z, Site.MLP_OUT, Site.RESID_POST]
@@ -191,12 +195,12 @@ class Path:
         self._take_rows()
 
     def _take_rows(self) -> None:
-        """The (prompt, position) rows of the paths: for the logits only the last positions."""
+        """The (prompt, position) rows of the paths: for the logits only the positions read."""
         last_only = self.receiver.kind == "logits"
         rows = [
             (b, p)
             for b, n in enumerate(self.tokens.lengths.tolist())
-            for p in range(n - 1 if last_only else self.first[b], n)
+            for p in range(n - self.tails.counts[b] if last_only else self.first[b], n)
         ]
         columns = torch.tensor(rows, device=self.model.device).reshape(-1, 2)
         self.prompts, self.positions = columns[:, 0], columns[:, 1]
@@ -224,8 +228,7 @@ class Path:
         found = sweep(
             self.model, self.tokens, None, cells, metric, budget=budget, progress=progress
         )
-        readout = Readout(self.model, metric, len(self.tokens))
-        other = readout(self.source.last(Site.FINAL_RESID), self.every)
+        other = self.value(self.source, metric)
         return Sweep(
             found.cells,
             found.values,
@@ -252,10 +255,11 @@ class Path:
             )
         return cells
 
-    @property
-    def every(self) -> Int[Tensor, " batch"]:
-        """All prompts, by index."""
-        return torch.arange(len(self.tokens), device=self.model.device)
+    def value(self, trace: Trace, metric: Contrast | Metric) -> Float[Tensor, " batch"]:
+        """The metric of an unpatched run, prompt by prompt."""
+        rows = final_rows(trace, self.tails, range(len(self.tokens)))
+        readout = Readout(self.model, metric, len(rows))
+        return self.tails.added(readout(rows, torch.arange(len(rows), device=rows.device)))
 
     def rows(self, site: Site, layer: int | None, trace: Trace | None = None) -> Tensor:
         """(row, …) a kept activation at the rows of the paths."""
@@ -388,17 +392,19 @@ class Path:
         budget: Budget,
         progress: Tell | None,
     ) -> Sweep:
-        """Effects on the logits; each prompt has one row, its last position."""
-        readout = Readout(self.model, metric, len(self.tokens))
-        base_rows = self.base.last(Site.FINAL_RESID)
-        base = readout(base_rows, self.every).cpu().numpy()
-        other = readout(self.source.last(Site.FINAL_RESID), self.every).cpu().numpy()
+        """Effects on the logits; the rows are the positions that are read."""
+        base_rows = final_rows(self.base, self.tails, range(len(self.tokens)))
+        readout = Readout(self.model, metric, len(base_rows))
+        readings = torch.arange(len(base_rows), device=base_rows.device)
+        ends = (self.value(trace, metric).cpu().numpy() for trace in (self.base, self.source))
+        base, other = ends
         sides = [trace.tokens for trace in (self.base, self.source)]
         check_finite([base, other], prompts=range(len(base)), model=self.model, of=sides)
         norm = self.model.weights.final_norm
         values = torch.stack(
-            [readout.of_normed(self.norm(norm, rows, base_rows), self.every) for rows in x]
+            [readout.of_normed(self.norm(norm, rows, base_rows), readings) for rows in x]
         )
+        values = self.tails.added(values)
         if progress:
             progress(Progress(STAGE, values.numel(), values.numel()))
         plan = Plan(budget.memory, 0, torch.get_num_threads(), (), 0)

@@ -7,6 +7,7 @@ Cost: a forward pass per circuit and prompt, with separate inputs for every head
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -37,6 +38,7 @@ class Plain:
     ) -> None:
         self.model, self.graph = ablated.model, ablated.graph
         self.config, self.prompt, self.metric = self.model.config, prompt, metric
+        self.tails = ablated.pairs.tails
         self.clean = ablated.pairs.clean[[prompt]].to(self.model.device)
         self.ablated = ablated.at([prompt], 0)[0]  # sender pos d_model
         self.change = self.ablated.new_zeros(self.ablated.shape)  # what is written beyond that
@@ -45,17 +47,21 @@ class Plain:
         self.shares = torch.tensor(circuit.mask, device=self.model.device).to(self.model.dtype)
 
     def value(self) -> float:
-        """The metric at the last token."""
+        """The metric where the prompt is read."""
         edits = [Edit(Site.RESID_PRE, 0, lambda x: self.noted(0, 1, x[0, None], x))]
         for layer, block in enumerate(self.model.weights.blocks):
             edits += self.at_heads(layer, block)
             edits += self.at_mlp(layer, block)
         end = len(self.graph.receivers)
         edits.append(Edit(Site.FINAL_RESID, None, lambda _: self.read(end - 1, end)[:, :, 0]))
-        logits = run(self.model, self.clean, edit=edits, logits="last").logits
+        tails = self.tails.some([self.prompt])
+        ends: Literal["last", "all"] = "last" if tails.single else "all"
+        logits = run(self.model, self.clean, edit=edits, logits=ends).logits
         assert logits is not None
-        readout = Readout(self.model, rows_of(self.metric, [self.prompt]), 1)
-        return float(readout.of_logits(logits, torch.zeros(1, dtype=torch.long)))
+        n = len(tails.weights)
+        logits = logits if tails.single else logits[0, -n:]
+        readout = Readout(self.model, rows_of(self.metric, self.tails.of([self.prompt])), n)
+        return float(tails.added(readout.of_logits(logits, torch.arange(n))))
 
     def noted(self, start: int, end: int, out: Tensor, x: Tensor) -> Tensor:
         """Note what some senders wrote, (sender, pos, d_model); the activation stays as it is."""

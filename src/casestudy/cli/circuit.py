@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +17,11 @@ from casestudy.cli.options import (
     MemoryOption,
     ModelOption,
     Reading,
+    ScoringOption,
     default_folder,
     read_behaviour,
     read_budget,
+    read_scoring,
     saying_notices,
 )
 from casestudy.cli.printing import decimal, interval, print_json, print_table, print_words
@@ -27,6 +30,7 @@ from casestudy.results import names
 
 if TYPE_CHECKING:
     from casestudy.behaviour.prompts import Behaviour
+    from casestudy.behaviour.steps import Scoring
     from casestudy.circuits.evidence import Choices
     from casestudy.engine.packing import Budget
     from casestudy.measure.metrics import Kind
@@ -106,6 +110,7 @@ def circuit(
     top_k: TopOption = None,
     threshold: ThresholdOption = None,
     family: FamilyOption = None,
+    scoring: ScoringOption = "sum",
     exact: Annotated[
         int,
         typer.Option(
@@ -125,6 +130,7 @@ def circuit(
     kind = read_kind(metric)
     typed: dict[str, Any] = {"steps": steps, "rank": rank, "ablation": ablation}
     typed |= {"faithful": faithful, "seed": seed}
+    typed_scoring = read_scoring(scoring)
     find: Callable[..., None]
     given = {"--top-k": top_k, "--threshold": threshold}
     if _of_neurons(grain, given | {"--heads": None if heads == "ranked" else heads}):
@@ -136,7 +142,7 @@ def circuit(
     else:
         from casestudy.circuits.evidence import choices_of
 
-        find = _find_edges
+        find = partial(_find_edges, scoring=typed_scoring)
         choices = choices_of(method=method or "eap-ig-inputs", exact_edges=exact, **typed)
     loaded = reading.model(model)
     subject = read_behaviour(behaviour, reading.conversations())
@@ -177,6 +183,7 @@ def _find_edges(
     out: Path,
     budget: Budget,
     as_json: bool,
+    scoring: Scoring,
 ) -> None:
     """Find the circuit of edges as a stage of a study, and print it."""
     from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, NAME
@@ -189,7 +196,7 @@ def _find_edges(
             behaviour,
             out=out,
             only=["predictions", "ledger", NAME],
-            settings=Settings(search=Search(choices, metric, family)),
+            settings=Settings(search=Search(choices, metric, family), scoring=scoring),
             execution=Execution(budget=budget),
             progress=saying_notices(out, behaviour, progress),
         )

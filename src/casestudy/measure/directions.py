@@ -37,7 +37,7 @@ from casestudy.errors import MeasureError
 from casestudy.measure.alignment_search import BOTH, Training, train_directions
 from casestudy.measure.halves import Half, split
 from casestudy.measure.metrics import name_and_unit
-from casestudy.measure.pairs import Direction, Pairs
+from casestudy.measure.pairs import Direction, Pairs, one_reading
 from casestudy.measure.steering import at_coefficients, steered, steered_loss, windows_of
 from casestudy.measure.subspaces import (
     Spot,
@@ -210,6 +210,7 @@ def find_direction(
         where the runs do not differ, a metric without a gradient or the same in both runs;
         SiteError for a spot that the model lacks.
     """
+    one_reading(pairs, "directions")
     choices.spot.check(model)
     check_rank(model, choices.rank)
     half = Half(pairs, contrast, None if documents is None else tuple(documents))

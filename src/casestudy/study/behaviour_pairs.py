@@ -13,6 +13,7 @@ import contextlib
 from casestudy.behaviour.family_choice import FamilyChoice
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.behaviour.readouts import tokens_of
+from casestudy.behaviour.steps import any_several
 from casestudy.engine.batch import run_batch
 from casestudy.errors import CasestudyError, MeasureError
 from casestudy.measure.halves import Half
@@ -39,10 +40,17 @@ def behaviour_half(
         family: the family of edits; see `circuit_pairs`.
         most: prompts.
 
-    Raises: MeasureError where no prompt can be run, and as `circuit_half`.
+    Raises: MeasureError where no prompt can be run, for answers of several tokens, and as
+        `circuit_half`.
     """
     whole = behaviour.with_circuit_prompts
     model = whole.read_by(model)
+    if any_several(model.tokenizer, whole.prompts):
+        raise MeasureError(
+            f"answers of several tokens in {behaviour.name}",
+            allowed="answers of one token for directions and for circuits of heads and neurons",
+            hint="Give the answers' first tokens, or look for a circuit of edges (--grain edge)",
+        )
     runnable = []
     for i, prompt in enumerate(whole.prompts):
         with contextlib.suppress(CasestudyError):  # too long, or unknown characters

@@ -21,10 +21,11 @@ from functools import cached_property, partial
 from typing import Any
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import Score, propose, score
+from casestudy.behaviour.counterfactual import Score, propose, score, scored
 from casestudy.behaviour.family_choice import FamilyChoice, choose_family
 from casestudy.behaviour.prompts import Prompt
 from casestudy.behaviour.readouts import tokens_of
+from casestudy.behaviour.steps import Scoring
 from casestudy.circuits.card import write_card
 from casestudy.circuits.evidence import (
     CARD_STEPS,
@@ -37,6 +38,8 @@ from casestudy.circuits.evidence import (
 from casestudy.circuits.packed import Packed, pack, unpack
 from casestudy.engine.batch import Batch, run_batch
 from casestudy.errors import CasestudyError, MeasureError, StudyError
+from casestudy.measure.answer_texts import answer_pair_values, readings_of, with_answers
+from casestudy.measure.answer_texts import metric_of as answers_metric
 from casestudy.measure.halves import Half
 from casestudy.measure.metrics import Kind, metric_of
 from casestudy.measure.patching import Pairs
@@ -143,7 +146,11 @@ class _Finding:
         batch = self.batch
         scores = kept_scores(subject, batch, NAME if self.further else SCORES)
         choice, everything = circuit_half(
-            batch, metric=search.metric, family=search.family, scores=scores
+            batch,
+            metric=search.metric,
+            family=search.family,
+            scores=scores,
+            scoring=subject.scoring,
         )
         best = choice.score
         assert best is not None
@@ -239,18 +246,31 @@ def circuit_half(
     metric: Kind = "contrast",
     family: str | None = None,
     scores: Sequence[Score] | None = None,
+    scoring: Scoring | None = None,
 ) -> tuple[FamilyChoice, Half]:
     """The pairs to look for a circuit on (see `circuit_pairs`), with their metric and the units
     that are held out together.
 
-    Raises: as `circuit_pairs` and `metric_of`.
+    Args:
+        scoring: how the tokens of answers of several tokens count; None if there are none.
+
+    Raises: as `circuit_pairs` and `metric_of`; MeasureError for answers of several tokens by a
+        metric of the next token alone.
     """
-    choice, pairs, contrast = circuit_pairs(batch, family=family, scores=scores)
+    if scoring is not None and metric != "contrast":
+        raise MeasureError(
+            f"the metric {metric!r} of answers of several tokens: it is of the next token alone",
+            allowed="the metric 'contrast', the difference of the answers' log-probabilities",
+        )
+    choice, pairs, contrast = circuit_pairs(batch, family=family, scores=scores, scoring=scoring)
     best = choice.score
     assert best is not None
+    units = _units([batch.prompts[pair.index] for pair in best.pairs], best)
+    if scoring is not None:
+        readings = readings_of(batch.model, best.pairs, scoring)
+        return choice, Half(with_answers(pairs, readings), answers_metric(readings), units)
     if metric == "class":
         contrast = batch.contrasts[-1][[pair.index for pair in best.pairs]]
-    units = _units([batch.prompts[pair.index] for pair in best.pairs], best)
     return choice, Half(pairs, metric_of(batch.model, contrast, metric, pairs.clean), units)
 
 
@@ -265,7 +285,11 @@ def _units(prompts: Sequence[Prompt], of: Score) -> tuple[str, ...] | None:
 
 
 def circuit_pairs(
-    batch: Batch, *, family: str | None = None, scores: Sequence[Score] | None = None
+    batch: Batch,
+    *,
+    family: str | None = None,
+    scores: Sequence[Score] | None = None,
+    scoring: Scoring | None = None,
 ) -> tuple[FamilyChoice, Pairs, Contrast]:
     """The pairs to look for a circuit on, with the choice of their family and their contrast.
 
@@ -275,18 +299,23 @@ def circuit_pairs(
             that most surely undo the behaviour, before the last token if possible (see
             `choose_family`).
         scores: the stored scores of every family on these prompts; computed by default.
+        scoring: how the tokens of answers of several tokens count; None if there are none. The
+            contrast is that of the first tokens all the same.
 
     Raises: MeasureError if the family (or every family) has fewer than two pairs of equal length,
         and if no family surely undoes the behaviour.
     """
     assert batch.behaviour is not None
     contrast = batch.contrasts[0]
-    if bool(contrast.weights.isnan().any(1).all()):
+    if scoring is None and bool(contrast.weights.isnan().any(1).all()):
         why = "; ".join(dict.fromkeys(batch.answers.errors.values()))
         raise MeasureError(f"no prompt has an answer and a counterpart: {why}".removesuffix(": "))
     if scores is None:
         proposals = propose(batch.model, batch.prompts, roles=batch.behaviour.roles)
-        scores = score(batch.model, proposals, contrast)
+        if scoring is None:
+            scores = score(batch.model, proposals, contrast)
+        else:
+            scores = scored(proposals, *answer_pair_values(batch.model, proposals, scoring))
     scores = [found.of_equal_length for found in scores]
     usable = [s for s in scores if s.n >= 2]
     if family is not None:

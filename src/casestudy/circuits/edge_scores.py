@@ -110,18 +110,9 @@ def attribute_edges(
     one_of("method", method, METHODS, MeasureError)
     check_steps(steps)
     n, tails = len(pairs), pairs.tails
-    if replicates and n < BOOTSTRAP_FROM:
-        raise MeasureError(
-            f"{n} prompts for a bootstrap", allowed=f"{BOOTSTRAP_FROM} or more, or replicates=0"
-        )
+    weights = _weights(n, replicates, documents, signs, budget.seed)
     graph = Graph(model.config) if graph is None else graph
     firsts = differing(pairs)
-    if any(len(row) != n for row in signs):
-        raise MeasureError(f"signs for other than {n} prompts", allowed="one per prompt")
-    weights = _poisson(n, replicates, documents, budget.seed)
-    weights /= weights.sum(1, keepdim=True)
-    flips = torch.tensor([list(row) for row in signs], dtype=torch.float64).view(-1, n) / n
-    weights = torch.cat([weights, flips])
     total = np.zeros(graph.real.shape)
     drawn = torch.zeros(len(weights), *graph.real.shape)
     runs = np.zeros((2, len(pairs.clean)))
@@ -151,6 +142,29 @@ def attribute_edges(
         replicates=kept[:replicates] if replicates else None,
         flipped=kept[replicates:] if signs else None,
     )
+
+
+def _weights(
+    n: int,
+    replicates: int,
+    documents: Sequence[str] | None,
+    signs: Sequence[Sequence[int]],
+    seed: int,
+) -> Float[Tensor, "mean prompt"]:
+    """The prompts' weights in each mean that is kept: of the bootstrap, and with other signs.
+
+    Raises: MeasureError for too few prompts, and for signs of other prompts.
+    """
+    if replicates and n < BOOTSTRAP_FROM:
+        raise MeasureError(
+            f"{n} prompts for a bootstrap", allowed=f"{BOOTSTRAP_FROM} or more, or replicates=0"
+        )
+    if any(len(row) != n for row in signs):
+        raise MeasureError(f"signs for other than {n} prompts", allowed="one per prompt")
+    weights = _poisson(n, replicates, documents, seed)
+    weights /= weights.sum(1, keepdim=True)
+    flips = torch.tensor([list(row) for row in signs], dtype=torch.float64).view(-1, n) / n
+    return torch.cat([weights, flips])
 
 
 def differing(pairs: Pairs) -> list[int]:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casestudy.circuits.agreement import agreement
+from casestudy.circuits.by_edges import ByEdges
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph, Receiver, Sender
@@ -53,6 +54,51 @@ def test_every_circuit_equals_a_forward_pass_with_edited_inputs(
     np.testing.assert_allclose(found.full, contrast(3).value(full).numpy(), atol=1e-9)
     assert len({tuple(row) for row in found.values.round(9).tolist()}) >= 4
     np.testing.assert_allclose(found.faithfulness[-2:], [1, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "neox", "llama", "olmo2"])
+def test_the_model_without_nodes_equals_forward_passes_with_edited_inputs(variant: str) -> None:
+    model = world(variant)
+    graph = Graph(model.config)
+    rng = np.random.default_rng(0)
+    sets = [rng.choice(np.arange(1, len(graph.senders)), n, False).tolist() for n in (1, 1, 3, 8)]
+    sets += [sets[0] + sets[1], [len(graph.senders) - 1]]
+    circuits = [graph.full.without(some) for some in sets]
+    for ablation in ("corrupted", "mean"):
+        found = evaluate_circuit(
+            model,
+            pair_of(),
+            contrast(3),
+            circuits,
+            ablation=ablation,  # type: ignore[arg-type]
+            budget=Budget(check=1000),
+        )
+        assert found.error["gap"] < 1e-8
+        assert len({tuple(row) for row in found.values.round(9).tolist()}) == len(sets)
+
+
+@pytest.mark.parametrize("variant", ["llama", "olmo2"])
+def test_what_circuits_share_is_computed_once_and_is_what_each_has_alone(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = world(variant)
+    graph = Graph(model.config)
+    (base,) = (circuit.pruned() for circuit in random_circuits(graph, (0.4,)))
+    circuits = [base, *(base.without([i]) for i in range(1, len(graph.senders), 6))]
+    computed: list[int] = []
+    climb = ByEdges.climb
+
+    def counted(self: ByEdges) -> torch.Tensor:
+        found = climb(self)
+        computed.append(self.filled)
+        return found
+
+    monkeypatch.setattr(ByEdges, "climb", counted)
+    together = evaluate_circuit(model, pair_of(), contrast(3), circuits)
+    shared, computed[:] = sum(computed), []
+    alone = [evaluate_circuit(model, pair_of(), contrast(3), [c]).values[0] for c in circuits]
+    np.testing.assert_allclose(together.values, alone, atol=1e-9)
+    assert shared < 0.8 * sum(computed)
 
 
 def test_everything_corrupted_is_the_corrupted_run() -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from casestudy.behaviour.contrast import Contrast
+from casestudy.circuits.by_edges import ByEdges
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import attribute_edges
-from casestudy.circuits.evaluate import _Circuits, evaluate_circuit
+from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph
 from casestudy.circuits.paths import LOGITS, path_patch
 from casestudy.engine import rounding
@@ -84,11 +85,11 @@ def test_a_fault_stays_one_however_large_the_rounding(monkeypatch: pytest.Monkey
     model = coarse()
     clean, corrupted = pairs([5, 7], first=[0, 0])
     cells = [Cell(Site.RESID_PRE, 0, Place.everywhere(corrupted))]
-    right, circuit = engine.Climb.climb, _Circuits.read
+    right, circuit = engine.Climb.climb, ByEdges.metric
     monkeypatch.setattr(engine.Climb, "climb", lambda self: right(self) + 0.01)
     with pytest.raises(MeasureError, match="in float64 the sweep differs"):
         sweep(model, corrupted, clean, cells, contrast(2))
-    monkeypatch.setattr(_Circuits, "read", lambda self, x: circuit(self, x) + 0.01)
+    monkeypatch.setattr(ByEdges, "metric", lambda self, x: circuit(self, x) + 0.01)
     with pytest.raises(MeasureError, match="in float64 a circuit's value differs"):
         evaluate_circuit(model, pair_of(), contrast(3), circuits(model), budget=Budget(check=12))
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from casestudy.engine import entries
 from casestudy.engine.cells import KEYS, MID, POST, PRE, Cell, Place, Variant
 from casestudy.engine.entries import Entry, Runs
-from casestudy.engine.plan import Operations, attention_size, mlp_rows, mlp_size
+from casestudy.engine.plan import Operations, attention_size, mlp_size
 from casestudy.engine.readout import Readout, Tails
-from casestudy.engine.rows import attend_after, attn_out, head_maps, mlp_out, through_block
+from casestudy.engine.rows import attend_after, attn_out, head_maps, mlp_in_parts, through_block
 from casestudy.model.config import mlp_after_attention
 from casestudy.model.decoder import apply_norm, position_queries_and_keys, project
 from casestudy.model.sites import Site
@@ -98,7 +98,6 @@ class Climb:
         tails = runs.task.tails
         # of each variant, the number of the reading that its position 0 would be
         self.reading = self._column([tails.starts[v.prompt] + v.tail - v.length for v in variants])
-        self.mlp_at_once = mlp_rows(self.config, self.model.weights.W_E.element_size())
         self.entries: dict[int, list[Entry]] = {}
         self.arrivals: dict[int, dict[tuple[int, int, int], list[int]]] = {}
         self._sort_arrivals()
@@ -382,9 +381,7 @@ class Climb:
     def mlp(self, layer: int, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
         """mlp_out of packed rows, in blocks whose hidden layer stays in cache."""
         self.operations.add(len(x), mlp_size(self.model))
-        block = self.model.weights.blocks[layer]
-        out = [mlp_out(self.config, block, rows) for rows in x.split(self.mlp_at_once)]
-        return torch.cat(out) if len(out) > 1 else out[0]
+        return mlp_in_parts(self.config, self.model.weights.blocks[layer], x)
 
 
 def final_rows(

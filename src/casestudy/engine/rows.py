@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from casestudy.engine.plan import mlp_rows
 from casestudy.model.config import ModelConfig, mlp_after_attention
 from casestudy.model.decoder import (
     apply_norm,
@@ -96,6 +97,19 @@ def mlp_out(
     normed = apply_norm(config, block.mlp_norm, x)
     added = mlp(config, block.mlp if weights is None else weights, normed)
     return apply_norm(config, block.mlp_post_norm, added)
+
+
+def mlp_in_parts(
+    config: ModelConfig,
+    block: Block,
+    x: Float[Tensor, "row d_model"],
+    *,
+    weights: MLP | None = None,
+) -> Float[Tensor, "row d_model"]:
+    """`mlp_out` of many rows, in parts whose hidden layer stays in cache."""
+    parts = x.split(mlp_rows(config, x.element_size()))
+    out = [mlp_out(config, block, rows, weights=weights) for rows in parts]
+    return torch.cat(out) if len(out) > 1 else out[0]
 
 
 def attend_after(

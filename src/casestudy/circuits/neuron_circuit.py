@@ -249,6 +249,7 @@ class _Search:
         self.model, self.choices, self.budget = model, choices, budget
         ours, theirs = split(len(everything), everything.documents, choices.seed)
         self.search, self.judge = everything[ours], everything[theirs]
+        self.judged_on = theirs
         self.held_out = ours != theirs
         self.rng = np.random.default_rng(choices.seed)
 
@@ -462,6 +463,20 @@ def curve_sizes(n: int) -> tuple[int, ...]:
     """1, 2, 5, 10, 20, 50, … up to all n nodes."""
     sizes = [a * 10**b for b in range(len(str(n))) for a in (1, 2, 5)]
     return (*(size for size in sizes if size < n), n)
+
+
+def judged_first(
+    model: Model, half: Half, choices: NeuronChoices, *, budget: Budget = DEFAULT_BUDGET
+) -> tuple[list[int], NodeEvaluation]:
+    """The first `choices.top` nodes, ranked on half of the pairs, evaluated on the others.
+
+    Returns: the pairs that judge, by index, and the evaluation on them.
+    Raises: as `gather_neurons`.
+    """
+    work = _Search(model, half, choices, budget)
+    scores = work.scores()
+    nodes = scores.first(work.size(scores))
+    return work.judged_on, work.on(work.judge, [nodes])
 
 
 def gather_neurons(

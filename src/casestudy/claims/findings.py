@@ -1,7 +1,8 @@
 """Which findings about a model can be checked by measuring?
 
 A finding names one number: the mean over a behaviour's prompts of a logit difference, of a ledger
-term, of a head's direct contribution or attention, or of the effect of a patch or an ablation. Each
+term, of a head's direct contribution or attention, of the effect of a patch or an ablation, or of
+what a single head or neuron is active on and reads. Each
 kind of finding is a class: its fields are the keys of the finding's table, and its `values` give
 the numbers per prompt. docs/checking-explanations.md describes the kinds for users.
 
@@ -32,11 +33,13 @@ from casestudy.claims.observed import (
     LogitDifference,
     NeuronShare,
 )
+from casestudy.claims.parts import FirstNodes, PartAblation, Reads, Selectivity
 from casestudy.errors import FindingError
 
 KINDS: tuple[type[Finding], ...] = (
     *(LogitDifference, AnswerStands, ClassMass, Flips, LedgerTerm, LensDepth),
-    *(HeadShare, NeuronShare, Attention, Patching, Ablating, Faithfulness),
+    *(HeadShare, NeuronShare, Attention, Patching, Ablating, PartAblation),
+    *(Selectivity, Reads, FirstNodes, Faithfulness),
 )
 """Every kind of finding. Two kinds of one `measure` differ in the keys they require."""
 

@@ -89,7 +89,7 @@ def direction(
     from casestudy.measure.directions import DirectionChoices
     from casestudy.measure.metrics import read_kind
     from casestudy.measure.subspaces import Spot
-    from casestudy.study.direction import behaviour_direction
+    from casestudy.study.searches import behaviour_direction
 
     kind = read_kind(metric)
     loaded = reading.model(model)

@@ -37,7 +37,7 @@ def find_neurons(
     as_json: bool,
 ) -> None:
     """Find the circuit, write its card and print it."""
-    from casestudy.study.neuron_circuit import behaviour_neurons
+    from casestudy.study.searches import behaviour_neurons
 
     check_folder("--out", out, CARD_FILE)
     with ProgressBar("circuit") as progress:

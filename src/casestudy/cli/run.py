@@ -58,6 +58,14 @@ def run(
     skip: SkipOption = None,
     family: FamilyOption = None,
     scoring: ScoringOption = "sum",
+    neurons: Annotated[
+        bool,
+        typer.Option(
+            "--neurons",
+            help="Look for the heads and single neurons that carry the behaviour too; a finished "
+            "study is continued with it.",
+        ),
+    ] = False,
     memory: MemoryOption = "2GB",
     budget: TimeOption = None,
     executor: Annotated[str, typer.Option(help="local, or ray for several machines.")] = "local",
@@ -69,7 +77,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a study and write its report. The same command continues a study that was killed."""
-    from casestudy.study.settings import Execution, Settings
+    from casestudy.study.settings import Execution, NeuronSearch, Settings
     from casestudy.study.study import study
 
     chosen = read_stages(only, skip)
@@ -82,7 +90,11 @@ def run(
             subject,
             out=folder,
             only=chosen,
-            settings=Settings(family=family, scoring=read_scoring(scoring)),
+            settings=Settings(
+                family=family,
+                scoring=read_scoring(scoring),
+                neurons=NeuronSearch() if neurons else None,
+            ),
             execution=Execution(
                 executor=read_executor(executor),
                 workers=workers,

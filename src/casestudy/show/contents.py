@@ -17,6 +17,7 @@ from casestudy.show.sections import (
     circuit,
     contrast,
     ledger,
+    neurons,
     parts,
     patching,
     predictions,
@@ -139,6 +140,15 @@ ARGUMENT: Sequence[Topic] = (
             ),
             Part("the edges of a circuit", circuit.edges, (names.CIRCUIT_EDGES,)),
             Part("the parts of a circuit", circuit.nodes, (names.CIRCUIT_NODES,)),
+            Part(
+                "a circuit of heads and neurons",
+                neurons.circuit,
+                (
+                    *(names.NEURON_CIRCUIT_SUMMARY, names.NEURON_CIRCUIT_CURVE),
+                    *(names.NEURON_CIRCUIT_NODES, names.NEURON_CIRCUIT_LAYERS),
+                    names.NEURON_CIRCUIT_EDGES,
+                ),
+            ),
         ],
     ),
     Topic("parts", "What do single parts do? Cards", [Part("cards of single parts", parts.cards)]),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
@@ -37,7 +37,7 @@ from casestudy.circuits.evidence import (
 )
 from casestudy.circuits.packed import Packed, pack, unpack
 from casestudy.engine.batch import Batch, run_batch
-from casestudy.errors import CasestudyError, MeasureError, StudyError
+from casestudy.errors import CasestudyError, MeasureError
 from casestudy.measure.answer_texts import answer_pair_values, readings_of, with_answers
 from casestudy.measure.answer_texts import metric_of as answers_metric
 from casestudy.measure.halves import Half
@@ -50,7 +50,7 @@ from casestudy.study.causal import SCORES, chosen_prompts, kept_scores, scored_p
 from casestudy.study.clock import LeftOut
 from casestudy.study.settings import Search
 from casestudy.study.stage import Stage, Subject
-from casestudy.study.store import Store, differences
+from casestudy.study.store import stored_as_described
 
 NAME = STAGE
 """As in `casestudy run --only circuit`."""
@@ -75,9 +75,9 @@ def circuit(subject: Subject) -> Stage[str, Any]:
     """
     store, search = subject.store, _search(subject)
     described = asdict(search)
-    if _stored(store, described, "circuit"):
+    if stored_as_described(store, "circuit", described):
         return Stage(NAME, (), lambda _: True, lambda _: _none(), lambda *_: None)
-    if not _stored(store, described, _BEGUN):
+    if not stored_as_described(store, _BEGUN, described):
         store.manifest[_BEGUN] = described
         store.save_manifest()
     finding = _Finding(subject, search)
@@ -108,25 +108,6 @@ def _search(subject: Subject) -> Search:
 
 def _none() -> Generator[tuple[str, Any], None, None]:
     yield from ()
-
-
-def _stored(store: Store, described: Mapping[str, Any], key: str) -> bool:
-    """Whether the manifest holds this search under the key.
-
-    Raises: StudyError if it holds another search.
-    """
-    known = store.manifest.get(key)
-    if known is None:
-        return False
-    changed = [
-        f"{what}: {ours!r}, now {new!r}" for what, ours, new in differences(known, described)
-    ]
-    if changed:
-        raise StudyError(
-            f"{store.folder} holds a circuit found in another way ({'; '.join(changed)})",
-            hint="Give another --out",
-        )
-    return True
 
 
 class _Finding:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from casestudy.behaviour.steps import Scoring
 from casestudy.circuits.evidence import Choices
+from casestudy.circuits.neuron_circuit import NeuronChoices
 from casestudy.engine.packing import Budget
 from casestudy.measure.metrics import Kind
 
@@ -36,6 +37,21 @@ class Search:
 
 
 @dataclass(frozen=True)
+class NeuronSearch:
+    """Which circuit of heads and neurons a study looks for, and how.
+
+    Attributes:
+        choices: the method, the rank, the ablation and the other choices.
+        metric: the metric that the circuit has to reproduce.
+        family: the family of edits; by default the study's, or chosen by `choose_family`.
+    """
+
+    choices: NeuronChoices = field(default_factory=NeuronChoices)
+    metric: Kind = "contrast"
+    family: str | None = None
+
+
+@dataclass(frozen=True)
 class Settings:
     """What a study measures, besides its behaviour and its model.
 
@@ -48,12 +64,15 @@ class Settings:
         scoring: how the tokens of answers of several tokens count: in the contrast of the whole
             answers, in patching and in the circuit. A behaviour whose answers are single tokens
             has no such choice.
+        neurons: the circuit of heads and neurons to look for, besides the rest; None for none. A
+            finished study may be continued with it.
     """
 
     top_k: int = 100
     search: Search | None = None
     family: str | None = None
     scoring: Scoring = "sum"
+    neurons: NeuronSearch | None = None
 
 
 @dataclass(frozen=True)

@@ -434,6 +434,25 @@ MOST_SAID = 4
 _SAID_FIRST = ("model.", "behaviour.name", "measurements", "settings.")
 
 
+def stored_as_described(store: Store, key: str, described: Mapping[str, Any]) -> bool:
+    """Whether the manifest's entry is a search that was made as described.
+
+    Raises: StudyError if it is one that was made in another way.
+    """
+    known = store.manifest.get(key)
+    if known is None:
+        return False
+    changed = [
+        f"{what}: {ours!r}, now {new!r}" for what, ours, new in differences(known, described)
+    ]
+    if changed:
+        raise StudyError(
+            f"{store.folder} holds a circuit found in another way ({'; '.join(changed)})",
+            hint="Give another --out",
+        )
+    return True
+
+
 def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
     """The entries in which two manifests differ, with both values."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):

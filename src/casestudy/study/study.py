@@ -42,7 +42,7 @@ from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.results import names
 from casestudy.results.result import Grid, Result, Table
-from casestudy.study import causal, circuit, measuring
+from casestudy.study import causal, circuit, measuring, neurons
 from casestudy.study.chosen import OF_CHUNKS, choose
 from casestudy.study.clock import LEFT_OUT, Clock
 from casestudy.study.manifest import IDENTITY, new_manifest, now, stored_plan
@@ -63,8 +63,10 @@ STAGES: dict[str, Callable[[Subject], Stage[Any, Any]]] = {
     measuring.NAME: measuring.measuring,
     causal.NAME: causal.patching,
     circuit.NAME: circuit.circuit,
+    neurons.NAME: neurons.neurons,
 }
-"""The stages of a study, in order. The first always runs, with the chosen measurements."""
+"""The stages of a study, in order. The first always runs, with the chosen measurements; the last is
+asked for by `Settings.neurons`."""
 
 STUDY = "study"
 """`Progress.stage` after each stage: `done` of the study's stages are stored; `note` names one."""
@@ -77,6 +79,7 @@ _NOT_MEASURED = {
     circuit.NAME: ("circuits", "no subgraph was tested for faithfulness"),
 }
 """What a reader may look for, by the stage that measures it."""
+_WHAT = {stage: what for stage, (what, _) in _NOT_MEASURED.items()} | {neurons.NAME: neurons.WHAT}
 
 _FLAGSHIP = "full-stop-capitals"
 _TINY = "tiny"
@@ -231,7 +234,8 @@ def study(
             clock=Clock(execution.budget.seconds),
         )
         with threads_set(threads):
-            _finish(subject, [measuring.NAME, *(name for name in STAGES if name in names)])
+            more = [neurons.NAME] if settings.neurons is not None else []
+            _finish(subject, [measuring.NAME, *(n for n in STAGES if n in names or n in more)])
         seconds = float(store.scan("chunks").select("seconds").sum().collect().item())
         done = not subject.clock.left_out
         store.manifest |= {"state": "complete" if done else "running", "finished": now()}
@@ -250,7 +254,7 @@ def _finish(subject: Subject, stages: Sequence[str]) -> None:
         entry for entry in store.manifest["not_measured"] if not entry["why"].startswith(LEFT_OUT)
     ]
     for i, name in enumerate(stages):
-        what = _NOT_MEASURED[name][0] if name in _NOT_MEASURED else name
+        what = _WHAT.get(name, name)
         if i and clock.left <= 0:
             clock.skip(what)
         else:

@@ -36,6 +36,12 @@ def test_each_token_that_counts_opens_its_account(found: Explanation) -> None:
     assert sum(sums[1:]) == pytest.approx(found.logit_difference, abs=n * 1e-4)
 
 
+def test_a_token_that_both_answers_begin_with_opens_nothing(toy: Callable[..., Model]) -> None:
+    page = whole_answers_html(cs.explain(toy(seed=5), "It was late.", " He slept", " He went"))
+    tokens = re.findall(r'<(a|span) class="tok"[^>]*><bdi>·He<', page)
+    assert tokens == ["span", "span"]
+
+
 def test_texts_are_escaped(found: Explanation) -> None:
     page = whole_answers_html(found)
     assert "<script>window" not in page

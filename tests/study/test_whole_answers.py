@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qsl
 
 import numpy as np
+import polars as pl
 import pytest
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
@@ -21,10 +24,11 @@ from casestudy.measure.whole_answers import whole_answers
 from casestudy.model.model import Model
 from casestudy.results import names
 from casestudy.results.result import Grid
+from casestudy.show.explorer.study_prompts import study_prompts_of
 from casestudy.study.behaviour_pairs import behaviour_half
 from casestudy.study.manifest import new_manifest
 from casestudy.study.settings import Execution, Search, Settings
-from casestudy.study.study import Study, study
+from casestudy.study.study import Study, open_study, study
 
 PROMPTS = (
     Prompt("It was late. She went home.", " He slept", " he"),
@@ -67,11 +71,10 @@ def test_the_main_contrast_is_that_of_the_first_tokens(found: Study, toy_model: 
     assert np.isnan(main.values[-1]).all(), "a term that single tokens do not have"
 
 
-def test_answers_that_begin_alike_are_left_out_of_the_main_contrast(found: Study) -> None:
+def test_answers_that_begin_alike_are_compared_whole_alone(found: Study) -> None:
     main = found.grids[names.LOGIT_DIFFERENCE].select(contrast="counterpart").values
     assert np.isnan(main).tolist() == [False, False, True, False]
-    why = found.tables[names.PROMPTS].columns["error"][2]
-    assert "begin with ' He'" in why
+    assert found.tables[names.PROMPTS].columns["error"] == [None] * len(PROMPTS), "none left out"
 
 
 PAIRS = (
@@ -160,3 +163,53 @@ def test_the_report_says_what_is_compared(found: Study) -> None:
     page = Path(found.report()).read_text("utf-8")
     assert "some answers have several tokens" in page
     assert "the whole answer against the whole counterpart" in page
+
+
+def test_the_report_opens_each_place_of_an_answer(found: Study, toy_model: Model) -> None:
+    page = Path(found.report()).read_text("utf-8")
+    steps = whole_answers(toy_model, PROMPTS).steps.rows()
+    for i in range(len(PROMPTS)):
+        mine = [row for row in steps if row["prompt"] == i]
+        several = i != 1  # the second prompt's answers are single tokens
+        links = set(re.findall(rf'class="tok" href="#(answer-{i}-\d+)"', page))
+        assert links == ({f"answer-{i}-{n}" for n in range(len(mine))} if several else set())
+        assert all(f'<section class="account" id="{link}"' in page for link in links)
+        assert (f'id="answer-{i}-sum"' in page) == several
+    terms = found.tables[names.STEP_TERMS].rows()
+    by_step = {(row["prompt"], row["step"]): row["total"] for row in terms}
+    for (prompt, step), total in by_step.items():
+        own = [row["value"] for row in terms if (row["prompt"], row["step"]) == (prompt, step)]
+        assert sum(own) == pytest.approx(total, abs=1e-4), "every place's ledger closes"
+
+
+READ = (
+    Prompt("It was late. She went home.", " He slept", " he", readout=-3),
+    Prompt("He slept.", " It", " it"),
+)
+
+
+def test_the_explorer_reads_stored_prompts_as_the_study_did(
+    toy_model: Model, tmp_path: Path
+) -> None:
+    behaviour = Behaviour("read", prompts=READ, answers="given")
+    study(toy_model, behaviour, out=tmp_path / "s", only=["predictions", "ledger"])
+    first, second = asked_of(tmp_path / "s", toy_model)
+    ids = toy_model.tokenizer.ids(READ[0].text)
+    place = len(ids) - 3 + toy_model.tokenizer.prepend_bos
+    assert first["readout"] == str(place)
+    assert (first["answer"], first["counterpart"]) == (" He slept", " he")
+    assert "readout" not in second
+
+    table = tmp_path / "s" / "tables" / f"{names.PROMPTS}.parquet"
+    pl.read_parquet(table).drop("readout").write_parquet(table)  # as stored before
+    (tmp_path / "s" / "tables" / f"{names.ANSWER_TOKENS}.parquet").unlink()
+    first, _ = asked_of(tmp_path / "s", toy_model)
+    assert first["answer"] == " He"
+    assert "readout" not in first
+    assert "answer-0-sum" not in Path(open_study(tmp_path / "s").report()).read_text("utf-8")
+
+
+def asked_of(folder: Path, model: Model) -> list[dict[str, str]]:
+    """What the explorer's page asks for each of a study's prompts."""
+    prompts = study_prompts_of(folder).written_by(model.tokenizer).prompts
+    return [dict(parse_qsl(query, keep_blank_values=True)) for _, query in prompts]

@@ -197,12 +197,16 @@ def _difference(study: Study) -> dict[str, Any]:
     """The mean logit difference of the main contrast, and how its ledger closes."""
     mean = study.grids[names.mean(names.LOGIT_DIFFERENCE)]
     assert mean.n is not None
-    main, value = mean.axes[0].labels[0], float(mean.values[0])
+    labels = mean.axes[0].labels
+    main = names.main_contrast(labels)
+    at = labels.index(main)
+    value = float(mean.values[at])
     figures = {
         "contrast": main,
-        "n": int(mean.n[0]),
+        "unit": "nats" if main in (names.WHOLES["sum"], names.WHOLES["mean"]) else "logits",
+        "n": int(mean.n[at]),
         "logit_difference": finite(value),
-        "interval": [finite(end[0]) for end in (mean.lower, mean.upper) if end is not None],
+        "interval": [finite(end[at]) for end in (mean.lower, mean.upper) if end is not None],
         "groups": _by_group(study, main),
     }
     if names.mean(names.LEDGER) not in study.grids or not figures["n"]:
@@ -243,7 +247,7 @@ def _print_headline(h: dict[str, Any]) -> None:
         return
     rows = [
         ("prompts with an answer", str(h["n"])),
-        (f"mean logit difference, answer − {h['contrast']}", decimal(h["logit_difference"])),
+        (f"mean {_quantity(h)}", decimal(h["logit_difference"])),
         ("95 % interval", interval(h["interval"])),
     ]
     if "without_b_U" in h:
@@ -253,10 +257,17 @@ def _print_headline(h: dict[str, Any]) -> None:
     print_table(f"{h['behaviour']} on {h['model']}", ("figure", "value"), rows)
     if h["groups"]:
         print_table(
-            f"mean logit difference by group, answer − {h['contrast']}",
+            f"mean {_quantity(h)}, by group",
             ("group", "prompts", "mean", "95 % interval"),
             [_group_row(group) for group in h["groups"]],
         )
+
+
+def _quantity(h: dict[str, Any]) -> str:
+    """What the main contrast is, in words."""
+    if h["contrast"] in names.WHOLES.values():
+        return f"difference of the answers ({h['contrast']}), {h['unit']}"
+    return f"logit difference, answer − {h['contrast']}"
 
 
 def _group_row(group: dict[str, Any]) -> tuple[str, ...]:

@@ -103,7 +103,8 @@ KEYS: dict[str, dict[str, str]] = {
         "behaviour": "its name",
         "contrast": "the counterpart's form; absent, as the keys below, where nothing was measured",
         "n": "prompts behind the mean",
-        "logit_difference": "mean over prompts, in logits",
+        "unit": "nats where whole answers of several tokens are compared, else logits",
+        "logit_difference": "mean over prompts, in `unit`",
         "interval": "95 %, over prompts",
         "groups": "the same by group of prompts: `group`, `n`, `logit_difference`, `interval`",
         "without_b_U": "the mean without the final norm's bias through the unembedding; absent "

@@ -31,8 +31,17 @@ from casestudy.measure.lens import curves, keep_for_lens
 from casestudy.model.model import Model
 from casestudy.model.notices import Notice
 from casestudy.model.sites import Keep
+from casestudy.model.token import Token
 from casestudy.results import names
 from casestudy.results.result import Array, Axis, Grid, Result, Shown, Table, worst_error
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt's two answers, token by token."""
+
+    answer: tuple[Token, ...]
+    counterpart: tuple[Token, ...]
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class WholeAnswers(Shown):
         by_step: the same before they are added up, with the axis `step` last ("0.2" is the third
             step of prompt 0).
         notices: where a prompt and its answer, read as one text, have other tokens than apart.
+        answers: each prompt's two answers, whole.
     """
 
     scoring: Scoring
@@ -59,6 +69,7 @@ class WholeAnswers(Shown):
     grids: dict[str, Grid]
     by_step: dict[str, Grid]
     notices: tuple[Notice, ...] = ()
+    answers: tuple[Answered, ...] = ()
 
     @property
     def ledger(self) -> Grid:
@@ -144,7 +155,12 @@ def account_of(readings: Readings, parts: Sequence[Part] = PARTS) -> WholeAnswer
     value = np.array(steps.columns["value"], dtype=np.float64)
     named = Grid(names.STEPS, value, (Axis("step", readings.labels),), _unit(readings))
     whole = replace(fold(readings, named), name=names.LOGIT_DIFFERENCE, about=_VALUE[scoring])
-    return WholeAnswers(scoring, steps, whole, folded, by_step, readings.notices)
+    token = model.tokenizer.token
+    answers = tuple(
+        Answered(tuple(map(token, one.answer)), tuple(map(token, one.counterpart)))
+        for one in readings.answers
+    )
+    return WholeAnswers(scoring, steps, whole, folded, by_step, readings.notices, answers)
 
 
 def answer_values(
@@ -226,13 +242,15 @@ def with_whole_answers(
     """
     present = {result.name for result in results}
     parts = [part for part, name in _NAMES.items() if name in present]
-    rows, grids = _of_several(batch, parts, scoring)
-    return [
+    rows, whole = _of_several(batch, parts, scoring)
+    grids = {} if whole is None else whole.grids | {names.LOGIT_DIFFERENCE: whole.value}
+    found = [
         _extended(result, rows, grids.get(result.name), names.WHOLES[scoring])
         if isinstance(result, Grid) and result.name in _LINEAR
         else result
         for result in results
     ]
+    return found if whole is None else found + _tables(whole, [batch.index[row] for row in rows])
 
 
 _NAMES: dict[Part, str] = {
@@ -250,8 +268,8 @@ _LINEAR = frozenset(
 
 def _of_several(
     batch: Batch, parts: Sequence[Part], scoring: Scoring
-) -> tuple[list[int], dict[str, Grid]]:
-    """The rows of a batch with answers of several tokens, and their grids by name."""
+) -> tuple[list[int], WholeAnswers | None]:
+    """The rows of a batch with answers of several tokens, and their account."""
     answers = {}
     for row, prompt in enumerate(batch.prompts):
         with suppress(CasestudyError):  # such a prompt is left out, with this reason
@@ -259,12 +277,61 @@ def _of_several(
             if steps.several:
                 answers[row] = steps
     if not answers or batch.behaviour is None:
-        return [], {}
+        return [], None
     some = tuple(batch.prompts[row] for row in answers)
     behaviour = replace(batch.behaviour, prompts=some, main=())
     readings = Readings(batch.model, behaviour, scoring, tuple(answers.values()))
-    whole = account_of(readings, parts)
-    return list(answers), whole.grids | {names.LOGIT_DIFFERENCE: whole.value}
+    return list(answers), account_of(readings, parts)
+
+
+MOST_STEPS = 2000
+"""Of so many prompts a study keeps the ledger of each step."""
+
+
+def _tables(whole: WholeAnswers, index: Sequence[int]) -> list[Result]:
+    """The tokens of the answers, and the steps' ledgers, of prompts with these numbers."""
+    steps: dict[int, list[dict[str, Any]]] = {i: [] for i in range(len(index))}
+    for row in whole.steps.rows():
+        steps[row["prompt"]].append(row)
+    tokens = [
+        {"prompt": index[i], "side": side, **token}
+        for i in steps
+        for side in SIDES
+        for token in _tokens_of(whole.answers[i], side, steps[i])
+    ]
+    found: list[Result] = [_table(names.ANSWER_TOKENS, tokens, _ANSWER_TOKENS)]
+    if names.LEDGER not in whole.by_step:
+        return found
+    ledger = whole.by_step[names.LEDGER]
+    terms, values = ledger.axis("term").labels, iter(ledger.values.T)
+    cells = [
+        {"prompt": index[i], "step": n, "total": row["value"], "term": term, "value": float(value)}
+        for i, rows in steps.items()
+        for n, row in enumerate(rows)
+        for term, value in zip(terms, next(values), strict=True)
+        if index[i] < MOST_STEPS and not np.isnan(value)
+    ]
+    return [*found, _table(names.STEP_TERMS, cells, _STEP_TERMS)] if cells else found
+
+
+def _tokens_of(
+    answer: Answered, side: str, steps: Sequence[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """One answer's tokens, each with the step that reads it."""
+    read = {row["place"]: (n, row) for n, row in enumerate(steps) if row[side] is not None}
+    for place, token in enumerate(getattr(answer, side)):
+        n, row = read.get(place, (None, {}))
+        log_p = row.get(f"{side}_log_prob")
+        one = {"place": place, "token": token.label, "id": token.id}
+        yield one | {"log_prob": log_p, "step": n}
+
+
+def _table(name: str, rows: Sequence[dict[str, Any]], about: str) -> Table:
+    return Table(name, {column: [row[column] for row in rows] for column in rows[0]}, about)
+
+
+_ANSWER_TOKENS = "The tokens of answers of several tokens, and the step that reads each."
+_STEP_TERMS = "The ledger of each step of answers of several tokens, before the step's weight."
 
 
 def _extended(grid: Grid, rows: list[int], theirs: Grid | None, name: str) -> Grid:

@@ -8,6 +8,8 @@ over prompts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # Every study.
 
 PROMPTS = "prompts"
@@ -37,6 +39,18 @@ WHOLES = {
     "first": "first differing token",
 }
 """The name of that contrast by how an answer's tokens count (see `behaviour/steps`)."""
+ANSWER_TOKENS = "answer.tokens"
+"""A row per token of the answers of several tokens, both sides: its id and log p, and the number of
+the step that reads it; none where both answers begin with it."""
+STEP_TERMS = "answer.steps.ledger"
+"""A row per step of such a prompt and term: the step's ledger, before its weight."""
+
+
+def main_contrast(contrasts: Sequence[str]) -> str:
+    """Which of a study's contrasts is its main one: that of whole answers, else the first."""
+    return next((name for name in contrasts if name in WHOLES.values()), contrasts[0])
+
+
 STEPS = "answer.steps"
 """A row per place at which an answer of several tokens is read (see `measure/whole_answers`)."""
 CASE_BY_SPACE = "case_by_space"

@@ -171,7 +171,10 @@ PROMPTS = Topic(
         Part(
             "prompts one by one",
             prompts.one_by_one,
-            (names.PROMPTS, names.PREDICTIONS, names.ANSWERS, names.LENS_TOP),
+            (
+                *(names.PROMPTS, names.PREDICTIONS, names.ANSWERS, names.LENS_TOP),
+                *(names.ANSWER_TOKENS, names.STEP_TERMS),
+            ),
         )
     ],
 )

@@ -19,7 +19,7 @@ from casestudy.results.result import Grid
 from casestudy.show.blocks import Absent, Section
 from casestudy.show.page import environment, figure_html
 from casestudy.show.report import frame
-from casestudy.show.sections.prompts import ledger_figure
+from casestudy.show.sections.ledger_figure import ledger_figure
 from casestudy.show.text import (
     chip,
     clean,

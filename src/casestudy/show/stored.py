@@ -157,7 +157,20 @@ class StoredStudy:
         """
         if not self.contrasts:
             raise Missing("the study holds no contrast")
-        return "lowercase" if "lowercase" in self.contrasts else self.contrasts[0]
+        main = names.main_contrast(self.contrasts)
+        whole = main in names.WHOLES.values()
+        return "lowercase" if "lowercase" in self.contrasts and not whole else main
+
+    def contrast_in(self, contrasts: Sequence[str]) -> str:
+        """The main contrast, or the first of these where it is not among them: whole answers are
+        not measured everywhere."""
+        return self.contrast if self.contrast in contrasts or not contrasts else contrasts[0]
+
+    @property
+    def unit(self) -> str:
+        """The main contrast's unit: nats, where it is of log-probabilities."""
+        of_log_probs = (names.WHOLES["sum"], names.WHOLES["mean"])
+        return "nats" if self.contrasts and self.contrast in of_log_probs else "logits"
 
 
 def transposed(grid: Grid, axes: tuple[str, ...]) -> Grid:

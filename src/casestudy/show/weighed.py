@@ -23,7 +23,7 @@ FORMS = {
     "lowercase": "its lower-case form",
     "no_space": "the same word without its leading space",
     "lowercase_no_space": "its lower-case form without the leading space",
-    names.WHOLE: "the whole counterpart",
+    **dict.fromkeys(names.WHOLES.values(), "the whole counterpart"),
 }
 """The words for a counterpart's form, if the token differs between prompts."""
 
@@ -65,6 +65,7 @@ class Weighed:
 
     answer: Side
     counterpart: Side
+    unit: str = "logits"
 
     @property
     def named(self) -> bool:
@@ -84,6 +85,9 @@ class Weighed:
     @property
     def difference(self) -> str:
         """The quantity, for an axis."""
+        if self.unit == "nats":
+            of = self.against_plain if self.named else "of the answers"
+            return f"difference of log p, {of}, nats"
         if not self.named:
             return "logit difference, logits"
         return f"logit({self.answer.plain}) − logit({self.counterpart.plain}), logits"
@@ -101,10 +105,16 @@ def weighed(study: StoredStudy, contrast: str | None = None) -> Weighed:
     classes = _classes(study, name)
     if classes is not None:
         return classes
-    if name == names.WHOLE:
-        return Weighed(Side("the whole answer"), Side(FORMS[name]))
+    if name in names.WHOLES.values():
+        both = (_only(_answer_texts(study, side)) for side in ("answer", "counterpart"))
+        answer, other = both if name != names.WHOLES["first"] else (None, None)
+        unit = "logits" if name == names.WHOLES["first"] else "nats"
+        return Weighed(Side("the whole answer", answer), Side(FORMS[name], other), unit)
     answer, other = (_only(_tokens(study, part)) for part in ("answer", name))
-    return Weighed(Side(ANSWER, answer), Side(form_of(name), other))
+    words = [ANSWER, form_of(name)]
+    if study.contrasts and study.contrast in names.WHOLES.values():
+        words = [f"the first token of {side}" for side in words]
+    return Weighed(Side(words[0], answer), Side(words[1], other))
 
 
 def form_of(contrast: str) -> str:
@@ -118,8 +128,10 @@ def _classes(study: StoredStudy, contrast: str) -> Weighed | None:
     asked = behaviour.get("class_contrast") if isinstance(behaviour, dict) else None
     if not isinstance(asked, dict) or asked.get("name") != contrast:
         return None
-    sides = (f"the class “{clean(asked.get(side, ''))}”" for side in ("answer", "counterpart"))
-    return Weighed(*map(Side, sides))
+    answer, other = (
+        Side(f"the class “{clean(asked.get(side, ''))}”") for side in ("answer", "counterpart")
+    )
+    return Weighed(answer, other)
 
 
 def _tokens(study: StoredStudy, form: str) -> list[str]:
@@ -132,16 +144,34 @@ def _tokens(study: StoredStudy, form: str) -> list[str]:
     return [str(rows[i]["token"]) for i in main]
 
 
+def _answer_texts(study: StoredStudy, side: str) -> list[str]:
+    """The main prompts' answers or counterparts; none where some are single tokens."""
+    table = study.tables.get(names.ANSWER_TOKENS)
+    if table is None or not {"prompt", "side", "place", "token"} <= set(table.columns):
+        return []
+    texts: dict[str, str] = {}
+    for row in sorted(table.rows(), key=lambda row: (row["prompt"], row["place"])):
+        if row["side"] == side:
+            prompt = str(row["prompt"])
+            texts[prompt] = texts.get(prompt, "") + str(row["token"])
+    prompts = study.tables[names.PROMPTS].rows() if names.PROMPTS in study.tables else []
+    every = [str(row["prompt"]) for row in prompts if row.get("error") is None]
+    main = [every[i] for i in study.main_prompts(every)]
+    return [texts[prompt] for prompt in main] if all(p in texts for p in main) else []
+
+
 def _only(tokens: Sequence[str]) -> str | None:
     return tokens[0] if len(set(tokens)) == 1 else None
 
 
 def examples(study: StoredStudy) -> Markup:
     """The most frequent answers, where they differ: " (·The in 5 prompts, ·He in 3, 2 others)"."""
-    common = Counter(_tokens(study, "answer")).most_common()
+    whole = study.contrast in names.WHOLES.values()
+    found = _answer_texts(study, "answer") if whole else _tokens(study, "answer")
+    common = Counter(found).most_common()
     if len(common) < 2:
         return Markup("")
     phrases = [Markup("{} in {}").format(chip(token), n) for token, n in common[:MOST_NAMED]]
-    rest = len(common) - MOST_NAMED
-    phrases += [Markup("{}").format(count(rest, "other token"))] if rest > 0 else []
+    rest, other = len(common) - MOST_NAMED, "other answer" if whole else "other token"
+    phrases += [Markup("{}").format(count(rest, other))] if rest > 0 else []
     return Markup(" ({})").format(Markup(listing(phrases)))

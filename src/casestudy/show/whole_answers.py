@@ -21,7 +21,7 @@ from casestudy.results.files import write_atomically
 from casestudy.show.blocks import Absent, Section
 from casestudy.show.page import environment, figure_html
 from casestudy.show.report import frame
-from casestudy.show.sections.prompts import ledger_figure
+from casestudy.show.sections.ledger_figure import ledger_figure
 from casestudy.show.text import (
     MINUS,
     chip,

@@ -9,7 +9,7 @@ a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ class Work:
         results = [result for m in self.measurements for result in m.measure(batch)]
         if self.scoring is not None:
             results = with_whole_answers(batch, results, self.scoring)
-        results.append(_prompts(batch))
+        results.append(_prompts(batch, _compared_whole(results)))
         results.append(_cost(batch, time.perf_counter() - start))
         return results
 
@@ -81,6 +81,10 @@ PROMPT_COLUMNS = (
 )
 
 
+READOUT = "readout"
+"""The column of the position at which a prompt is read, where it is not simply its last token."""
+
+
 def _add_prompt(
     columns: dict[str, list[Any]],
     index: int,
@@ -89,28 +93,48 @@ def _add_prompt(
     ids: list[int],
     error: str | None,
 ) -> None:
+    """Add a prompt's row to the table "prompts"."""
     cells: tuple[Any, ...] = (index, prompt.text, list(prompt.groups), prompt.category)
     cells += (prompt.document, prompt.next_token, len(ids) or None, tokens, ids, error)
     cells += (prompt.corrupted,)
-    for column, cell in zip(columns.values(), cells, strict=True):
-        column.append(cell)
+    for name, cell in zip(PROMPT_COLUMNS, cells, strict=True):
+        columns[name].append(cell)
+    if READOUT in columns:
+        read = prompt.readout is not None and ids
+        columns[READOUT].append(len(ids) - 1 if read else None)
+
+
+def _prompt_columns(behaviour: Behaviour) -> dict[str, list[Any]]:
+    """The columns of the table "prompts", empty: that of readouts only where a prompt has one, so
+    that studies stored before there were any go on."""
+    columns: dict[str, list[Any]] = {name: [] for name in PROMPT_COLUMNS}
+    some = any(prompt.readout is not None for prompt in behaviour.prompts)
+    return columns | {READOUT: []} if some else columns
 
 
 def left_out(behaviour: Behaviour, errors: Mapping[int, str]) -> Table:
     """The rows of the table "prompts" for the prompts that cannot be run, with the reasons."""
-    columns: dict[str, list[Any]] = {name: [] for name in PROMPT_COLUMNS}
+    columns = _prompt_columns(behaviour)
     for index, why in errors.items():
         _add_prompt(columns, index, behaviour.prompts[index], [], [], why)
     return Table(names.PROMPTS, columns)
 
 
-def _prompts(batch: Batch) -> Table:
-    columns: dict[str, list[Any]] = {name: [] for name in PROMPT_COLUMNS}
+def _compared_whole(results: Sequence[Result]) -> set[int]:
+    """The prompts whose whole answers are compared, by number: what is wrong with their first
+    tokens alone leaves none of them out."""
+    tables = [result for result in results if result.name == names.ANSWER_TOKENS]
+    return {prompt for t in tables if isinstance(t, Table) for prompt in t.columns["prompt"]}
+
+
+def _prompts(batch: Batch, whole: Collection[int]) -> Table:
+    assert batch.behaviour is not None
+    columns = _prompt_columns(batch.behaviour)
     labels = batch.model.tokenizer.labels
     for row, (index, prompt, ids) in enumerate(
         zip(batch.index, batch.prompts, batch.tokens.rows(), strict=True)
     ):
-        why = batch.answers.errors.get(row)
+        why = None if index in whole else batch.answers.errors.get(row)
         _add_prompt(columns, index, prompt, labels(ids), ids, why)
     return Table(names.PROMPTS, columns, "The prompts as the model reads them.")
 

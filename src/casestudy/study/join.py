@@ -185,9 +185,12 @@ def _joined(store: Store, name: str, sets: Sets) -> Iterator[Result]:
     if by_group:
         yield _by_group(frame, by_group)
     if name in _RANKED:
-        yield ranking(frame, main, contrast=frame.axis("contrast").labels[0])
+        contrast = names.main_contrast(frame.axis("contrast").labels)
+        yield ranking(frame, main, contrast=contrast)
     if name == "logit_difference" and 2 <= len(by_group) <= COMPARED_GROUPS:
-        yield compare_groups(by_group, sets.overlapping, 0, rest[0].labels[0])
+        contrast = names.main_contrast(rest[0].labels)
+        cell = rest[0].labels.index(contrast)
+        yield compare_groups(by_group, sets.overlapping, cell, contrast)
 
 
 def _add(

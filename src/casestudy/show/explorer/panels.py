@@ -20,8 +20,8 @@ from casestudy.show.explorer.page_state import VIEWS, PageState
 from casestudy.show.page import environment, figure_html
 from casestudy.show.sections.attention import prompt_attention
 from casestudy.show.sections.ledger import heads_figure, largest_heads, lens_figure
+from casestudy.show.sections.ledger_figure import ledger_figure
 from casestudy.show.sections.predictions import class_figure, next_tokens
-from casestudy.show.sections.prompts import ledger_figure
 from casestudy.show.text import chip, chips, clean, count, number, percent, signed, visible
 from casestudy.show.wording import class_words
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
 from casestudy.errors import StudyError
+from casestudy.results import names
 from casestudy.results.files import read_table
 from casestudy.results.result import Table
 from casestudy.show.explorer.page_state import MOST_ANSWER, MOST_EDITED, MOST_TEXT, PageState
@@ -55,10 +56,18 @@ class StudyPrompts:
 def _written(query: str, tokenizer: Tokenizer) -> str:
     """The query with tokens as texts; a token whose text is ambiguous stays "id:1234"."""
     found = dict(parse_qsl(query, keep_blank_values=True))
+    prompt = found.get("prompt", "")
     for side in ("answer", "counterpart"):
-        id = found.get(side, "").removeprefix("id:")
-        if id != found.get(side, "") and id.isdecimal() and int(id) < tokenizer.d_vocab:
-            found[side] = tokenizer.written(int(id), after=found.get("prompt", ""))
+        given = found.get(side, "").removeprefix("id:")
+        ids = [int(id) for id in given.split(",") if id.isdecimal() and int(id) < tokenizer.d_vocab]
+        if given == found.get(side, "") or ",".join(map(str, ids)) != given:
+            continue
+        if len(ids) == 1:
+            found[side] = tokenizer.written(ids[0], after=prompt)
+            continue
+        text = "".join(map(tokenizer.label, ids))
+        if text and list(tokenizer.continuation(prompt, text).ids) == ids:
+            found[side] = text
     return urlencode(found)
 
 
@@ -85,6 +94,7 @@ def study_prompts_of(folder: str | os.PathLike[str]) -> StudyPrompts:
     answers = _table(
         store, "answers", ("prompt", "form", "token"), "its prompts come without answers", found
     )
+    whole = _whole_answers(store, found)
     edit = _edit_of(manifest)
     special = "parsed" if _entry(manifest, "settings", "parse_special") is True else ""
     shortest = 0 if bos is True else 1  # an empty prompt is BOS alone
@@ -99,7 +109,10 @@ def study_prompts_of(folder: str | os.PathLike[str]) -> StudyPrompts:
         answer = forms.get("answer", "")
         if max(len(answer), len(other)) > MOST_ANSWER:
             answer = other = ""
+        answer, other = whole.get(row["prompt"], (answer, other))
         page_state = PageState(prompt=text, answer=answer, counterpart=other, special=special)
+        if isinstance(row.get("readout"), int):
+            page_state = replace(page_state, readout=str(row["readout"]))
         partner = _partner(row.get("corrupted"), text, edit)
         if 0 < len(partner) <= MOST_TEXT:
             page_state = replace(page_state, corrupted=partner)
@@ -108,6 +121,23 @@ def study_prompts_of(folder: str | os.PathLike[str]) -> StudyPrompts:
         if len(found.prompts) == MOST:
             break
     return found
+
+
+def _whole_answers(store: Store, found: StudyPrompts) -> dict[Any, tuple[str, str]]:
+    """The answers of several tokens by prompt, answer and counterpart, as the query names them."""
+    if not (store.folder / "tables" / f"{names.ANSWER_TOKENS}.parquet").is_file():
+        return {}  # as in a study of single tokens
+    columns = ("prompt", "side", "place", "id")
+    table = _table(store, names.ANSWER_TOKENS, columns, "whole answers are missing", found)
+    ids: dict[Any, dict[str, list[str]]] = {}
+    for row in [] if table is None else sorted(table.rows(), key=lambda row: int(row["place"])):
+        ids.setdefault(row["prompt"], {}).setdefault(row["side"], []).append(str(row["id"]))
+    whole = {
+        prompt: tuple(f"id:{','.join(sides[side])}" for side in ("answer", "counterpart"))
+        for prompt, sides in ids.items()
+        if len(sides) == 2
+    }
+    return {p: (a, b) for p, (a, b) in whole.items() if max(len(a), len(b)) <= MOST_ANSWER}
 
 
 def _asked(row: Mapping[str, Any]) -> str:

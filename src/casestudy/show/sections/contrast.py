@@ -45,11 +45,12 @@ def differences(study: StoredStudy) -> list[Block]:
         [_row_label(study, label) for label in labels],
         list(grid.values),
         list(found.values()),
-        unit=sides.difference if len(labels) == 1 else "logit difference, logits",
+        unit=sides.difference if len(labels) == 1 else _units(study, labels),
         dots=marks.Data.of(grid),
         row=54,
     )
-    caption = f"The logit of {sides.answer.plain} minus that of {sides.counterpart.plain} "
+    of = "logit" if sides.unit == "logits" else "log-probability"
+    caption = f"The {of} of {sides.answer.plain} minus that of {sides.counterpart.plain} "
     caption += f"after every prompt. {drawn.reading}"
     if main.n < everyone:
         caption += (
@@ -62,7 +63,7 @@ def differences(study: StoredStudy) -> list[Block]:
             "The logit difference of every prompt",
             drawn.mark,
             f"Distribution of logit differences. Mean, {sides.against_plain}: "
-            f"{signed(main.value)} logits, {main.bracket}; median {number(spread.median)}, "
+            f"{signed(main.value)} {sides.unit}, {main.bracket}; median {number(spread.median)}, "
             f"range {number(counted.min())} to {number(counted.max())}."
             if spread is not None
             else "Distribution without a measured value; 0 prompts.",
@@ -71,6 +72,12 @@ def differences(study: StoredStudy) -> list[Block]:
         )
     )
     return blocks
+
+
+def _units(study: StoredStudy, contrasts: Sequence[str]) -> str:
+    """The axis of several contrasts."""
+    units = {weighed(study, name).unit for name in contrasts}
+    return "logit difference, logits" if units == {"logits"} else "difference, logits or nats"
 
 
 def _row_label(study: StoredStudy, contrast: str) -> str:
@@ -170,7 +177,7 @@ def by_group(study: StoredStudy) -> list[Block]:
             f"{capital(weighed(study).against_plain)}. {drawn.reading} A prompt may stand in "
             f"several groups; a group of one prompt has no mean.{rest}",
         ),
-        _group_numbers(groups, grid.unit),
+        _group_numbers(groups, study.unit),
         *_group_tests(study),
     ]
 
@@ -333,7 +340,8 @@ def controls(study: StoredStudy) -> list[Block]:
     """The controls: the difference by simpler explanations, as dots and means."""
     grid = study.grid(names.CONTROL_LOGITS, "contrast", "control", "prompt")
     means = study.grid(names.mean(names.CONTROL_LOGITS), "contrast", "control")
-    grid, means = grid.select(contrast=study.contrast), means.select(contrast=study.contrast)
+    contrast = study.contrast_in(grid.axis("contrast").labels)
+    grid, means = grid.select(contrast=contrast), means.select(contrast=contrast)
     kept = [name for name in grid.axis("control").labels if _applies(study, means, name)]
     grid, means = grid.take("control", kept), means.take("control", kept)
     labels = [CONTROLS.get(name, spoken(name)) for name in kept]
@@ -362,7 +370,8 @@ def controls(study: StoredStudy) -> list[Block]:
     )
     return [
         paragraph(
-            "Simpler explanations give, of the same contrast: {}.{}",
+            "Simpler explanations give, of {}: {}.{}",
+            "the same contrast" if contrast == study.contrast else weighed(study, contrast).against,
             *("; ".join(phrases), _copied(study)),
         ),
         figure,
@@ -396,23 +405,33 @@ def preference(sides: Weighed, mean: Mean, known: Any) -> Markup:
         return paragraph("No mean difference of {} could be computed.", sides.against)
     preferred, other = sides.by_sign(mean.value)
     n, same = len(known), int((np.sign(known) == np.sign(mean.value)).sum())
-    size = f"{signed(mean.value)} logits ({mean.bracket})"
+    size = f"{signed(mean.value)} {sides.unit} ({mean.bracket})"
+    of, what = ("logit", "logit difference")
+    if sides.unit == "nats":
+        of, what = ("log-probability", "difference of the log-probabilities")
     if mean.n < 2 or np.isnan(mean.lower):
         return paragraph(
-            "The logit of {} minus that of {} is {}. One prompt gives no interval, and says "
+            "The {} of {} minus that of {} is {}. One prompt gives no interval, and says "
             "nothing about others.",
-            *(sides.answer.markup, sides.counterpart.markup, size),
+            *(of, sides.answer.markup, sides.counterpart.markup, size),
         )
     if not mean.clear:
         return paragraph(
-            "The mean logit difference of {} is {}: the interval includes zero, so these prompts "
+            "The mean {} of {} is {}: the interval includes zero, so these prompts "
             "do not show a preference in either direction. {} is preferred in {} of {}.",
-            *(sides.against, size, capital(preferred.markup), f"{same:,}", count(n, "prompt")),
+            *(
+                what,
+                sides.against,
+                size,
+                capital(preferred.markup),
+                f"{same:,}",
+                count(n, "prompt"),
+            ),
         )
     ratio = float(np.exp(min(abs(mean.value), 700.0)))
     return paragraph(
-        "The mean logit difference of {} is <strong>{}</strong>: as a geometric mean over "
+        "The mean {} of {} is <strong>{}</strong>: as a geometric mean over "
         "prompts, {} is {} times more probable than {}. It is preferred in {} of {}.",
-        *(sides.against, size, preferred.markup, number(ratio, 1 if ratio < 100 else 0)),
+        *(what, sides.against, size, preferred.markup, number(ratio, 1 if ratio < 100 else 0)),
         *(other.markup, f"{same:,}", count(n, "prompt")),
     )

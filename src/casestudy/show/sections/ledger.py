@@ -18,7 +18,7 @@ from casestudy.show.page import figure_html
 from casestudy.show.sections.grouped_terms import MOST_TERMS, grouped
 from casestudy.show.stored import UNEXPECTED, Missing, StoredStudy
 from casestudy.show.text import capital, clean, interval, listing, number, ordinal, percent, signed
-from casestudy.show.weighed import weighed
+from casestudy.show.weighed import Weighed, weighed
 from casestudy.show.wording import NOTHING, Mean, spoken
 
 
@@ -81,39 +81,54 @@ def _waterfall(
         else f"{clean(terms[i])} ({signed(values[i])})"
         for i in order[:3]
     ]
-    main = contrast == study.contrast
+    main, sides = contrast == study.contrast, weighed(study, contrast)
+    what = _quantity(sides)
     caption = Markup(
         "{}. Each bar starts where the one above ended, so the last bar must "
         "end where the account ends; lines are 95\u00a0% intervals of a term’s mean "
-        "(n\u00a0=\u00a0{}). The terms sum to {}, the logit difference is {}: a gap of {} logits.{}"
+        "(n\u00a0=\u00a0{}). The terms sum to {}, the {} is {}: a gap of {} {}.{}"
     ).format(
-        capital(weighed(study, contrast).against),
+        capital(sides.against),
         total.n,
         number(float(means.values.sum()), 3),
+        what,
         number(total.value, 3),
         number(gap),
+        sides.unit,
         " The outlined bar is the final norm’s bias through the unembedding."
         if B_U in terms
         else "",
     )
     figure = Figure(
-        _ledger_title(len(terms) < len(every))
+        _ledger_title(len(terms) < len(every), what)
         if main
         else f"The ledger of the contrast “{spoken(contrast)}”",
-        marks.Waterfall(terms, values, total.value, lower=lower, upper=upper, marked=(B_U,)),
-        f"Waterfall from 0 to the mean logit difference, {signed(total.value)} logits "
+        marks.Waterfall(
+            *(terms, values, total.value),
+            lower=lower,
+            upper=upper,
+            unit=sides.unit,
+            marked=(B_U,),
+            total_label=what,
+        ),
+        f"Waterfall from 0 to the mean {what}, {signed(total.value)} {sides.unit} "
         f"({total.bracket}). Largest terms: {listing(largest)}. Gap between the sum of the terms "
-        f"and the difference: {number(gap)} logits.",
+        f"and the difference: {number(gap)} {sides.unit}.",
         ledger_data(means, total),
         caption,
     )
     return figure, total, every
 
 
-def _ledger_title(is_grouped: bool) -> str:
+def _quantity(sides: Weighed) -> str:
+    """What a contrast is, in words."""
+    return "logit difference" if sides.unit == "logits" else "difference"
+
+
+def _ledger_title(is_grouped: bool, what: str) -> str:
     if is_grouped:
-        return "The ledger of the mean logit difference: the largest terms, the others by kind"
-    return "The ledger: every term of the mean logit difference"
+        return f"The ledger of the mean {what}: the largest terms, the others by kind"
+    return f"The ledger: every term of the mean {what}"
 
 
 def _by_prompt(study: StoredStudy, contrast: str, terms: Sequence[str]) -> Array | None:
@@ -185,9 +200,10 @@ def _groups(study: StoredStudy, terms: Sequence[str]) -> Markup:
     return paragraph(
         "With the final norm’s scale frozen at its measured value, the difference is a sum over "
         "the parts of the model that wrote to the residual stream. By kind of part: {} "
-        "(logits, mean over n\u00a0=\u00a0{} with 95 % interval). The share a part writes directly "
+        "({}, mean over n\u00a0=\u00a0{} with 95 % interval). The share a part writes directly "
         "is not its causal effect: it may pass on what an earlier part wrote.",
         Markup(", ").join(phrases),
+        study.unit,
         n,
     )
 
@@ -209,12 +225,13 @@ def _b_u(study: StoredStudy, total: Mean) -> Markup:
         return Markup("")
     bias = Mean.of(terms, contrast=study.contrast, term=B_U)
     return Markup(
-        '<aside class="note"><h3>With and without b_U</h3><p>The logit difference is '
+        '<aside class="note"><h3>With and without b_U</h3><p>The {} is '
         "<strong>{}</strong>; projecting the residual stream on the unembedding alone gives "
         "<strong>{}</strong>. What is left, {} [{}], is the final norm’s bias: it gives every "
         "token a constant, b_U, which does not cancel between answer and counterpart. It is the "
         "same whatever the prompt says, for the same two tokens.</p></aside>"
     ).format(
+        _quantity(weighed(study)),
         number(total.value, 3),
         number(float(known.mean()), 3),
         signed(bias.value, 3),
@@ -245,13 +262,13 @@ def lens(study: StoredStudy) -> list[Block]:
     return [
         paragraph(
             "Projected on the contrast at every depth, the residual stream of the last token "
-            "gains most between {} and {} ({} logits, n\u00a0=\u00a0{}).{}",
+            "gains most between {} and {} ({} {}, n\u00a0=\u00a0{}).{}",
             *(
                 depth_name(depths[largest]),
                 depth_name(depths[largest + 1]),
                 signed(float(steps[largest])),
             ),
-            *(n, reached),
+            *(study.unit, n, reached),
         ),
         lens_figure(
             frozen,
@@ -389,10 +406,15 @@ def heads(study: StoredStudy) -> list[Block]:
     opens = has_patterns(study)
     return [
         paragraph(
-            "The heads with the largest direct shares: {} (logits, mean over "
+            "The heads with the largest direct shares: {} ({}, mean over "
             "n\u00a0=\u00a0{} with 95 % interval). They were chosen for being large out of {}, "
             "so on new prompts their means will tend to be smaller.",
-            *(Markup(", ").join(phrases), first.n, len(largest_heads(means, means.values.size))),
+            *(
+                Markup(", ").join(phrases),
+                study.unit,
+                first.n,
+                len(largest_heads(means, means.values.size)),
+            ),
         ),
         heads_figure(
             means,
@@ -542,7 +564,8 @@ def head_button(study: StoredStudy, layer: str, head: str) -> Markup:
 def neurons(study: StoredStudy) -> list[Block]:
     """The neurons with the largest direct contribution."""
     table = study.table(names.NEURON_SHARES, "contrast", "layer", "neuron", "mean")
-    rows = [row for row in table.rows() if row["contrast"] == study.contrast]
+    contrast = study.contrast_in(list(dict.fromkeys(table.columns["contrast"])))
+    rows = [row for row in table.rows() if row["contrast"] == contrast]
     if not rows:
         raise Missing("no neuron’s share was measured for this contrast")
     rows.sort(key=lambda row: -abs(row["mean"]))
@@ -555,13 +578,16 @@ def neurons(study: StoredStudy) -> list[Block]:
         ]
         for row in rows[:10]
     ]
+    of = (
+        "" if contrast == study.contrast else f" {capital(weighed(study, contrast).against_plain)}."
+    )
     total = "" if len(rows) <= 10 else f" The first 10 of {len(rows)} stored; the CSV has all."
     return [
         Listing(
             "The neurons with the largest direct share",
             ["Neuron", "Mean#", "95 % interval#", "n#"],
             cells,
-            clean(table.about) + total,
+            clean(table.about) + total + of,
             data=columns_of(rows),
         )
     ]

@@ -64,8 +64,8 @@ def counterfactuals(study: StoredStudy) -> list[Block]:
     ]
     head = ["Edit", "n#", "Clean#", "Corrupted#", "Flip#", "Lose half#"]
     caption = (
-        f"{clean(table.about)} Means with 95\u00a0% intervals, in logits; the share of prompts "
-        "whose difference changes sign, and that lose at least half of it."
+        f"{clean(table.about)} Means with 95\u00a0% intervals, in {study.unit}; the share of "
+        "prompts whose difference changes sign, and that lose at least half of it."
     )
     blocks: list[Block] = [
         Listing("Minimal edits, and what they do", head, rows, caption, data=columns_of(found))
@@ -227,8 +227,8 @@ def strongest(study: StoredStudy) -> Markup:
     value, ends = float(grid.values[where]), _ends(grid, where)
     what = _part(study, name, grid, where)
     if not share:
-        return Markup("Removed, {} changes the difference most: by {} logits{}.").format(
-            what, signed(value), ends
+        return Markup("Removed, {} changes the difference most: by {} {}{}.").format(
+            what, signed(value), clean(grid.unit), ends
         )
     corrupted = _corrupted(study, name)
     out, into, verb = (

@@ -14,18 +14,16 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.results import names
-from casestudy.results.names import B_U
 from casestudy.results.result import Grid
-from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, paragraph
 from casestudy.show.distribution import MOST_DOTS
 from casestudy.show.page import figure_html
-from casestudy.show.sections.grouped_terms import grouped
-from casestudy.show.sections.ledger import PATTERN_AXES, ledger_data, pattern_names, present
+from casestudy.show.sections.answer_strips import Strips
+from casestudy.show.sections.ledger import PATTERN_AXES, pattern_names
+from casestudy.show.sections.ledger_figure import ledger_figure
 from casestudy.show.sections.predictions import EXAMPLES, MOST_TEXT, example_prompts, next_tokens
 from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import (
-    capital,
     chip,
     chips,
     clean,
@@ -64,7 +62,8 @@ def one_by_one(study: StoredStudy) -> list[Block]:
             for row in study.table(name, "prompt").rows():
                 if row["prompt"] in by_prompt:
                     by_prompt[row["prompt"]].setdefault(name, []).append(row)
-    found = [_prompt(study, rows[i], by_prompt[i]) for i in examples]
+    strips = Strips(study, examples)
+    found = [_prompt(study, rows[i], by_prompt[i], strips) for i in examples]
     shown = len(found) if len(found) <= FOLD + 3 else FOLD
     blocks += found[:shown]
     if found[shown:]:
@@ -77,7 +76,10 @@ def one_by_one(study: StoredStudy) -> list[Block]:
 
 
 def _prompt(
-    study: StoredStudy, row: Mapping[str, Any], found: Mapping[str, Sequence[Mapping[str, Any]]]
+    study: StoredStudy,
+    row: Mapping[str, Any],
+    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    strips: Strips,
 ) -> Markup:
     prompt = str(row["prompt"])
     tokens = row.get("tokens") or [prompt_excerpt(row["text"], MOST_TEXT)]
@@ -92,7 +94,9 @@ def _prompt(
     if found.get(names.ANSWERS):
         parts.append(_answers(found["answers"]))
     try:
-        parts.append(figure_html(_ledger(study, prompt)))
+        whole = _ledger(study, prompt)
+        strip = strips.of(row["prompt"], row["text"], whole)
+        parts.append(figure_html(whole) if strip is None else strip)
     except Missing as reason:
         parts.append(paragraph("No ledger of its own: {}.", str(reason)))
     parts.append(lens_table(study, prompt))
@@ -104,7 +108,7 @@ def _prompt(
         prompt,
         prompt,
         prompt_excerpt(row["text"], MOST_TEXT),
-        "" if difference is None else f"{signed(difference)} logits",
+        "" if difference is None else f"{signed(difference)} {study.unit}",
         Markup("").join(parts),
     )
 
@@ -146,36 +150,7 @@ def _ledger(study: StoredStudy, prompt: str) -> Figure:
         *(ledger, check, "Its ledger"),
         of=f"prompt {prompt}’s",
         contrast=weighed(study).against_plain,
-    )
-
-
-def ledger_figure(
-    ledger: Grid, check: Grid, title: str, *, of: str, contrast: str, unit: str = "logits"
-) -> Figure:
-    """One prompt's account.
-
-    Args:
-        ledger, check: `ledger` and `ledger.check` at one contrast and prompt.
-        title: of the figure.
-        of: whose logit difference it is, in the genitive.
-        contrast: what is weighed against what, in words.
-        unit: of the terms; nats where the contrast is of log-probabilities.
-    """
-    what = "logit difference" if unit == "logits" else "difference"
-    total = float(check.select(quantity="logit difference").values)
-    gap = float(check.select(quantity="gap").values)
-    ledger = grouped(present(ledger))
-    terms = list(ledger.axis("term").labels)
-    values = ledger.values.tolist()
-    top = max(range(len(terms)), key=lambda i: abs(values[i]))
-    return Figure(
-        title,
-        marks.Waterfall(terms, values, total, unit=unit, marked=(B_U,), total_label=what, row=16),
-        f"Waterfall from 0 to {of} {what}, {signed(total)} {unit}; largest "
-        f"term {terms[top]} ({signed(values[top])}); gap {number(gap)}.",
-        ledger_data(ledger, total),
-        f"{capital(contrast)}. Sum of the terms {number(sum(values), 4)}, {what} "
-        f"{number(total, 4)}, gap {number(gap)} {unit}.",
+        unit=study.unit,
     )
 
 

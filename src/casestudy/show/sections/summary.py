@@ -45,7 +45,7 @@ def _headline(study: StoredStudy) -> str:
         return f"{model}: no clear preference, {sides.against_plain} {n}"
     preferred, other = sides.by_sign(mean.value)
     size = number(abs(mean.value))
-    return f"{model} prefers {preferred.plain} to {other.plain} by {size} logits {n}"
+    return f"{model} prefers {preferred.plain} to {other.plain} by {size} {study.unit} {n}"
 
 
 def sentences(study: StoredStudy) -> list[Markup]:
@@ -96,15 +96,16 @@ def _preference(study: StoredStudy) -> Markup:
     if mean.n < 2 or np.isnan(mean.lower):
         preferred, other = sides.by_sign(mean.value)
         return Markup(
-            "After the one prompt measured, <b>{}</b> prefers {} to {} by <b>{} logits</b>; one "
+            "After the one prompt measured, <b>{}</b> prefers {} to {} by <b>{} {}</b>; one "
             "prompt gives no interval."
-        ).format(model, preferred.markup, other.markup, number(abs(mean.value)))
+        ).format(*(model, preferred.markup, other.markup, number(abs(mean.value)), study.unit))
     if not mean.clear:
         return Markup(
-            "Over {}, whether <b>{}</b> prefers {} to {} is undecided: the mean logit "
-            "difference is {} with a 95 % interval of {} that includes zero."
+            "Over {}, whether <b>{}</b> prefers {} to {} is undecided: the mean {} "
+            "is {} with a 95 % interval of {} that includes zero."
         ).format(
             *(count(mean.n, "prompt"), model, sides.answer.markup, sides.counterpart.markup),
+            "logit difference" if study.unit == "logits" else "difference, in nats,",
             *(signed(mean.value), interval(mean.lower, mean.upper)),
         )
     return _clear_preference(study, sides, model, mean, known)
@@ -117,11 +118,16 @@ def _clear_preference(
     ratio = float(np.exp(min(abs(mean.value), 700.0)))
     ends = (mean.lower, mean.upper) if mean.value > 0 else (-mean.upper, -mean.lower)
     return Markup(
-        "Over {}, <b>{}</b> prefers {} to {} by <b>{} logits</b> on average (95 % interval {}): {} "
+        "Over {}, <b>{}</b> prefers {} to {} by <b>{} {}</b> on average (95 % interval {}): {} "
         "times the probability, in {} of {}{}."
     ).format(
         *(count(mean.n, "prompt"), model, preferred.markup, other.markup),
-        *(number(abs(mean.value)), interval(*ends), number(ratio, 1 if ratio < 100 else 0)),
+        *(
+            number(abs(mean.value)),
+            study.unit,
+            interval(*ends),
+            number(ratio, 1 if ratio < 100 else 0),
+        ),
         int((np.sign(known) == np.sign(mean.value)).sum()),
         *(count(len(known), "prompt"), examples(study)),
     )
@@ -164,17 +170,15 @@ def _closing(study: StoredStudy) -> str:
     closes = study.grids[names.LEDGER].error
     if "gap" not in closes:
         return ""
-    gap, bound = number(closes["gap"]), closes.get("bound")
+    gap, bound = f"{number(closes['gap'])} {study.unit}", closes.get("bound")
     if bound is None or not np.isfinite(bound):
         kind = study.about("model", "dtype")
-        return f" The terms miss the difference by at most {gap} logits" + (
+        return f" The terms miss the difference by at most {gap}" + (
             f"; in {kind} there is no bound that they must keep." if kind else "."
         )
     if closes["gap"] <= bound:
-        return f" In no prompt do the terms miss the difference by more than {gap} logits."
-    return (
-        f" The account does not close: its gap, {gap} logits, exceeds the bound of {number(bound)}."
-    )
+        return f" In no prompt do the terms miss the difference by more than {gap}."
+    return f" The account does not close: its gap, {gap}, exceeds the bound of {number(bound)}."
 
 
 def _causal_effects(study: StoredStudy) -> Markup:

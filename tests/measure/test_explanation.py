@@ -9,7 +9,7 @@ from casestudy.behaviour.prompts import Prompt
 from casestudy.behaviour.readouts import text_of
 from casestudy.errors import BehaviourError
 from casestudy.measure import explanation
-from casestudy.measure.explanation import Part, explain
+from casestudy.measure.explanation import PatchedPart, explain
 from casestudy.measure.partners import partners
 from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.model.model import Model
@@ -106,6 +106,8 @@ def test_an_early_mlp_is_said_to_re_encode_only_where_its_effect_is_at_the_chang
     alone = float(there.select(layer="0", role="changed tokens").values)
     found = explanation._single(toy_model, Prompt(TEXT, " He", " he"))
     (pair,) = propose(toy_model, [asked], ()).pairs
-    warnings = explanation._re_encoding(toy_model, found, pair, Part(name, alone * times, None))
+    warnings = explanation._re_encoding(
+        toy_model, found, pair, PatchedPart(name, alone * times, None)
+    )
     assert len(warnings) == said
-    assert explanation._re_encoding(toy_model, found, None, Part(name, alone, None)) == ()
+    assert explanation._re_encoding(toy_model, found, None, PatchedPart(name, alone, None)) == ()

@@ -245,9 +245,9 @@ class TestRefused:
             (string("llama.rope.scaling.type", "longrope"), "and no rope_factors_short"),
             (lambda w: w.add_head_count_kv([1, 2, 3]), "head_count_kv is"),
             (lambda w: w.add_tensor("blk.0.adapter.weight", np.zeros(3, np.float32)),
-             r"without a place: blk\.0\.adapter\.weight"),
+             r"unknown tensor: blk\.0\.adapter\.weight"),
             (lambda w: w.add_tensor("blk.9.attn_norm.weight", np.zeros(24, np.float32)),
-             r"without a place: layers\.9\.input_layernorm"),
+             r"unknown tensors \(1\): layers\.9\.input_layernorm"),
         ],
     )  # fmt: skip
     def test_by_name(self, change: Change, message: str, tmp_path: Path) -> None:

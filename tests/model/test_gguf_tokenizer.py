@@ -107,7 +107,7 @@ class TestByteLevel:
         ]
 
     def test_a_rule_that_is_not_known(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelError, match=r"pre is 'klingon', a way to split.*gpt-2"):
+        with pytest.raises(ModelError, match=r"pre is 'klingon', a pre-tokenizer.*gpt-2"):
             ours(tmp_path, bundled_tokenizer(8192, "klingon"))
 
     def test_bos_as_the_file_says(self, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ class TestSentencepiece:
         [
             ("tokenizer.ggml.model", "bert", "of the kind 'bert'"),
             ("tokenizer.ggml.tokens", "x", r"tokens is 'x'. Allowed: a list"),
-            ("tokenizer.ggml.tokens", ["a" * 2000], "2000 letters in one"),
+            ("tokenizer.ggml.tokens", ["a" * 2000], "2000 characters in one"),
             ("tokenizer.ggml.scores", np.zeros(3), "scores is .* one per token"),
             ("tokenizer.ggml.bos_token_id", 10**6, "bos_token_id is '1000000'. Allowed: an id"),
             ("tokenizer.ggml.remove_extra_whitespaces", True, "remove_extra_whitespaces is"),

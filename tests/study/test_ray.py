@@ -16,7 +16,7 @@ from casestudy.model.model import Model
 from casestudy.study import on_ray
 from casestudy.study.executors import Work
 from casestudy.study.measuring import State
-from casestudy.study.on_ray import Packed
+from casestudy.study.on_ray import PackedWork
 from casestudy.study.settings import Execution
 from casestudy.study.study import Study, study
 from tests.study.killed import behaviour
@@ -57,7 +57,7 @@ def alike(a: Study, b: Study) -> None:
 def test_weights_travel_as_they_are(toy: Callable[..., Model], dtype: str) -> None:
     model = toy(dtype=dtype)
     work = Work(model, behaviour(3), (), 5)
-    packed = Packed.of(work)
+    packed = PackedWork.of(work)
     back = packed.unpack().model
     assert back.weight_hash == model.weight_hash
     assert back.weights.tied == model.weights.tied

@@ -182,7 +182,7 @@ def _which_nodes(evidence: Evidence) -> str:
     return words + (", those with the largest scores" if tried < others else "")
 
 
-class Figure(NamedTuple):
+class SummaryRow(NamedTuple):
     """A row of the summary; lower and upper are None if the figure has no interval."""
 
     figure: str
@@ -212,14 +212,14 @@ def summary_table(question: Question, evidence: Evidence, read: MetricRead) -> T
     return Table(names.CIRCUIT_SUMMARY, columns, about)
 
 
-def _size_and_faithfulness(question: Question, evidence: Evidence) -> list[Figure]:
+def _size_and_faithfulness(question: Question, evidence: Evidence) -> list[SummaryRow]:
     circuit, n = evidence.circuit, len(question.search)
     share = circuit.n_edges / question.graph.n_edges
     return [
-        Figure("edges", circuit.n_edges, n, f"{share * 100:.2g} % of all"),
-        Figure("nodes", len(circuit.nodes), n, "embeddings among them"),
+        SummaryRow("edges", circuit.n_edges, n, f"{share * 100:.2g} % of all"),
+        SummaryRow("nodes", len(circuit.nodes), n, "embeddings among them"),
         *(
-            Figure(f"faithfulness {name}", f.mean, f.n, _whole(f), f.lower, f.upper)
+            SummaryRow(f"faithfulness {name}", f.mean, f.n, _whole(f), f.lower, f.upper)
             for name, f in evidence.faithfulness.items()
         ),
     ]
@@ -236,7 +236,7 @@ HOLDS = 0.8
 the circuit is a spike of the curve."""
 
 
-def _at_larger_sizes(question: Question, evidence: Evidence) -> list[Figure]:
+def _at_larger_sizes(question: Question, evidence: Evidence) -> list[SummaryRow]:
     """The least faithfulness of the larger circuits on the curve; empty if there are none."""
     found = _least_above(question, evidence)
     if found is None:
@@ -244,7 +244,7 @@ def _at_larger_sizes(question: Question, evidence: Evidence) -> list[Figure]:
     value, share = found
     about = f"at {share:g} of all edges; " + ("holds" if holds(question, evidence) else "a spike")
     n = len(question.judge)
-    return [Figure("least faithfulness at larger sizes", value, n, about)]
+    return [SummaryRow("least faithfulness at larger sizes", value, n, about)]
 
 
 def _least_above(question: Question, evidence: Evidence) -> tuple[float, float] | None:
@@ -290,23 +290,23 @@ AREAS = {
 """The two areas of a curve, spelt out."""
 
 
-def _areas(curves: dict[str, Curve], documents: Sequence[str] | None, n: int) -> list[Figure]:
+def _areas(curves: dict[str, Curve], documents: Sequence[str] | None, n: int) -> list[SummaryRow]:
     figures = []
     for name, curve in curves.items():
         intervals = curve.intervals(documents)
         for area, value in (("CPR", curve.cpr), ("CMD", curve.cmd)):
             ends = intervals[area.lower()]
-            figures.append(Figure(f"{area} ({name})", value, n, AREAS[area], *ends))
+            figures.append(SummaryRow(f"{area} ({name})", value, n, AREAS[area], *ends))
     return figures
 
 
-def _completeness(question: Question, evidence: Evidence) -> list[Figure]:
+def _completeness(question: Question, evidence: Evidence) -> list[SummaryRow]:
     knockouts = evidence.knockouts
     n = len(question.with_judges(evidence.plan.extent.pairs).judge)
     n_nodes = len(knockouts.nodes)
     _, alone, sets = np.split(knockouts.incompleteness, (1, n_nodes + 1))
     figures = [
-        Figure(
+        SummaryRow(
             "incompleteness, single nodes",
             float(alone.mean()),
             n,
@@ -315,23 +315,23 @@ def _completeness(question: Question, evidence: Evidence) -> list[Figure]:
     ]
     if len(sets):
         about = f"at most {sets.max():.2f}, by a greedy search among them"
-        figures.append(Figure("incompleteness, sets of nodes", float(sets.mean()), n, about))
+        figures.append(SummaryRow("incompleteness, sets of nodes", float(sets.mean()), n, about))
     least = int(knockouts.minimality.argmin())
     value, node = float(knockouts.minimality[least]), knockouts.nodes[least]
-    return [*figures, Figure("minimality, least of a node", value, n, node)]
+    return [*figures, SummaryRow("minimality, least of a node", value, n, node)]
 
 
-def _reliability(question: Question, evidence: Evidence) -> list[Figure]:
+def _reliability(question: Question, evidence: Evidence) -> list[SummaryRow]:
     """How stable the scores are under resampling, and how they agree with exact patching."""
     circuit, scores, exact = evidence.circuit, evidence.scores, evidence.exact
     figures, n = [], len(question.search)
     if scores.replicates is not None:
         mean, *ends = scores.stability(circuit.n_edges, question.choices.rank)
         about = f"Jaccard of the first {circuit.n_edges} edges"
-        figures.append(Figure("edge overlap under resampling", mean, n, about, *ends))
+        figures.append(SummaryRow("edge overlap under resampling", mean, n, about, *ends))
     if exact is not None:
         drawn = np.where(exact.drawn, exact.scores.values, np.nan)
         rho, edges = agreement(scores.values, drawn)
         about = f"Spearman over {edges} edges drawn at random"
-        figures.append(Figure("rank correlation with exact patching", rho, n, about))
+        figures.append(SummaryRow("rank correlation with exact patching", rho, n, about))
     return figures

@@ -42,7 +42,7 @@ UNLIKELY = 100
 
 
 @dataclass(frozen=True)
-class Part:
+class PatchedPart:
     """One head or MLP, patched over all positions.
 
     Attributes:
@@ -114,7 +114,7 @@ class Explanation:
     ledger: tuple[tuple[str, float], ...]
     partner: Partner | None
     method: str
-    parts: tuple[Part, ...]
+    parts: tuple[PatchedPart, ...]
     checks: tuple[Check, ...]
     warnings: tuple[str, ...]
     n: int = 1
@@ -334,7 +334,7 @@ def _patches(
     }
 
 
-def _parts(patches: dict[str, Patched]) -> tuple[Part, ...]:
+def _parts(patches: dict[str, Patched]) -> tuple[PatchedPart, ...]:
     parts = []
     for one in patches.values():
         effects = one.effect.to_polars().to_dicts()
@@ -343,7 +343,7 @@ def _parts(patches: dict[str, Patched]) -> tuple[Part, ...]:
         for row, share in zip(effects, shares, strict=True):
             layer = int(row["layer"])
             name = components.head(layer, row["head"]) if "head" in row else components.mlp(layer)
-            parts.append(Part(name, float(row["value"]), share))
+            parts.append(PatchedPart(name, float(row["value"]), share))
     return tuple(sorted(parts, key=lambda part: -abs(part.effect)))
 
 
@@ -383,7 +383,7 @@ def _prompt_warnings(found: _Contrast) -> tuple[str, ...]:
 
 
 def _patch_warnings(
-    partner: Partner | None, patches: dict[str, Patched], parts: Sequence[Part]
+    partner: Partner | None, patches: dict[str, Patched], parts: Sequence[PatchedPart]
 ) -> tuple[str, ...]:
     """Warnings about the corrupted prompt and the patches."""
     warnings = []
@@ -415,7 +415,7 @@ RE_ENCODED = 0.9
 
 
 def _re_encoding(
-    model: Model, found: _Contrast, pair: Counterfactual | None, strongest: Part
+    model: Model, found: _Contrast, pair: Counterfactual | None, strongest: PatchedPart
 ) -> tuple[str, ...]:
     """A warning if mlp 0 is the strongest part, and at the changed tokens alone."""
     if pair is None or strongest.name != components.mlp(0):

@@ -1,13 +1,13 @@
-"""How does a GGUF file write down a decoder's shape and parameters?
+"""Models from GGUF files.
 
-Its metadata become the entries of the config.json that the same model has as a checkpoint, and its
-tensors get the checkpoint's names and layout, so that the readers in `families` stay the one place
-that knows an architecture. What the format changes is undone: rows of queries and keys that its
-rotation permutes (Llama), norms stored with 1 added (Gemma), matrices turned round (GPT-2), heads
-fused in another order (GPT-NeoX). A key of the architecture's own that nobody read is an error.
+The metadata are converted to the entries of the same model's config.json, and the tensors to the
+checkpoint's names and layout. Then the readers in `families` read them, so that each architecture
+is described in one place. Changes made by the format are undone: permuted rows of queries and keys
+(Llama), norms stored with 1 added (Gemma), transposed matrices (GPT-2), heads fused in another
+order (GPT-NeoX). An unread key of the architecture's metadata is an error.
 
-What the format leaves to the program that runs it is the family's own here too: activations,
-which layers have a window, and Gemma's scale of attention.
+The format does not store activation functions, which layers have a sliding window, or Gemma's
+attention scale. These are the family's defaults.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from casestudy.model.families import read_config, read_weights
 from casestudy.model.families.gpt import whole_heads
 from casestudy.model.families.layout import Layout
 from casestudy.model.families.reading import Fields
-from casestudy.model.gguf_file import GgufFile, Stored
+from casestudy.model.gguf_file import GgufFile, StoredTensor
 from casestudy.model.gguf_tokenizer import read_tokenizer
 from casestudy.model.model import Model
 from casestudy.model.ram_check import check_room
@@ -51,27 +51,26 @@ _ROTATION = {_FREQS, _SHORT, _LONG}
 def read_gguf(
     path: Path, *, name: str, source: str, device: torch.device, dtype: torch.dtype | None
 ) -> Model:
-    """Read a GGUF file, tensor by tensor, as the model that it was made from.
+    """The model in a GGUF file, read tensor by tensor.
 
     Args:
         path: the file.
         name, source: as in `Model`.
-        device: where the parameters go, one after the other.
-        dtype: their number format there; None for the file's own where its numbers are not
-            quantised, else float32.
+        device: device of the parameters.
+        dtype: their dtype; None for the file's dtype if it is not quantised, else float32.
 
-    Raises: ModelError for a file that is damaged, of an architecture, type or key that is not
+    Raises: ModelError if the file is damaged, has an architecture, type or key that is not
         supported, or does not fit into memory.
     """
     file = GgufFile(path)
-    config, layout, change = _read_config(file)
+    config, layout, architecture = _read_config(file)
     dtype = dtype or _own_dtype(file)
     need = sum(prod(stored.shape) for stored in file.tensors.values()) * dtype.itemsize
     check_room(need, device, f"the parameters of {name} in {str(dtype).removeprefix('torch.')}")
     tensors: dict[str, Tensor] = {}
     for stored in file.tensors.values():
         if stored.name not in _ROTATION:
-            tensors |= _renamed(file, stored, config, layout, change, device, dtype)
+            tensors |= _renamed(file, stored, config, layout, architecture, device, dtype)
     weights = read_weights(config, layout, tensors)
     tokenizer = _tokenizer(file, config)
     return Model(config, weights, tokenizer, name=name, source=source, file=file.origin)
@@ -103,23 +102,23 @@ def _as_is(part: str, tensor: Tensor, config: ModelConfig) -> Tensor:
 
 @dataclass(frozen=True)
 class _Architecture:
-    """How one architecture is written.
+    """How GGUF files store one architecture.
 
     Attributes:
-        entries: the config.json's, from the architecture's own metadata.
-        change: what undoes the format's change to the tensor of one of the layout's parts.
-        parts: where its names of parts differ from the usual.
+        entries: returns the entries of config.json, from the architecture's metadata.
+        restore: undoes the format's change to a part's tensor.
+        parts: the layout's part by the format's name.
     """
 
     entries: Callable[[Fields, GgufFile], Entries]
-    change: Callable[[str, Tensor, ModelConfig], Tensor] = _as_is
+    restore: Callable[[str, Tensor, ModelConfig], Tensor] = _as_is
     parts: Mapping[str, str] = field(default_factory=lambda: _PARTS)
 
 
 def _read_config(file: GgufFile) -> tuple[ModelConfig, Layout, _Architecture]:
-    """The shape that the metadata describe, and where the same checkpoint keeps its parameters."""
+    """The configuration, the checkpoint's table of parameter names, and the architecture."""
     metadata = file.metadata
-    _check_whole(metadata, file.path)
+    _check_complete(metadata, file.path)
     name = metadata.get("general.architecture")
     if name not in ARCHITECTURES:
         raise ModelError(
@@ -146,7 +145,7 @@ def _read_config(file: GgufFile) -> tuple[ModelConfig, Layout, _Architecture]:
 
 
 def _check_sizes(fields: Fields, file: GgufFile) -> None:
-    """Compare what the metadata count with what the tensors hold, before anything is built of it.
+    """Compare the metadata's counts with the tensors' shapes, before anything is built from them.
 
     Raises: ModelError naming the key.
     """
@@ -162,8 +161,8 @@ def _check_sizes(fields: Fields, file: GgufFile) -> None:
             raise ModelError(f"{fields.where}: {key} is {value}", allowed=allowed)
 
 
-def _check_whole(metadata: Mapping[str, Any], path: Path) -> None:
-    """Raises: ModelError for a part of a model, or one whose blocks are read otherwise."""
+def _check_complete(metadata: Mapping[str, Any], path: Path) -> None:
+    """Raises: ModelError for a part of a model, or an unknown version of quantisation."""
     kind = metadata.get("general.type", "model")
     if kind != "model":
         raise ModelError(f"{path} holds a {kind}", allowed="a whole model")
@@ -179,10 +178,10 @@ def _check_whole(metadata: Mapping[str, Any], path: Path) -> None:
 
 
 def _check_usual(fields: Fields) -> None:
-    """Keys that any architecture may have, and that must not ask for something else."""
-    fields.ignore("vocab_size")  # the embedding says it
+    """Read the keys that any architecture may have; only their usual values are supported."""
+    fields.ignore("vocab_size")  # the embedding's rows
     fields.ignore("rope.scaling.finetuned", "pooling_type")
-    # which program the rows of q and k are permuted for: the one layout there is
+    # the permutation of the rows of q and k: there is only one
     fields.ignore("tensor_data_layout")
     fields.only("attention.causal", True)
     fields.only("expert_count", 0)
@@ -190,13 +189,13 @@ def _check_usual(fields: Fields) -> None:
 
 
 def _shape(fields: Fields, file: GgufFile, kind: str, *, whole: bool = False) -> Entries:
-    """What the families of Llama call by the same names.
+    """The entries that Llama and architectures like it name alike.
 
     Args:
         fields: the architecture's metadata.
-        file: whose they are.
+        file: the file.
         kind: the model_type of the checkpoint.
-        whole: heads are rotated as a whole, so that the rotation's size is a head's.
+        whole: whether all dimensions of a head are rotated.
     """
     n_heads, width = fields.need("attention.head_count"), fields.need("embedding_length")
     d_head = fields.get("attention.key_length", default=0)
@@ -224,7 +223,7 @@ def _shape(fields: Fields, file: GgufFile, kind: str, *, whole: bool = False) ->
 
 
 def _base(fields: Fields, key: str = "rope.freq_base", default: float = 10_000.0) -> float:
-    """The rotation's base; every pair turns slower than the one before, so it is more than 1."""
+    """The base of the rotary embeddings, more than 1: frequencies fall from pair to pair."""
     base = fields.get(key, default=default)
     if base <= 1:
         raise ModelError(f"{fields.where}: {key} is {base}", allowed="more than 1")
@@ -232,7 +231,7 @@ def _base(fields: Fields, key: str = "rope.freq_base", default: float = 10_000.0
 
 
 def _common(file: GgufFile) -> Entries:
-    """What the tensors themselves say."""
+    """The entries that follow from the tensors."""
     return {
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -240,32 +239,32 @@ def _common(file: GgufFile) -> Entries:
 
 
 def _share(n_rotated: int, d_head: int) -> float:
-    """The share of a head that is rotated, so that rounding down gives the number back."""
+    """The share of rotated dimensions, chosen so that rounding down gives `n_rotated` again."""
     return (n_rotated + 0.5) / d_head
 
 
 def _scaling(fields: Fields, file: GgufFile) -> Entries | None:
-    """The scaling of the rotation for long contexts, as a config.json has it.
+    """The scaling of the rotary embeddings for long contexts, as in config.json.
 
-    Raises: ModelError for one that casestudy does not have.
+    Raises: ModelError for a scaling that is not supported.
     """
     kind = fields.get("rope.scaling.type", default="none")
     factor = fields.get("rope.scaling.factor", "rope.scale_linear", default=1.0)
     original = fields.get("rope.scaling.original_context_length", default=0)
-    warmth = fields.get("rope.scaling.attn_factor", default=0.0)
+    attention_factor = fields.get("rope.scaling.attn_factor", default=0.0)
     scaling: Entries = {"original_max_position_embeddings": original} if original else {}
     if _FREQS in file.tensors or _SHORT in file.tensors:
-        # Divisors of the frequencies: Llama 3.1's have no more to them, LongRoPE's a magnitude
-        # and a second list for long prompts.
+        # Divisors of the frequencies. LongRoPE has a magnitude and a second list for long prompts
+        # beside them, Llama 3.1 has not.
         short = file.read(_FREQS if _FREQS in file.tensors else _SHORT).tolist()
         if _FREQS in file.tensors:
-            scaling, warmth = {}, 1.0
+            scaling, attention_factor = {}, 1.0
         scaling |= {"rope_type": "longrope", "short_factor": short}
-        return scaling | ({"attention_factor": warmth} if warmth else {})
-    if kind == "longrope" or warmth not in (0.0, 1.0):
+        return scaling | ({"attention_factor": attention_factor} if attention_factor else {})
+    if kind == "longrope" or attention_factor not in (0.0, 1.0):
         raise ModelError(
-            f"{fields.where}: rope.scaling.type {kind!r} with attn_factor {warmth:g}, and no "
-            f"{_SHORT}",
+            f"{fields.where}: rope.scaling.type {kind!r} with attn_factor {attention_factor:g}, "
+            f"and no {_SHORT}",
             allowed="a factor other than 1 beside the tensors of longrope",
         )
     if kind == "linear" or (kind == "none" and factor != 1):
@@ -297,37 +296,37 @@ def _window(fields: Fields) -> int | None:
     return fields.get("attention.sliding_window", default=0) or None
 
 
-# Each architecture
+# Entries and restored tensors of each architecture
 
 
 def _llama(kind: str) -> Callable[[Fields, GgufFile], Entries]:
     def entries(fields: Fields, file: GgufFile) -> Entries:
-        """Llama and Mistral, as which the format does not tell apart, and SmolLM3."""
+        """Llama, Mistral (the format does not distinguish them) and SmolLM3."""
         biases = {
             "attention_bias": _has(file, "attn_q.bias"),
             "mlp_bias": _has(file, "ffn_up.bias"),
         }
-        found = _shape(fields, file, kind, whole=True) | _rms(fields) | biases
-        if "partial_rotary_factor" in found:
+        shape = _shape(fields, file, kind, whole=True)
+        if "partial_rotary_factor" in shape:
             raise ModelError(
-                f"{fields.where}: rope.dimension_count is not a head's {found['head_dim']}",
+                f"{fields.where}: rope.dimension_count is not a head's {shape['head_dim']}",
                 allowed="rotation of whole heads",
             )
-        return found
+        return shape | _rms(fields) | biases
 
     return entries
 
 
 def _unpermuted(part: str, tensor: Tensor, config: ModelConfig) -> Tensor:
-    """Rows of q and k with their halves side by side again.
+    """Rows of q and k in the checkpoint's order.
 
-    The format pairs neighbours, (0, 1), (2, 3), …; the checkpoint each row of a head's first half
-    with its fellow in the second.
+    The format rotates neighbouring rows of a head together, (0, 1), (2, 3), …; the checkpoint
+    rotates row i of a head's first half with row i of its second half.
     """
     if part not in ("q", "k"):
         return tensor
     heads = config.n_heads if part == "q" else config.n_kv_heads
-    if tensor.shape[0] != heads * config.d_head:  # the reader of the weights says what is wrong
+    if tensor.shape[0] != heads * config.d_head:  # `read_weights` raises the error
         return tensor
     paired: Tensor = tensor.unflatten(0, (heads, config.d_head // 2, 2))
     return paired.transpose(1, 2).reshape(tensor.shape)
@@ -347,38 +346,38 @@ def _with_attention_bias(kind: str) -> Callable[[Fields, GgufFile], Entries]:
 
 def _phi3(fields: Fields, file: GgufFile) -> Entries:
     original = fields.get("rope.scaling.original_context_length", default=0)
-    found = _shape(fields, file, "phi3") | _rms(fields) | {"sliding_window": _window(fields)}
-    return found | ({"original_max_position_embeddings": original} if original else {})
+    shape = _shape(fields, file, "phi3") | _rms(fields) | {"sliding_window": _window(fields)}
+    return shape | ({"original_max_position_embeddings": original} if original else {})
 
 
 def _gemma(kind: str, biggest: int) -> Callable[[Fields, GgufFile], Entries]:
     """Gemma 2 and 3.
 
     Args:
-        kind: the checkpoint's name for it.
-        biggest: how many layers the family's biggest model has, which alone scales attention by
-            d_model / n_heads instead of a head's width. The format does not say.
+        kind: the checkpoint's model_type.
+        biggest: number of layers of the family's biggest model. Only that model scales attention
+            by d_model / n_heads instead of d_head, and the format does not store the scale.
     """
 
-    def entries(fields: Fields, file: GgufFile) -> Entries:
-        found = _shape(fields, file, kind) | _rms(fields)
-        own = found["hidden_size"] // found["num_attention_heads"]
+    def gemma(fields: Fields, file: GgufFile) -> Entries:
+        entries = _shape(fields, file, kind) | _rms(fields)
+        share = entries["hidden_size"] // entries["num_attention_heads"]
         window = 4096 if kind == "gemma2" else 0
-        usual = own if found["num_hidden_layers"] == biggest else found["head_dim"]
+        usual = share if entries["num_hidden_layers"] == biggest else entries["head_dim"]
         scale = fields.get("attention.scale", default=0.0)
-        found |= {
+        entries |= {
             "query_pre_attn_scalar": scale**-2 if scale else float(usual),
             "sliding_window": fields.get("attention.sliding_window", default=window)
             or fields.need("attention.sliding_window"),
-            **_caps(fields, found["model_type"]),
-            **_sliding(fields, found["num_hidden_layers"]),
+            **_caps(fields, entries["model_type"]),
+            **_sliding(fields, entries["num_hidden_layers"]),
         }
         if kind == "gemma3_text":
-            found["rope_theta"] = _base(fields, default=1e6)
-            found["rope_local_base_freq"] = _base(fields, "rope.freq_base_swa")
-        return found
+            entries["rope_theta"] = _base(fields, default=1e6)
+            entries["rope_local_base_freq"] = _base(fields, "rope.freq_base_swa")
+        return entries
 
-    return entries
+    return gemma
 
 
 def _caps(fields: Fields, kind: str) -> Entries:
@@ -388,21 +387,21 @@ def _caps(fields: Fields, kind: str) -> Entries:
 
 
 def _sliding(fields: Fields, n_layers: int) -> Entries:
-    """Which layers have a window, where the file says it: every how many, or each."""
-    said = fields.entries.get("attention.sliding_window_pattern")
+    """Which layers have a sliding window, if the file says so: a period, or a list of layers."""
+    pattern = fields.entries.get("attention.sliding_window_pattern")
     fields.ignore("attention.sliding_window_pattern")
-    if said is None:
+    if pattern is None:
         return {}
-    if isinstance(said, int):
-        every = [said > 0 and (layer + 1) % said != 0 for layer in range(n_layers)]
+    if isinstance(pattern, int):
+        every = [pattern > 0 and (layer + 1) % pattern != 0 for layer in range(n_layers)]
     else:
-        every = [bool(slides) for slides in said]
+        every = [bool(slides) for slides in pattern]
     names = {True: "sliding_attention", False: "full_attention"}
     return {"layer_types": [names[slides] for slides in every]}
 
 
-def _less_one(part: str, tensor: Tensor, config: ModelConfig) -> Tensor:
-    """Gemma's norms, which the format stores with the 1 added that the checkpoint leaves out."""
+def _minus_one(part: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+    """Gemma's norms: the format stores 1 + weight, the checkpoint the weight."""
     return tensor - 1 if part.endswith("norm") else tensor
 
 
@@ -420,8 +419,8 @@ def _gpt2(fields: Fields, file: GgufFile) -> Entries:
     }
 
 
-def _turned(part: str, tensor: Tensor, config: ModelConfig) -> Tensor:
-    """GPT-2's matrices, (in, out) in the checkpoint."""
+def _transposed(part: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+    """GPT-2's matrices, which the checkpoint stores as (in, out)."""
     return tensor.T if tensor.ndim == 2 and part in ("qkv", "o", "in", "out") else tensor
 
 
@@ -447,7 +446,7 @@ def _gptneox(fields: Fields, file: GgufFile) -> Entries:
 
 
 def _by_head(part: str, tensor: Tensor, config: ModelConfig) -> Tensor:
-    """GPT-NeoX's fused rows, each head's q, k and v together; the format has all q first."""
+    """GPT-NeoX's fused matrix, by head: q, k and v. The format stores all q first."""
     if part != "qkv" or tensor.shape[0] != 3 * config.n_heads * config.d_head:
         return tensor
     fused: Tensor = tensor.unflatten(0, (3, config.n_heads, config.d_head))
@@ -455,11 +454,11 @@ def _by_head(part: str, tensor: Tensor, config: ModelConfig) -> Tensor:
 
 
 def _stablelm(fields: Fields, file: GgufFile) -> Entries:
-    fields.ignore("use_parallel_residual")  # often wrong: whether there is a second norm decides
-    found = _shape(fields, file, "stablelm")
-    d_head = found.pop("head_dim")
-    return found | {
-        "partial_rotary_factor": found.get("partial_rotary_factor", _share(d_head, d_head)),
+    fields.ignore("use_parallel_residual")  # often wrong; a second norm means sequential blocks
+    shape = _shape(fields, file, "stablelm")
+    d_head = shape.pop("head_dim")
+    return shape | {
+        "partial_rotary_factor": shape.get("partial_rotary_factor", _share(d_head, d_head)),
         "layer_norm_eps": fields.get("attention.layer_norm_epsilon", default=1e-5),
         "use_parallel_residual": not _has(file, "ffn_norm.weight"),
         "use_qkv_bias": _has(file, "attn_q.bias"),
@@ -474,9 +473,9 @@ ARCHITECTURES: dict[str, _Architecture] = {
     "qwen3": _Architecture(_with_attention_bias("qwen3")),
     "olmo2": _Architecture(_with_attention_bias("olmo2")),
     "phi3": _Architecture(_phi3, parts={**_PARTS, "ffn_up": "gate_up"}),
-    "gemma2": _Architecture(_gemma("gemma2", biggest=46), _less_one),
-    "gemma3": _Architecture(_gemma("gemma3_text", biggest=62), _less_one),
-    "gpt2": _Architecture(_gpt2, _turned),
+    "gemma2": _Architecture(_gemma("gemma2", biggest=46), _minus_one),
+    "gemma3": _Architecture(_gemma("gemma3_text", biggest=62), _minus_one),
+    "gpt2": _Architecture(_gpt2, _transposed),
     "gptneox": _Architecture(_gptneox, _by_head),
     "stablelm": _Architecture(_stablelm),
 }
@@ -484,28 +483,28 @@ ARCHITECTURES: dict[str, _Architecture] = {
 
 def _renamed(
     file: GgufFile,
-    stored: Stored,
+    stored: StoredTensor,
     config: ModelConfig,
     layout: Layout,
     architecture: _Architecture,
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """One tensor under the checkpoint's name or names, in the checkpoint's layout."""
-    part, module, suffix = _place(stored.name, layout, architecture, file.path)
-    # the changes in float32, whose rounding is less than that of what is asked for
+    """A tensor by its name in the checkpoint, in the checkpoint's layout; one per head for some."""
+    part, module, suffix = _checkpoint_name(stored.name, layout, architecture, file.path)
+    # norms are restored in float32, since subtracting 1 in a smaller dtype would round
     tensor = file.read(stored.name, torch.float32 if part.endswith("norm") else dtype)
-    tensor = architecture.change(part, tensor, config).to(device, dtype)
+    tensor = architecture.restore(part, tensor, config).to(device, dtype)
     if "{}" in module:  # a norm for each head
         each = enumerate(tensor.unbind() if tensor.ndim == 2 else ())
         return {f"{module.format(head)}.{suffix}": row for head, row in each}
     return {f"{module}.{suffix}": tensor}
 
 
-def _place(
+def _checkpoint_name(
     name: str, layout: Layout, architecture: _Architecture, path: Path
 ) -> tuple[str, str, str]:
-    """The part that a tensor is, the checkpoint's module for it, and "weight" or "bias".
+    """A tensor's part in the layout, its module in the checkpoint, and "weight" or "bias".
 
     Raises: ModelError for a tensor that the architecture does not have.
     """
@@ -524,4 +523,4 @@ def _place(
         if part in layout.parts:
             block = layout.block.format(int(pieces[1]))
             return part, block + layout.parts[part], suffix
-    raise ModelError(f"{path} has a tensor without a place: {name}")
+    raise ModelError(f"{path} has an unknown tensor: {name}")

@@ -1,10 +1,10 @@
-"""What does a GGUF file hold, and does everything it points at lie within it?
+"""The contents of a GGUF file, checked before they are used.
 
 A GGUF file is a header (metadata by key, then a table of tensors) and the tensors' bytes, each
 starting at a multiple of an alignment. Every count, length and offset of the header is checked
 against the file's size before it is used, so a damaged or hostile file costs time and memory in
 proportion to its size and ends in a `ModelError`; nothing in it is executed. The `gguf` package
-says how each type of block is laid out, and turns blocks into numbers.
+knows the layout of each type of block and converts blocks to numbers.
 
 Source: the format, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
 """
@@ -34,26 +34,26 @@ from casestudy.model.model import WeightsFile
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 LONGEST = 4_000_000
-"""Of the lists in metadata: far more than any vocabulary has, and little memory."""
+"""Most entries of a list in the metadata: far more than a vocabulary has, in little memory."""
 _MOST_AXES, _MOST_ALIGNMENT = 4, 1 << 16
 _STEP = 1 << 20
-"""How many numbers are de-quantised at a time: what lies beside the result stays small."""
+"""How many numbers are de-quantised at a time, so that intermediate results stay small."""
 
-# the format's numbers for types of metadata, as `struct` writes them
+# the format's numbers of metadata types, and their `struct` formats
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _STRING, _ARRAY = 8, 9
 _NEED = "pip install 'casestudy[gguf]', or `make smollm2` in a checkout"
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor of a file.
 
     Attributes:
         name: its name in the file.
-        shape: in torch's order, the last axis the fastest.
-        type: how its numbers are stored, as the format calls it ("F32", "Q4_1").
-        start, size: its first byte in the file, and how many there are.
+        shape: in torch's order: the last axis is contiguous.
+        type: the format's name of its storage type ("F32", "Q4_1").
+        start, size: its first byte in the file, and its number of bytes.
     """
 
     name: str
@@ -67,30 +67,30 @@ class GgufFile:
     """A GGUF file whose header has been read and checked.
 
     Attributes:
-        metadata: value by key; lists of strings as lists, lists of numbers as arrays.
-        tensors: by name.
+        metadata: values by key; lists of strings as lists, lists of numbers as arrays.
+        tensors: tensors by name.
     """
 
     def __init__(self, path: Path) -> None:
         """Read the header.
 
-        Raises: ModelError where the file is no GGUF file, is damaged, or holds a type of tensor
-            that is not known.
+        Raises: ModelError if the file is no GGUF file, is damaged, or has tensors of an unknown
+            type.
         """
         self.path = path
         try:
             with path.open("rb") as file:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: nothing in it
+        except (OSError, ValueError) as error:  # ValueError: an empty file
             raise ModelError(f"{path} cannot be read: {error}") from error
         header = _Header(self._bytes, path)
         self.metadata: Mapping[str, Any] = header.metadata
-        self.tensors: Mapping[str, Stored] = header.tensors
+        self.tensors: Mapping[str, StoredTensor] = header.tensors
 
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """One tensor's numbers, de-quantised to float32 and from there rounded to `dtype`.
+        """A tensor, de-quantised to float32 and then rounded to `dtype`.
 
-        Raises: ModelError where they are not all finite.
+        Raises: ModelError if a number is not finite.
         """
         stored = self.tensors[name]
         n_rows, n = prod(stored.shape[:-1]), stored.shape[-1]
@@ -109,7 +109,7 @@ class GgufFile:
 
     @cached_property
     def origin(self) -> WeightsFile:
-        """Where the numbers come from: the file's name and hash, and how many are stored how."""
+        """The file's name and hash, and how many numbers have which storage type."""
         count: Counter[str] = Counter()
         for stored in self.tensors.values():
             count[stored.type] += prod(stored.shape)
@@ -118,7 +118,7 @@ class GgufFile:
 
 
 class _Header:
-    """A GGUF file's header being read, from its first byte on."""
+    """Reads a GGUF file's header from its first byte on."""
 
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data, self.path, self.at = data, path, 0
@@ -131,7 +131,7 @@ class _Header:
             kind = "written for big-endian machines" if swapped else f"GGUF version {version}"
             raise ModelError(f"{path} is {kind}", allowed="little-endian, version 2 or 3")
         n_tensors, n_keys = self.number("Q"), self.number("Q")
-        # a key is a length, a type and a value; a tensor five numbers
+        # at least: a key has a length, a type and a value; a tensor has five numbers
         self.check_count(n_keys, 8 + 4 + 1, "metadata keys")
         self.metadata = dict(self.unique(self.pairs(n_keys), "metadata key"))
         self.check_count(n_tensors, 8 + 4 + 8 + 4 + 8, "tensors")
@@ -152,14 +152,14 @@ class _Header:
         )
 
     def take(self, n: int, what: str) -> int:
-        """Where the next n bytes begin, having seen that the file has them."""
+        """Move past the next n bytes and return where they begin; the file must have them."""
         if n > len(self.data) - self.at:
             raise self.damaged(f"{what} of {n} bytes at {self.at}, beyond its end")
         begin, self.at = self.at, self.at + n
         return begin
 
     def check_count(self, n: int, least: int, what: str) -> None:
-        """See that n things of at least so many bytes can be in the rest of the file."""
+        """Check that n entries of at least `least` bytes fit into the rest of the file."""
         if n * least > len(self.data) - self.at:
             raise self.damaged(f"{n} {what}, more than its {len(self.data)} bytes can hold")
 
@@ -225,18 +225,18 @@ class _Header:
         *,
         begin: int,
         alignment: int,
-    ) -> Stored:
-        """Where a tensor lies, having seen that it lies within the file."""
+    ) -> StoredTensor:
+        """A tensor's place, which must be within the file."""
         type_name, block, size = _block(kind, name, self.path)
         if not all(shape) or shape[-1] % block:
             raise self.damaged(f"a tensor {name!r} of shape {shape} in blocks of {block}")
         n_bytes = prod(shape) // block * size
         if offset % alignment or begin + offset + n_bytes > len(self.data):
             raise self.damaged(f"a tensor {name!r} of {n_bytes} bytes at {offset}, not within it")
-        return Stored(name, shape, type_name, begin + offset, n_bytes)
+        return StoredTensor(name, shape, type_name, begin + offset, n_bytes)
 
     def check_apart(self) -> None:
-        """See that no two tensors share bytes."""
+        """Check that no two tensors overlap."""
         placed = sorted(self.tensors.values(), key=lambda stored: stored.start)
         for one, other in pairwise(placed):
             if one.start + one.size > other.start:
@@ -244,7 +244,7 @@ class _Header:
 
 
 def _block(kind: int, name: str, path: Path) -> tuple[str, int, int]:
-    """A type of tensor: its name, and how many numbers are in how many bytes."""
+    """A storage type: its name, and the numbers and bytes per block."""
     gguf = _package(path)
     try:
         known = gguf.GGMLQuantizationType(kind)
@@ -259,7 +259,7 @@ def _block(kind: int, name: str, path: Path) -> tuple[str, int, int]:
 
 
 def readable() -> list[str]:
-    """Names of the types of tensor that can be read."""
+    """Names of the storage types that can be read."""
     return [kind.name for kind in _package(None).GGMLQuantizationType if _readable(kind.name)]
 
 
@@ -275,11 +275,11 @@ def _readable(kind: str) -> bool:
 
 
 def _numbers(raw: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
-    """Rows of bytes as rows of float32."""
+    """De-quantise rows of bytes to rows of float32."""
     if kind == "F64":
         return raw.copy().view(np.float64).astype(np.float32)
     gguf = _package(None)
-    with np.errstate(all="ignore"):  # what is not finite is refused by the reader
+    with np.errstate(all="ignore"):  # `read` refuses numbers that are not finite
         numbers: NDArray[np.float32] = gguf.dequantize(raw.copy(), gguf.GGMLQuantizationType[kind])
     return numbers
 

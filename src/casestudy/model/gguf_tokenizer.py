@@ -1,10 +1,10 @@
-"""How does a GGUF file write down its tokenizer?
+"""Tokenizers from the metadata of GGUF files.
 
-As metadata: the tokens, their types, merges or scores, the ids of special tokens, and the name of a
-rule for splitting text into words. Rebuilt here with `tokenizers`: byte-level BPE ("gpt2"), and
-sentencepiece's BPE ("llama"), whose merges follow from the scores. A name of a rule that is not in
-the table is refused, since other words mean other tokens. The format stores no normalisation of
-characters (the NFC of Qwen 2's and Pythia's own tokenizers), so none is done.
+The metadata contain the tokens, their types, merges or scores, the ids of special tokens, and the
+name of a pre-tokenizer, the rule that splits text into words. The tokenizer is rebuilt with
+`tokenizers`: byte-level BPE ("gpt2"), or sentencepiece's BPE ("llama"), whose merges follow from
+the scores. An unknown pre-tokenizer is refused, since it gives other tokens. The format does not
+store the normalisation of characters (NFC in the tokenizers of Qwen 2 and Pythia), so none is done.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from casestudy.errors import ModelError
 from casestudy.model.chat_template import named_templates
 from casestudy.model.tokens import Tokenizer
 
-# What may stand in `tokenizer.ggml.token_type`, as far as it matters here.
+# Values of `tokenizer.ggml.token_type` that matter here.
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
-_LONGEST = 1000  # letters of a token: what follows tries each place to cut it in two
+_LONGEST = 1000  # characters of a token: `_merges_of` tries every split of a token
 _SPACE = "▁"  # sentencepiece's mark of a space
 
-# How each published tokenizer splits text into words, as its own tokenizer.json says.
+# Pre-tokenizers of published tokenizers, as in their tokenizer.json.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SHORT_FORMS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -43,7 +43,7 @@ _GPT4O = (
 )
 _DIGIT = r"\p{N}"
 _WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "lfm2", "tekken"}
-"""Rules under which a word that is a token is that token, whatever the merges would make of it."""
+"""Pre-tokenizers whose words are not merged if they are tokens themselves (`ignore_merges`)."""
 
 PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion"), (_GPT2,)),
@@ -52,23 +52,23 @@ PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((*_WHOLE_WORDS, "dbrx", "smaug-bpe"), (_LLAMA3,)),
     **{"tekken": (_TEKKEN,), "gpt-4o": (_GPT4O,), "llama4": (_GPT4O,)},
 }
-# Files older than the key hold GPT-2's own tokenizer, or one split like it.
+# Files of these architectures that are older than the key use GPT-2's pre-tokenizer.
 _BEFORE_THE_KEY = {"gpt2", "gptneox"}
 
 
 def read_tokenizer(
     metadata: Mapping[str, Any], path: Path, *, prepend_bos: bool | None, n_ctx: int
 ) -> Tokenizer:
-    """The tokenizer that a file's metadata describe.
+    """The tokenizer in a file's metadata.
 
     Args:
         metadata: the file's, by key.
         path: the file, for errors.
-        prepend_bos: the family's convention; None leaves it to the file, as in `Tokenizer.of`.
+        prepend_bos: the family's convention; if None, the file decides, as in `Tokenizer.of`.
         n_ctx: the longest prompt the model can read.
 
-    Raises: ModelError for a kind of tokenizer or a rule that is not known, and for metadata that
-        do not fit together.
+    Raises: ModelError for an unknown kind of tokenizer or pre-tokenizer, and for inconsistent
+        metadata.
     """
     entries = _Entries(metadata, path)
     kind = entries.text("model")
@@ -103,7 +103,7 @@ def read_tokenizer(
 
 
 def _templates(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The default template, and those under a key of their own: tokenizer.chat_template.NAME."""
+    """The chat templates by name: the default one, and each tokenizer.chat_template.NAME."""
     key = "tokenizer.chat_template"
     named = {
         name.removeprefix(f"{key}."): value
@@ -114,17 +114,17 @@ def _templates(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 _ENDS = ("eot_token_id", "eom_token_id")
-"""The keys of tokens that end a turn or a message, as llama.cpp stops at them."""
+"""Keys of the tokens that end a turn or a message, at which llama.cpp stops."""
 
 
 class _Entries:
-    """The metadata under tokenizer.ggml."""
+    """Metadata under tokenizer.ggml."""
 
     def __init__(self, metadata: Mapping[str, Any], path: Path) -> None:
         self.metadata, self.path = metadata, path
 
     def get(self, key: str, default: Any) -> Any:
-        """A value of the default's type, or the default."""
+        """The value of a key, which must have the default's type; the default if it is absent."""
         value = self.metadata.get(f"tokenizer.ggml.{key}")
         if value is None:
             return default
@@ -149,7 +149,7 @@ class _Entries:
         return value
 
     def numbers(self, key: str, n: int) -> list[Any]:
-        """A list of so many numbers; none where the key is absent."""
+        """A list of n numbers; empty if the key is absent."""
         value = self.metadata.get(f"tokenizer.ggml.{key}")
         if value is None:
             return []
@@ -159,7 +159,7 @@ class _Entries:
         return numbers
 
     def id(self, key: str) -> int | None:
-        """The id of a special token, which the vocabulary has to hold."""
+        """The id of a special token, which must be in the vocabulary; None if the key is absent."""
         value = self.metadata.get(f"tokenizer.ggml.{key}")
         n = len(self.texts("tokens"))
         if value is not None and (type(value) is not int or not 0 <= value < n):
@@ -173,12 +173,12 @@ class _Entries:
 
 
 def _vocabulary(entries: _Entries) -> tuple[dict[str, int], list[int]]:
-    """Id by token, and each token's type, without the unused ones that fill up the end."""
+    """Ids by token, and each token's type, without unused tokens at the end."""
     tokens = entries.texts("tokens")
     n = len(tokens)
     longest = max(map(len, tokens))
     if longest > _LONGEST:
-        raise entries.wrong("tokens", f"{longest} letters in one", f"at most {_LONGEST}")
+        raise entries.wrong("tokens", f"{longest} characters in one", f"at most {_LONGEST}")
     types = entries.numbers("token_type", n)
     while types and n and types[n - 1] == _UNUSED:
         n -= 1
@@ -186,20 +186,20 @@ def _vocabulary(entries: _Entries) -> tuple[dict[str, int], list[int]]:
 
 
 def _added(entries: _Entries, vocabulary: dict[str, int], types: list[int]) -> Iterator[AddedToken]:
-    """The tokens that text is searched for before it is split into words, in the file's order."""
+    """Tokens that are recognised before text is split into words, in the file's order."""
     for token, kind in zip(entries.texts("tokens"), types, strict=False):
         if kind in (_CONTROL, _USER_DEFINED) and token:
             yield AddedToken(token, special=kind == _CONTROL, normalized=False)
 
 
 def _byte_level(entries: _Entries, vocabulary: dict[str, int]) -> HFTokenizer:
-    """Byte-level BPE, with the words that the file's rule splits a text into."""
+    """Byte-level BPE with the file's pre-tokenizer."""
     pre = entries.get("pre", "")
     if not pre and entries.metadata.get("general.architecture") in _BEFORE_THE_KEY:
         pre = "gpt-2"
     if pre not in PRE_TOKENIZERS:
         raise ModelError(
-            f"{entries.path}: tokenizer.ggml.pre is {pre!r}, a way to split text into words that "
+            f"{entries.path}: tokenizer.ggml.pre is {pre!r}, a pre-tokenizer that "
             "casestudy does not know",
             allowed=", ".join(sorted(PRE_TOKENIZERS)),
         )
@@ -207,7 +207,7 @@ def _byte_level(entries: _Entries, vocabulary: dict[str, int]) -> HFTokenizer:
         models.BPE(vocabulary, _merges(entries), ignore_merges=pre in _WHOLE_WORDS)
     )
     prefix = entries.get("add_space_prefix", False)
-    # A digit is split off on its own side of the words that follow, as `Digits` does.
+    # Digits are split off before the words, as `pre_tokenizers.Digits` does.
     splits = [pre_tokenizers.Split(Regex(r), "isolated") for r in PRE_TOKENIZERS[pre]]
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [*splits, pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)]
@@ -225,7 +225,7 @@ def _merges(entries: _Entries) -> list[tuple[str, str]]:
 
 
 def _sentencepiece(entries: _Entries, vocabulary: dict[str, int]) -> HFTokenizer:
-    """Sentencepiece's BPE: bytes for what has no token, a mark for each space."""
+    """Sentencepiece's BPE: byte tokens for unknown characters, "▁" for each space."""
     tokens = entries.texts("tokens")
     unknown = entries.id("unknown_token_id")
     if "merges" in {key.removeprefix("tokenizer.ggml.") for key in entries.metadata}:
@@ -252,9 +252,10 @@ def _sentencepiece(entries: _Entries, vocabulary: dict[str, int]) -> HFTokenizer
 
 
 def _ranks(entries: _Entries, tokens: Sequence[str]) -> dict[str, float]:
-    """How early each token is made, the earliest the highest.
+    """Each token's rank; tokens of a higher rank are merged first.
 
-    Its score; in Gemma's files, where many scores are alike, its place in the list.
+    The rank is the token's score. In Gemma's files, where many scores are equal, it is the token's
+    place in the list.
     """
     scores = entries.numbers("scores", len(tokens))
     if not scores:
@@ -265,15 +266,15 @@ def _ranks(entries: _Entries, tokens: Sequence[str]) -> dict[str, float]:
 
 
 def _merges_of(vocabulary: Mapping[str, int], ranks: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The pairs of tokens that make a token, in the order in which sentencepiece merges them.
+    """The merges of all tokens, in the order in which sentencepiece applies them.
 
-    It merges the neighbours whose token has the highest score, so a pair's order is its token's;
-    the ways to make one token stand in the order of their ids.
+    Sentencepiece merges the neighbours whose merged token has the highest rank. So merges are
+    sorted by the rank of the merged token, and merges to the same token by their ids.
     """
-    found = [
+    merges = [
         (-ranks[token], vocabulary[token[:cut]], vocabulary[token[cut:]], token[:cut], token[cut:])
         for token in vocabulary
         for cut in range(1, len(token))
         if token[:cut] in vocabulary and token[cut:] in vocabulary
     ]
-    return [(one, other) for *_, one, other in sorted(found)]
+    return [(one, other) for *_, one, other in sorted(merges)]

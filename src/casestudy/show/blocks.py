@@ -111,7 +111,7 @@ Block = Markup | Figure | Listing
 
 
 @dataclass(frozen=True)
-class Part:
+class SectionPart:
     """A part of a section, before the study is known.
 
     Attributes:
@@ -142,7 +142,7 @@ class Topic:
 
     id: str
     title: str
-    parts: Sequence[Part]
+    parts: Sequence[SectionPart]
 
 
 @dataclass(frozen=True)

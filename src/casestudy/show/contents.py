@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from casestudy.results import names
-from casestudy.show.blocks import Part, Topic
+from casestudy.show.blocks import SectionPart, Topic
 from casestudy.show.sections import (
     attention,
     checks,
@@ -29,12 +29,12 @@ ARGUMENT: Sequence[Topic] = (
         "does-it",
         "Does it? Predictions",
         [
-            Part(
+            SectionPart(
                 "predictions and answers",
                 predictions.prompts_table,
                 (names.PROMPTS, names.PREDICTIONS, names.ANSWERS),
             ),
-            Part(
+            SectionPart(
                 "probability by class of token",
                 predictions.class_mass,
                 (names.mean(names.CLASS_MASS), names.by_group(names.CLASS_MASS)),
@@ -45,20 +45,20 @@ ARGUMENT: Sequence[Topic] = (
         "how-much",
         "By how much? Logit differences",
         [
-            Part(
+            SectionPart(
                 "logit differences",
                 contrast.differences,
                 (names.LOGIT_DIFFERENCE, names.mean(names.LOGIT_DIFFERENCE)),
             ),
-            Part(
+            SectionPart(
                 "logit differences by group of prompts",
                 contrast.by_group,
                 (names.by_group(names.LOGIT_DIFFERENCE), names.GROUP_TESTS),
             ),
-            Part(
+            SectionPart(
                 "case and space apart", contrast.case_by_space, (names.mean(names.CASE_BY_SPACE),)
             ),
-            Part(
+            SectionPart(
                 "controls",
                 contrast.controls,
                 (names.CONTROLS, names.CONTROL_LOGITS, names.mean(names.CONTROL_LOGITS)),
@@ -69,12 +69,12 @@ ARGUMENT: Sequence[Topic] = (
         "who",
         "Who writes it? Direct contributions",
         [
-            Part(
+            SectionPart(
                 "the ledger",
                 ledger.ledger_mean,
                 (names.LEDGER, names.mean(names.LEDGER), names.LEDGER_CHECK),
             ),
-            Part(
+            SectionPart(
                 "the difference by depth (logit lens)",
                 ledger.lens,
                 (
@@ -84,7 +84,7 @@ ARGUMENT: Sequence[Topic] = (
                     names.mean(names.LENS_OWN_NORM),
                 ),
             ),
-            Part(
+            SectionPart(
                 "the share of each head",
                 ledger.heads,
                 (
@@ -92,19 +92,19 @@ ARGUMENT: Sequence[Topic] = (
                     *(names.MLP_SHARES, names.mean(names.MLP_SHARES)),
                 ),
             ),
-            Part(
+            SectionPart(
                 "the order of the heads under resampling",
                 ledger.ranking,
                 (names.ranking(names.HEAD_SHARES),),
             ),
-            Part("the share of each neuron", ledger.neurons, (names.NEURON_SHARES,)),
+            SectionPart("the share of each neuron", ledger.neurons, (names.NEURON_SHARES,)),
         ],
     ),
     Topic(
         "where",
         "Where does it come from? Attention",
         [
-            Part(
+            SectionPart(
                 "where heads look",
                 attention.attention,
                 (
@@ -117,30 +117,32 @@ ARGUMENT: Sequence[Topic] = (
                     *(names.ATTENTION_ENTROPY, names.mean(names.ATTENTION_ENTROPY)),
                 ),
             ),
-            Part("what kind of heads these are", attention.profiles, (names.HEAD_PROFILE,)),
+            SectionPart("what kind of heads these are", attention.profiles, (names.HEAD_PROFILE,)),
         ],
     ),
     Topic(
         "causal",
         "Is it causal? Counterfactuals and patching",
         [
-            Part("counterfactual prompts", patching.counterfactuals, (names.COUNTERFACTUALS,)),
-            Part("patching", patching.patching, (f"{names.PATCHING}*",)),
+            SectionPart(
+                "counterfactual prompts", patching.counterfactuals, (names.COUNTERFACTUALS,)
+            ),
+            SectionPart("patching", patching.patching, (f"{names.PATCHING}*",)),
         ],
     ),
     Topic(
         "circuit",
         "What is the circuit? Faithfulness and edges",
         [
-            Part("a circuit’s evidence", circuit.verdict, (names.CIRCUIT_SUMMARY,)),
-            Part(
+            SectionPart("a circuit’s evidence", circuit.verdict, (names.CIRCUIT_SUMMARY,)),
+            SectionPart(
                 "the faithfulness of circuits",
                 circuit.faithfulness,
                 (names.CIRCUIT_FAITHFULNESS, names.CIRCUIT_SIZES),
             ),
-            Part("the edges of a circuit", circuit.edges, (names.CIRCUIT_EDGES,)),
-            Part("the parts of a circuit", circuit.nodes, (names.CIRCUIT_NODES,)),
-            Part(
+            SectionPart("the edges of a circuit", circuit.edges, (names.CIRCUIT_EDGES,)),
+            SectionPart("the parts of a circuit", circuit.nodes, (names.CIRCUIT_NODES,)),
+            SectionPart(
                 "a circuit of heads and neurons",
                 neurons.circuit,
                 (
@@ -151,14 +153,18 @@ ARGUMENT: Sequence[Topic] = (
             ),
         ],
     ),
-    Topic("parts", "What do single parts do? Cards", [Part("cards of single parts", parts.cards)]),
+    Topic(
+        "parts",
+        "What do single parts do? Cards",
+        [SectionPart("cards of single parts", parts.cards)],
+    ),
     Topic(
         "how-sure",
         "How sure? Checks and exclusions",
         [
-            Part("checks", checks.checks),
-            Part("notices", checks.notices),
-            Part("exclusions", checks.exclusions, (names.PROMPTS, names.PASSED_OVER)),
+            SectionPart("checks", checks.checks),
+            SectionPart("notices", checks.notices),
+            SectionPart("exclusions", checks.exclusions, (names.PROMPTS, names.PASSED_OVER)),
         ],
     ),
 )
@@ -168,7 +174,7 @@ PROMPTS = Topic(
     names.PROMPTS,
     "Prompt by prompt",
     [
-        Part(
+        SectionPart(
             "prompts one by one",
             prompts.one_by_one,
             (

@@ -31,7 +31,7 @@ FIRST = "first token"
 
 
 @dataclass(frozen=True)
-class Place:
+class AttendedTokens:
     """Tokens that a head attends to.
 
     Attributes:
@@ -72,8 +72,8 @@ class HeadPlaces:
         n: prompts.
     """
 
-    places: tuple[Place, ...]
-    sink: Place | None
+    places: tuple[AttendedTokens, ...]
+    sink: AttendedTokens | None
     n: int
 
     @property
@@ -87,7 +87,7 @@ class HeadPlaces:
         named = sum(place.share for place in self.places)
         return max(0.0, 1 - named - (0.0 if self.sink is None else self.sink.share))
 
-    def beside(self, place: Place) -> float:
+    def beside(self, place: AttendedTokens) -> float:
         """A place's share of the attention outside the sink."""
         rest = 1 - (0.0 if self.sink is None else self.sink.share)
         return place.share / rest if rest > 0 else 0.0
@@ -120,7 +120,7 @@ def _places(cells: Sequence[Cell], n: int) -> HeadPlaces:
         shares[key] += share / n
         tokens[key][token] += 1
     found = {
-        key: Place(key[0], tuple(t for t, _ in tokens[key].most_common()), share)
+        key: AttendedTokens(key[0], tuple(t for t, _ in tokens[key].most_common()), share)
         for key, share in shares.items()
     }
     sink = found.pop((FIRST, ""), None)

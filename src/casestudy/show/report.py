@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from casestudy.results.files import write_atomically
 from casestudy.show import contents
-from casestudy.show.blocks import Absent, Block, Part, Section, Topic
+from casestudy.show.blocks import Absent, Block, Section, SectionPart, Topic
 from casestudy.show.page import environment, font, template_text
 from casestudy.show.part_links import card_addresses, linked
 from casestudy.show.sections import prompts, provenance, summary
@@ -46,7 +46,7 @@ def report_html(study: StoredStudy) -> str:
     """The whole page."""
     declared = provenance.declared_absent(study)
     sections, absent, shown = argument(study, declared)
-    leftovers = Part("", lambda study: provenance.leftovers(study, shown))
+    leftovers = SectionPart("", lambda study: provenance.leftovers(study, shown))
     for topic in (
         contents.PROMPTS,
         Topic("appendix", "Everything else that was stored", [leftovers]),

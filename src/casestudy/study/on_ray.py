@@ -36,7 +36,7 @@ _LOCAL = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedWork:
     """Work with its weights as plain arrays, which Ray keeps once per machine.
 
     Attributes:
@@ -52,7 +52,7 @@ class Packed:
     device: str
 
     @classmethod
-    def of(cls, work: Work) -> Packed:
+    def of(cls, work: Work) -> PackedWork:
         """Pack the work; the model is not changed."""
         weights = work.model.weights
         arrays = tuple(
@@ -96,10 +96,10 @@ def _tensor(array: Array, dtype: torch.dtype) -> Tensor:
     return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
 
 
-class Worker:
+class RayWorker:
     """One process with one model; an actor's class."""
 
-    def __init__(self, packed: Packed, threads: int) -> None:
+    def __init__(self, packed: PackedWork, threads: int) -> None:
         torch.set_num_threads(threads)
         self.work = packed.unpack()
 
@@ -185,8 +185,8 @@ class _Pool:
     def __init__(self, ray: Any, work: Work, threads: int, workers: int) -> None:
         self.ray, self.threads, self.workers = ray, threads, workers
         self.gpus = 1 if work.model.device.type == "cuda" else 0
-        self.actor = ray.remote(num_cpus=threads, num_gpus=self.gpus)(Worker)
-        self.packed = ray.put(Packed.of(work))
+        self.actor = ray.remote(num_cpus=threads, num_gpus=self.gpus)(RayWorker)
+        self.packed = ray.put(PackedWork.of(work))
         self.starting: dict[Any, Any] = {}
         self.running: dict[Any, tuple[int, Any]] = {}
         self.failures: Counter[int] = Counter()

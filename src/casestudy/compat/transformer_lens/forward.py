@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from casestudy.compat.transformer_lens.errors import refuse
-from casestudy.compat.transformer_lens.layout import Layout
+from casestudy.compat.transformer_lens.layout import LeftPadded
 from casestudy.compat.transformer_lens.utils import lm_cross_entropy_loss
 from casestudy.errors import PromptError
 
@@ -82,7 +82,7 @@ class Forward:
         """Whether the run goes on to the logits."""
         return self.stop_at_layer is None and self.return_type is not None
 
-    def result(self, out: Tensor | None, layout: Layout) -> Any:
+    def result(self, out: Tensor | None, layout: LeftPadded) -> Any:
         """The result, from the final logits or residual stream of the run.
 
         Raises: PromptError for a loss if the ids are not known.

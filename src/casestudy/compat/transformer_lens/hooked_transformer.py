@@ -24,7 +24,7 @@ from casestudy.compat.transformer_lens.errors import refuse, refuse_name
 from casestudy.compat.transformer_lens.forward import Forward
 from casestudy.compat.transformer_lens.hook_points import HookPoint
 from casestudy.compat.transformer_lens.hooked import Hooked, Hooks
-from casestudy.compat.transformer_lens.layout import Layout
+from casestudy.compat.transformer_lens.layout import LeftPadded
 from casestudy.compat.transformer_lens.loading import (
     check_arguments,
     load_by_name,
@@ -38,7 +38,7 @@ from casestudy.compat.transformer_lens.names import (
     names_of,
 )
 from casestudy.compat.transformer_lens.running import Pass
-from casestudy.compat.transformer_lens.text import Text
+from casestudy.compat.transformer_lens.text import TextMethods
 from casestudy.compat.transformer_lens.tokenizer import CompatTokenizer
 from casestudy.compat.transformer_lens.utils import (
     Slice,
@@ -76,7 +76,7 @@ _REASONS = {
 }
 
 
-class HookedTransformer(Text, Hooked, NamedWeights):
+class HookedTransformer(TextMethods, Hooked, NamedWeights):
     """A loaded decoder under TransformerLens's names.
 
     Attributes:
@@ -363,7 +363,7 @@ class HookedTransformer(Text, Hooked, NamedWeights):
             if ends:
                 drawn = drawn.masked_fill(done, ends[0])
                 done |= torch.isin(drawn, torch.tensor(ends, device=drawn.device))
-            layout = Layout(torch.cat([layout.ids, drawn[:, None]], 1), layout.shifts)
+            layout = LeftPadded(torch.cat([layout.ids, drawn[:, None]], 1), layout.shifts)
             if ends and bool(done.all()):
                 break
         if not as_text:
@@ -446,7 +446,7 @@ class HookedTransformer(Text, Hooked, NamedWeights):
         out, kept = one_pass.run(wanted, "all" if call.unembeds else "none")
         return call.result(out, layout), kept
 
-    def _layout_of(self, call: Forward) -> Layout:
+    def _layout_of(self, call: Forward) -> LeftPadded:
         """Where a call's padding is; a residual stream without ids or a mask has none."""
         with self._padding(call.padding_side):
             if call.stream is None:
@@ -456,7 +456,7 @@ class HookedTransformer(Text, Hooked, NamedWeights):
             if ids is None:
                 ids = torch.zeros(call.stream.shape[:2], dtype=torch.long)
                 if call.attention_mask is None:
-                    return Layout(ids.to(self.model.device), None)
+                    return LeftPadded(ids.to(self.model.device), None)
             return self._layout(ids, call.prepend_bos, call.attention_mask)
 
 

@@ -1,8 +1,8 @@
 """How does left padding in a notebook map to right padding in the engine?
 
 With left padding each prompt's last token is in the last column. The engine pads on the right,
-where a causal decoder cannot attend to padding. A `Layout` converts rows from one to the other by
-rotating each row: exact, and differentiable. Values at padded positions are finite and have no
+where a causal decoder cannot attend to padding. A `LeftPadded` converts rows from one to the other
+by rotating each row: exact, and differentiable. Values at padded positions are finite and have no
 meaning; a padded query's row of an attention pattern is 0, and of scores -inf.
 """
 
@@ -88,7 +88,7 @@ def _flat(args: Sequence[Any]) -> Iterator[Any]:
 
 
 @dataclass(frozen=True)
-class Layout:
+class LeftPadded:
     """A batch whose rows begin with padding.
 
     Attributes:

@@ -28,7 +28,7 @@ _REASONS = {
 }
 
 
-class Part:
+class ModelPart:
     """A part of the model: its weights, hook points and parts, by name."""
 
     def __init__(self, path: str, call: Callable[..., Tensor] | None = None) -> None:
@@ -64,7 +64,7 @@ class Part:
         for name, tensor in self._weights.items():
             yield f"{self._path}.{name}", tensor
         for child in self._children.values():
-            if isinstance(child, Part):
+            if isinstance(child, ModelPart):
                 yield from child.named()
 
 
@@ -72,19 +72,21 @@ def build(model: Model, points: dict[str, HookPoint]) -> dict[str, Any]:
     """The parts at the top: embed, pos_embed, blocks, ln_final, unembed, and hook points."""
     config, weights = model.config, model.weights
     top: dict[str, Any] = {}
-    embed = Part("embed", lambda ids: weights.W_E[ids] * config.embed_scale)
+    embed = ModelPart("embed", lambda ids: weights.W_E[ids] * config.embed_scale)
     # rows of the table are multiplied by the embedding's scale when they are read
     embed._weights["W_E"] = weights.W_E
     top["embed"] = embed
     if weights.W_pos is not None:
         W_pos = weights.W_pos[config.position_offset :]
-        pos_embed = Part("pos_embed", lambda ids: W_pos[: ids.shape[-1]].expand(*ids.shape, -1))
+        pos_embed = ModelPart(
+            "pos_embed", lambda ids: W_pos[: ids.shape[-1]].expand(*ids.shape, -1)
+        )
         pos_embed._weights["W_pos"] = W_pos
         top["pos_embed"] = pos_embed
     top["blocks"] = [_block(model, layer) for layer in range(config.n_layers)]
     if weights.final_norm is not None:
         top["ln_final"] = _norm(model, "ln_final", weights.final_norm)
-    last = Part("unembed", lambda x: unembed(config, weights, x))
+    last = ModelPart("unembed", lambda x: unembed(config, weights, x))
     b_U = weights.b_U
     last._weights["W_U"] = weights.W_U
     last._weights["b_U"] = weights.W_U.new_zeros(weights.W_U.shape[1]) if b_U is None else b_U
@@ -106,17 +108,17 @@ def _hang(top: dict[str, Any], name: str, point: HookPoint) -> None:
     (at if isinstance(at, dict) else at._children)[path[-1]] = point
 
 
-def _block(model: Model, layer: int) -> Part:
+def _block(model: Model, layer: int) -> ModelPart:
     config, block = model.config, model.weights.blocks[layer]
     path = f"blocks.{layer}"
-    part = Part(path)
+    part = ModelPart(path)
     children = part._children
     for name, norm in (("ln1", block.attn_norm), ("ln2", block.mlp_norm)):
         if norm is not None:
             children[name] = _norm(model, f"{path}.{name}", norm)
     children["attn"] = _attention(f"{path}.attn", block.attn)
     weights = block.mlp
-    children["mlp"] = feed = Part(f"{path}.mlp", lambda x: mlp(config, weights, x))
+    children["mlp"] = feed = ModelPart(f"{path}.mlp", lambda x: mlp(config, weights, x))
     feed._weights["W_in"], feed._weights["W_out"] = weights.W_in, weights.W_out
     feed._weights["b_in"] = _or_zeros(weights.b_in, weights.W_in, config.d_mlp)
     feed._weights["b_out"] = _or_zeros(weights.b_out, weights.W_out, config.d_model)
@@ -125,8 +127,8 @@ def _block(model: Model, layer: int) -> Part:
     return part
 
 
-def _attention(path: str, attn: Attention) -> Part:
-    part = Part(path)
+def _attention(path: str, attn: Attention) -> ModelPart:
+    part = ModelPart(path)
     n_heads, d_model, d_head = attn.W_Q.shape
     n_kv = attn.W_K.shape[0]
     held = part._weights
@@ -143,8 +145,8 @@ def _attention(path: str, attn: Attention) -> Part:
     return part
 
 
-def _norm(model: Model, path: str, norm: Norm | None) -> Part:
-    part = Part(path, lambda x: apply_norm(model.config, norm, x))
+def _norm(model: Model, path: str, norm: Norm | None) -> ModelPart:
+    part = ModelPart(path, lambda x: apply_norm(model.config, norm, x))
     if norm is not None and norm.weight is not None:
         part._weights["w"] = norm.weight + model.config.norm_weight_offset
         if norm.bias is not None:

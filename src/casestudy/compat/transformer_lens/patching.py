@@ -22,7 +22,7 @@ from torch import Tensor
 
 from casestudy.compat.transformer_lens.errors import refuse_import
 from casestudy.compat.transformer_lens.hooked_transformer import HookedTransformer
-from casestudy.compat.transformer_lens.layout import Layout
+from casestudy.compat.transformer_lens.layout import LeftPadded
 from casestudy.compat.transformer_lens.names import get_act_name
 from casestudy.engine.cells import SITES, Cell, Place
 from casestudy.engine.packing import Budget
@@ -184,7 +184,7 @@ class _Job:
     ) -> None:
         self.model, self.clean, self.metric, self.setter = model, clean, metric, setter
         self.tokens = tokens if tokens.ndim == 2 else tokens[None]
-        self.layout: Layout = model._layout(self.tokens, None, None)
+        self.layout: LeftPadded = model._layout(self.tokens, None, None)
 
     def values(self, name: str, indices: list[tuple[int, ...]]) -> list[float]:
         """The metric under each patch."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from casestudy.compat.transformer_lens.errors import refuse
 from casestudy.compat.transformer_lens.hook_points import HookPoint, run_backward, run_forward
-from casestudy.compat.transformer_lens.layout import Layout
+from casestudy.compat.transformer_lens.layout import LeftPadded
 from casestudy.compat.transformer_lens.loading import some_layers
 from casestudy.compat.transformer_lens.names import Name
 from casestudy.errors import SiteError
@@ -45,7 +45,7 @@ class Pass:
     model: Model
     names: dict[str, Name]
     points: dict[str, HookPoint]
-    layout: Layout
+    layout: LeftPadded
     stream: Tensor | None = None
     start: int | None = None
     stop: int | None = None

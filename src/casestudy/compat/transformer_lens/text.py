@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from casestudy.compat.transformer_lens.config import HookedTransformerConfig
-from casestudy.compat.transformer_lens.layout import INTEGERS, Layout, PaddedIds, plain
+from casestudy.compat.transformer_lens.layout import INTEGERS, LeftPadded, PaddedIds, plain
 from casestudy.compat.transformer_lens.tokenizer import CompatTokenizer, check_side
 from casestudy.errors import PromptError, TokenError
 from casestudy.model.model import Model
 from casestudy.model.tokens import id_rows
 
 
-class Text:
+class TextMethods:
     """Text and ids of a model.
 
     Attributes:
@@ -182,7 +182,7 @@ class Text:
 
     def _layout(
         self, ids: Tensor, prepend_bos: bool | None, attention_mask: Tensor | None
-    ) -> Layout:
+    ) -> LeftPadded:
         """Where the padding of ids is: from a mask, or as `to_tokens` put it, or by its look.
 
         Raises: PromptError for a mask with holes.
@@ -204,7 +204,7 @@ class Text:
                 for row in ids.tolist()
             ]
             shifts = torch.tensor(before, device=ids.device)
-        return Layout(plain(ids), shifts if bool(shifts.any()) else None)
+        return LeftPadded(plain(ids), shifts if bool(shifts.any()) else None)
 
     def _padding_before(self, row: list[int], prepend_bos: bool | None) -> int:
         """How much padding a row of ids begins with, by its look."""

@@ -110,7 +110,7 @@ class NamedWeights:
         """Every weight with TransformerLens's dotted name."""
         for part in self._parts.values():
             for each in part if isinstance(part, list) else [part]:
-                if isinstance(each, parts.Part):
+                if isinstance(each, parts.ModelPart):
                     yield from each.named()
 
     def parameters(self) -> Iterator[Tensor]:

@@ -1,9 +1,9 @@
-"""How does each family of checkpoints write down its shape and its parameters?
+"""The supported architectures: how each reads its config.json and its checkpoint.
 
-One `Family` per architecture: a function from config.json to `ModelConfig` and a `Layout`, the
-table of where the checkpoint keeps each parameter. Every key of the configuration is either read or
-known not to matter, and every tensor is either used or known to be derived: what is left over is an
-error, since a key nobody read may be a different forward pass.
+A `ModelFamily` has a function from config.json to `ModelConfig` and to a `Layout`, the table of the
+checkpoint's parameter names. Every key of config.json must be read or known not to affect the
+forward pass, and every tensor must be used or known to be derived. Anything else is an error: an
+unread key may mean another forward pass.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["FAMILIES", "Family", "read_config", "read_weights"]
 
 
 @dataclass(frozen=True)
-class Family:
-    """How one architecture is read.
+class ModelFamily:
+    """One supported architecture.
 
     Attributes:
-        name: what `casestudy models` calls it.
-        read: its shape and its table of parameters, from config.json.
-        examples: hub ids people know it by.
+        name: its name in `casestudy models`.
+        read: returns its configuration and its table of parameters, from config.json.
+        examples: hub ids of well-known checkpoints.
     """
 
     name: str
@@ -36,37 +36,37 @@ class Family:
     examples: tuple[str, ...]
 
 
-FAMILIES: dict[str, Family] = {
-    "gpt2": Family(
+FAMILIES: dict[str, ModelFamily] = {
+    "gpt2": ModelFamily(
         "GPT-2", gpt.gpt2, ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
     ),
-    "gpt_neo": Family("GPT-Neo", gpt.gpt_neo, ("EleutherAI/gpt-neo-125m",)),
-    "gptj": Family("GPT-J", gpt.gptj, ("EleutherAI/gpt-j-6b",)),
-    "gpt_neox": Family("GPT-NeoX", gpt.gpt_neox, ("EleutherAI/pythia-70m",)),
-    "opt": Family("OPT", gpt.opt, ("facebook/opt-125m",)),
-    "llama": Family(
+    "gpt_neo": ModelFamily("GPT-Neo", gpt.gpt_neo, ("EleutherAI/gpt-neo-125m",)),
+    "gptj": ModelFamily("GPT-J", gpt.gptj, ("EleutherAI/gpt-j-6b",)),
+    "gpt_neox": ModelFamily("GPT-NeoX", gpt.gpt_neox, ("EleutherAI/pythia-70m",)),
+    "opt": ModelFamily("OPT", gpt.opt, ("facebook/opt-125m",)),
+    "llama": ModelFamily(
         "Llama", llama.llama, ("meta-llama/Llama-3.2-1B", "HuggingFaceTB/SmolLM2-135M")
     ),
-    "mistral": Family("Mistral", llama.mistral, ("mistralai/Mistral-7B-v0.1",)),
-    "qwen2": Family("Qwen2", llama.qwen2, ("Qwen/Qwen2.5-0.5B",)),
-    "qwen3": Family("Qwen3", llama.qwen3, ("Qwen/Qwen3-0.6B",)),
-    "olmo2": Family("OLMo 2", llama.olmo2, ("allenai/OLMo-2-0425-1B",)),
-    "gemma2": Family("Gemma 2", llama.gemma2, ("google/gemma-2-2b",)),
-    "gemma3_text": Family("Gemma 3", llama.gemma3, ("google/gemma-3-1b-pt",)),
-    "phi3": Family("Phi-3", llama.phi3, ("microsoft/Phi-3-mini-4k-instruct",)),
-    "smollm3": Family("SmolLM3", llama.smollm3, ("HuggingFaceTB/SmolLM3-3B",)),
-    "stablelm": Family("StableLM", llama.stablelm, ("stabilityai/stablelm-2-1_6b",)),
+    "mistral": ModelFamily("Mistral", llama.mistral, ("mistralai/Mistral-7B-v0.1",)),
+    "qwen2": ModelFamily("Qwen2", llama.qwen2, ("Qwen/Qwen2.5-0.5B",)),
+    "qwen3": ModelFamily("Qwen3", llama.qwen3, ("Qwen/Qwen3-0.6B",)),
+    "olmo2": ModelFamily("OLMo 2", llama.olmo2, ("allenai/OLMo-2-0425-1B",)),
+    "gemma2": ModelFamily("Gemma 2", llama.gemma2, ("google/gemma-2-2b",)),
+    "gemma3_text": ModelFamily("Gemma 3", llama.gemma3, ("google/gemma-3-1b-pt",)),
+    "phi3": ModelFamily("Phi-3", llama.phi3, ("microsoft/Phi-3-mini-4k-instruct",)),
+    "smollm3": ModelFamily("SmolLM3", llama.smollm3, ("HuggingFaceTB/SmolLM3-3B",)),
+    "stablelm": ModelFamily("StableLM", llama.stablelm, ("stabilityai/stablelm-2-1_6b",)),
 }
 
 
 def read_config(entries: Mapping[str, Any]) -> tuple[ModelConfig, Layout]:
-    """The shape a config.json describes, and where its checkpoint keeps the parameters.
+    """The configuration in a config.json, and the table of the checkpoint's parameter names.
 
     Raises: ModelError for an architecture, key or value that is not supported.
     """
     if "auto_map" in entries:
         raise ModelError(
-            "config.json asks for code of its own (auto_map)",
+            "config.json asks for code from the checkpoint (auto_map)",
             hint="casestudy runs no code that comes with a checkpoint. Where the checkpoint also "
             "follows a published architecture, remove auto_map from a local copy",
         )

@@ -1,7 +1,7 @@
-"""How do GPT-2 and its open successors write down their shape: GPT-Neo, GPT-J, GPT-NeoX, OPT?
+"""GPT-2 and architectures like it: GPT-Neo, GPT-J, GPT-NeoX, OPT.
 
-All use LayerNorm with biases and an MLP without a gate. They differ in where positions enter, in
-windows, in whether attention and MLP read the same stream, and in how matrices are stored.
+All use LayerNorm with biases and an MLP without a gate. They differ in position embeddings,
+attention windows, parallel blocks, and in how matrices are stored.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def gpt2(fields: Fields) -> tuple[ModelConfig, Layout]:
     """GPT-2 (Radford et al. 2019)."""
     shape = _early_shape(fields)
     fields.only("add_cross_attention", False)
-    fields.ignore("reorder_and_upcast_attn")  # the same numbers, rounded otherwise
+    fields.ignore("reorder_and_upcast_attn")  # changes rounding only
     fields.ignore("n_special", "predict_special_tokens")  # read by no released code
     fields.ignore("n_ctx")
     scale = shape["d_head"] ** -0.5 if fields.get("scale_attn_weights", default=True) else 1.0
@@ -113,7 +113,7 @@ def gpt2(fields: Fields) -> tuple[ModelConfig, Layout]:
 
 
 def gptj(fields: Fields) -> tuple[ModelConfig, Layout]:
-    """GPT-J (Wang and Komatsuzaki 2021): rotary, and one norm for attention and MLP together."""
+    """GPT-J (Wang and Komatsuzaki 2021): rotary; attention and MLP share one norm."""
     shape = _early_shape(fields)
     fields.only("rotary", True)
     fields.only("scale_attn_weights", True)
@@ -130,7 +130,7 @@ def gptj(fields: Fields) -> tuple[ModelConfig, Layout]:
 
 
 def gpt_neo(fields: Fields) -> tuple[ModelConfig, Layout]:
-    """GPT-Neo (Black et al. 2021): every other layer looks back through a window, no scaling."""
+    """GPT-Neo (Black et al. 2021): sliding windows in every other layer, unscaled attention."""
     d_model, n_heads = fields.need("hidden_size"), fields.need("num_heads")
     n_layers = fields.need("num_layers")
     nothing: list[Any] = []
@@ -163,7 +163,7 @@ def gpt_neo(fields: Fields) -> tuple[ModelConfig, Layout]:
 
 
 def gpt_neox(fields: Fields) -> tuple[ModelConfig, Layout]:
-    """GPT-NeoX and Pythia (Biderman et al. 2023): part of each head rotated, parallel blocks."""
+    """GPT-NeoX and Pythia (Biderman et al. 2023): partial rotary embeddings, parallel blocks."""
     d_model, n_heads = fields.need("hidden_size"), fields.need("num_attention_heads")
     n_layers = fields.need("num_hidden_layers")
     d_head = whole_heads(d_model, n_heads, "hidden_size", "num_attention_heads")
@@ -189,7 +189,7 @@ def gpt_neox(fields: Fields) -> tuple[ModelConfig, Layout]:
 
 
 def opt(fields: Fields) -> tuple[ModelConfig, Layout]:
-    """OPT (Zhang et al. 2022), but for the 350m, whose norms come after what they should feed."""
+    """OPT (Zhang et al. 2022), except opt-350m, which has its norms after each part."""
     d_model, n_heads = fields.need("hidden_size"), fields.need("num_attention_heads")
     n_layers = fields.need("num_hidden_layers")
     fields.only("do_layer_norm_before", True)
@@ -217,9 +217,9 @@ def opt(fields: Fields) -> tuple[ModelConfig, Layout]:
 
 
 def whole_heads(d_model: int, n_heads: int, width: str, count: str) -> int:
-    """d_head, where the heads share out the stream's width.
+    """d_head = d_model / n_heads.
 
-    Raises: ModelError where they cannot.
+    Raises: ModelError if that is not a whole number.
     """
     if d_model % n_heads:
         raise ModelError(f"config.json: {width} {d_model} is not a multiple of {count} {n_heads}")
@@ -227,7 +227,7 @@ def whole_heads(d_model: int, n_heads: int, width: str, count: str) -> int:
 
 
 def _early_shape(fields: Fields) -> dict[str, Any]:
-    """What GPT-2 and GPT-J call by the same names."""
+    """The entries that GPT-2 and GPT-J name alike."""
     d_model, n_heads = fields.need("n_embd"), fields.need("n_head")
     return {
         "n_layers": fields.need("n_layer"),

@@ -1,8 +1,9 @@
-"""Under which names, and in which layout, does a checkpoint keep its parameters?
+"""The names and the layout of a checkpoint's parameters, and the reader that uses them.
 
-A `Layout` is a table: the module of each part, which of them have a bias, and whether queries, keys
-and values, or an MLP's two inputs, share one matrix. One reader serves every table. What it returns
-are views of the checkpoint's own tensors, fused ones included; only per-head norms are stacked.
+A `Layout` is a table: the module of each part, which parts have a bias, and whether queries, keys
+and values, or an MLP's two inputs, share one matrix. `read_weights` reads every architecture by its
+table. It returns views of the checkpoint's tensors, also of fused matrices; only per-head norms are
+stacked, which copies them.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ NORMS = ("attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm")
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where one architecture keeps its parameters.
+    """The parameter names of one architecture.
 
     Attributes:
-        prefixes: what a name may start with; the first that the checkpoint uses, else none.
-        embed, positions, final_norm: modules; positions None where there is no table.
-        unembed: names of the unembedding, without prefix; the first there is.
-        tied: whether the unembedding is the embedding. A table has what its family does where the
-            configuration does not say; once read, `Weights.tied` knows.
-        block: prefix of a layer's modules, with `{}` for its number.
+        prefixes: possible prefixes of every name; the first that the checkpoint uses, else none.
+        embed, positions, final_norm: modules; positions is None without position embeddings.
+        unembed: possible modules of the unembedding, without prefix; the first that exists.
+        tied: whether the unembedding is the transposed embedding, if config.json does not say. For
+            a loaded model see `Weights.tied`.
+        block: prefix of a layer's modules, with `{}` for the layer.
         parts: module by part: q, k, v or qkv; o; in, gate or gate_up; out; q_norm, k_norm; and the
             norms, as in `Block`. A q_norm or k_norm with `{}` has a module per head.
         biased: the parts that have a bias; also "final_norm" and "unembed".
         transposed: matrices are stored (in, out), as by GPT-2's Conv1D.
         qkv_by_head: a fused matrix holds each head's query, key and value together (GPT-NeoX), not
             all queries first.
-        derived: pattern of names, after the prefix, that hold nothing learned (masks, rotary
-            tables).
+        derived: pattern of the names, after the prefix, of tensors that are not learned (masks,
+            rotary tables).
     """
 
     prefixes: tuple[str, ...]
@@ -58,15 +59,15 @@ class Layout:
     derived: str = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq"
 
     def is_derived(self, name: str) -> bool:
-        """Whether a tensor of this name holds nothing learned."""
+        """Whether a tensor of this name is not learned (a mask, a rotary table)."""
         bare = next((name[len(p) :] for p in self.prefixes if name.startswith(p)), name)
         return re.fullmatch(self.derived, bare) is not None
 
 
 def read_weights(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor]) -> Weights:
-    """A checkpoint's tensors under the field's names.
+    """A checkpoint's tensors as `Weights`.
 
-    Raises: ModelError naming a tensor that is missing, of another shape, or without a place.
+    Raises: ModelError naming a tensor that is missing, has another shape, or is in no table.
     """
     used = (p for p in layout.prefixes if any(name.startswith(p) for name in tensors))
     take = Tensors(tensors, next(used, ""))
@@ -94,7 +95,7 @@ def _norm(take: Tensors, module: str, *shape: int, bias: bool) -> Norm:
 def _embedding(
     config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor], take: Tensors
 ) -> Float[Tensor, "d_vocab d_model"]:
-    """W_E: where it is tied to the unembedding a checkpoint may hold it under that name alone."""
+    """W_E. A checkpoint with tied weights may contain it under the unembedding's name only."""
     shape = config.d_vocab, config.d_model
     own = take.maybe(f"{layout.embed}.weight", *shape)
     if own is None and layout.tied:
@@ -109,10 +110,10 @@ def _unembedding(
     tensors: Mapping[str, Tensor],
     W_E: Float[Tensor, "d_vocab d_model"],
 ) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"] | None, set[str]]:
-    """W_U: the embedding's transpose where the two are tied, else a tensor of its own; and b_U.
+    """W_U and b_U; W_U is the transposed embedding if the two are tied.
 
-    Raises: ModelError where the configuration ties them and the checkpoint holds two, or the other
-        way round.
+    Raises: ModelError if config.json ties them and the checkpoint has two different tensors, or if
+        it does not and the checkpoint has only one.
     """
     take = Tensors(tensors)
     here = next((name for name in layout.unembed if f"{name}.weight" in tensors), None)
@@ -121,7 +122,7 @@ def _unembedding(
             f"the checkpoint has no tensor {layout.unembed[0]}.weight, and its configuration does "
             "not tie the unembedding to the embedding",
             hint="If the checkpoint was trained with the two tied, set tie_word_embeddings to true "
-            "in a local copy of config.json; else it is not whole",
+            "in a local copy of config.json; otherwise the checkpoint is incomplete",
         )
     module = here or layout.unembed[0]
     b_U = take(f"{module}.bias", config.d_vocab) if "unembed" in layout.biased else None
@@ -207,7 +208,7 @@ class _Layer:
         return torch.split(heads, counts, -2)
 
     def _head_norm(self, part: str, n_heads: int) -> Norm | None:
-        """A norm of queries or keys: one for every head, over all of them, or one for each."""
+        """The norm of queries or keys: one for all heads, one over all heads, or one per head."""
         if part not in self.layout.parts:
             return None
         d_head, name = self.config.d_head, self._module(part)

@@ -1,9 +1,9 @@
-"""How do Llama and the many families that keep its module names write down their shape?
+"""Llama and the architectures that use its module names.
 
-Rotary positions, a gated MLP, keys and values shared by groups of heads, and RMSNorm (StableLM:
-LayerNorm). They differ in biases, norms of queries and keys, windows, and where norms stand; Phi-3
-fuses matrices. Gemma 2 and 3 add soft-caps, a second norm around each part, and norms that store
-their weight less 1.
+All have rotary position embeddings, a gated MLP, grouped-query attention, and RMSNorm (StableLM:
+LayerNorm). They differ in biases, norms of queries and keys, attention windows, and the places of
+norms; Phi-3 fuses matrices. Gemma 2 and 3 have soft-caps, norms before and after each part, and
+store a norm's weight minus 1.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ def _config(
     partial: float = 1.0,
     **changes: Any,
 ) -> ModelConfig:
-    """What these families have in common.
+    """The configuration of one of these families.
 
     Args:
         family: its name.
         fields: the configuration.
-        d_head: the family's own, where a configuration without one does not mean d_model / n_heads.
-        theta: the family's own base of the rotation.
+        d_head: the family's default, if it is not d_model / n_heads.
+        theta: the family's default base of the rotary embeddings.
         partial: the share of a head's dimensions that is rotated.
-        changes: fields of ModelConfig in which this family differs.
+        changes: the fields of ModelConfig in which this family differs.
     """
     d_model, n_heads = fields.need("hidden_size"), fields.need("num_attention_heads")
     n_layers = fields.need("num_hidden_layers")
@@ -99,9 +99,9 @@ def _config(
 def _windows(
     fields: Fields, n_layers: int, window: int | None, slides: Callable[[int], bool]
 ) -> tuple[int | None, ...]:
-    """Each layer's window, as layer_types says, else where the family's own rule has it slide.
+    """Each layer's attention window, from layer_types, else by the family's rule `slides`.
 
-    Raises: ModelError for a kind of layer casestudy does not have.
+    Raises: ModelError for a kind of layer that is not supported.
     """
     nothing: list[str] = []
     usual = ["sliding_attention" if slides(i) else "full_attention" for i in range(n_layers)]
@@ -118,7 +118,7 @@ def _windows(
 
 
 def _bias(fields: Fields, name: str, parts: set[str]) -> set[str]:
-    """These parts, where the configuration gives them biases."""
+    """These parts if config.json gives them biases, else none."""
     return parts if fields.get(name, default=False) else set()
 
 
@@ -131,7 +131,7 @@ def llama(fields: Fields) -> tuple[ModelConfig, Layout]:
 
 
 def mistral(fields: Fields) -> tuple[ModelConfig, Layout]:
-    """Mistral (Jiang et al. 2023): every layer looks back through a window, where it has one."""
+    """Mistral (Jiang et al. 2023): a sliding window in every layer, if it has one."""
     window = fields.nullable("sliding_window", 4096)
     n_layers = fields.need("num_hidden_layers")
     windows = (window,) * n_layers if window else ()
@@ -139,7 +139,7 @@ def mistral(fields: Fields) -> tuple[ModelConfig, Layout]:
 
 
 def qwen2(fields: Fields) -> tuple[ModelConfig, Layout]:
-    """Qwen 2 and 2.5 (Yang et al. 2024): biases on queries, keys and values alone."""
+    """Qwen 2 and 2.5 (Yang et al. 2024): biases on queries, keys and values only."""
     fields.only("use_mrope", False)
     config = _config("qwen2", fields, windows=_qwen_windows(fields))
     return config, _layout(_LINEAR, _PRE, biased=_QKV)
@@ -163,7 +163,7 @@ def _qwen_windows(fields: Fields) -> tuple[int | None, ...]:
 
 
 def olmo2(fields: Fields) -> tuple[ModelConfig, Layout]:
-    """OLMo 2 (OLMo et al. 2024): norms after each part, queries and keys normalised as a whole."""
+    """OLMo 2 (OLMo et al. 2024): norms after each part; QK norms over all heads."""
     eps = fields.get("rms_norm_eps", default=1e-5)
     config = _config("olmo2", fields, qk_norm="all", norm_eps=eps)
     biased = _bias(fields, "attention_bias", _QKVO)
@@ -184,7 +184,7 @@ def phi3(fields: Fields) -> tuple[ModelConfig, Layout]:
 
 
 def smollm3(fields: Fields) -> tuple[ModelConfig, Layout]:
-    """SmolLM3 (Bakouche et al. 2025): every fourth layer has no positions at all."""
+    """SmolLM3 (Bakouche et al. 2025): every fourth layer has no position embeddings."""
     n_layers = fields.need("num_hidden_layers")
     interval = fields.get("no_rope_layer_interval", default=4)
     usual = [int((layer + 1) % interval != 0) for layer in range(n_layers)]
@@ -204,7 +204,7 @@ def smollm3(fields: Fields) -> tuple[ModelConfig, Layout]:
 
 
 def stablelm(fields: Fields) -> tuple[ModelConfig, Layout]:
-    """StableLM (Bellagente et al. 2024): LayerNorm, and part of each head rotated."""
+    """StableLM (Bellagente et al. 2024): LayerNorm and partial rotary embeddings."""
     parallel = fields.get("use_parallel_residual", default=False)
     normed = fields.get("qk_layernorm", default=False)
     eps = fields.get("layer_norm_eps", default=1e-5)
@@ -219,7 +219,7 @@ def stablelm(fields: Fields) -> tuple[ModelConfig, Layout]:
 
 
 def gemma2(fields: Fields) -> tuple[ModelConfig, Layout]:
-    """Gemma 2 (Gemma Team 2024): soft-caps, and every other layer looks through a window."""
+    """Gemma 2 (Gemma Team 2024): soft-caps, and sliding windows in every other layer."""
     windows = _gemma_windows(fields, every=2)
     caps = {
         "attn_softcap": fields.nullable("attn_logit_softcapping", 50.0),
@@ -229,9 +229,9 @@ def gemma2(fields: Fields) -> tuple[ModelConfig, Layout]:
 
 
 def gemma3(fields: Fields) -> tuple[ModelConfig, Layout]:
-    """Gemma 3's text model (Gemma Team 2025): five layers with a window to one without.
+    """Gemma 3's text model (Gemma Team 2025): five layers with a sliding window to one without.
 
-    Layers with a window rotate by a base of their own, which no scaling touches.
+    Layers with a window have a rotary base of their own, which is not scaled.
     """
     every = fields.get("sliding_window_pattern", "_sliding_window_pattern", default=6)
     windows = _gemma_windows(fields, every=every)

@@ -1,7 +1,7 @@
-"""Is every key of a configuration read, and every tensor of a checkpoint used?
+"""Readers of config.json and of a checkpoint's tensors that record what was read.
 
-A config.json and a checkpoint's tensors, each remembering what was asked of it. What is left over
-is an error, since a key nobody read may be a different forward pass.
+`Fields` records the keys that were read, `Tensors` the tensors that were used. Whatever is left at
+the end is an error: an unread key may mean another forward pass.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from casestudy.model.config import Activation
 
 T = TypeVar("T")
 
-# Keys that say nothing about the forward pass, by the reason why.
+# Keys that do not affect the forward pass, grouped by the reason.
 _HARMLESS = {
-    # which code wrote or would read the file, and under which name
+    # the program that wrote the file, and names
     *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version"),
     *("_name_or_path", "_model_name_or_path", "name_or_path", "_commit_hash"),
     *("transformers.js_config", "is_llama_config", "unsloth_fixed", "unsloth_version"),
-    # how fast the same attention is computed, and what a run hands back
+    # the implementation of the same attention, and what a run returns
     *("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal"),
     *("attn_implementation", "_flash_attn_2_enabled", "cache_implementation", "use_cache"),
     *("output_attentions", "output_hidden_states", "return_dict", "output_past", "torchscript"),
-    # tokens and the tokenizer, which brings its own files
+    # the tokenizer, which has files of its own
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id"),
     *("cls_token_id", "mask_token_id", "decoder_start_token_id", "tokenizer_class", "prefix"),
     # training: initial values, memory, dropout
@@ -39,7 +39,7 @@ _HARMLESS = {
     *("tie_encoder_decoder", "id2label", "label2id", "_num_labels", "num_labels", "problem_type"),
     *("finetuning_task", "pruned_heads", "summary_type", "summary_use_proj", "summary_activation"),
     *("summary_proj_to_labels", "summary_first_dropout"),
-    # generation: which token is drawn from the logits
+    # generation: how a token is sampled from the logits
     *("remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"),
     *("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
     *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "temperature"),
@@ -50,11 +50,11 @@ _HARMLESS = {
 
 
 class Fields:
-    """A config.json being read: remembers which keys were asked for.
+    """A config.json and the keys of it that were read.
 
     Args:
         entries: the keys and values.
-        where: what an error calls them.
+        where: the name of the file in error messages.
     """
 
     def __init__(self, entries: Mapping[str, Any], where: str = "config.json") -> None:
@@ -63,9 +63,9 @@ class Fields:
         self.read: set[str] = set(_HARMLESS)
 
     def get(self, *names: str, default: T) -> T:
-        """The first of these keys that is there and not null, else the default.
+        """The value of the first of these keys that exists and is not null, else the default.
 
-        Raises: ModelError for a value of another type than the default's.
+        Raises: ModelError if the value's type is not the default's.
         """
         self.read.update(names)
         for name in names:
@@ -81,19 +81,19 @@ class Fields:
         return default
 
     def nullable(self, name: str, default: T | None) -> T | None:
-        """A key for which null is a value of its own, not the same as absence."""
+        """The value of a key for which null has a meaning: None if null, the default if absent."""
         self.read.add(name)
         if name in self.entries and self.entries[name] is None:
             return None
         return self.get(name, default=default)
 
     def group(self, *names: str) -> Fields:
-        """A nested object, read like the whole; empty where it is absent."""
+        """A nested object as `Fields`; empty if it is absent."""
         empty: dict[str, Any] = {}
         return Fields(self.get(*names, default=empty), f"{self.where}: {names[0]}")
 
     def need(self, *names: str) -> int:
-        """A count that has to be there.
+        """A required positive integer.
 
         Raises: ModelError naming the key.
         """
@@ -104,9 +104,9 @@ class Fields:
         return value
 
     def only(self, name: str, *allowed: object) -> None:
-        """A key whose other values would be a forward pass casestudy does not have.
+        """Read a key of which only these values are supported.
 
-        Raises: ModelError when it is there with such a value.
+        Raises: ModelError if the key has another value.
         """
         self.read.add(name)
         if name in self.entries and self.entries[name] not in allowed:
@@ -116,11 +116,11 @@ class Fields:
             )
 
     def ignore(self, *names: str) -> None:
-        """Keys of this family that do not touch inference."""
+        """Mark keys as read that do not affect the forward pass."""
         self.read.update(names)
 
     def check_all_read(self) -> None:
-        """Raises: ModelError naming keys that nobody asked for."""
+        """Raises: ModelError naming the keys that were not read."""
         unknown = sorted(set(self.entries) - self.read)
         if unknown:
             raise ModelError(
@@ -130,7 +130,7 @@ class Fields:
 
 
 class Tensors:
-    """A checkpoint's tensors being read: remembers which were taken."""
+    """A checkpoint's tensors and which of them were used."""
 
     def __init__(self, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
         self.tensors = tensors
@@ -138,7 +138,7 @@ class Tensors:
         self.taken: set[str] = set()
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """A tensor that has to be there, of this shape.
+        """A required tensor of this shape.
 
         Raises: ModelError naming the tensor and both shapes.
         """
@@ -146,12 +146,12 @@ class Tensors:
         if tensor is None:
             raise ModelError(
                 f"the checkpoint has no tensor {self.prefix}{name}",
-                hint="Is it a whole checkpoint, and does its config.json belong to it?",
+                hint="Is the checkpoint complete, and does config.json belong to it?",
             )
         return tensor
 
     def maybe(self, name: str, *shape: int) -> Tensor | None:
-        """A tensor that may be absent."""
+        """An optional tensor of this shape; None if it is absent."""
         full = self.prefix + name
         if full not in self.tensors:
             return None
@@ -165,15 +165,15 @@ class Tensors:
         return tensor
 
     def check_all_taken(self, derived: Callable[[str], bool]) -> None:
-        """Raises: ModelError naming tensors that nobody took.
+        """Raises: ModelError naming the tensors that were not used.
 
         Args:
-            derived: whether a name's tensor holds nothing learned (masks, rotary tables).
+            derived: whether the tensor of a name is not learned (masks, rotary tables).
         """
         left = [name for name in self.tensors if name not in self.taken and not derived(name)]
         if left:
             shown = ", ".join(sorted(left)[:5]) + (", …" if len(left) > 5 else "")
-            raise ModelError(f"the checkpoint has {len(left)} tensors without a place: {shown}")
+            raise ModelError(f"the checkpoint has unknown tensors ({len(left)}): {shown}")
 
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -188,9 +188,9 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(fields: Fields, *names: str, default: str) -> Activation:
-    """The MLP's nonlinearity.
+    """The MLP's activation function.
 
-    Raises: ModelError naming one casestudy does not have.
+    Raises: ModelError naming one that is not supported.
     """
     name = fields.get(*names, default=default)
     if name not in _ACTIVATIONS:

@@ -1,11 +1,11 @@
-"""At which frequencies does a family rotate its queries and keys?
+"""Frequencies of rotary position embeddings, from config.json.
 
-Read from either of the two ways configurations write it: rope_theta beside rope_scaling, or both in
-rope_parameters. The scalings for long contexts are those of "YaRN" (Peng et al. 2023), "LongRoPE"
-(Ding et al. 2024) and Llama 3.1; all are a change of frequencies known before any prompt is. Two
-change with the prompt's length instead: "dynamic" beyond n_ctx, which no prompt exceeds here, and
-"longrope" beyond its original context, which becomes n_ctx, so that a prompt's result does not
-depend on how long its neighbours are.
+config.json has rope_theta beside rope_scaling, or both in rope_parameters; both forms are read. The
+scalings for long contexts are those of "YaRN" (Peng et al. 2023), "LongRoPE" (Ding et al. 2024) and
+Llama 3.1. They change the frequencies, independently of the prompt. Two depend on the prompt's
+length: "dynamic" beyond n_ctx, which no prompt exceeds here, and "longrope" beyond its original
+context. Here that context is n_ctx, so that a prompt's result does not depend on the other prompts'
+lengths.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 @dataclass(frozen=True)
 class Rope:
-    """A rotation, and how many positions it is good for."""
+    """Rotary position embeddings, and the number of positions they support."""
 
     rotary: Rotary
     n_ctx: int
@@ -31,14 +31,14 @@ class Rope:
 def read_rope(
     fields: Fields, d_head: int, n_ctx: int, *, theta: float = 10_000.0, partial: float = 1.0
 ) -> Rope:
-    """The rotation that a whole configuration describes.
+    """The rotary position embeddings of a whole config.json.
 
     Args:
         fields: the configuration.
         d_head: dimensions of a head.
-        n_ctx: positions the model has.
-        theta: the family's own base, where the configuration names none.
-        partial: the family's own share of a head's dimensions that is rotated.
+        n_ctx: positions of the model.
+        theta: the family's base, used if config.json has none.
+        partial: the family's share of rotated dimensions per head, used if config.json has none.
     """
     theta = fields.get("rope_theta", "rotary_emb_base", default=theta)
     partial = fields.get("partial_rotary_factor", "rotary_pct", default=partial)
@@ -56,9 +56,9 @@ def rope_of(
     partial: float = 1.0,
     original: int | None = None,
 ) -> Rope:
-    """The rotation that one group of rope parameters describes; see `read_rope`.
+    """The rotary position embeddings of one group of parameters; see `read_rope`.
 
-    Raises: ModelError for a scaling casestudy does not have, or parameters that do not fit it.
+    Raises: ModelError for a scaling that is not supported, or parameters that do not fit it.
     """
     kind = group.get("rope_type", "type", default="default")
     if kind in ("su", "yarn") and "short_factor" in group.entries:
@@ -68,7 +68,9 @@ def rope_of(
     theta = group.get("rope_theta", default=theta)
     dim = int(d_head * group.get("partial_rotary_factor", default=partial))
     if dim % 2 or not dim:
-        raise ModelError(f"{group.where} rotates {dim} dimensions of a head", allowed="pairs")
+        raise ModelError(
+            f"{group.where} rotates {dim} dimensions of a head", allowed="an even number above 0"
+        )
     original = group.get("original_max_position_embeddings", default=original or n_ctx)
     plain = [theta ** (-2 * i / dim) for i in range(dim // 2)]
     magnitude = 1.0
@@ -99,7 +101,7 @@ def _factor(group: Fields, default: float = 0.0) -> float:
 
 
 def _llama3(group: Fields, plain: list[float], original: int) -> list[float]:
-    """Long wavelengths are stretched by the factor, short ones kept, those between blended."""
+    """Long wavelengths are stretched by the factor, short ones kept, the rest interpolated."""
     factor = _factor(group)
     low = group.get("low_freq_factor", default=1.0)
     high = group.get("high_freq_factor", default=4.0)
@@ -115,7 +117,7 @@ def _llama3(group: Fields, plain: list[float], original: int) -> list[float]:
 def _yarn(
     group: Fields, plain: list[float], dim: int, theta: float, original: int, n_ctx: int
 ) -> tuple[list[float], float]:
-    """Between two bounds in dimensions, a ramp from kept to stretched frequencies."""
+    """Interpolates linearly between kept and stretched frequencies, between two dimensions."""
     factor = _factor(group, default=n_ctx / original)
 
     def bound(turns: float) -> float:
@@ -126,17 +128,17 @@ def _yarn(
     if group.get("truncate", default=True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    width = (high - low) or 0.001  # as in the reference, against a division by nothing
+    width = (high - low) or 0.001  # as in the reference implementation, to avoid a division by zero
 
     def scaled(i: int, frequency: float) -> float:
         stretch = min(max((i - low) / width, 0.0), 1.0)
         return frequency * (1 - stretch + stretch / factor)
 
-    def warmth(scale: float) -> float:
+    def temperature(scale: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
     m, m_all = group.get("mscale", default=0.0), group.get("mscale_all_dim", default=0.0)
-    implied = warmth(m) / warmth(m_all) if m and m_all else warmth(1.0)
+    implied = temperature(m) / temperature(m_all) if m and m_all else temperature(1.0)
     magnitude = group.get("attention_factor", default=implied)
     return [scaled(i, frequency) for i, frequency in enumerate(plain)], magnitude
 
@@ -144,7 +146,7 @@ def _yarn(
 def _longrope(
     group: Fields, plain: list[float], original: int, n_ctx: int
 ) -> tuple[list[float], float]:
-    """One divisor per frequency; those for short prompts, since n_ctx ends where they do."""
+    """One divisor per frequency: those for short prompts, to which n_ctx is limited."""
     nothing: list[float] = []
     short = group.get("short_factor", default=nothing)
     group.ignore("long_factor")

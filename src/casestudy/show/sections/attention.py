@@ -12,7 +12,7 @@ from casestudy.results import names
 from casestudy.results.result import Array, Grid
 from casestudy.show import marks
 from casestudy.show.blocks import Block, Figure, paragraph
-from casestudy.show.head_places import HeadPlaces, Place, head_places
+from casestudy.show.head_places import AttendedTokens, HeadPlaces, head_places
 from casestudy.show.sections.ledger import (
     MOST_PATTERN_BYTES,
     has_patterns,
@@ -96,11 +96,11 @@ NAMED = 0.1
 MOST_NAMED = 3
 
 
-def _most(places: HeadPlaces, share: Callable[[Place], float]) -> list[Place]:
+def _most(places: HeadPlaces, share: Callable[[AttendedTokens], float]) -> list[AttendedTokens]:
     return [place for place in places.places if share(place) >= NAMED][:MOST_NAMED]
 
 
-def _named(places: HeadPlaces, share: Callable[[Place], float]) -> str:
+def _named(places: HeadPlaces, share: Callable[[AttendedTokens], float]) -> str:
     return ", ".join(f"{percent(share(p))} to {p.phrase}" for p in _most(places, share))
 
 

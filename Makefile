@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT ?= studies/full-stop-capitals
 
-.PHONY: study smollm2 test lint format docs docs-reference circuits-table bench bench-attribution bench-circuits bench-patching clean
+.PHONY: study smollm2 test test-slow lint format docs docs-reference circuits-table bench bench-attribution bench-circuits bench-patching clean
 
 study: $(VENV)/.installed
 	$(BIN)/casestudy run full-stop-capitals --model tiny --out $(OUT)
@@ -19,8 +19,14 @@ smollm2: $(VENV)/.installed
 
 # A file's tests run in one process, so that what they share is computed once; in the order of their
 # names, which ends with short files: the other order leaves the longest tests for the end.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+# Whole jobs: studies that are killed, browsers, a published model, the documentation's own snippets.
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m '(slow or browser or real) and not large'
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

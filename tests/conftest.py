@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 # No test reads or writes the user's cache.
-os.environ["CASESTUDY_CACHE"] = tempfile.mkdtemp(prefix="casestudy-tests-")
+CACHE = tempfile.mkdtemp(prefix="casestudy-tests-")
+os.environ["CASESTUDY_CACHE"] = CACHE
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 # Before anything imports huggingface_hub, which reads them once: no test reaches a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -81,6 +81,7 @@ def test_a_run_reads_its_prompts_for_notices_once_and_says_them(
     assert " ".join(err.split()).count("holds the text of a special token") == 1
 
 
+@pytest.mark.slow
 def test_run_keeps_a_study_and_writes_its_report(
     capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ WITH_CODE = [page for page in PAGES if fenced(page, "python")]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
+@pytest.mark.slow
 def test_snippets_run(
     page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -174,7 +175,7 @@ def test_the_site_asks_no_host_for_anything() -> None:
             assert "http" not in path.read_text("utf-8"), name(path)
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="mkdocs is not installed")
     pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed")

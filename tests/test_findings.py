@@ -130,7 +130,7 @@ def assert_alike(new: Any, old: Any, where: str = "") -> None:
         assert new == old, where
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_the_presets_figures_are_measured_again() -> None:
     made, _ = findings.measure_preset(load("tiny"), findings.PLANS["tiny"])
     assert_alike(json.loads(json.dumps(made)), TINY["preset"])

@@ -247,6 +247,7 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_are_read_in_seconds(tmp_path: Path) -> None:
     n = 100_000
     lines = (json.dumps({"text": f"Sentence {i}.", "category": "x"}) for i in range(n))

@@ -258,7 +258,7 @@ QUICK = ("activity", AT_CLEAN, AT_CORRUPTED, INPUTS)
     ("names", "methods"),
     [
         (("backup_head",), QUICK),
-        pytest.param(tuple(KNOWN), tuple(circuits_table.METHODS), marks=pytest.mark.slow),
+        pytest.param(tuple(KNOWN), tuple(circuits_table.METHODS), marks=pytest.mark.large),
     ],
     ids=["some", "all"],
 )

@@ -14,6 +14,8 @@ from tests.circuits.test_evaluate import random_circuits
 from tests.live_bytes import LiveBytes
 from tests.measure.worlds import contrast
 
+pytestmark = pytest.mark.slow
+
 MEMORY = 400_000
 """A few times what one prompt and one circuit take; all at once take several times more."""
 

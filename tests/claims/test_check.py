@@ -43,6 +43,7 @@ def measured(model: Model, **row: Any) -> Outcome:
     return outcome
 
 
+@pytest.mark.slow
 def test_the_bundled_explanation_holds() -> None:
     found = check(EXAMPLE)
     assert [one.claim for one in found.outcomes if one.verdict != "holds"] == []

@@ -16,6 +16,8 @@ from casestudy.results.result import Axis, Grid
 from casestudy.study.measuring import State
 from tests.helpers import call, write_gpt2
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {"n_layer": 1, "n_embd": 16, "n_head": 2}
 TEXTS = ("It was late.", "He ran home.", "No one knew.")
 

@@ -3,7 +3,7 @@
     .venv-transformerlens-3/bin/python benchmarks/record_transformerlens.py \\
         --full FOLDER --out FILE
     CASESTUDY_GPT2_SIZED=FOLDER CASESTUDY_TRANSFORMERLENS_RUN=FILE \\
-        .venv/bin/python -m pytest -m slow tests/compat/test_full_size.py
+        .venv/bin/python -m pytest -m large tests/compat/test_full_size.py
 
 FOLDER is a checkpoint of GPT-2's shape, random or not; with `--bridge` in an environment with
 TransformerLens 4.x, FILE is its TransformerBridge's run.
@@ -24,7 +24,7 @@ from tests.compat import notebook_calls
 FOLDER, RUN = "CASESTUDY_GPT2_SIZED", "CASESTUDY_TRANSFORMERLENS_RUN"
 
 
-@pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.skipif(
     not {FOLDER, RUN} <= os.environ.keys(), reason=f"set {FOLDER} and {RUN}; see this file's top"
 )

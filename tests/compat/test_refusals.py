@@ -216,6 +216,7 @@ def test_the_page_says_what_the_tables_say() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_module_prints_the_page() -> None:
     with forked(runpy.run_module, docs.__name__, None, "__main__") as process:
         assert process.ended() == docs.page()

@@ -397,6 +397,7 @@ class TestInMemory:
 
 
 @pytest.mark.parametrize("case", ["gpt_neox", "olmo2", "gemma2"])
+@pytest.mark.slow
 def test_a_whole_study_runs(case: str, tmp_path: Path) -> None:
     """Parallel blocks, norms after each part, and both kinds of norm with soft-caps."""
     texts = ("It was late .", "He left , and she stayed .")

@@ -145,6 +145,7 @@ class TestFamilies:
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
+    @pytest.mark.slow
     def test_transformers_reads_it_alike(
         self, kind: str, options: dict[str, Any], tmp_path: Path
     ) -> None:

@@ -85,6 +85,7 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_full_size_float32(full_size: tuple[GPT2LMHeadModel, Model]) -> None:
     compare(*full_size, tolerance=1e-4)
 

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 
 from tests.helpers import copy_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {
     "model_type": "llama",
     "hidden_size": 768,

@@ -111,7 +111,7 @@ def test_any_state_is_answered(app: Any, path: str, query: bytes) -> None:
     check(app, path, query, "GET", [(b"host", HOST.encode())])
 
 
-@pytest.mark.slow
+@pytest.mark.large
 @given(paths, queries, methods, headers)
 @settings(max_examples=8000, suppress_health_check=[HealthCheck.too_slow])
 def test_thousands_of_requests_are_answered_or_refused(

@@ -161,7 +161,7 @@ def test_many_at_once_are_answered_or_told_to_come_again(served: Served) -> None
     assert found.statuses[200] > 5
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_fifty_users_for_a_minute() -> None:
     with serving() as served:
         asyncio.run(load(served, users=50, seconds=10))  # what is allocated once, is
@@ -177,7 +177,7 @@ def test_fifty_users_for_a_minute() -> None:
     assert after < before * 1.05
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_ten_thousand_requests() -> None:
     with serving() as served, httpx2.Client(base_url=served.address, timeout=300) as client:
         before = None

@@ -465,6 +465,7 @@ def test_unmeasured_cells_are_said_to_be_so_and_never_zero(tmp_path: Path) -> No
     assert "3 of 4 prompts entered the contrasts" in page.text
 
 
+@pytest.mark.slow
 def test_a_thousand_prompts_stay_under_eight_megabytes(tmp_path: Path) -> None:
     texts = tuple(f"{t} Number {i}." for i in range(250) for t in studies.TEXTS)
     results = [*studies.ledger(len(texts), layers=12), *studies.tables(texts)]

@@ -25,6 +25,8 @@ from casestudy.study.circuit import CARD_FILE, IMPORTANCES_FILE, _units, circuit
 from casestudy.study.settings import Search, Settings
 from casestudy.study.study import open_study, study
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ("The dog slept.", "A cat ran off.", "It was late.", "We sat down.", "She left early.")
 QUICK = Settings(
     search=Search(Choices(random_circuits=1, exact_edges=5, replicates=0, faithful=0.5))

@@ -23,6 +23,8 @@ from tests.study.killed import (
     run,
 )
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.helpers import call
 
+pytestmark = pytest.mark.slow
+
 
 def test_mine_then_run_then_resume(
     capsys: pytest.CaptureFixture[str], toy_folder: Callable[..., Path], tmp_path: Path

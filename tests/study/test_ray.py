@@ -21,6 +21,8 @@ from casestudy.study.settings import Execution
 from casestudy.study.study import Study, study
 from tests.study.killed import behaviour
 
+pytestmark = pytest.mark.slow
+
 ONLY = ["predictions", "ledger", "attribution"]
 LOCAL = "127.0.0.1"
 

@@ -24,6 +24,8 @@ from training.windows import encode_books
 from training import evaluate as ev
 from training import snapshots, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def reader(tokenizer: Tokenizer) -> ev.Reader:

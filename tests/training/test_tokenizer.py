@@ -83,7 +83,7 @@ def test_missing_forms_are_joined_by_extra_merges() -> None:
     assert all(sum(letter.isdigit() for letter in token) < 2 for token in tokenizer.get_vocab())
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_the_frozen_tokenizer_is_what_the_corpus_gives(real_corpus: Path) -> None:
     training_books, _ = split(read_corpus(real_corpus))
     made = train(list(paragraphs(training_books)))

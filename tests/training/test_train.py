@@ -23,6 +23,8 @@ from training.train import BUNDLED, Progress, Settings, main, schedule, snapshot
 
 from training import bundle
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     *("--d-model", "16", "--n-heads", "2", "--n-layers", "1", "--n-ctx", "32"),

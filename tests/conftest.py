@@ -18,7 +18,7 @@ atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from tests.checked import install
+from tests.checked import install  # noqa: E402
 
 # Before anything imports casestudy: every annotated shape and type in it is checked.
 install("casestudy")

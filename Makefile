@@ -57,6 +57,11 @@ circuits-table: $(VENV)/.installed
 findings: $(VENV)/.installed
 	$(BIN)/python -m docs.findings $(if $(CORPUS),--corpus $(CORPUS))
 
+# Its single neurons and heads alone.
+.PHONY: findings-parts
+findings-parts: $(VENV)/.installed
+	$(BIN)/python -m docs.findings --parts $(if $(CORPUS),--corpus $(CORPUS))
+
 # Side by side with the tools people use today, each in an environment of its own.
 bench: bench-attribution bench-circuits bench-patching
 

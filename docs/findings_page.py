@@ -12,6 +12,7 @@ from pathlib import Path
 
 from docs import findings_two as two
 from docs.findings_heads import heads_page
+from docs.findings_parts import parts_page
 from docs.findings_tables import (
     COMMA,
     FIRST,
@@ -377,6 +378,7 @@ _TINY = {
 BLOCKS: dict[str, Callable[[Found], str]] = {
     "two": lambda found: two.short(found) + "\n" + two.beside(found),
     **{name: _of_tiny(make) for name, make in _TINY.items()},
+    "single-parts": parts_page,
     "smollm2": two.published,
     "heads": heads_page,
     "gpt2": _of_tiny(gpt2),

@@ -1,4 +1,4 @@
-"""What do single neurons and heads of a model do, in figures and in words?
+"""What do single neurons and heads of two models do, in figures and in words?
 
 The neurons that write most of the capital on the preset's sentences, and the heads that carry most
 of an edit: their cards (`casestudy.measure.part_card`) over the beginnings of the kept-out books.
@@ -8,6 +8,7 @@ for `tiny` about a minute of one core; for `smollm2` about ten.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,14 +18,18 @@ from typing import Any
 
 import numpy as np
 from docs.findings_kept import mean, number
-from docs.findings_tables import Found
+from docs.findings_tables import NAMES, Found, between, share, table
+from docs.neurons_table import KEPT
 
 from casestudy.behaviour.presets import preset
+from casestudy.behaviour.windows import KINDS, SENTENCE_END
 from casestudy.measure.attribution import neuron_attribution
 from casestudy.measure.part_card import CardSettings, part_cards
 from casestudy.model.model import Model
 from casestudy.results import components, names
 from casestudy.results.part_card import PartCard
+from casestudy.show.text import interval, listing, percent, signed, visible
+from casestudy.show.text import number as shown
 
 BYTES = 34_000
 """Of each kept-out book, from its beginning."""
@@ -155,3 +160,153 @@ def _reads(terms: Sequence[Mapping[str, Any]]) -> dict[str, list[Found]]:
 def _figures(row: Mapping[str, Any], value: str = "mean") -> Found:
     low, high = (None if row[end] is None else number(row[end]) for end in ("lower", "upper"))
     return {"mean": number(row[value]), "low": low, "high": high, "n": row["n"]}
+
+
+# The words
+
+ABBREVIATION, COMMA = (f"{SENTENCE_END} / {KINDS[1]}", f"{SENTENCE_END} / comma")
+FROM_ALL = f"{SENTENCE_END} / every other position"
+
+
+def parts_page(found: Found) -> str:
+    """Of each model: which neurons write the capital, how few are enough, what heads read."""
+    kept = json.loads(KEPT.read_text("utf-8"))
+    return "\n".join(
+        _of_model(title, found[name]["parts"], kept[name][BEHAVIOUR])
+        for name, title in NAMES.items()
+        if found[name].get("parts")
+    )
+
+
+def _of_model(title: str, found: Found, needed: Found) -> str:
+    neurons = [card for card in found["cards"] if card["part"].startswith("neuron")]
+    heads = [card for card in found["cards"] if card["part"].startswith("head")]
+    said = [
+        f"### {title}",
+        _writers(found["writers"]),
+        _neuron_table(neurons),
+        _selective(neurons, found),
+        _enough(needed),
+        *(_head(card, found["carriers"]) for card in heads),
+    ]
+    return "\n\n".join(one.strip() for one in said) + "\n"
+
+
+def _writers(found: Found) -> str:
+    rows, sums = found["first"][:NEURONS], found["first_sum"]
+    named = listing([f"{row['neuron']} ({signed(row['mean'])})" for row in rows])
+    return (
+        f"**Which neurons write it.** The largest direct contributions on the preset are those of "
+        f"{named}, n = {rows[0]['n']}. All {found['neurons']:,} neurons write "
+        f"{between(found['sum'])} logits in sum; those that write against the capital, "
+        f"{signed(found['against'])}. The first 3 write {signed(sums['3'])}, the first 10 "
+        f"{signed(sums['10'])}, and the first {found['to_sum']} as much as all together."
+    )
+
+
+def _neuron_table(cards: Sequence[Found]) -> str:
+    head = ["neuron", "promotes most", "writes", "replaced by its mean over the text"]
+    head += ["by its mean over these prompts", "by its mean: loss on the text, nats"]
+    return table(
+        head,
+        [
+            [
+                card["part"],
+                " ".join(_code(visible(token)) for token in card["promoted"]),
+                between(card["share"]),
+                between(card["needed"]["corpus mean"]),
+                between(card["needed"]["mean"]),
+                _fine(card["loss"]["mean"]),
+            ]
+            for card in cards
+        ],
+    )
+
+
+def _fine(x: Found) -> str:
+    """A small change."""
+    return f"{signed(x['mean'], 4)} ({interval(x['low'], x['high'], 4)})"
+
+
+def _selective(cards: Sequence[Found], found: Found) -> str:
+    """What the neurons fire on: a table of chances, and which kinds of stop each tells apart."""
+    apart = {card["part"]: card["selective"][ABBREVIATION] for card in cards}
+    told = listing([f"{part} {_told_apart(x)}" for part, x in apart.items()])
+    rows = [
+        [
+            card["part"],
+            *(_auroc(card["selective"][one]) for one in (FROM_ALL, COMMA, ABBREVIATION)),
+            " ".join(_code(_context(text)) for text in card["contexts"]),
+        ]
+        for card in cards
+    ]
+    head = ["neuron", "than any other position", "than a comma", "than an abbreviation's stop"]
+    return (
+        f"**What they fire on**, in {found['bytes'] / 1000:,.0f} kB, the beginnings of "
+        f"{found['books']} kept-out books: the chance that a neuron is larger at a stop that ends "
+        f"a sentence than elsewhere (AUROC; 0.5 is chance), and its strongest contexts.\n\n"
+        f"{table([*head, 'strongest contexts'], rows)}\n"
+        f"Of stops that end a sentence and an abbreviation's, {told}."
+    )
+
+
+def _told_apart(x: Found) -> str:
+    """Which of the two kinds of stop a neuron is larger at."""
+    if x["low"] is None or x["low"] <= 0.5 <= x["high"]:
+        return "does not tell the two apart"
+    return f"is larger at the {'sentence' if x['low'] > 0.5 else 'abbreviation'}'s"
+
+
+def _auroc(x: Found) -> str:
+    return shown(x["mean"]) + ("" if x["low"] is None else f" ({interval(x['low'], x['high'])})")
+
+
+def _enough(needed: Found) -> str:
+    value, low, high, n = needed["held out"]
+    (neurons, of), (heads, of_heads) = needed["neurons"], needed["heads"]
+    return (
+        f"**How many are enough.** {neurons:,} of {of:,} neurons with {heads} of {of_heads} heads, "
+        f"all others as in the corrupted run, keep {shown(value)} ({interval(low, high)}, n = {n}) "
+        f"of the difference on pairs on which they were not looked for; as many random neurons of "
+        f"the same layers beside the same heads keep {share(needed['random neurons'][0])} "
+        "([the search](circuits.md#how-few-neurons-are-enough))."
+    )
+
+
+def _head(card: Found, carriers: Sequence[Found]) -> str:
+    """What a head carries, where it attends and why."""
+    carried = listing([
+        f"{between(row, shown)} of what “{row['edit']}” changes (n = {row['n']})"
+        for row in carriers if f"head {row['head']}" == card["part"]
+    ])  # fmt: skip
+    attention = {
+        role: x["mean"] for role, x in card["attention"].items()
+        if role not in ("last token", "changed tokens")
+    }  # fmt: skip
+    most = sorted(attention, key=lambda role: -attention[role])[:2]
+    looks = listing([f"{percent(attention[role])} of its attention to {role}" for role in most])
+    sides = "; ".join(f"on the {side}'s side {_terms(x)}" for side, x in card["reads"].items())
+    needed = card["needed"]
+    return (
+        f"**What {card['part']} reads.** Taken from the edited run, its output takes away "
+        f"{carried}. From the last token it gives {looks}. The difference of attention scores that "
+        f"makes it attend there ({card['reads_at']}) has as its largest terms {sides}. Directly it "
+        f"writes {between(card['share'])} logits. Replaced by its mean over the text, the contrast "
+        f"changes by {between(needed['corpus mean'])} and the loss there by "
+        f"{_fine(card['loss']['mean'])} nats; by its mean over these prompts at the same role, the "
+        f"contrast changes by {between(needed['mean'])}."
+    )
+
+
+def _terms(rows: Sequence[Found]) -> str:
+    return listing([f"{row['component']} ({signed(row['mean'])})" for row in rows[:2]])
+
+
+def _context(text: str) -> str:
+    """The end of a context, without what marks a text's beginning."""
+    return "…" + text.replace("<|endoftext|>", "").replace("\n", "↵")
+
+
+def _code(text: str) -> str:
+    """Code in Markdown; a bar would end a table's cell."""
+    return f"`{text}`".replace("|", "¦")

@@ -23,6 +23,14 @@ def test_the_page_has_what_is_kept(name: str, script: ModuleType) -> None:
         assert made.count(f"| {behaviour} |") >= len(scores_table.MODELS)
 
 
+def test_the_table_of_splits_has_what_is_kept_and_all_its_splits() -> None:
+    model, behaviour = neurons_table.SPLIT
+    rows = json.loads(neurons_table.KEPT.read_text("utf-8"))[model][behaviour]["splits"]
+    _, made, _ = parts(scores_table.PAGE.read_text("utf-8"), "splits")
+    assert made == f"\n{neurons_table.split_table(rows)}\n"
+    assert tuple((row["pairs"], row["seed"]) for row in rows) == neurons_table.SPLITS
+
+
 def test_correlations_leave_out_what_was_not_measured() -> None:
     a, b = np.array([1.0, 2, 4, np.nan, 9]), np.array([1.0, 8, 64, 3, np.nan])
     pearson, spearman = scores_table.correlations(a, b)

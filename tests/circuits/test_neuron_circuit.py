@@ -15,11 +15,16 @@ from benchmarks.known_circuits import KNOWN, KnownCircuit
 
 from casestudy.circuits.ablated import EdgeAblation
 from casestudy.circuits.neuron_card import NeuronCard, neuron_circuit
-from casestudy.circuits.neuron_circuit import NeuronChoices, curve_sizes, neuron_choices
+from casestudy.circuits.neuron_circuit import (
+    NeuronChoices,
+    curve_sizes,
+    neuron_choices,
+    nodes_needed,
+)
 from casestudy.circuits.node_sets import NodeSet, evaluate_nodes
 from casestudy.engine.packing import Budget
 from casestudy.errors import MeasureError, SiteError
-from casestudy.measure.halves import split
+from casestudy.measure.halves import Half, split
 from casestudy.measure.patching import Pairs, neurons, patch
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
@@ -140,6 +145,17 @@ def test_the_known_head_and_neuron_are_found_and_are_enough() -> None:
     inside = {*found.circuit.names, "embed", "logits"}
     for row in edges:
         assert {row["source"], row["target"].split("<")[0]} <= inside
+
+
+def test_the_size_and_some_sizes_alone_are_those_of_the_evidence() -> None:
+    half = Half(known().pairs, known().contrast)
+    (circuit, (search, judge)), [(two, _)] = nodes_needed(known().model, half, NeuronChoices(), [2])
+    found = card()
+    assert circuit.names == found.circuit.names
+    figures = found.summary()
+    assert search == pytest.approx(figures["faithfulness where it was looked for"]["value"])
+    assert judge == pytest.approx(figures["faithfulness on pairs held out"]["value"])
+    assert two.n == 2
 
 
 def test_with_all_heads_only_neurons_are_chosen() -> None:

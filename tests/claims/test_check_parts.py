@@ -149,3 +149,9 @@ def test_what_these_prompts_lack_is_not_measurable(
     found = outcome(toy_model, one, **row)
     assert found.verdict == "not measurable"
     assert why in found.why
+
+
+@pytest.mark.parametrize("name", ["single-parts", "stops"])
+def test_what_is_said_of_the_bundled_models_parts_holds(name: str) -> None:
+    found = check(CHECKS / f"{name}.toml")
+    assert [one.claim for one in found.outcomes if one.verdict != "holds"] == []

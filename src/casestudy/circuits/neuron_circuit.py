@@ -55,6 +55,8 @@ Array = NDArray[np.float64]
 Heads = Literal["ranked", "all"]
 Ends = tuple[float, float, float]
 """A mean, and the ends of its interval."""
+Faithful = tuple[float, float]
+"""Faithfulness where a circuit was looked for, and on the pairs held out."""
 
 STAGES = ("scores", "curve", "circuit", "faithfulness", "controls", "knockouts", "exact", "edges")
 MOST_NODES = 24
@@ -477,6 +479,27 @@ def judged_first(
     scores = work.scores()
     nodes = scores.first(work.size(scores))
     return work.judged_on, work.on(work.judge, [nodes])
+
+
+def nodes_needed(
+    model: Model,
+    half: Half,
+    choices: NeuronChoices,
+    sizes: Sequence[int],
+    *,
+    budget: Budget = DEFAULT_BUDGET,
+) -> tuple[tuple[NodeSet, Faithful], list[tuple[NodeSet, Faithful]]]:
+    """The smallest circuit, and those of some sizes, with their faithfulness on the search pairs
+    and on the pairs held out; nothing else of the evidence.
+
+    Raises: as `gather_neurons`.
+    """
+    work = _Search(model, half, choices, budget)
+    scores = work.scores()
+    sets = [scores.first(n) for n in (work.size(scores), *sizes)]
+    both = [work.on(one, sets).faithfulness.tolist() for one in (work.search, work.judge)]
+    first, *others = zip(sets, zip(*both, strict=True), strict=True)
+    return first, others
 
 
 def gather_neurons(

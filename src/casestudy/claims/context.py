@@ -108,6 +108,7 @@ class Bench:
                 lengths.append(None)
         self._asked: dict[tuple[str, str | None], _Asked] = {}
         self._scores: dict[tuple[str, str, str | None], Score] = {}
+        self._some: dict[str | None, Batch] = {}
         self.prompts = tuple(i for i, n in enumerate(lengths) if n is not None)
         if not self.prompts:
             raise BehaviourError(f"no prompt of {behaviour.name!r} can be run by {model.name}")
@@ -162,6 +163,18 @@ class Bench:
         if group is None:
             return tuple(i for i in self.prompts if self.behaviour.is_main(prompts[i]))
         return tuple(i for i in self.prompts if group in prompts[i].groups)
+
+    def some(self, group: str | None) -> Batch:
+        """Some of a group's prompts, run; at most `MOST_PAIRS`.
+
+        Raises: Unmeasurable where there are none.
+        """
+        if group not in self._some:
+            index = evenly(self.members(group))
+            if not index:
+                raise Unmeasurable("the group has no prompt")
+            self._some[group] = self.batch(index)
+        return self._some[group]
 
     def asked(self, contrast: str, group: str | None) -> _Asked:
         """Some of a group's prompts that have this contrast, for sweeps; at most `MOST_PAIRS`.

@@ -32,7 +32,6 @@ from casestudy.results.components import read_component
 from casestudy.results.names import BIAS
 from casestudy.results.result import Array
 from casestudy.results.stats import FAITHFULNESS
-from casestudy.study.causal import evenly
 
 PART_KINDS = ("head", "neuron")
 PUT_IN = ("zero", "mean", "resample")
@@ -73,14 +72,12 @@ class _OnPrompts(_OfPart):
 
     def values(self, bench: Bench, group: str | None, *, ranked: bool) -> Values:
         """See `Finding.values`; prompts without the positions are left out."""
-        index = evenly(bench.members(group))
-        if not index:
-            raise Unmeasurable("the group has no prompt")
-        cells, which, unit = self.cells(bench, bench.batch(index))
+        batch = bench.some(group)
+        cells, which, unit = self.cells(bench, batch)
         known = ~np.isnan(cells[:, which])
         if not known.any():
             raise Unmeasurable("no prompt has these positions")
-        prompts = tuple(i for i, there in zip(index, known, strict=True) if there)
+        prompts = tuple(i for i, has in zip(batch.index, known, strict=True) if has)
         return Values(cells[known], which, prompts, unit)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docs import findings, findings_page, findings_tables, findings_two
+from docs import findings, findings_page, findings_parts, findings_tables, findings_two
 
 from casestudy.model.loading import load
 from casestudy.model.model import Model
@@ -99,9 +99,34 @@ def test_without_the_books_the_mined_figures_stay(
     monkeypatch.setattr(findings, "measure_preset", lambda model, plan: ({"new": 1}, None))
     monkeypatch.setattr(findings, "measure_heads", lambda model: {"new": 2})
     found = findings.measure("tiny", tmp_path, TINY)
-    kept = {key: TINY[key] for key in ("mined", "decimals")}
+    kept = {key: TINY[key] for key in ("mined", "decimals", "parts")}
     assert found == {"preset": {"new": 1}, "heads": {"new": 2}, **kept}
     assert "the mined figures stay as they are" in capsys.readouterr().err
+
+
+def test_words_on_single_parts_follow_from_their_figures() -> None:
+    other = json.loads(json.dumps({"tiny": TINY, "smollm2": {}}))
+    (first, *_), text = other["tiny"]["parts"]["cards"], findings_parts.parts_page(other)
+    assert f"{first['part']} is larger at the sentence's" in text
+    row = first["selective"][findings_parts.ABBREVIATION]
+    row["low"], row["high"] = 0.2, 0.4
+    assert f"{first['part']} is larger at the abbreviation's" in findings_parts.parts_page(other)
+    row["high"] = 0.6
+    assert f"{first['part']} does not tell the two apart" in findings_parts.parts_page(other)
+
+
+def test_single_parts_alone_are_measured_over_the_beginnings_of_the_books(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(findings, "carriers", lambda model, plan: [])
+    assert findings.measure_single("tiny", tmp_path, TINY) == TINY
+    assert "single parts stay as they are" in capsys.readouterr().err
+    book = "A line.\n" * 9000
+    (tmp_path / "book.txt").write_text(book)
+    texts = findings_parts.beginnings(tmp_path, ["book.txt", "another.txt"])
+    assert list(texts) == ["book.txt"]
+    assert book.startswith(texts["book.txt"])
+    assert findings_parts.BYTES - 8 <= len(texts["book.txt"]) <= findings_parts.BYTES
 
 
 def test_edits_change_the_letters_they_name() -> None:

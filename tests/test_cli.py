@@ -55,6 +55,16 @@ def test_how_texts_were_read_is_said_once_a_kind(
     assert said.count("as one text changes the prompt's own tokens") == 1
 
 
+def test_strict_tokens_refuse_what_is_said_otherwise(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    asked = ("predict", "hello wor", "--model", model, "--strict-tokens", "-a")
+    status, out, err = call(capsys, *asked, "ld")
+    assert (status, out) == (2, "")
+    assert "as one text changes the prompt's own tokens" in " ".join(err.split())
+    assert call(capsys, *asked, " He")[0] == 0
+
+
 def test_a_run_reads_its_prompts_for_notices_once_and_says_them(
     capsys: pytest.CaptureFixture[str],
     model: str,

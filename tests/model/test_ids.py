@@ -132,6 +132,12 @@ class TestContinuation:
         assert notice.kind == "joined"
         assert repr(tokenizer.label(follows.ids[0])) in notice.text
         assert repr(tokenizer.label(tokenizer.ids(prompt + answer)[-1])) in notice.text
+        strict = replace(tokenizer, strict=True)
+        with pytest.raises(TokenError, match="changes the prompt's own tokens"):
+            strict.continuation(prompt, answer)
+        assert strict.continuation(prompt, " He") == tokenizer.continuation(prompt, " He")
+        by_id = f"id:{follows.ids[0]}"
+        assert strict.continuation(prompt, by_id).ids == follows.ids[:1], "asked for by id"
 
     @given(
         st.sampled_from(NAMES),

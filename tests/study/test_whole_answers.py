@@ -16,11 +16,12 @@ import pytest
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.behaviour.steps import any_several
 from casestudy.circuits.evidence import Choices
-from casestudy.errors import MeasureError, StudyError
+from casestudy.errors import MeasureError, StudyError, TokenError
 from casestudy.measure.answer_texts import WHOLE
 from casestudy.measure.ledger import ledger
 from casestudy.measure.patching_prompts import patch_prompts
 from casestudy.measure.whole_answers import whole_answers
+from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.results import names
 from casestudy.results.result import Grid
@@ -213,3 +214,19 @@ def asked_of(folder: Path, model: Model) -> list[dict[str, str]]:
     """What the explorer's page asks for each of a study's prompts."""
     prompts = study_prompts_of(folder).written_by(model.tokenizer).prompts
     return [dict(parse_qsl(query, keep_blank_values=True)) for _, query in prompts]
+
+
+def test_a_strict_study_leaves_out_what_joining_changes(toy_model: Model, tmp_path: Path) -> None:
+    joined = Prompt("It was late, hello wor", "ld was", " was")
+    behaviour = Behaviour("joined", prompts=(*READ, joined), answers="given")
+    model = toy_model.with_strict_tokens()
+    found = study(model, behaviour, out=tmp_path / "s", only=["predictions"])
+    assert found.manifest["settings"]["strict_tokens"] is True
+    *_, why = found.tables[names.PROMPTS].columns["error"]
+    assert "changes the prompt's own tokens" in why
+    assert study_prompts_of(tmp_path / "s").strict
+    with pytest.raises(StudyError, match="strict_tokens"):
+        study(toy_model, behaviour, out=tmp_path / "s", only=["predictions"])
+    with pytest.raises(TokenError, match="changes the prompt's own tokens"):
+        whole_answers(model, joined)
+    assert load("tiny", strict_tokens=True).tokenizer.strict

@@ -20,6 +20,7 @@ from casestudy.cli.options import (
     ReadoutOption,
     ScoringOption,
     SpecialOption,
+    StrictOption,
     TopOption,
     check_target,
     read_budget,
@@ -327,6 +328,7 @@ def serve(
     ] = None,
     bos: BosOption = None,
     special: SpecialOption = False,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Open the live explorer: type prompts, choose tokens, watch every panel follow."""
@@ -342,8 +344,9 @@ def serve(
     dtype = dtype or (picks.dtype if picks else "") or "float32"
     start = picks.bos if picks and bos is None else bos
     loaded = read_study_model(model, known, device, dtype, start, special)
+    strict = strict or (picks is not None and picks.strict)
     serve(
-        loaded,
+        loaded.with_strict_tokens(strict),
         picks=picks,
         cards=PartCards(
             corpus=tuple(corpus or ()),

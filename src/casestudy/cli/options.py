@@ -71,6 +71,14 @@ SpecialOption = Annotated[
         help="Read the text of a special token, such as <|endoftext|>, as that token.",
     ),
 ]
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict-tokens",
+        help="Refuse an answer that changes the prompt's own tokens when both are read as one "
+        "text, instead of measuring it with a notice.",
+    ),
+]
 ChatOption = Annotated[
     bool,
     typer.Option(
@@ -176,10 +184,12 @@ class Reading(Conversations):
     dtype: DtypeOption = "float32"
     bos: BosOption = None
     special: SpecialOption = False
+    strict: StrictOption = False
 
     def model(self, name: str) -> Model:
         """The model that --model names, as `read_model` loads it."""
-        return read_model(name, self.device, self.dtype, self.bos, self.special)
+        loaded = read_model(name, self.device, self.dtype, self.bos, self.special)
+        return loaded.with_strict_tokens(self.strict)
 
     def prompt(self, name: str, prompt: Prompt) -> tuple[Model, Prompt]:
         """The model that --model names, and a prompt as it reads it: with --chat, the template has

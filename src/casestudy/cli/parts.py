@@ -96,7 +96,9 @@ def _model_of(study: Study, model: str | None, device: str) -> Model:
     """The study's model, read as the study read it."""
     about, settings = study.manifest["model"], study.manifest.get("settings", {})
     bos, special = settings.get("prepend_bos"), bool(settings.get("parse_special"))
-    return read_study_model(model, str(about["name"]), device, str(about["dtype"]), bos, special)
+    known, dtype = str(about["name"]), str(about["dtype"])
+    loaded = read_study_model(model, known, device, dtype, bos, special)
+    return loaded.with_strict_tokens(bool(settings.get("strict_tokens")))
 
 
 def _print_cards(rows: list[dict[str, Any]]) -> None:

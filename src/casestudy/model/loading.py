@@ -109,6 +109,7 @@ def load(
     revision: str | None = None,
     prepend_bos: bool | None = None,
     parse_special: bool = False,
+    strict_tokens: bool = False,
 ) -> Model:
     """Load a decoder, or take one of transformers that is already in memory.
 
@@ -127,15 +128,17 @@ def load(
             family does. `Model.with_bos` changes it later.
         parse_special: whether the text of a special token ("<|endoftext|>") in a prompt is that
             token, not plain text. `Model.with_special` changes it later.
+        strict_tokens: whether an answer that changes the prompt's own tokens is refused, not
+            measured with a notice. `Model.with_strict_tokens` changes it later.
 
     Raises: ModelError when there is no such model, it is damaged, it does not fit into memory, or
         it is of an unsupported kind; TokenError for BOS where the tokenizer defines none.
     """
-    if parse_special:
+    if parse_special or strict_tokens:
         plain = load(
             name, tokenizer, device=device, dtype=dtype, revision=revision, prepend_bos=prepend_bos
         )
-        return plain.with_special()
+        return plain.with_special(parse_special).with_strict_tokens(strict_tokens)
     if prepend_bos is not None:
         model = load(name, tokenizer, device=device, dtype=dtype, revision=revision)
         return model.with_bos(prepend_bos)

@@ -96,6 +96,11 @@ class Model:
         """The same model, which reads the text of a special token in a prompt as that token."""
         return replace(self, tokenizer=replace(self.tokenizer, parse_special=parse))
 
+    def with_strict_tokens(self, strict: bool = True) -> Model:
+        """The same model, which refuses an answer that changes the prompt's own tokens where both
+        are read as one text ("hello wor" + "ld"), instead of measuring it with a notice."""
+        return replace(self, tokenizer=replace(self.tokenizer, strict=strict))
+
     def chat(
         self,
         messages: Messages,

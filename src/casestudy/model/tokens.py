@@ -140,6 +140,8 @@ class Tokenizer:
         parse_special: whether the text of a special token ("<|endoftext|>") in a prompt is read as
             that token; by default it is plain text.
         chat_template: how the model's own conversations are written, as Jinja (see `chat`).
+        strict: whether an answer that changes the prompt's own tokens, read as one text with it, is
+            refused; by default it is measured as it follows them, with a notice.
         more_templates: (name, template) of those that have to be asked for by name.
         end_ids: further tokens that end what the model writes, beside `eos_id`.
     """
@@ -152,6 +154,7 @@ class Tokenizer:
     special: frozenset[int] = frozenset()
     n_ids: int = 0
     parse_special: bool = False
+    strict: bool = False
     chat_template: str | None = None
     end_ids: frozenset[int] = frozenset()
     more_templates: tuple[tuple[str, str], ...] = ()
@@ -391,7 +394,8 @@ class Tokenizer:
             answer: a text, or ids in any form of `AnswerLike`, which are taken as they are.
             parse_special: of the prompt, see `ids`.
 
-        Raises: TokenError for an empty answer, or an id that no token has.
+        Raises: TokenError for an empty answer, or an id that no token has; of a `strict` tokenizer
+            also where the prompt's own tokens would change.
         """
         given = ids_given(answer)
         if given is not None:
@@ -409,7 +413,15 @@ class Tokenizer:
         ids = self._after_any(answer)
         if not ids:
             raise TokenError(f"the answer is empty: {answer!r}", allowed="at least one token")
-        return Continuation(tuple(ids), (self._joins(prompt, answer, (*head, *ids), joined),))
+        notice = self._joins(prompt, answer, (*head, *ids), joined)
+        if self.strict:
+            raise TokenError(
+                notice.text.replace("measured as", "they would be read as"),
+                allowed="with strict tokens, answers that leave the prompt's tokens as they are",
+                hint="Move the end of the prompt into the answer (its space, or the start of its "
+                "word), or name the answer by ids (id:12,345)",
+            )
+        return Continuation(tuple(ids), (notice,))
 
     def _after_any(self, answer: str) -> list[int]:
         """A text's tokens after some other text, whatever that is."""

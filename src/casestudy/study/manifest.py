@@ -78,6 +78,7 @@ def new_manifest(
     # stored only if given, so that studies stored before these settings existed still match
     asked: dict[str, Any] = {"parse_special": True} if model.tokenizer.parse_special else {}
     asked |= {} if settings.family is None else {"family": settings.family}
+    asked |= {"strict_tokens": True} if model.tokenizer.strict else {}
     asked |= {"scoring": settings.scoring} if several else {}
     return {
         "format": FORMAT,

@@ -39,6 +39,7 @@ class StudyPrompts:
         bos: whether its prompts start with BOS; None if unknown.
         prompts: a label and a query string for each.
         notices: what could not be read, and why.
+        strict: whether it refused answers that change the prompt's own tokens.
     """
 
     name: str
@@ -47,6 +48,7 @@ class StudyPrompts:
     bos: bool | None
     prompts: list[tuple[str, str]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    strict: bool = False
 
     def written_by(self, tokenizer: Tokenizer) -> StudyPrompts:
         """The same, with each token as text where the text stands for that token only."""
@@ -84,6 +86,7 @@ def study_prompts_of(folder: str | os.PathLike[str]) -> StudyPrompts:
         _text(manifest, "model", "name"),
         _text(manifest, "model", "dtype"),
         bos if isinstance(bos, bool) else None,
+        strict=_entry(manifest, "settings", "strict_tokens") is True,
     )
     if manifest.get("format") != FORMAT:
         found.notices.append(

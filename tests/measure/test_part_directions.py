@@ -13,7 +13,7 @@ from casestudy.engine.batch import Measurement, run_batch
 from casestudy.errors import MeasureError, SiteError
 from casestudy.measure.part_ablation import ablate_on_corpus, ablate_on_prompts
 from casestudy.measure.part_card import part
-from casestudy.measure.part_reads import Reading, coordinates
+from casestudy.measure.part_reads import InputPositions, coordinates
 from casestudy.measure.part_writes import keep_for_share, ledger_share, promoted_tokens
 from casestudy.measure.parts import DirectionPart, read_part
 from casestudy.measure.subspaces import Spot, Subspace
@@ -56,7 +56,7 @@ def test_its_coordinates_are_the_sum_of_what_wrote_the_site(variant: str, site: 
     if site is Site.RESID_MID and model.config.parallel:
         return
     tokens, one = Tokens.of(rows([5, 3])), of(site, k=2)
-    grid = coordinates(model, one, Reading(tokens, [4, 1], ("0", "1")))
+    grid = coordinates(model, one, InputPositions(tokens, [4, 1], ("0", "1")))
     assert grid.error["gap"] <= grid.error["bound"] == 1e-9
     held = run(model, tokens, keep=[site.at(1)])[site, 1][[0, 1], [4, 1]]
     np.testing.assert_allclose(grid.values.sum(1), (held @ one.basis).T, atol=1e-9)

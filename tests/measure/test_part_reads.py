@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casestudy.measure.explain import explain_attention_score
-from casestudy.measure.part_reads import Choice, Reading, neuron_inputs, score_parts
+from casestudy.measure.part_reads import Choice, InputPositions, neuron_inputs, score_parts
 from casestudy.measure.parts import HeadPart, NeuronPart
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
@@ -23,8 +23,8 @@ from tests.measure.batches import rows, say, spoken
 from tests.measure.worlds import N_HEADS, N_LAYERS, VARIANTS, decoder
 
 
-def reading(lengths: list[int], positions: list[int]) -> Reading:
-    return Reading(Tokens.of(rows(lengths)), positions, tuple(map(str, range(len(lengths)))))
+def reading(lengths: list[int], positions: list[int]) -> InputPositions:
+    return InputPositions(Tokens.of(rows(lengths)), positions, tuple(map(str, range(len(lengths)))))
 
 
 @settings(max_examples=25)

@@ -22,11 +22,11 @@ from typing import Any, cast
 
 from casestudy.claims.context import among
 from casestudy.claims.finding import Finding
-from casestudy.claims.interventions import Ablating, Faithfulness, Flips, Patching
+from casestudy.claims.interventions import Ablating, CircuitFaithfulness, Flips, Patching
 from casestudy.claims.observed import (
     AnswerStands,
-    Attention,
     ClassMass,
+    HeadAttention,
     HeadShare,
     LedgerTerm,
     LensDepth,
@@ -38,8 +38,8 @@ from casestudy.errors import FindingError
 
 KINDS: tuple[type[Finding], ...] = (
     *(LogitDifference, AnswerStands, ClassMass, Flips, LedgerTerm, LensDepth),
-    *(HeadShare, NeuronShare, Attention, Patching, Ablating, PartAblation),
-    *(Selectivity, Reads, FirstNodes, Faithfulness),
+    *(HeadShare, NeuronShare, HeadAttention, Patching, Ablating, PartAblation),
+    *(Selectivity, Reads, FirstNodes, CircuitFaithfulness),
 )
 """Every kind of finding. Two kinds of one `measure` differ in the keys they require."""
 

@@ -316,7 +316,7 @@ class Ablating(_Swept):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Faithfulness(Finding):
+class CircuitFaithfulness(Finding):
     """The faithfulness of a circuit, or of the model without it."""
 
     measure: ClassVar[str] = "circuit"

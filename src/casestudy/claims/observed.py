@@ -209,7 +209,7 @@ class NeuronShare(_PartOfContrast):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention(_Cell):
+class HeadAttention(_Cell):
     """The attention of a head to a role, from the last token or from another role."""
 
     measure: ClassVar[str] = "attention"

@@ -24,7 +24,7 @@ from casestudy.errors import FindingError, MeasureError, SiteError
 from casestudy.measure.attention import roles_seen
 from casestudy.measure.halves import Half
 from casestudy.measure.part_ablation import ablate_on_prompts
-from casestudy.measure.part_reads import Choice, Reading, split_input
+from casestudy.measure.part_reads import Choice, InputPositions, split_input
 from casestudy.measure.parts import CardPart, HeadPart, read_part
 from casestudy.model.decoder import run
 from casestudy.results import names
@@ -161,7 +161,7 @@ class Reads(_OnPrompts):
         part = self.subject(bench)
         rows, choices = self._choices(batch, part)
         tokens = batch.tokens[rows]
-        reading = Reading(tokens, tokens.last.tolist(), tuple(map(str, rows)))
+        reading = InputPositions(tokens, tokens.last.tolist(), tuple(map(str, rows)))
         grid = split_input(batch.model, part, reading, choices)
         side = self.side or "input"
         axis = grid.axes[0].name

@@ -141,7 +141,7 @@ class DirectionCard(Shown):
 Ends = tuple[float, float, float]
 
 
-class Share(NamedTuple):
+class HeldOutShare(NamedTuple):
     """A row of the summary; rank is None for the whole site."""
 
     directions: str
@@ -156,7 +156,7 @@ class Share(NamedTuple):
     @classmethod
     def of(
         cls, directions: str, rank: int | None, pairs: str, way: str, ends: Ends, n: int
-    ) -> Share:
+    ) -> HeldOutShare:
         """With a mean and the ends of its interval."""
         value, lower, upper = map(measured, ends)
         return cls(directions, rank, pairs, way, value, lower, upper, n)
@@ -329,12 +329,12 @@ class _Judging:
         about = "The share of the difference between the runs that follows when what the site "
         about += "holds along the directions is exchanged, with its 95 % interval over pairs; of "
         about += f"random directions the mean of {self.choices.random_sets} and the extremes."
-        columns = {name: [getattr(row, name) for row in rows] for name in Share._fields}
+        columns = {name: [getattr(row, name) for row in rows] for name in HeldOutShare._fields}
         return Table(names.DIRECTION_SUMMARY, columns, about)
 
     def exchanged(
         self, bases: Mapping[str, Tensor], on: str, half: Half, way: Direction
-    ) -> list[Share]:
+    ) -> list[HeldOutShare]:
         """The shares that follow, on some pairs in one way."""
         drawn = [u for some in self.drawn.values() for u in some]
         found = interchange(
@@ -350,14 +350,14 @@ class _Judging:
         mean, lower, upper, _ = mean_interval(parts.T, unit=FAITHFULNESS, documents=half.documents)
         ranks = {WHOLE: None, **{name: u.shape[1] for name, u in bases.items()}}
         rows = [
-            Share.of(name, rank, on, way, (mean[i], lower[i], upper[i]), len(half))
+            HeldOutShare.of(name, rank, on, way, (mean[i], lower[i], upper[i]), len(half))
             for i, (name, rank) in enumerate(ranks.items())
         ]
         first = len(ranks)
         for rank, some in self.drawn.items():
             one = mean[first : first + len(some)]
             ends = one.mean(), one.min(), one.max()
-            rows.append(Share.of(RANDOM, rank, on, way, ends, len(half)))
+            rows.append(HeldOutShare.of(RANDOM, rank, on, way, ends, len(half)))
             first += len(some)
         return rows
 

@@ -29,7 +29,7 @@ from casestudy.errors import MeasureError
 from casestudy.measure.attention import role_axis, roles_seen
 from casestudy.measure.part_ablation import ablate_on_corpus, ablate_on_prompts
 from casestudy.measure.part_activity import Activity, activities_in
-from casestudy.measure.part_reads import Choice, ReadAt, Reading, of_contexts, split_input
+from casestudy.measure.part_reads import Choice, InputPositions, ReadAt, of_contexts, split_input
 from casestudy.measure.part_selectivity import selectivity
 from casestudy.measure.part_tables import contexts_table, signs_table, values_table
 from casestudy.measure.part_writes import (
@@ -418,10 +418,10 @@ class _Prompts:
         """What the part does at every position."""
         return run(self.batch.model, self.batch.tokens, keep=part.keep(self.batch.model))
 
-    def reading(self) -> Reading:
+    def reading(self) -> InputPositions:
         """Each prompt at its last token."""
         positions = self.batch.tokens.last.tolist()
-        return Reading(self.batch.tokens, positions, self.batch.prompt_axis.labels)
+        return InputPositions(self.batch.tokens, positions, self.batch.prompt_axis.labels)
 
     def choices(self, results: list[Result]) -> ReadAt | None:
         """The role that gets most of the head's attention, against the prompts' other keys."""
@@ -442,7 +442,7 @@ class _Prompts:
                 labels = tuple(self.batch.prompt_axis.labels[i] for i in rows)
                 tokens = self.batch.tokens[rows]
                 words = f"the last token, keys of the role “{role}” against the other keys"
-                return Reading(tokens, tokens.last.tolist(), labels), found, words
+                return InputPositions(tokens, tokens.last.tolist(), labels), found, words
         return None
 
 

@@ -103,7 +103,7 @@ def upstream_shares(
 
 
 @dataclass(frozen=True)
-class Reading:
+class InputPositions:
     """Positions whose input is split.
 
     Attributes:
@@ -122,7 +122,7 @@ class Reading:
         return every, torch.tensor(list(self.positions), device=model.device)
 
 
-def neuron_inputs(model: Model, part: NeuronPart, reading: Reading) -> Grid:
+def neuron_inputs(model: Model, part: NeuronPart, reading: InputPositions) -> Grid:
     """A neuron's input (and gate) split over what wrote the residual stream.
 
     Shape:  (input, component, prompt); the last component is "bias".
@@ -166,11 +166,13 @@ def neuron_inputs(model: Model, part: NeuronPart, reading: Reading) -> Grid:
     )
 
 
-def _prompts(reading: Reading) -> Axis:
+def _prompts(reading: InputPositions) -> Axis:
     return Axis("prompt", reading.labels)
 
 
-def split_input(model: Model, part: CardPart, reading: Reading, choices: Sequence[Choice]) -> Grid:
+def split_input(
+    model: Model, part: CardPart, reading: InputPositions, choices: Sequence[Choice]
+) -> Grid:
     """A neuron's input, or a head's difference of scores, at these positions."""
     if isinstance(part, HeadPart):
         return score_parts(model, part, reading, choices)
@@ -180,7 +182,7 @@ def split_input(model: Model, part: CardPart, reading: Reading, choices: Sequenc
     return coordinates(model, part, reading)
 
 
-def coordinates(model: Model, part: DirectionPart, reading: Reading) -> Grid:
+def coordinates(model: Model, part: DirectionPart, reading: InputPositions) -> Grid:
     """The coordinates along a site's directions, split over what wrote the site.
 
     The residual stream is split over embeddings, heads and MLPs; a layer's attention over its
@@ -271,7 +273,7 @@ def of_contexts(model: Model, part: CardPart, found: Activity) -> ReadAt | None:
     labels = tuple(f"context {i}" for i in range(1, len(contexts) + 1))
     words = f"the {len(contexts)} strongest contexts"
     words += ", the key that gets most attention against the other keys" if choices else ""
-    reading = Reading(tokens.to(model.device), [context.at for context in contexts], labels)
+    reading = InputPositions(tokens.to(model.device), [context.at for context in contexts], labels)
     return reading, choices, words
 
 
@@ -290,11 +292,13 @@ class Choice:
     others: tuple[int, ...]
 
 
-ReadAt = tuple[Reading, list[Choice], str]
+ReadAt = tuple[InputPositions, list[Choice], str]
 """Positions, for a head the keys to compare, and both in words."""
 
 
-def score_parts(model: Model, part: HeadPart, reading: Reading, choices: Sequence[Choice]) -> Grid:
+def score_parts(
+    model: Model, part: HeadPart, reading: InputPositions, choices: Sequence[Choice]
+) -> Grid:
     """Why a head attends to some keys rather than others: the difference of their scores, split.
 
     The difference is the mean score of the chosen keys minus that of the others, before the

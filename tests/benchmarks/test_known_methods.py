@@ -19,6 +19,8 @@ from casestudy.circuits.graph import Graph
 from tests.benchmarks.test_known_circuits import CANCELLING
 from tests.measure import by_hand
 
+pytestmark = pytest.mark.slow
+
 NOISING, DENOISING = "exact noising", "exact denoising"
 AT_CLEAN, AT_CORRUPTED = "EAP, clean", "EAP, corrupted"
 INPUTS, ACTIVATIONS = "EAP-IG inputs", "EAP-IG activations"

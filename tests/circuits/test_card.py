@@ -33,6 +33,8 @@ from casestudy.results.result import Grid, Table
 from tests.circuits.test_edge_scores import pair_of, world
 from tests.measure.worlds import contrast
 
+pytestmark = pytest.mark.slow
+
 
 def small(**options: int) -> Model:
     """Two layers: a card evaluates every node without every other."""

@@ -433,6 +433,7 @@ class TestHub:
         [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}],
         ids=["offline", "unreachable"],
     )
+    @pytest.mark.slow
     def test_not_cached_says_what_to_do(self, tmp_path: Path, environment: dict[str, str]) -> None:
         start = time.monotonic()
         alias, revision = loaded("gpt2-small", "gpt2@step7", home=tmp_path, **environment)

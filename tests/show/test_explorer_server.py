@@ -20,6 +20,8 @@ from casestudy.errors import ModelError, ServeError, StudyError
 from tests.show import studies
 from tests.show.serving import Served, serving
 
+pytestmark = pytest.mark.slow
+
 ASKED = {"prompt": "It was late. He slept.", "corrupted": "It was late, he slept."}
 WORDS = ("It", "was", "late", "the", "dog", "slept", "and", "He", "She", "went", "home", ".", ",")
 

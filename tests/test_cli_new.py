@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from casestudy.behaviour.files import load_behaviour
+from casestudy.measure.whole_answers import whole_answers
 from casestudy.model.loading import load
 from tests.helpers import call
 
@@ -39,6 +40,29 @@ def test_the_file_is_a_behaviour_of_the_prompt_and_its_best_partner(
     tokenizer = load(model).tokenizer
     lengths = {len(tokenizer.tokenize(p["text"]).rows()[0]) for p in found["partners"]}
     assert lengths == {len(tokenizer.tokenize(PROMPT).rows()[0])}
+
+
+def test_answers_of_several_tokens_make_a_file_that_runs(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "several.toml"
+    asked = ("new", PROMPT, "-a", " He slept", "-c", " it", "--model", model, "--out", str(path))
+    status, out, err = call(capsys, *asked, "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    (prompt,) = load_behaviour(path).prompts
+    assert (prompt.answer, prompt.counterpart) == (" He slept", " it")
+    (value,) = whole_answers(load(model), [prompt]).value.values
+    assert (found["unit"], found["logit_difference"]) == ("nats", pytest.approx(value, abs=1e-4))
+    assert len(found["answer"]["ids"]) > 1
+    assert found["counterpart"]["rank"] > 0
+    best = found["partners"][0]
+    assert best["share_left"] == pytest.approx(best["logit_difference"] / value, abs=1e-3)
+    assert "nats" in path.read_text("utf-8")
+    path.unlink()
+    status, out, _ = call(capsys, *asked)
+    assert status == 0
+    assert "·He·slept" in out
 
 
 def test_an_existing_file_is_never_overwritten(

@@ -25,6 +25,7 @@ from casestudy.cli.options import (
 from casestudy.cli.printing import escape, gap, in_options, preference, print_json, print_table, say
 from casestudy.cli.progress import ProgressBar
 from casestudy.errors import CasestudyError
+from casestudy.results.names import SIDES
 from casestudy.show.text import clean, visible
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _print_steps(found: Explanation, whole: WholeAnswers) -> None:
     rows = []
     for step in whole.steps.rows():
         row = [str(step["place"] + 1)]
-        for side in ("answer", "counterpart"):
+        for side in SIDES:
             log_p = step[f"{side}_log_prob"]
             row += ["", ""] if log_p is None else [visible(step[side]), f"{log_p:.3f}"]
         rows.append((*row, f"{step['weight'] * step['value']:+.3f}"))

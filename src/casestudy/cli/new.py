@@ -20,6 +20,7 @@ from casestudy.cli.options import (
 )
 from casestudy.cli.printing import escape, preference, print_json, print_table, say
 from casestudy.errors import CasestudyError
+from casestudy.results.names import SIDES
 from casestudy.show.text import clean, percent, prompt_excerpt, visible
 
 if TYPE_CHECKING:
@@ -42,12 +43,16 @@ answers = "given"  # every prompt brings its answer and its counterpart
 {chat}
 [[prompts]]
 text = {text}
-# One token each, with the leading space if the word has one.
+# {tokens}
 answer = {answer}
 counterpart = {counterpart}
 # The corrupted prompt: the same sentence, with as many tokens, in which the preference is gone.
 # Patching and the circuit compare the two.
 """
+_TOKENS = {
+    "logits": "One token each, with the leading space if the word has one.",
+    "nats": "Several tokens: all of them count, by the sum of their log-probabilities.",
+}
 _CHAT = "# A text is what a user says, or messages as JSON; the chat template writes the rest.\n"
 _TAIL = """
 # One prompt gives no interval. Add nine or more of the same kind, each like this:
@@ -63,10 +68,11 @@ _TAIL = """
 def new(
     prompt: PromptArgument,
     answer: Annotated[
-        str, typer.Option("--answer", "-a", help="The token to explain, such as ' were'.")
+        str,
+        typer.Option("--answer", "-a", help="What to explain: ' were', or several tokens."),
     ],
     counterpart: Annotated[
-        str, typer.Option("--counterpart", "-c", help="The token to compare it with.")
+        str, typer.Option("--counterpart", "-c", help="What to compare it with.")
     ],
     model: ModelOption = "tiny",
     out: Annotated[
@@ -77,37 +83,47 @@ def new(
 ) -> None:
     """Start a study of your own: write a commented behaviour file for one prompt.
 
-    It shows how the model ranks the two tokens, and offers corrupted prompts.
+    It shows how probable the model finds the two answers, and offers corrupted prompts.
     """
     from casestudy.behaviour.prompts import Prompt
     from casestudy.measure.partners import partners
     from casestudy.measure.predictions import score_answer
-    from casestudy.measure.quick_look import weighed
+    from casestudy.measure.quick_look import weighed_sides
 
     path = _free(out or Path(f"{_slug(prompt)}.toml"))
     loaded, read = reading.prompt(model, Prompt(prompt))
     say_notices(loaded, [read])
-    pair = weighed(loaded, read.text, answer, counterpart)
-    scores = [score_answer(loaded, read.text, token) for token in pair]
-    offers = partners(loaded, read.text, *pair)
+    sides = weighed_sides(loaded, read.text, answer, counterpart)
+    scores = [
+        score_answer(loaded, read.text, given if len(side) > 1 else side[0])
+        for given, side in zip((answer, counterpart), sides, strict=True)
+    ]
+    offers = partners(loaded, read.text, *sides)
     chat = reading.conversations()
     if chat is not None:  # as the file has them: messages, not what the template makes of them
         offers = _as_messages(prompt, read.text, offers)
-    logits = [score.logit for score in scores if score.logit is not None]
+    difference, unit = _difference(scores)
     command = ["casestudy", "run", str(path), "--model", model]
-    _write(path, _file(path.stem, prompt, (answer, counterpart), offers, command, chat))
+    _write(path, _file(path.stem, prompt, (answer, counterpart), offers, command, unit, chat))
     if as_json:
         found: dict[str, Any] = {"file": str(path), "model": loaded.name}
-        found |= {name: s.standing() for name, s in zip(_SIDES, scores, strict=True)}
+        found |= {name: s.standing() for name, s in zip(SIDES, scores, strict=True)}
+        found |= {"unit": unit, "logit_difference": difference}
         rest = {"partners": [offer.as_dict() for offer in offers], "command": command}
-        print_json("new", {**found, "logit_difference": logits[0] - logits[1], **rest})
+        print_json("new", {**found, **rest})
         return
-    _print_standing(prompt, loaded.name, scores, logits[0] - logits[1])
-    _print_offers(offers)
+    _print_standing(prompt, loaded.name, scores, difference, unit)
+    _print_offers(offers, unit)
     print(f"\nwritten: {path}\nrun it:  {shlex.join(command)}")
 
 
-_SIDES = ("answer", "counterpart")
+def _difference(scores: list[AnswerScore]) -> tuple[float, str]:
+    """The two answers' difference, and its unit: of tokens their logits', of longer answers that of
+    their log-probabilities."""
+    first, second = scores
+    if first.logit is None or second.logit is None:
+        return first.log_prob - second.log_prob, "nats"
+    return first.logit - second.logit, "logits"
 
 
 def presets(as_json: JsonOption = False) -> None:
@@ -165,6 +181,7 @@ def _file(
     pair: tuple[str, str],
     offers: tuple[Partner, ...],
     command: list[str],
+    unit: str,
     chat: Chat | None = None,
 ) -> str:
     """The behaviour file: the best partner is used, the others stand in comments."""
@@ -177,13 +194,14 @@ def _file(
         name=toml_value(name),
         chat="" if chat is None else f"{_CHAT}chat = {toml_value(chat_entry(chat))}\n",
         text=toml_value(prompt),
+        tokens=_TOKENS[unit],
         answer=answer,
         counterpart=counterpart,
     )
     lines = []
     for i, offer in enumerate(offers[:OFFERED]):
         used = "" if i == 0 and offer.undoes else "# "
-        lines.append(f"{used}corrupted = {toml_value(offer.text)}  # {_left(offer)}\n")
+        lines.append(f"{used}corrupted = {toml_value(offer.text)}  # {_left(offer, unit)}\n")
     if not offers:
         lines.append('# corrupted = "…"  # casestudy knows no edit of this prompt\n')
     return head + "".join(lines) + _TAIL.format(answer=answer, counterpart=counterpart)
@@ -197,31 +215,35 @@ def _as_messages(prompt: str, text: str, offers: tuple[Partner, ...]) -> tuple[P
     return tuple(replace(offer, text=said) for offer, said in found if said is not None)
 
 
-def _left(offer: Partner) -> str:
+def _left(offer: Partner, unit: str) -> str:
     where = "" if offer.before_last else ", in the last token alone"
     edit = " ".join(offer.edit.split())
-    return f"{edit}: {offer.clean:+.2f} becomes {offer.corrupted:+.2f} logits{where}"
+    return f"{edit}: {offer.clean:+.2f} becomes {offer.corrupted:+.2f} {unit}{where}"
 
 
-def _print_standing(prompt: str, model: str, scores: list[AnswerScore], difference: float) -> None:
-    rows = []
-    for side, score in zip(_SIDES, scores, strict=True):
-        one = score.standing()
-        rows.append((side, visible(one["token"]), str(one["rank"]), percent(one["prob"])))
+def _print_standing(
+    prompt: str, model: str, scores: list[AnswerScore], difference: float, unit: str
+) -> None:
+    texts = ["".join(token.label for token in score.tokens) for score in scores]
+    rows = [
+        (side, visible(text), str(score.place or ""), percent(score.prob))
+        for side, text, score in zip(SIDES, texts, scores, strict=True)
+    ]
+    what = "token" if unit == "logits" else "answer"
     print_table(
-        f"{model} after “{prompt_excerpt(prompt, 200)}”", ("", "token", "rank", "probability"), rows
+        f"{model} after “{prompt_excerpt(prompt, 200)}”", ("", what, "rank", "probability"), rows
     )
-    sides = [score.tokens[0].label for score in scores]
-    print(f"{preference(model, sides, difference)}\n")
+    print(f"{preference(model, texts, difference, unit)}\n")
 
 
-def _print_offers(offers: tuple[Partner, ...]) -> None:
+def _print_offers(offers: tuple[Partner, ...], unit: str) -> None:
     if not offers:
         say("No corrupted prompt of as many tokens is known: write your own into the file.")
         return
     print_table(
-        "corrupted prompts: their logit difference, and its share of the prompt's own",
-        ("corrupted prompt", "edit", "logits", "share"),
+        f"corrupted prompts: the {'logit ' if unit == 'logits' else ''}difference of the answers, "
+        "and its share of the prompt's own",
+        ("corrupted prompt", "edit", unit, "share"),
         [
             (
                 prompt_excerpt(offer.text, 200),

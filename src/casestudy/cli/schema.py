@@ -89,9 +89,11 @@ KEYS: dict[str, dict[str, str]] = {
     "new": {
         "file": "the behaviour file that was written",
         "model": "the model asked",
-        "answer": "`token`, `id`, `rank` (1 is the first), `prob`",
+        "answer": "`token`, `id`, `rank` (1 is the first), `prob`; of several tokens `answer`, "
+        "`tokens`, `ids`, `log_prob`, `prob`",
         "counterpart": "the same",
-        "logit_difference": "answer against counterpart, in logits",
+        "unit": "nats where an answer has several tokens, else logits",
+        "logit_difference": "answer against counterpart, in `unit`",
         "partners": "corrupted prompts on offer, best first: `edit`, `text`, `logit_difference`, "
         "`share_left`, `before_last`",
         "command": "what runs the file, as a list of words",

@@ -31,13 +31,12 @@ from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
 from casestudy.model.trace import Trace
 from casestudy.results import names
+from casestudy.results.names import SIDES
 
 ROWS = 4096
 """Tokens of the texts that are run at once: their activations are kept at every position."""
 WEIGHTS = 1 << 23
 """Readings times tokens of the vocabulary whose weights are held at once, in float64: 64 MB."""
-SIDES = ("answer", "counterpart")
-"""The tokens of a step: what counts for the answer, and what counts against it."""
 
 
 def read_at(

@@ -25,7 +25,7 @@ from casestudy.behaviour.counterfactual import Counterfactual, Proposals
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.behaviour.readouts import row_of
 from casestudy.behaviour.steps import Scoring, Steps, steps_of
-from casestudy.engine.reading import SIDES, Readings
+from casestudy.engine.reading import Readings
 from casestudy.engine.readout import Metric, Tails
 from casestudy.errors import CasestudyError
 from casestudy.measure.metrics import NamedMetric
@@ -33,6 +33,7 @@ from casestudy.measure.pairs import Pairs, Texts
 from casestudy.measure.patched import Patched
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
+from casestudy.results.names import SIDES
 from casestudy.results.result import Array, Axis, Grid
 
 WHOLE = "log-probability difference of two answers"

@@ -364,7 +364,7 @@ def _prompt_warnings(found: _Contrast) -> tuple[str, ...]:
     """Warnings about the prompt and its two answers."""
     warnings = ["One prompt: no interval, and nothing about other prompts. Run a study on several."]
     warnings += [str(notice) for notice in found.notices]
-    for name, side in zip(("answer", "counterpart"), found.sides, strict=True):
+    for name, side in zip(names.SIDES, found.sides, strict=True):
         if side.place is not None and side.place >= UNLIKELY:
             warnings.append(
                 f"The {name} is unlikely here: it has rank {side.place:,} and probability "

@@ -12,6 +12,7 @@ Engineering".
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from casestudy.behaviour.contrast import Contrast
+from casestudy.behaviour.windows import Windows
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, pack
 from casestudy.engine.readout import Metric, Readout
-from casestudy.errors import MeasureError
+from casestudy.errors import BehaviourError, MeasureError
 from casestudy.measure.attribution_patching import read_last
 from casestudy.measure.metrics import rows_of
 from casestudy.model.decoder import run
@@ -114,28 +116,25 @@ def windows_of(
 
     Raises: MeasureError for text without a window of `_FEWEST` tokens.
     """
-    tokenizer = model.tokenizer
-    begin = [tokenizer.bos_id] if tokenizer.prepend_bos and tokenizer.bos_id is not None else []
-    width = min(WINDOW, model.config.n_ctx) - len(begin)
-    rows: list[list[int]] = []
-    documents: list[str] = []
-    seen: set[tuple[int, ...]] = set()
+    tokenizer, length = model.tokenizer, min(WINDOW, model.config.n_ctx)
+    found: dict[tuple[int, ...], str] = {}  # a window's tokens and its document
     for document, text in texts:
-        ids = tokenizer.ids(text)
-        for first in range(0, len(ids), width):
-            row = ids[first : first + width]
-            if len(row) >= _FEWEST and tuple(row) not in seen and len(rows) < most:
-                seen.add(tuple(row))
-                rows.append([*begin, *row])
-                documents.append(document)
-        if len(rows) >= most:
+        with suppress(BehaviourError):  # a text without a window
+            for window in Windows({document: text}, tokenizer, length):
+                if len(window.ids) >= _FEWEST + tokenizer.prepend_bos:
+                    found.setdefault(window.ids, window.document)
+                if len(found) == most:
+                    break
+        if len(found) == most:
             break
+    rows, documents = list(map(list, found)), tuple(found.values())
     if not rows:
         raise MeasureError(
             "no text to measure the cost of steering on",
             allowed=f"a text of {_FEWEST} tokens or more",
         )
-    return Tokens.of(rows, pad=tokenizer.eos_id or 0, bos=bool(begin)), tuple(documents)
+    bos = tokenizer.prepend_bos and tokenizer.bos_id is not None
+    return Tokens.of(rows, pad=tokenizer.eos_id or 0, bos=bos), documents
 
 
 def at_coefficients(

@@ -23,7 +23,7 @@ import numpy as np
 from casestudy.behaviour.prompts import Prompt, Prompts
 from casestudy.behaviour.steps import Scoring, steps_of
 from casestudy.engine.batch import Batch
-from casestudy.engine.reading import SIDES, Readings
+from casestudy.engine.reading import Readings
 from casestudy.errors import CasestudyError
 from casestudy.measure.attribution import keep_for_heads, measure_heads
 from casestudy.measure.ledger import keep_for_ledger, measure_ledger
@@ -33,6 +33,7 @@ from casestudy.model.notices import Notice
 from casestudy.model.sites import Keep
 from casestudy.model.token import Token
 from casestudy.results import names
+from casestudy.results.names import SIDES
 from casestudy.results.result import Array, Axis, Grid, Result, Shown, Table, worst_error
 
 

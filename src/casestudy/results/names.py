@@ -31,6 +31,8 @@ LOGIT_DIFFERENCE = "logit_difference"
 """(contrast, prompt), logits."""
 CLASS_MASS = "class_mass"
 """(class, prompt), probability of the next token summed over a class of tokens."""
+SIDES = ("answer", "counterpart")
+"""The two tokens, or texts, that are compared: what counts for, and what counts against."""
 WHOLE = "whole answer"
 """The contrast of two answers of several tokens, by the sums of their log-probabilities."""
 WHOLES = {

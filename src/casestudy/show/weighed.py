@@ -106,7 +106,7 @@ def weighed(study: StoredStudy, contrast: str | None = None) -> Weighed:
     if classes is not None:
         return classes
     if name in names.WHOLES.values():
-        both = (_only(_answer_texts(study, side)) for side in ("answer", "counterpart"))
+        both = (_only(_answer_texts(study, side)) for side in names.SIDES)
         answer, other = both if name != names.WHOLES["first"] else (None, None)
         unit = "logits" if name == names.WHOLES["first"] else "nats"
         return Weighed(Side("the whole answer", answer), Side(FORMS[name], other), unit)
@@ -128,9 +128,7 @@ def _classes(study: StoredStudy, contrast: str) -> Weighed | None:
     asked = behaviour.get("class_contrast") if isinstance(behaviour, dict) else None
     if not isinstance(asked, dict) or asked.get("name") != contrast:
         return None
-    answer, other = (
-        Side(f"the class “{clean(asked.get(side, ''))}”") for side in ("answer", "counterpart")
-    )
+    answer, other = (Side(f"the class “{clean(asked.get(side, ''))}”") for side in names.SIDES)
     return Weighed(answer, other)
 
 

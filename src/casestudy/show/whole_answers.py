@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from casestudy.results import names
 from casestudy.results.files import write_atomically
+from casestudy.results.names import SIDES
 from casestudy.show.blocks import Absent, Section
 from casestudy.show.page import environment, figure_html
 from casestudy.show.report import frame
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 MOST_PROMPT = 400
 """Columns of the prompt that stand before a strip."""
-SIDES = ("answer", "counterpart")
 HOW = {
     "sum": "Each answer counts by the sum of its tokens’ log-probabilities.",
     "mean": "Each answer counts by the mean of its tokens’ log-probabilities.",

@@ -168,7 +168,7 @@ def _steps(found: Probe, page_state: PageState) -> Markup:
     for place in sorted({row["place"] for row in rows}):
         here = [row for row in rows if row["place"] == place]  # both sides, or one of each
         line = {"place": place + 1, "shared": "", "value": signed(sum(r["value"] for r in here))}
-        for side in ("answer", "counterpart"):
+        for side in names.SIDES:
             row = next((row for row in here if row[side] is not None), None)
             line[side] = "" if row is None else chip(row[side])
             line[f"{side}_log_p"] = "" if row is None else number(row[f"{side}_log_prob"])

@@ -59,7 +59,7 @@ def _written(query: str, tokenizer: Tokenizer) -> str:
     """The query with tokens as texts; a token whose text is ambiguous stays "id:1234"."""
     found = dict(parse_qsl(query, keep_blank_values=True))
     prompt = found.get("prompt", "")
-    for side in ("answer", "counterpart"):
+    for side in names.SIDES:
         given = found.get(side, "").removeprefix("id:")
         ids = [int(id) for id in given.split(",") if id.isdecimal() and int(id) < tokenizer.d_vocab]
         if given == found.get(side, "") or ",".join(map(str, ids)) != given:
@@ -136,7 +136,7 @@ def _whole_answers(store: Store, found: StudyPrompts) -> dict[Any, tuple[str, st
     for row in [] if table is None else sorted(table.rows(), key=lambda row: int(row["place"])):
         ids.setdefault(row["prompt"], {}).setdefault(row["side"], []).append(str(row["id"]))
     whole = {
-        prompt: tuple(f"id:{','.join(sides[side])}" for side in ("answer", "counterpart"))
+        prompt: tuple(f"id:{','.join(sides[side])}" for side in names.SIDES)
         for prompt, sides in ids.items()
         if len(sides) == 2
     }

@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from casestudy.results import names
+from casestudy.results.names import SIDES
 from casestudy.results.result import Axis, Grid
 from casestudy.show.blocks import Figure
 from casestudy.show.page import environment, figure_html
@@ -22,7 +23,6 @@ from casestudy.show.sections.ledger_figure import ledger_figure
 from casestudy.show.stored import Missing, StoredStudy
 from casestudy.show.text import MINUS, chip, percent, prompt_excerpt, signed, visible
 
-SIDES = ("answer", "counterpart")
 MOST_PROMPT = 400
 """Columns of the prompt that stand before a strip."""
 MOST_ACCOUNTS = 60

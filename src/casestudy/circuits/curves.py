@@ -11,14 +11,14 @@ about forty circuits for the smallest one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
-from casestudy.circuits.evaluate import CIRCUIT_BUDGET, EdgeAblation, Evaluation, evaluate_circuit
+from casestudy.circuits.evaluate import CIRCUIT_BUDGET, EdgeAblation, Evaluation, Evaluator
 from casestudy.circuits.graph import Circuit, Graph, Rank, Scores
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
@@ -148,11 +148,40 @@ def curve(
 
     Raises: as `evaluate_circuit`.
     """
-    circuits = curve_circuits(scores.graph, scores.ranked, rank=rank, proportions=proportions)
-    evaluation = evaluate_circuit(
-        model, pairs, metric, circuits, ablation=ablation, budget=budget, progress=progress
+    found = Evaluator(model, scores.graph, pairs, metric, ablation, budget.memory)
+    (one,) = curves(
+        found, scores, [rank], proportions=proportions, budget=budget, progress=progress
     )
-    return Curve(tuple(proportions), evaluation)
+    return one
+
+
+def curves(
+    evaluator: Evaluator,
+    scores: EdgeScores,
+    ranks: Sequence[Rank],
+    *,
+    proportions: Sequence[float] = PROPORTIONS,
+    budget: Budget = CIRCUIT_BUDGET,
+    progress: Tell | None = None,
+) -> list[Curve]:
+    """A curve for each rank, in one evaluation; `budget.check` values of each are computed again
+    in full.
+
+    Raises: as `evaluate_circuit`.
+    """
+    circuits = [
+        circuit
+        for rank in ranks
+        for circuit in curve_circuits(
+            scores.graph, scores.ranked, rank=rank, proportions=proportions
+        )
+    ]
+    checked = replace(budget, check=budget.check * len(ranks))
+    whole = evaluator.evaluate(circuits, checked, progress)
+    n = len(proportions)
+    return [
+        Curve(tuple(proportions), whole.part(slice(i * n, (i + 1) * n))) for i in range(len(ranks))
+    ]
 
 
 def smallest(
@@ -177,21 +206,28 @@ def smallest(
     Raises: MeasureError if not even the whole graph is faithful enough (a metric that ablation
     does not change).
     """
+    found = Evaluator(model, scores.graph, pairs, metric, ablation, budget.memory)
+    return smallest_by(found, scores, faithful, rank=rank, budget=budget, progress=progress)
+
+
+def smallest_by(
+    evaluator: Evaluator,
+    scores: EdgeScores,
+    faithful: float,
+    *,
+    rank: Rank = "absolute",
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+) -> Circuit:
+    """As `smallest`, on the evaluator's pairs."""
     graph = scores.graph
 
     def circuit(n: int) -> Circuit:
         return graph.top(scores.ranked, n, rank).pruned()
 
     def faithfulness(sizes: Sequence[int]) -> NDArray[np.float64]:
-        return evaluate_circuit(
-            model,
-            pairs,
-            metric,
-            [circuit(n) for n in sizes],
-            ablation=ablation,
-            budget=budget.checking(0),
-            progress=progress,
-        ).faithfulness
+        circuits = [circuit(n) for n in sizes]
+        return evaluator.evaluate(circuits, budget.checking(0), progress).faithfulness
 
     n_edges = len(graph.order(scores.ranked, rank))
     return circuit(smallest_size(n_edges, faithfulness, faithful, "edges"))

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -56,7 +56,7 @@ CIRCUIT_BUDGET = Budget(check=4)
 """By default: a plain run of a circuit takes a forward pass for each of its receivers' inputs."""
 
 _KEPT = 8
-"""An evaluator keeps blocks of prompts that use at most 1 / this of the memory."""
+"""An evaluator keeps blocks of prompts that use at most 1 / this of the memory; a card has four."""
 
 _ROWS = 1024
 """Tokens per block and circuit: matrix products at full rate, buffers that nearly fit the cache."""
@@ -92,6 +92,10 @@ class Evaluation:
         1 is the whole model, 0 everything ablated; above 1 a circuit overshoots.
         """
         return ratio_of_means(self.values, self.empty, self.full)
+
+    def part(self, circuits: slice) -> Evaluation:
+        """Some of the circuits, with the check of all."""
+        return replace(self, circuits=self.circuits[circuits], values=self.values[circuits])
 
     def interval(
         self, documents: Sequence[str] | None = None
@@ -147,7 +151,9 @@ class Evaluator:
     Args:
         model, pairs, metric, ablation: as in `evaluate_circuit`.
         graph: of the circuits.
-        memory: bytes; blocks of prompts that use little of it are kept.
+        memory: bytes.
+        keep: bytes of the blocks of prompts that may be kept for later calls; by default an eighth
+            of the memory.
 
     Raises: MeasureError for pairs that are identical or of unequal length.
     """
@@ -160,7 +166,9 @@ class Evaluator:
         metric: Contrast | Metric,
         ablation: EdgeAblation,
         memory: int,
+        keep: int | None = None,
     ) -> None:
+        self.most_kept = memory // _KEPT if keep is None else keep
         self.model, self.graph, self.config = model, graph, model.config
         self.pairs, self.metric, self.ablation, self.memory = pairs, metric, ablation, memory
         self.firsts = differing(pairs)
@@ -265,6 +273,8 @@ class Evaluator:
         gone = tuple(np.flatnonzero(~circuit.senders).tolist())
         if not gone:
             return () if circuit == self.graph.full else None
+        if not circuit.mask[circuit.senders, -1].all():  # every node left would write to the logits
+            return None
         senders = [self.graph.senders[i] for i in gone]
         split = any(self.graph.neurons.get(s.layer or 0) for s in senders)
         mixed = self.config.qk_norm == "all" or any(
@@ -284,7 +294,7 @@ class Evaluator:
         from_run = self.ablation == "corrupted"
         start = min(self.firsts[b] for b in some) if from_run else 0
         block = Block(self.ablated, self.metric, some, start)
-        if sum(other.nbytes for other in (*self.kept.values(), block)) <= self.memory // _KEPT:
+        if sum(other.nbytes for other in (*self.kept.values(), block)) <= self.most_kept:
             self.kept[key] = block
         return block
 

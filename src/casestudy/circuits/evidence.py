@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -44,12 +44,12 @@ from casestudy.circuits.cost import (
     make_plan,
     measure_costs,
 )
-from casestudy.circuits.curves import Curve, curve, curve_circuits, smallest
+from casestudy.circuits.curves import Curve, curve_circuits, curves, smallest_by
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import Method, attribute_edges
-from casestudy.circuits.evaluate import CIRCUIT_BUDGET, EdgeAblation, evaluate_circuit
+from casestudy.circuits.evaluate import CIRCUIT_BUDGET, EdgeAblation, Evaluation, Evaluator
 from casestudy.circuits.graph import Circuit, Graph, Mask, Rank
-from casestudy.circuits.knockouts import Knockouts, knock_out
+from casestudy.circuits.knockouts import Knockouts, knock_out_by
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Planned, Progress, Tell
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError, one_of
@@ -130,6 +130,7 @@ class Question:
         choices: the settings of the search.
         budget: memory and checks; random choices use the seed of `choices`.
         progress: called with the progress within a step.
+        evaluators: of each half and ablation, shared by all steps.
     """
 
     model: Model
@@ -140,6 +141,9 @@ class Question:
     choices: Choices
     budget: Budget = DEFAULT_BUDGET
     progress: Tell | None = None
+    evaluators: dict[tuple[int, EdgeAblation], tuple[Half, Evaluator]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @classmethod
     def of(
@@ -170,6 +174,14 @@ class Question:
     def with_judges(self, most: int | None) -> Question:
         """The same with at most so many of the pairs for the evaluation, the first ones."""
         return self if most is None else replace(self, judge=self.judge.first(most))
+
+    def evaluator(self, half: Half, ablation: EdgeAblation) -> Evaluator:
+        """Evaluates circuits on these pairs; made once for all steps."""
+        key = id(half), ablation  # the half is kept as well, so that no other takes its id
+        if key not in self.evaluators:
+            on = self.model, self.graph, half.pairs, half.metric
+            self.evaluators[key] = half, Evaluator(*on, ablation, self.budget.memory)
+        return self.evaluators[key][1]
 
     def on(self, half: Half) -> tuple[Model, Pairs, Contrast | Metric]:
         """The first arguments of every function that measures these pairs."""
@@ -295,16 +307,16 @@ def patch_sample(question: Question, scores: EdgeScores, plan: Plan) -> ExactSam
 def size_curves(question: Question, scores: EdgeScores) -> dict[str, Curve]:
     """Faithfulness by size, for each rank and ablation."""
     choices = question.choices
-    curves: dict[str, tuple[Rank, EdgeAblation]] = {
-        f"{choices.method}, {rank}": (rank, choices.ablation) for rank in get_args(Rank)
-    }
+    ranks: tuple[Rank, ...] = get_args(Rank)
+    budget, judge, tell = question.circuit_budget, question.judge, question.progress
+    own = question.evaluator(judge, choices.ablation)
+    found = curves(own, scores, ranks, budget=budget, progress=tell)
+    named = {f"{choices.method}, {rank}": one for rank, one in zip(ranks, found, strict=True)}
     for ablation in choices.other_ablations:
-        curves[f"{choices.curve_name}, {ablation} ablation"] = (choices.rank, ablation)
-    budget, on, tell = question.circuit_budget, question.on(question.judge), question.progress
-    return {
-        name: curve(*on, scores, rank=rank, ablation=ablation, budget=budget, progress=tell)
-        for name, (rank, ablation) in curves.items()
-    }
+        other = question.evaluator(judge, ablation)
+        (one,) = curves(other, scores, [choices.rank], budget=budget, progress=tell)
+        named[f"{choices.curve_name}, {ablation} ablation"] = one
+    return named
 
 
 def control_circuits(
@@ -322,50 +334,46 @@ def control_circuits(
         )
     ]
     question = question.with_judges(plan.extent.pairs)
+    drawn = _random_circuits(question, sizes, plan.extent.random_circuits)
+    found = _judged(question, [*flipped, *drawn.values()], parts=2).faithfulness
+    values = np.full((len(sizes), plan.extent.random_circuits), np.nan)
+    for place, value in zip(drawn, found[len(flipped) :], strict=True):
+        values[place] = value
     return {
-        "random circuits of the same size": _random_circuits(
-            question, sizes, plan.extent.random_circuits
-        ),
-        "signs flipped at random": _judged(question, flipped).reshape(FLIPS, -1).T,
+        "random circuits of the same size": values,
+        "signs flipped at random": found[: len(flipped)].reshape(FLIPS, -1).T,
     }
 
 
-def _random_circuits(question: Question, sizes: Sequence[int], count: int) -> NDArray[np.float64]:
-    """(size, circuit) faithfulness; NaN for the sizes with no edge or all edges."""
+def _random_circuits(
+    question: Question, sizes: Sequence[int], count: int
+) -> dict[tuple[int, int], Circuit]:
+    """Random circuits by (size, number), without the sizes of no edge or all edges."""
     graph = question.graph
     rng = np.random.default_rng(question.choices.seed)
-    values = np.full((len(sizes), count), np.nan)
-    drawn = {
+    return {
         (i, j): graph.random(n, int(rng.integers(2**31)))
         for i, n in enumerate(sizes)
         for j in range(count)
         if 0 < n < graph.n_edges
     }
-    if drawn:
-        values[tuple(np.array(list(drawn)).T)] = _judged(question, list(drawn.values()))
-    return values
 
 
-def _judged(question: Question, circuits: list[Circuit]) -> NDArray[np.float64]:
-    """(circuit,) faithfulness on the pairs for evaluation."""
-    return evaluate_circuit(
-        *question.on(question.judge),
-        circuits,
-        ablation=question.choices.ablation,
-        budget=question.circuit_budget,
-        progress=question.progress,
-    ).faithfulness
+def _judged(question: Question, circuits: list[Circuit], parts: int = 1) -> Evaluation:
+    """Circuits on the pairs for evaluation, each part of them with a check as large as any."""
+    own = question.evaluator(question.judge, question.choices.ablation)
+    check = question.circuit_budget.check * parts
+    return own.evaluate(circuits, replace(question.budget, check=check), question.progress)
 
 
 def smallest_circuit(question: Question, scores: EdgeScores) -> Circuit:
     """The smallest circuit with the required faithfulness on the search pairs."""
     choices = question.choices
-    return smallest(
-        *question.on(question.search),
+    return smallest_by(
+        question.evaluator(question.search, choices.ablation),
         scores,
-        faithful=choices.faithful,
+        choices.faithful,
         rank=choices.rank,
-        ablation=choices.ablation,
         budget=question.circuit_budget,
         progress=question.progress,
     )
@@ -387,20 +395,21 @@ def judge_circuit(
     }
     for ablation in choices.other_ablations:
         runs[f"{others}, {ablation} ablation"] = (judge, ablation)
-    values = {}
+    flipped = [
+        _of_size(question, scores.towards * table.astype(np.float64), circuit.n_edges)
+        for table in (() if scores.flipped is None else scores.flipped)
+    ]
+    values, by_chance = {}, np.empty(0)
     for name, (half, ablation) in runs.items():
-        evaluation = evaluate_circuit(
-            *question.on(half), [circuit], ablation=ablation, budget=question.circuit_budget
+        more = flipped if name == others else []
+        found = question.evaluator(half, ablation).evaluate(
+            [circuit, *more], question.circuit_budget
         )
-        mean, lower, upper = (float(x[0]) for x in evaluation.interval(half.documents))
+        mean, lower, upper = (float(x[0]) for x in found.interval(half.documents))
         values[name] = Faithfulness(mean, lower, upper, len(half))
-    if scores.flipped is not None:
-        flipped = [
-            _of_size(question, scores.towards * table.astype(np.float64), circuit.n_edges)
-            for table in scores.flipped
-        ]
-        found = _judged(question, flipped)
-        ends = float(found.mean()), float(found.min()), float(found.max())
+        by_chance = found.faithfulness[1:] if more else by_chance
+    if len(by_chance):
+        ends = float(by_chance.mean()), float(by_chance.min()), float(by_chance.max())
         values[f"{others}, signs flipped at random"] = Faithfulness(*ends, len(judge))
     return values
 
@@ -409,11 +418,11 @@ def _of_size(question: Question, scores: NDArray[np.float64], n_edges: int) -> C
     """The highest-ranked edges that leave `n_edges` edges after pruning."""
     graph, rank = question.graph, question.choices.rank
 
-    def size(n: int) -> int:
-        return graph.top(scores, n, rank).pruned().n_edges
-
-    n = bisect_left(range(graph.n_edges), n_edges, key=size)
-    return graph.top(scores, n, rank).pruned()
+    order = graph.order(scores, rank)
+    n = bisect_left(
+        range(graph.n_edges), n_edges, key=lambda n: graph.prefix(order, n).pruned().n_edges
+    )
+    return graph.prefix(order, n).pruned()
 
 
 def knock_out_nodes(
@@ -421,14 +430,13 @@ def knock_out_nodes(
 ) -> Knockouts:
     """Completeness and minimality of the circuit on the pairs for evaluation."""
     question, extent = question.with_judges(plan.extent.pairs), plan.extent
-    return knock_out(
-        *question.on(question.judge),
+    return knock_out_by(
+        question.evaluator(question.judge, question.choices.ablation),
         circuit,
         importance=scores.nodes,
         most_nodes=extent.nodes,
         random_sets=extent.random_sets,
         greedy_steps=extent.greedy_steps,
-        ablation=question.choices.ablation,
         budget=question.drawing,
         progress=question.progress,
     )

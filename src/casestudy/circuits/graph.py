@@ -242,6 +242,11 @@ class Graph:
                         found[r, place[Sender("head", receiver.layer, head)]] = True
         return found
 
+    @cached_property
+    def inputs(self) -> tuple[NDArray[np.int64], ...]:
+        """Of each sender's node, the receivers that are its inputs."""
+        return tuple(np.flatnonzero(column) for column in self.feeds.T)
+
     @property
     def n_edges(self) -> int:
         """The number of edges."""
@@ -330,9 +335,7 @@ class Graph:
 
     def top(self, scores: Scores, n: int, rank: Rank = "absolute") -> Circuit:
         """The n edges with the largest scores; some may lead nowhere (see `pruned`)."""
-        mask = np.zeros(self.real.size, dtype=bool)
-        mask[self.order(scores, rank)[:n]] = True
-        return Circuit(self, mask.reshape(self.real.shape))
+        return self.prefix(self.order(scores, rank), n)
 
     def greedy(self, scores: Scores, n: int, rank: Rank = "absolute") -> Circuit:
         """Grow a circuit from the logits: add the largest edge into one of its nodes, n times.
@@ -341,10 +344,7 @@ class Graph:
         `pruned`).
         Source: Hanna et al. 2024, section 3.
         """
-        sequence = self.greedy_order(scores, rank)[:n]
-        mask = np.zeros(self.real.size, dtype=bool)
-        mask[sequence] = True
-        return Circuit(self, mask.reshape(self.real.shape))
+        return self.prefix(self.greedy_order(scores, rank), n)
 
     def greedy_order(self, scores: Scores, rank: Rank = "absolute") -> NDArray[np.int64]:
         """The order in which greedy growth adds edges."""
@@ -352,23 +352,25 @@ class Graph:
         order = self.order(scores, rank)
         place = np.full(self.real.shape, -1)  # rank in the order; -1 if not measured
         place.ravel()[order] = np.arange(len(order))
-        inputs_of = [np.flatnonzero(self.feeds[:, s]).tolist() for s in range(len(self.senders))]
-        open_receivers = np.zeros(n_receivers, dtype=bool)
+        closed_receivers, closed = set(range(n_receivers)), set(range(len(self.senders)))
         queue: list[int] = []
 
         def join(receivers: Iterable[int]) -> None:
             for r in receivers:
-                if not open_receivers[r]:
-                    open_receivers[r] = True
-                    for s in np.flatnonzero(place[:, r] >= 0):
-                        heapq.heappush(queue, int(place[s, r]))
+                if r in closed_receivers:
+                    closed_receivers.remove(r)
+                    for rank in place[place[:, r] >= 0, r].tolist():
+                        heapq.heappush(queue, rank)
 
         join([n_receivers - 1])
-        taken: list[int] = []
+        edges, taken = order.tolist(), []
         while queue:
-            edge = int(order[heapq.heappop(queue)])
+            edge = edges[heapq.heappop(queue)]
             taken.append(edge)
-            join(inputs_of[edge // n_receivers])
+            sender = edge // n_receivers
+            if sender in closed:
+                closed.remove(sender)
+                join(self.inputs[sender].tolist())
         return np.array(taken, dtype=np.int64)
 
     def random(self, n: int, seed: int) -> Circuit:
@@ -382,13 +384,14 @@ class Graph:
         low, high = 0, len(order)  # the pruned size grows with the prefix
         while low < high:
             middle = (low + high) // 2
-            if self._prefix(order, middle).pruned().n_edges >= n:
+            if self.prefix(order, middle).pruned().n_edges >= n:
                 high = middle
             else:
                 low = middle + 1
-        return self._prefix(order, low).pruned()
+        return self.prefix(order, low).pruned()
 
-    def _prefix(self, order: NDArray[np.int64], n: int) -> Circuit:
+    def prefix(self, order: NDArray[np.int64], n: int) -> Circuit:
+        """The circuit of the first n edges of an order."""
         mask = np.zeros(self.real.size, dtype=bool)
         mask[order[:n]] = True
         return Circuit(self, mask.reshape(self.real.shape))
@@ -449,18 +452,17 @@ class Circuit:
         A path may enter a head through any of its inputs.
         """
         graph, mask = self.graph, self.mask.copy()
-        fed_by = np.ascontiguousarray(graph.feeds.T)
         entering = mask.sum(0)  # edges by receiver
-        for s in range(1, len(graph.senders)):  # senders come in the order they are computed
-            if not entering[fed_by[s]].any():
+        for s in np.flatnonzero(mask.any(1)).tolist():  # in the order they are computed
+            if s and not entering[graph.inputs[s]].any():
                 entering -= mask[s]
                 mask[s] = False
         useful = np.zeros(len(graph.receivers), dtype=bool)
         useful[-1] = True
-        for s in range(len(graph.senders) - 1, 0, -1):
+        for s in np.flatnonzero(mask.any(1))[::-1].tolist():
             mask[s] &= useful
-            if mask[s].any():
-                useful |= fed_by[s]
+            if s and mask[s].any():
+                useful[graph.inputs[s]] = True
         mask[0] &= useful
         mask &= useful[None]
         return Circuit(graph, mask)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.circuits.evaluate import EdgeAblation, evaluate_circuit
+from casestudy.circuits.evaluate import EdgeAblation, Evaluator
 from casestudy.circuits.graph import Circuit, Mask
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.readout import Metric
@@ -110,6 +110,30 @@ def knock_out(
 
     Raises: MeasureError for a circuit without nodes; as `evaluate_circuit`.
     """
+    return knock_out_by(
+        Evaluator(model, circuit.graph, pairs, metric, ablation, budget.memory),
+        circuit,
+        importance=importance,
+        most_nodes=most_nodes,
+        random_sets=random_sets,
+        greedy_steps=greedy_steps,
+        budget=budget,
+        progress=progress,
+    )
+
+
+def knock_out_by(
+    evaluator: Evaluator,
+    circuit: Circuit,
+    *,
+    importance: Array | None = None,
+    most_nodes: int = MOST_NODES,
+    random_sets: int = RANDOM_SETS,
+    greedy_steps: int = GREEDY_STEPS,
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+) -> Knockouts:
+    """As `knock_out`, on the evaluator's pairs."""
     circuit = circuit.pruned()
     nodes = [circuit.graph.node(name) for name in circuit.nodes if name != "embed"]
     if not nodes:
@@ -121,15 +145,8 @@ def knock_out(
     def faithfulness(one: list[Circuit], other: list[Circuit]) -> Array:
         nonlocal cost
         cost += len(one) + len(other)
-        return evaluate_circuit(
-            model,
-            pairs,
-            metric,
-            [*one, *other],
-            ablation=ablation,
-            budget=budget.checking(2),
-            progress=progress,
-        ).faithfulness.reshape(2, -1)
+        found = evaluator.evaluate([*one, *other], budget.checking(2), progress)
+        return found.faithfulness.reshape(2, -1)
 
     n = len(nodes)
     tried = _first(nodes, circuit, importance, most_nodes)

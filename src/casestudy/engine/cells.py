@@ -136,6 +136,12 @@ class Variant:
         """Positions that are read, from the first that changes on."""
         return min(self.tail, self.rows)
 
+    def reached(self, last: bool) -> Variant:
+        """The same at every position that attends to one of its own; of the last layer only those
+        that are read."""
+        where = tuple(range(self.length - self.reads if last else self.first, self.length))
+        return replace(self, positions=where, sources=where)
+
 
 @dataclass(frozen=True)
 class Task:

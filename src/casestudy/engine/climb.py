@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from casestudy.engine import entries
-from casestudy.engine.cells import KEYS, MID, POST, PRE, Cell, Place, Variant
+from casestudy.engine.cells import HEADS, KEYS, MID, PRE, Cell, Place, Variant
 from casestudy.engine.entries import Entry, Runs
 from casestudy.engine.plan import Operations, attention_size, mlp_size
 from casestudy.engine.readout import Readout, Tails
@@ -111,8 +111,11 @@ class Climb:
         for i, variant in enumerate(self.variants):
             cell = self.cells[variant.cell]
             layer = cell.layer or 0
-            batches.setdefault((layer, cell.site, id(cell.subspace), id(cell.values)), []).append(i)
-            spread = layer if cell.site in PRE | KEYS else layer + 1
+            own = cell.values is not None
+            shape = own and (cell.head is None, cell.neuron is None)  # of the values
+            key = layer, cell.site, id(cell.subspace), shape
+            batches.setdefault(key, []).append(i)
+            spread = layer if cell.site in PRE else layer + 1
             groups = self.arrivals.setdefault(spread, {})
             groups.setdefault((variant.length, variant.first, variant.reads), []).append(i)
         for (layer, *_), ids in batches.items():
@@ -131,7 +134,7 @@ class Climb:
             self.note(Site.RESID_PRE, layer, x, groups)
             middle, narrow = self.enter(layer, arriving)
             if groups or middle:
-                x, after = self.layer(layer, x, groups, middle, arriving)
+                x, after = self.layer(layer, x, groups, middle)
                 narrow += after
         if groups:
             self.read(x, *self.read_positions(groups))
@@ -193,14 +196,15 @@ class Climb:
         """Rows that are added after attention, and rows that are added after the layer."""
         middle, end = [], []
         for entry in arriving:
-            if entry.site in MID and mlp_after_attention(self.config):
+            rows = entry.changed
+            if entry.site in MID | KEYS and mlp_after_attention(self.config):
                 x = entries.at_middle(self.runs, layer, entry)
-                middle.append(Narrow(x, entry.ids, entry.positions))
-            elif entry.site in MID | POST:
+                middle.append(Narrow(x, rows.ids, rows.positions))
+            elif entry.site not in PRE:
                 x = entries.at_end(self.runs, layer, entry)
-                end.append(Narrow(x, entry.ids, entry.positions))
-            if entry.site in MID - {Site.RESID_MID, Site.ATTN_OUT}:
-                self.operations.add(len(entry.ids), self.config.d_head * self.config.d_model)
+                end.append(Narrow(x, rows.ids, rows.positions))
+            if entry.site in HEADS | KEYS:
+                self.operations.add(len(rows.ids), self.config.d_head * self.config.d_model)
         return middle, end
 
     # Running.
@@ -272,15 +276,13 @@ class Climb:
         x: Float[Tensor, "row d_model"],
         groups: list[Group],
         joining: list[Narrow],
-        arriving: list[Entry],
     ) -> tuple[Float[Tensor, "rows d_model"], list[Narrow]]:
         """One layer over the packed rows, and its MLP over the rows added after attention."""
-        keys = [entry for entry in arriving if entry.site in KEYS]
         wide = 0
 
         def attention(x: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal wide
-            out = self.attention(layer, x, groups, keys) if groups else x
+            out = self.attention(layer, x, groups) if groups else x
             if groups and layer == self.top:
                 x = x[self.last_rows(groups)]
             wide = len(x)
@@ -305,20 +307,13 @@ class Climb:
         return x[:wide], after
 
     def attention(
-        self,
-        layer: int,
-        x: Float[Tensor, "row d_model"],
-        groups: list[Group],
-        replacing: list[Entry],
+        self, layer: int, x: Float[Tensor, "row d_model"], groups: list[Group]
     ) -> Float[Tensor, "query d_model"]:
         """attn_out of the packed rows; in the last layer only of the rows that are read."""
         config, block = self.config, self.model.weights.blocks[layer]
         maps, last = head_maps(block.attn), layer == self.top
         normed = apply_norm(config, block.attn_norm, x)
         k, v = project(normed, *maps[Site.K]), project(normed, *maps[Site.V])
-        for entry in replacing:
-            rows = self.row_of(entry.ids, entry.positions)
-            (k if entry.site is Site.K else v)[rows] = entries.replaced(self.runs, entry)
         self.note(Site.K, layer, k, groups)
         self.note(Site.V, layer, v, groups)
         query_positions = positions = self.positions(groups)

@@ -8,18 +8,20 @@ the layer's output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from casestudy.engine.cells import MID, Cell, Task, Variant
+from casestudy.engine.cells import KEYS, MID, Cell, Task, Variant
 from casestudy.engine.rows import after_attention, attn_out
 from casestudy.model.decoder import (
     apply_norm,
+    attend,
     attention_scores,
     mix_values,
     position_queries_and_keys,
@@ -59,11 +61,13 @@ class Entry:
     """Cells that replace one site of one layer, with one row per variant and position.
 
     Attributes:
-        cell: one of them; all share its subspace and values.
+        cell: one of them; all share its subspace, and whether they have values of their own.
         ids: the variant's number in the climb.
         prompts: the row in the block's traces.
         positions, sources: the position in the base and in the source run.
         heads, neurons: the head or neuron that is replaced; -1 for all.
+        own: of cells with values of their own, each variant's values and its number of rows.
+        reached: of keys and values, the rows of the queries that attend to them.
     """
 
     site: Site
@@ -75,24 +79,51 @@ class Entry:
     sources: Int[Tensor, " row"]
     heads: Int[Tensor, " row"]
     neurons: Int[Tensor, " row"]
+    own: tuple[tuple[Tensor, int], ...] = ()
+    reached: Entry | None = None
 
     @classmethod
     def of(
         cls, runs: Runs, cells: Sequence[Cell], variants: Sequence[Variant], ids: Sequence[int]
     ) -> Entry:
-        """The rows of variants that share a site, a layer, a subspace and values."""
+        """The rows of variants that share a site, a layer, a subspace, and a kind of values."""
         first = cells[variants[0].cell]
-        columns: list[list[int]] = [[], [], [], [], [], []]
-        for variant, number in zip(variants, ids, strict=True):
-            cell, n = cells[variant.cell], len(variant.positions)
-            columns[0] += [number] * n
-            columns[1] += [runs.local[variant.prompt]] * n
-            columns[2] += variant.positions
-            columns[3] += variant.sources
-            columns[4] += [-1 if cell.head is None else cell.head] * n
-            columns[5] += [-1 if cell.neuron is None else cell.neuron] * n
-        tensors = [torch.tensor(column, device=runs.task.device) for column in columns]
-        return cls(first.site, first.layer, first, *tensors)
+        tensors = _columns(runs, cells, variants, ids)
+        own = ((cells[v.cell].values, len(v.positions)) for v in variants)
+        mine = tuple((values, n) for values, n in own if values is not None)
+        entry = cls(first.site, first.layer, first, *tensors, mine)
+        if first.site not in KEYS:
+            return entry
+        wide = [variant.reached(first.layer == runs.task.top) for variant in variants]
+        return replace(entry, reached=replace(entry, **_named(_columns(runs, cells, wide, ids))))
+
+    @property
+    def changed(self) -> Entry:
+        """The rows whose residual stream changes first."""
+        return self if self.reached is None else self.reached
+
+
+_COLUMNS = ("ids", "prompts", "positions", "sources", "heads", "neurons")
+
+
+def _named(columns: Sequence[Tensor]) -> dict[str, Any]:
+    return dict(zip(_COLUMNS, columns, strict=True))
+
+
+def _columns(
+    runs: Runs, cells: Sequence[Cell], variants: Sequence[Variant], ids: Sequence[int]
+) -> list[Tensor]:
+    """An entry's columns, a row per variant and position."""
+    columns: list[list[int]] = [[], [], [], [], [], []]
+    for variant, number in zip(variants, ids, strict=True):
+        cell, n = cells[variant.cell], len(variant.positions)
+        columns[0] += [number] * n
+        columns[1] += [runs.local[variant.prompt]] * n
+        columns[2] += variant.positions
+        columns[3] += variant.sources
+        columns[4] += [-1 if cell.head is None else cell.head] * n
+        columns[5] += [-1 if cell.neuron is None else cell.neuron] * n
+    return [torch.tensor(column, device=runs.task.device) for column in columns]
 
 
 def base_rows(runs: Runs, site: Site, entry: Entry) -> Tensor:
@@ -108,8 +139,11 @@ def source_rows(runs: Runs, entry: Entry) -> Tensor:
         kept = runs.source.values[entry.site, entry.layer]
         return _rows(entry.site, kept, entry.prompts, entry.sources)
     index = torch.tensor(runs.prompts, device=task.device)[entry.prompts]
-    if entry.cell.values is not None:
-        return entry.cell.values.to(task.device, task.model.dtype)[index, entry.positions]
+    if entry.own:
+        sizes = [n for _, n in entry.own]
+        places = zip(entry.own, index.split(sizes), entry.positions.split(sizes), strict=True)
+        rows = torch.cat([values[prompts, where] for (values, _), prompts, where in places])
+        return rows.to(task.device, task.model.dtype)
     assert callable(task.source)
     rows = task.source(entry.site, entry.layer, index, entry.positions)
     shape = runs.base.values[entry.site, entry.layer].shape
@@ -158,7 +192,7 @@ def at_middle(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row d_mode
     if entry.site is Site.RESID_MID:
         return replaced(runs, entry)
     site = after_attention(runs.task.config)
-    return base_rows(runs, site, entry) + _attention_change(runs, layer, entry)
+    return base_rows(runs, site, entry.changed) + _attention_change(runs, layer, entry)
 
 
 def at_end(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row d_model"]:
@@ -168,7 +202,7 @@ def at_end(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row d_model"]
     """
     if entry.site is Site.RESID_POST:
         return replaced(runs, entry)
-    if entry.site in MID:
+    if entry.site in MID | KEYS:
         return at_middle(runs, layer, entry)
     if entry.site is Site.MLP_OUT:
         change = replaced(runs, entry) - base_rows(runs, Site.MLP_OUT, entry)
@@ -178,15 +212,23 @@ def at_end(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row d_model"]
 
 
 def _attention_change(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row d_model"]:
-    """New attn_out minus the unpatched one."""
-    old = base_rows(runs, Site.ATTN_OUT, entry)
     if entry.site is Site.ATTN_OUT:
-        return replaced(runs, entry) - old
+        return replaced(runs, entry) - base_rows(runs, Site.ATTN_OUT, entry)
     block = runs.task.model.weights.blocks[layer]
-    new_z = _new_z(runs, layer, entry)
+    old = base_rows(runs, Site.ATTN_OUT, entry.changed)
+    old_z = base_rows(runs, Site.Z, entry.changed)
+    new_z = old_z.clone() if entry.site in KEYS else _new_z(runs, layer, entry)
+    if entry.site in KEYS:
+        groups = runs.task.config.n_heads // runs.task.config.n_kv_heads
+        for head, rows, z in _z_after_keys(runs, layer, entry):
+            mine = slice(None) if head < 0 else slice(head * groups, (head + 1) * groups)
+            if head >= 0 and block.attn_post_norm is None and len(rows) == len(old):
+                change = (z - old_z[:, mine]).flatten(1)
+                return change @ block.attn.W_O[mine].reshape(-1, old.shape[-1])
+            new_z[rows, mine] = z
     if block.attn_post_norm is None:  # linear in z
         flat = block.attn.W_O.reshape(-1, old.shape[-1])
-        return (new_z - base_rows(runs, Site.Z, entry)).flatten(1) @ flat
+        return (new_z - old_z).flatten(1) @ flat
     return attn_out(runs.task.config, block, new_z) - old
 
 
@@ -213,6 +255,44 @@ def _new_z(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row head d_he
         scores = attention_scores(config, layer, q, keys[prompt][None], visible)
         out[rows] = mix_values(softmax(scores), v)[0]
     return out
+
+
+def _z_after_keys(
+    runs: Runs, layer: int, entry: Entry
+) -> Iterator[tuple[int, Int[Tensor, " n"], Float[Tensor, "n head d_head"]]]:
+    """Outputs of the heads whose keys or values are replaced: of each key/value head that a variant
+    replaces (-1 for all), rows of `entry.reached` and their new z."""
+    config, reached = runs.task.config, entry.reached
+    assert reached is not None
+    attn, base = runs.task.model.weights.blocks[layer].attn, runs.base.values
+    new = replaced(runs, entry)
+    if entry.site is Site.K:
+        none = new.new_zeros(1, 1, config.n_heads, config.d_head)  # only keys are needed here
+        at = entry.positions
+        _, turned = position_queries_and_keys(config, attn, layer, none, new[None], at[:1], at)
+        new = turned[0]
+    groups = config.n_heads // config.n_kv_heads
+    replaced_heads, reached_heads = entry.heads, reached.heads
+    if entry.site is Site.K and config.qk_norm == "all":  # the norm changes every head's keys
+        replaced_heads, reached_heads = (-torch.ones_like(x) for x in (entry.heads, reached.heads))
+    for head in replaced_heads.unique().tolist():
+        kv = slice(None) if head < 0 else slice(head, head + 1)
+        heads = slice(None) if head < 0 else slice(head * groups, (head + 1) * groups)
+        rows = (reached_heads == head).nonzero()[:, 0]
+        ids, variant = reached.ids[rows].unique(return_inverse=True)
+        prompts = torch.zeros_like(ids).scatter_(0, variant, reached.prompts[rows])
+        first = int(reached.positions[rows].min())
+        keys = base[Site.ROT_K, layer][prompts][:, :, kv]
+        values = base[Site.V, layer][prompts][:, :, kv]
+        patched = (replaced_heads == head).nonzero()[:, 0]
+        place = torch.searchsorted(ids, entry.ids[patched])
+        side = keys if entry.site is Site.K else values
+        side[place, entry.positions[patched]] = new[patched][:, kv]
+        positions = torch.arange(keys.shape[1], device=keys.device)
+        visible = visible_keys(config, layer, positions[first:], positions)
+        q = base[Site.ROT_Q, layer][prompts, first:][:, :, heads]
+        z = attend(config, layer, q, keys, values, visible)
+        yield head, rows, z[variant, reached.positions[rows] - first]
 
 
 def _neuron_change(runs: Runs, layer: int, entry: Entry) -> Float[Tensor, "row d_model"]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from casestudy.engine.cells import HEADS, MID, POST, Task, Variant
+from casestudy.engine.cells import HEADS, KEYS, MID, POST, Task, Variant
 from casestudy.engine.packing import fill, pack
 from casestudy.errors import MeasureError
 from casestudy.model.config import ModelConfig, mlp_after_attention
@@ -98,11 +98,13 @@ def keeps(task: Task, variants: Sequence[Variant]) -> Keeps:
         if cell.values is None and isinstance(task.source, Tokens):
             source.add((site, layer))
         base.add((site, layer))
-        if site in POST or (site in MID and not middle):
+        if site in POST or (site in MID | KEYS and not middle):
             base.add((Site.RESID_POST, layer))
-        if site in HEADS:
+        if site in HEADS | KEYS:
             base |= {(Site.Z, layer), (Site.ATTN_OUT, layer)}
-        if site in HEADS | {Site.ATTN_OUT} and middle:
+        if site in KEYS:
+            base.add((Site.ROT_Q, layer))
+        if site in HEADS | KEYS | {Site.ATTN_OUT} and middle:
             base.add((Site.RESID_MID, layer))
         if site is Site.MLP_POST:
             base.add((Site.MLP_OUT, layer))

@@ -8,9 +8,8 @@ are made smaller, by the steps of `LADDER`: random circuits, edges patched exact
 out, and in the end the pairs of the controls and the knockouts. Scores, curves, the circuit and its
 faithfulness are always measured on all pairs.
 
-Assumes pairs of equal length that differ. Cost: about ten circuits, a few per cent of what is
-planned. A time is the smaller of processor time and clock time, so other processes hardly change
-it.
+Assumes pairs of equal length that differ. Cost: some thirty circuits and edges, on a few pairs. A
+time is the smaller of processor time and clock time, so other processes hardly change it.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from casestudy.behaviour.contrast import Contrast
@@ -28,11 +28,13 @@ from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.curves import FIRST_SIZES, NEXT_SIZES, ROUNDS, curve_circuits
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import differing
-from casestudy.circuits.evaluate import CIRCUIT_BUDGET, EdgeAblation, evaluate_circuit
-from casestudy.circuits.graph import Circuit, Rank
+from casestudy.circuits.evaluate import CIRCUIT_BUDGET, KEPT, EdgeAblation, Evaluator
+from casestudy.circuits.graph import Circuit, Graph, Rank
 from casestudy.circuits.knockouts import GREEDY_STEPS, MINIMALITY_SETS, MOST_NODES, RANDOM_SETS
+from casestudy.circuits.plain import Plain
 from casestudy.engine.packing import Budget
 from casestudy.engine.readout import Metric
+from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Pairs
 from casestudy.model.model import Model
 
@@ -42,14 +44,14 @@ FLIPS = 5
 _GUESS = 0.02
 """The size of the smallest circuit, as a share of all edges, before it is known."""
 
-_PROBED = ((0.005, 3), (_GUESS, 3), (0.1, 2), (0.5, 1))
+_PROBED = ((_GUESS, 4), (0.1, 3), (0.5, 2))
 """The shares of all edges at which circuits are timed, and how many together."""
 
-PROBED_PAIRS = 5
+PROBED_PAIRS = 3
 """The most pairs that circuits and edges are timed on."""
 
-_EDGES = (2, 8)
-"""How many edges are patched exactly in the two timed calls."""
+_EDGES = 12
+"""How many edges are patched exactly in each timed call."""
 
 
 @dataclass(frozen=True)
@@ -185,17 +187,20 @@ class _Evaluated:
 
     Attributes:
         sizes: edges of each.
-        whole: how many more are the whole model without some nodes.
+        whole: how many more are the whole model without some nodes; one that lacks a single node
+            counts half, as it is computed from that node's layer on.
         rows: tokens that are computed of the pairs.
         calls: of `evaluate_circuit`.
         checked: circuits on one prompt that are computed again the plain way.
+        opened: for how many of the calls the pairs' shared runs are made first.
     """
 
     sizes: Sequence[int]
     rows: float
     calls: int = 1
     checked: int = 0
-    whole: int = 0
+    whole: float = 0
+    opened: int = 0
 
 
 @dataclass(frozen=True)
@@ -232,9 +237,12 @@ class Costs:
         probed, seconds: of a circuit with so many edges, on the pairs that were timed.
         growth: with the number of tokens, of one circuit's seconds.
         call: of what an evaluation's circuits share.
-        whole: seconds of the whole model without a node, on the pairs that were timed.
+        opening: of what the evaluations of the same pairs share.
+        whole: seconds of the whole model without half of a circuit's nodes, on the pairs that were
+            timed.
         check: seconds per circuit that is computed again the plain way.
-        edge: seconds per edge patched exactly on the pairs of the search.
+        edges: seconds to patch some edges exactly on the pairs of the search: what they share, and
+            of each.
     """
 
     n_edges: int
@@ -247,23 +255,33 @@ class Costs:
     seconds: tuple[float, ...]
     growth: Line
     call: Line
+    opening: Line
     whole: float
     check: float
-    edge: float
+    edges: tuple[float, float]
 
     def of(self, extent: Extent) -> tuple[int, dict[str, float]]:
         """Evaluations of circuits, and each step's seconds."""
         steps = self._steps(extent)
-        evaluations = sum(len(p.sizes) + p.whole for parts in steps.values() for p in parts)
+        evaluations = sum(len(p.sizes) for parts in steps.values() for p in parts)
+        # of each knockout the circuit and the model
+        evaluations += 1 + (1 + extent.greedy_steps) * self.tried(extent) + extent.random_sets
         seconds = {name: sum(map(self.of_part, parts)) for name, parts in steps.items()}
-        return evaluations, {"exact": self.edge * extent.exact_edges, **seconds}
+        shared, each = self.edges
+        exact = shared + each * extent.exact_edges if extent.exact_edges else 0.0
+        return evaluations, {"exact": exact, **seconds}
+
+    def tried(self, extent: Extent) -> int:
+        """Nodes that are knocked out one by one."""
+        return min(extent.nodes, self.nodes)
 
     def of_part(self, part: _Evaluated) -> float:
         """Seconds of one step's evaluations."""
         each = np.interp(np.asarray(part.sizes, dtype=np.float64), self.probed, self.seconds)
         circuits = float(each.sum()) + part.whole * self.whole
         grown = self.growth.at(part.rows) / (self.growth.seconds[0] or 1.0)
-        return part.calls * self.call.at(part.rows) + grown * circuits + part.checked * self.check
+        shared = part.calls * self.call.at(part.rows) + part.opened * self.opening.at(part.rows)
+        return shared + grown * circuits + part.checked * self.check
 
     def _steps(self, extent: Extent) -> dict[str, list[_Evaluated]]:
         own, *others = self.ablations
@@ -272,7 +290,7 @@ class Costs:
         guess = round(self.n_edges * _GUESS)
         checked = CIRCUIT_BUDGET.check
         inside = [size for size in self.sizes if 0 < size < self.n_edges]
-        nodes, steps = min(extent.nodes, self.nodes), extent.greedy_steps
+        nodes, steps = self.tried(extent), extent.greedy_steps
         single = 1 + (1 + steps) * nodes
         # without half of its nodes a circuit has about a quarter of its edges
         halved = extent.random_sets + 2 * nodes * min(MINIMALITY_SETS, extent.random_sets)
@@ -281,23 +299,33 @@ class Costs:
         first = [round(n) for n in np.geomspace(1, self.n_edges, FIRST_SIZES)]
         return {
             "curves": [
-                _Evaluated([*self.sizes, *self.sizes], judge, 2, 2 * checked),
-                *(_Evaluated(self.sizes, self.rows[kind][1], 1, checked) for kind in others),
+                _Evaluated([*self.sizes, *self.sizes], judge, 1, 2 * checked, opened=1),
+                *(
+                    _Evaluated(self.sizes, self.rows[kind][1], 1, checked, opened=1)
+                    for kind in others
+                ),
             ],
             "controls": [
-                _Evaluated(inside * extent.random_circuits, few, 1, checked),
-                _Evaluated(list(self.sizes) * FLIPS, few, 1, checked),
+                _Evaluated(
+                    [*inside * extent.random_circuits, *list(self.sizes) * FLIPS],
+                    few,
+                    1,
+                    2 * checked,
+                    opened=int(few < judge),
+                ),
             ],
             "circuit": [
-                _Evaluated([*first, *[guess] * (tried - FIRST_SIZES)], search, ROUNDS),
+                _Evaluated([*first, *[guess] * (tried - FIRST_SIZES)], search, ROUNDS, opened=1),
             ],
             "faithfulness": [
-                _Evaluated([guess], search, 1, 1),
-                *(_Evaluated([guess], self.rows[kind][1], 1, 1) for kind in self.ablations),
-                _Evaluated([guess] * FLIPS, judge, 1, checked),
+                _Evaluated([guess], search, 1, checked),
+                _Evaluated([guess] * (1 + FLIPS), judge, 1, checked),
+                *(_Evaluated([guess], self.rows[kind][1], 1, checked) for kind in others),
             ],
             "knockouts": [
-                _Evaluated(knockouts, few, 3 + steps, 2 * (3 + steps), single + extent.random_sets),
+                _Evaluated(
+                    knockouts, few, 3 + steps, 2 * (3 + steps), single / 2 + extent.random_sets
+                ),
             ],
         }
 
@@ -307,7 +335,8 @@ class Probe:
 
     Args:
         model: the decoder.
-        pairs: clean and corrupted prompts of equal length.
+        graph: of the circuits.
+        pairs: clean and corrupted prompts of equal length; the first few are timed.
         metric: of the pairs.
         ablation: of the edges outside the circuits.
         budget: memory and seed.
@@ -316,25 +345,49 @@ class Probe:
     def __init__(
         self,
         model: Model,
+        graph: Graph,
         pairs: Pairs,
         metric: Contrast | Metric,
         ablation: EdgeAblation,
         budget: Budget,
     ) -> None:
-        self.on, self.ablation, self.budget = (model, pairs, metric), ablation, budget
-        self.rows = _rows(pairs, ablation)
+        self.model, self.ablation, self.budget = model, ablation, budget
+        self.every, self.n = (pairs, metric), len(pairs)
+        self.pairs, self.metric = self.first(min(PROBED_PAIRS, self.n))
+        self.rows = _rows(self.pairs, ablation)
+        # blocks are kept here if those of all pairs will be
+        keep = budget.memory // KEPT * len(self.pairs) // self.n
+        on = model, graph, self.pairs, self.metric
+        self.evaluator = Evaluator(*on, ablation, budget.memory, keep)
+        self.opening = self.seconds([graph.empty])
+        """Seconds of the first evaluation, beyond those of its circuits."""
+
+    def first(self, count: int) -> tuple[Pairs, Contrast | Metric]:
+        """The first so many pairs, and the metric of these."""
+        pairs, metric = self.every
+        some = list(range(count))
+        return pairs[some], rows_of(metric, pairs.readings(some))
 
     def seconds(self, circuits: Sequence[Circuit], check: int = 0) -> float:
         """Of one evaluation."""
         budget = self.budget.checking(check)
-        return seconds_of(
-            lambda: evaluate_circuit(*self.on, circuits, ablation=self.ablation, budget=budget)
-        )
+        return seconds_of(lambda: self.evaluator.evaluate(circuits, budget))
 
-    def shared(self, empty: Circuit) -> float:
-        """Seconds of what the circuits of an evaluation share."""
-        self.seconds([empty])  # what is slow only once, such as a first allocation, is not timed
-        return self.seconds([empty])
+    def line(self, circuits: Sequence[Circuit]) -> tuple[float, float]:
+        """Seconds that circuits share in one evaluation, and each one's own."""
+        distinct = list(dict.fromkeys(circuits))
+        one = self.seconds(distinct[:1])
+        if len(distinct) == 1:
+            return 0.0, one
+        each = max(0.0, self.seconds(distinct) - one) / (len(distinct) - 1)
+        return max(0.0, one - each), each
+
+    def checking(self, circuit: Circuit) -> float:
+        """Seconds to compute a circuit on one prompt the plain way."""
+        with torch.no_grad():
+            return seconds_of(
+                lambda: Plain(self.evaluator.ablated, self.metric, circuit, 0).value()
+            )
 
 
 def measure_costs(
@@ -358,57 +411,65 @@ def measure_costs(
     """
     search, judge = sides
     graph = scores.graph
-    shared = own.shared(graph.empty), other.shared(graph.empty)
     each, probed = [0.0], [0]
     for share, count in _PROBED:
         sizes = [round(graph.n_edges * share * (1 - 0.1 * i)) for i in range(count)]
         found = [graph.top(scores.ranked, n, rank).pruned() for n in sizes]
-        seconds = max(0.0, own.seconds(found) - shared[0]) / len(set(found))
+        shared, seconds = own.line(found)
         probed.append(max(probed[-1] + 1, sum(c.n_edges for c in found) // count))
         each.append(max(each[-1], seconds))
         if share == _GUESS:
-            nodes, there = len(found[0].nodes), len(set(found))
-            grown = seconds, max(0.0, other.seconds(found) - shared[1]) / there
-    last = [i for i, s in enumerate(graph.senders) if s.kind != "embed"][-2:]
-    whole = [graph.full.without([node]) for node in last]
-    checked = 2
-    plain = own.seconds(found, checked) - own.seconds(found)
+            guessed, calls = found[0], (shared, other.line(found))
+    (theirs, more), mine = calls[1], calls[0]
+    grown = each[2], more
+    nodes = np.flatnonzero(guessed.senders)[1:].tolist()
+    halves = [graph.full.without(some) for some in (nodes[::2], nodes[1::2]) if some]
+    whole = max(0.0, own.seconds(halves) - mine) / len(halves) if halves else 0.0
     ends = own.rows, other.rows
+    opening = max(0.0, own.opening - mine), max(0.0, other.opening - theirs)
     return Costs(
         graph.n_edges,
         len(judge),
         {kind: (_rows(search, kind), _rows(judge, kind)) for kind in ablations},
         tuple(ablations),
         tuple(c.n_edges for c in curve_circuits(graph, scores.ranked, rank=rank)),
-        nodes,
+        len(guessed.nodes),
         tuple(probed),
         tuple(each),
         Line(ends, grown),
-        Line(ends, shared),
-        max(0.0, own.seconds(whole) - shared[0]) / len(whole),
-        max(0.0, plain) / checked,
-        _seconds_per_edge(own, scores) * len(search) / len(own.on[1]),
+        Line(ends, (mine, theirs)),
+        Line(ends, opening),
+        whole,
+        own.checking(found[0]),
+        _exact_edges(own, scores),
     )
 
 
-def _seconds_per_edge(probe: Probe, scores: EdgeScores) -> float:
-    """Of exact patching, on these pairs."""
+def _exact_edges(probe: Probe, scores: EdgeScores) -> tuple[float, float]:
+    """Seconds to patch edges exactly on all of the probe's pairs: what they share, and each.
+
+    Some edges are timed on the pairs of the probe and on twice as many: an edge takes some time on
+    any pairs, and some on each.
+    """
     graph = scores.graph
     if any(graph.neurons.values()):
-        return 0.0
+        return 0.0, 0.0
     edges = np.flatnonzero(graph.real)
-    drawn = np.random.default_rng(probe.budget.seed).permutation(edges)
-    unchecked = probe.budget.checking(0)
+    mask = np.zeros_like(graph.real)
+    mask.ravel()[np.random.default_rng(probe.budget.seed).permutation(edges)[:_EDGES]] = True
+    budget = probe.budget.checking(1)
 
-    def timed(count: int) -> float:
-        mask = np.zeros_like(graph.real)
-        mask.ravel()[drawn[:count]] = True
-        return seconds_of(
-            lambda: patch_edges(*probe.on, mask, direction="noising", budget=unchecked)
-        )
+    def timed(pairs: Pairs, metric: Contrast | Metric) -> float:
+        on = probe.model, pairs, metric
+        return seconds_of(lambda: patch_edges(*on, mask, direction="noising", budget=budget))
 
-    few, many = map(timed, _EDGES)
-    return max(0.0, many - few) / (_EDGES[1] - _EDGES[0])
+    few, many = len(probe.pairs), min(2 * len(probe.pairs), probe.n)
+    short = timed(*probe.first(few))
+    long = timed(*probe.first(many)) if many > few else short
+    slope = max(0.0, long - short) / (many - few) if many > few else short / few
+    shared = min(probe.opening / few, slope)
+    each = max(0.0, short - few * slope) + (slope - shared) * probe.n
+    return shared * probe.n, each / _EDGES
 
 
 def _rows(pairs: Pairs, ablation: EdgeAblation) -> float:

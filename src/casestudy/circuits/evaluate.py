@@ -55,7 +55,7 @@ __all__ = ["CIRCUIT_BUDGET", "EdgeAblation", "Evaluation", "Evaluator", "evaluat
 CIRCUIT_BUDGET = Budget(check=4)
 """By default: a plain run of a circuit takes a forward pass for each of its receivers' inputs."""
 
-_KEPT = 8
+KEPT = 8
 """An evaluator keeps blocks of prompts that use at most 1 / this of the memory; a card has four."""
 
 _ROWS = 1024
@@ -168,7 +168,7 @@ class Evaluator:
         memory: int,
         keep: int | None = None,
     ) -> None:
-        self.most_kept = memory // _KEPT if keep is None else keep
+        self.most_kept = memory // KEPT if keep is None else keep
         self.model, self.graph, self.config = model, graph, model.config
         self.pairs, self.metric, self.ablation, self.memory = pairs, metric, ablation, memory
         self.firsts = differing(pairs)

@@ -37,7 +37,6 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.cost import (
     FLIPS,
-    PROBED_PAIRS,
     Extent,
     Plan,
     Probe,
@@ -275,8 +274,12 @@ def plan_evidence(question: Question, scores: EdgeScores) -> Plan:
     ablations = (choices.ablation, *choices.other_ablations)
     most = next(kind for kind in ablations[::-1] if kind != "corrupted")
     search, judge = question.search, question.judge
-    own = Probe(*question.on(search.first(PROBED_PAIRS)), choices.ablation, question.drawing)
-    other = Probe(*question.on(judge.first(PROBED_PAIRS)), most, question.drawing)
+    budget = question.drawing
+
+    def probe(half: Half, ablation: EdgeAblation) -> Probe:
+        return Probe(question.model, question.graph, half.pairs, half.metric, ablation, budget)
+
+    own, other = probe(search, choices.ablation), probe(judge, most)
     sides = (search.pairs, judge.pairs)
     costs = measure_costs(own, other, scores, sides, ablations, rank=choices.rank)
     asked = Extent(choices.random_circuits, choices.exact_edges)

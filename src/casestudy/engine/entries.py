@@ -91,7 +91,7 @@ class Entry:
         tensors = _columns(runs, cells, variants, ids)
         own = ((cells[v.cell].values, len(v.positions)) for v in variants)
         mine = tuple((values, n) for values, n in own if values is not None)
-        entry = cls(first.site, first.layer, first, *tensors, mine)
+        entry = cls(first.site, first.layer, first, *tensors, own=mine)
         if first.site not in KEYS:
             return entry
         wide = [variant.reached(first.layer == runs.task.top) for variant in variants]
@@ -111,11 +111,11 @@ def _named(columns: Sequence[Tensor]) -> dict[str, Any]:
 
 
 def _columns(
-    runs: Runs, cells: Sequence[Cell], variants: Sequence[Variant], ids: Sequence[int]
-) -> list[Tensor]:
+    runs: Runs, cells: Sequence[Cell], variants: Sequence[Variant], numbers: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """An entry's columns, a row per variant and position."""
     columns: list[list[int]] = [[], [], [], [], [], []]
-    for variant, number in zip(variants, ids, strict=True):
+    for variant, number in zip(variants, numbers, strict=True):
         cell, n = cells[variant.cell], len(variant.positions)
         columns[0] += [number] * n
         columns[1] += [runs.local[variant.prompt]] * n
@@ -123,7 +123,10 @@ def _columns(
         columns[3] += variant.sources
         columns[4] += [-1 if cell.head is None else cell.head] * n
         columns[5] += [-1 if cell.neuron is None else cell.neuron] * n
-    return [torch.tensor(column, device=runs.task.device) for column in columns]
+    ids, prompts, at, sources, heads, neurons = (
+        torch.tensor(column, device=runs.task.device) for column in columns
+    )
+    return ids, prompts, at, sources, heads, neurons
 
 
 def base_rows(runs: Runs, site: Site, entry: Entry) -> Tensor:

@@ -116,10 +116,13 @@ def told(card: PartCard) -> Found:
     return {
         "part": card.part,
         "share": _figures(found["writes"]["share"][0]),
-        "promoted": [
-            row["token"] for row in found["writes"]["tokens"]
-            if row["side"] == "promoted" and row["direction"] == 1
-        ][:TOKENS],
+        **{
+            side: [
+                row["token"] for row in found["writes"]["tokens"]
+                if row["side"] == side and row["direction"] == 1
+            ][:TOKENS]
+            for side in ("promoted", "demoted")
+        },
         "sources": [
             {"source": row["source"], "promoted": row["promoted"][:3]}
             for row in found["writes"]["sources"][:TERMS]
@@ -205,14 +208,23 @@ def _writers(found: Found) -> str:
 
 
 def _neuron_table(cards: Sequence[Found]) -> str:
-    head = ["neuron", "promotes most", "writes", "replaced by its mean over the text"]
+    head = [
+        "neuron",
+        "promotes most",
+        "demotes most",
+        "writes",
+        "replaced by its mean over the text",
+    ]
     head += ["by its mean over these prompts", "by its mean: loss on the text, nats"]
     return table(
         head,
         [
             [
                 card["part"],
-                " ".join(_code(visible(token)) for token in card["promoted"]),
+                *(
+                    " ".join(_code(visible(token)) for token in card[side])
+                    for side in ("promoted", "demoted")
+                ),
                 between(card["share"]),
                 between(card["needed"]["corpus mean"]),
                 between(card["needed"]["mean"]),

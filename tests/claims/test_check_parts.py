@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from casestudy.behaviour.counterfactual import FAMILIES, propose, score
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.circuits.neuron_card import neuron_circuit
 from casestudy.circuits.neuron_circuit import NeuronChoices
-from casestudy.claims.check import Outcome, check
+from casestudy.claims.check import Outcome, check, read_findings
 from casestudy.engine.batch import run_batch
 from casestudy.errors import FindingError
 from casestudy.measure.pairs import pairs_of
@@ -155,3 +156,24 @@ def test_what_these_prompts_lack_is_not_measurable(
 def test_what_is_said_of_the_bundled_models_parts_holds(name: str) -> None:
     found = check(CHECKS / f"{name}.toml")
     assert [one.claim for one in found.outcomes if one.verdict != "holds"] == []
+
+
+@pytest.mark.real
+def test_what_is_said_of_the_published_models_parts_holds(smollm2: Model) -> None:
+    findings = read_findings(CHECKS / "single-parts-smollm2.toml")
+    quick = [one for one in findings.asked if one.finding.measure in ("attribution", "attention")]
+    assert len(quick) >= 5
+    found = check(replace(findings, asked=tuple(quick)), smollm2)
+    assert [one.claim for one in found.outcomes if one.verdict != "holds"] == []
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["neuron 29.300", "head 20.2"])
+def test_a_card_of_a_published_model_closes(smollm2: Model, name: str) -> None:
+    card = part(smollm2, name, behaviour=BEHAVIOUR)
+    for grid in (card[names.PART_READS], card[names.PART_ABLATION]):
+        assert isinstance(grid, Grid)
+        assert grid.error["gap"] <= grid.error["bound"]
+    if name.startswith("neuron"):
+        demoted = [row["token"] for row in card.rows(names.PART_TOKENS) if row["side"] == "demoted"]
+        assert " for" in demoted[:6]

@@ -88,6 +88,15 @@ def test_prompts_without_a_contrast_are_left_out_and_said() -> None:
     assert any("1 of 4 prompts" in note for note in card.notes)
 
 
+def test_first_tokens_of_longer_answers_and_a_single_prompt_are_said() -> None:
+    model, asked = speaking("gpt2"), behaviour(2)
+    assert not part(model, "head 0.1", behaviour=asked).notes
+    longer = replace(asked.prompts[0], answer="w3 w4")
+    notes = part(model, "head 0.1", behaviour=replace(asked, prompts=(longer,))).notes
+    assert any("compare the first tokens" in note for note in notes)
+    assert any("its mean over the prompts is its own output" in note for note in notes)
+
+
 def test_bad_input_is_refused(tmp_path: Path) -> None:
     model = speaking("gpt2")
     with pytest.raises(SiteError, match="Did you mean"):

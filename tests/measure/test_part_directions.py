@@ -145,7 +145,7 @@ def test_a_card_from_a_file(tmp_path: Path) -> None:
     reads = card[names.PART_READS]
     assert isinstance(reads, Grid)
     assert reads.axis("direction").labels == ("1", "2")
-    assert any("role “last”" in note for note in card.notes)
+    assert any("found at the last token" in note for note in card.notes)
     numbers = set(card[names.PART_TOKENS].columns["direction"])  # type: ignore[union-attr]
     assert numbers == {1, 2}
     page = part_card_html(card)

@@ -126,8 +126,10 @@ class ProgressBar:
         self._shown.show(name, progress.done, progress.total, words)
 
     def read(self, done: int, total: int) -> None:
-        """Bytes read of all there are."""
-        self._shown.show("", done, total, [f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"])
+        """Bytes of a corpus read of all there are."""
+        each, unit = (1e6, "MB") if total >= 1e7 else (1e3, "kB")
+        words = [f"{done / each:,.0f} of {total / each:,.0f} {unit}"]
+        self._shown.show("bytes of the corpus", done, total, words)
 
     def cells(self, progress: Progress) -> None:
         """Patched (cell, prompt) pairs of one grid, which the note names."""

@@ -22,6 +22,7 @@ import torch
 from casestudy.behaviour.chat import written
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour, Prompts
+from casestudy.behaviour.steps import any_several
 from casestudy.behaviour.windows import Corpus, Windows
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell
@@ -39,6 +40,7 @@ from casestudy.measure.part_writes import (
     source_tokens,
 )
 from casestudy.measure.parts import CardPart, DirectionPart, HeadPart, NeuronPart, read_part
+from casestudy.measure.subspaces import ALL, LAST
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep
@@ -221,6 +223,11 @@ class _Making:
             "prompts": len(batch.index),
             "with_contrast": len(found.usable),
         }
+        if any_several(batch.model.tokenizer, batch.prompts):
+            self.notes.append(
+                "Some answers have several tokens: the figures on the behaviour compare the first "
+                "tokens of answer and counterpart."
+            )
         if len(found.usable) == 1:
             self.notes.append(
                 "There is one prompt: its mean over the prompts is its own output, so that "
@@ -351,8 +358,10 @@ def _approximations(model: Model, part: CardPart) -> list[str]:
     """What of a part's card is not exact in this model."""
     block = model.weights.blocks[part.layer]
     if isinstance(part, DirectionPart):
+        if part.role == ALL:
+            return []
         return [
-            f"The directions were found at the role “{part.role}”; this card measures and ablates "
+            f"The directions were found at {_where(part.role)}; this card measures and ablates "
             "them at every position."
         ]
     notes = []
@@ -365,6 +374,10 @@ def _approximations(model: Model, part: CardPart) -> list[str]:
             "scale. Token effects leave the scale out. Ablations recompute it and are exact."
         )
     return notes
+
+
+def _where(role: str) -> str:
+    return "the last token" if role == LAST else f"the role “{role}”"
 
 
 # Prompts

@@ -140,8 +140,11 @@ def _needed_words(card: PartCard) -> Markup:
         means = {kind: Mean.of(ablation, kind=kind) for kind in kinds}
         parts += [
             Markup(
-                "Replacing its output {} changes the logit difference of {} by {} logits ({})."
-            ).format(HOW.get(kind, kind), _behaviour(card), signed(mean.value), mean.bracket)
+                "Replacing its {} {} changes the logit difference of {} by {} logits ({})."
+            ).format(
+                "coordinate" if card.kind == "direction" else "output",
+                *(HOW.get(kind, kind), _behaviour(card), signed(mean.value), mean.bracket),
+            )
             for kind, mean in means.items()
             if kind in ("zero", "corpus mean") or (kind == "mean" and "corpus mean" not in means)
         ]

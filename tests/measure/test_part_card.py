@@ -15,7 +15,7 @@ from casestudy.behaviour.windows import Windows
 from casestudy.engine.batch import Measurement, run_batch
 from casestudy.errors import BehaviourError, MeasureError, SiteError, StudyError
 from casestudy.measure.attribution import head_attribution, neuron_attribution
-from casestudy.measure.part_card import part
+from casestudy.measure.part_card import CardSettings, part, part_cards
 from casestudy.measure.part_writes import (
     keep_for_share,
     ledger_share,
@@ -95,6 +95,30 @@ def test_first_tokens_of_longer_answers_and_a_single_prompt_are_said() -> None:
     notes = part(model, "head 0.1", behaviour=replace(asked, prompts=(longer,))).notes
     assert any("compare the first tokens" in note for note in notes)
     assert any("its mean over the prompts is its own output" in note for note in notes)
+
+
+STOPS = (
+    "It was late, and she left. Mr. Fox came in, so the day ended. Dr. Hill, who knew, said "
+    "nothing. They went home. He asked Mrs. Brown to stay. It rained. "
+) * 6
+
+
+def test_the_bundled_models_parts_do_what_is_known_of_them() -> None:
+    model, asked = cs.load("tiny"), cs.preset("full-stop-capitals")
+    some = replace(asked, prompts=tuple(asked.prompts[i] for i in asked.main_prompts[:4]), main=())
+    settings = CardSettings(k=3, window=64, loss_windows=2)
+    chosen = ["neuron 4.547", "head 0.2"]
+    neuron, head = part_cards(model, chosen, behaviour=some, corpus={"a": STOPS}, settings=settings)
+    rows = {(r["kind"], r["against"]): r["auroc"] for r in neuron.rows(names.PART_SELECTIVITY)}
+    assert rows["full stop: sentence end", "full stop: abbreviation"] > 0.9
+    assert rows["full stop: sentence end", "comma"] > 0.9
+    assert {row["token"] for row in neuron.rows(names.PART_TOKENS)} >= {" That", " But"}
+    ablation = neuron[names.mean(names.PART_ABLATION)]
+    attention = head[names.mean(names.PART_ATTENTION)]
+    assert isinstance(ablation, Grid)
+    assert isinstance(attention, Grid)
+    assert float(ablation.select(kind="zero").values) < -0.2
+    assert float(attention.select(role="first word").values) > 0.4
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:

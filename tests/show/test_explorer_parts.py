@@ -15,11 +15,11 @@ from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.measure.part_card import part
 from casestudy.model.model import Model
 from casestudy.results import names
-from casestudy.results.part_card import PartCard, card_folder
+from casestudy.results.part_card import PartCard, card_folder, stored_cards
 from casestudy.results.result import Grid
 from casestudy.show.explorer.app import Explorer
 from casestudy.show.explorer.page_state import PageState
-from casestudy.show.explorer.part_cards import KEPT, NO_CORPUS, PartCards, stored_cards
+from casestudy.show.explorer.part_cards import KEPT, NO_CORPUS, PartCards
 from casestudy.show.explorer.questions import Questions
 from casestudy.show.explorer.worker import Stopped, Worker
 from casestudy.show.text import signed
@@ -123,7 +123,7 @@ def test_a_study_s_card_is_shown_as_it_is_stored(toy_model: Model, tmp_path: Pat
     card.write(card_folder(tmp_path, card.part))
     (tmp_path / "parts" / "damaged").mkdir()
     (tmp_path / "parts" / "damaged" / "card.json").write_text("{}")
-    stored = stored_cards(tmp_path)
+    stored = {card.part: card for card in stored_cards(tmp_path).values()}
     assert list(stored) == ["head 1.2"]
     questions = Questions(toy_model, PartCards(stored=stored, study="mine"))
     html = made(questions, part="head 1.2")

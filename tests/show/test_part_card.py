@@ -15,9 +15,14 @@ from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.measure.part_card import part
 from casestudy.model.model import Model
 from casestudy.results import names
-from casestudy.results.part_card import PAGE, PartCard
+from casestudy.results.part_card import PAGE, PartCard, card_folder
 from casestudy.results.result import Grid, Table
-from casestudy.show.part_card import context_markup, part_card_html, write_part_card
+from casestudy.show.part_card import (
+    context_markup,
+    part_card_html,
+    write_part_card,
+    write_study_cards,
+)
 from casestudy.show.text import signed
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -84,6 +89,17 @@ def test_what_was_not_measured_is_listed(toy: Callable[..., Model]) -> None:
     assert "no behaviour was given" in page
     assert 'id="needed"' not in page
     assert "Everything that a card has was measured" not in page
+
+
+def test_the_cards_of_a_study_link_one_another(cards: dict[str, PartCard], tmp_path: Path) -> None:
+    for card in cards.values():
+        card.write(card_folder(tmp_path, card.part))
+    pages = write_study_cards(tmp_path)
+    assert list(pages) == ["head 1.2", "neuron 1.30"]
+    read = pages["neuron 1.30"].read_text("utf-8")
+    (address,) = set(re.findall(r'<a class="part" href="([^"]+)" data-part="head 1.2">', read))
+    assert 'data-part="neuron 1.30"' not in read
+    assert (pages["neuron 1.30"].parent / address).resolve() == pages["head 1.2"].resolve()
 
 
 def test_a_card_of_a_study_before_a_result_was_added_is_still_shown(

@@ -333,7 +333,8 @@ def serve(
 ) -> None:
     """Open the live explorer: type prompts, choose tokens, watch every panel follow."""
     from casestudy.behaviour.corpus import files_of
-    from casestudy.show.explorer.part_cards import PartCards, stored_cards
+    from casestudy.results.part_card import stored_cards
+    from casestudy.show.explorer.part_cards import PartCards
     from casestudy.show.explorer.server import serve
     from casestudy.show.explorer.study_prompts import study_prompts_of
 
@@ -350,7 +351,7 @@ def serve(
         picks=picks,
         cards=PartCards(
             corpus=tuple(corpus or ()),
-            stored={} if study is None else stored_cards(study),
+            stored={} if study is None else {c.part: c for c in stored_cards(study).values()},
             study=picks.name if picks else "",
         ),
         host=host,

@@ -59,7 +59,7 @@ def parts(
     """
     from casestudy.measure.part_card import CardSettings
     from casestudy.results.part_card import PAGE
-    from casestudy.show.part_card import write_part_card
+    from casestudy.show.part_card import write_part_card, write_study_cards
     from casestudy.show.report import write_report
     from casestudy.study.part_cards import make_cards, top_parts
     from casestudy.study.study import open_study
@@ -84,6 +84,7 @@ def parts(
             page = write_part_card(card, folder / PAGE)
             top = chosen.get(card.part)
             rows.append({"part": card.part, **_why(top), "card": str(folder), "page": str(page)})
+    write_study_cards(found.store.folder)  # once all are there, each links the others
     report = write_report(found.store)
     if as_json:
         print_json("parts", {"folder": str(study), "cards": rows, "report": str(report)})

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,15 @@ class PartCard(Shown):
 def card_folder(study: Path, part: str) -> Path:
     """Where a study's folder has the card of a part: "parts/head-0.2"."""
     return study / FOLDER / part.replace(" ", "-")
+
+
+def stored_cards(study: Path) -> dict[str, PartCard]:
+    """The readable cards of a study's folder, by the name of their folder."""
+    found = {}
+    for manifest in sorted((study / FOLDER).glob(f"*/{MANIFEST}")):
+        with suppress(StudyError):  # the study's report says which one is damaged
+            found[manifest.parent.name] = PartCard.read(manifest.parent)
+    return found
 
 
 def _means(grid: Grid) -> list[dict[str, Any]]:

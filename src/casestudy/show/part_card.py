@@ -17,11 +17,12 @@ from markupsafe import Markup
 
 from casestudy.results import names
 from casestudy.results.files import write_atomically
-from casestudy.results.part_card import PartCard
+from casestudy.results.part_card import FOLDER, PAGE, PartCard, stored_cards
 from casestudy.results.result import Grid, Table
 from casestudy.show import marks
 from casestudy.show.blocks import Absent, Block, Figure, Listing, Section, columns_of, paragraph
 from casestudy.show.page import environment
+from casestudy.show.part_links import card_addresses, linked
 from casestudy.show.report import frame
 from casestudy.show.text import (
     amount,
@@ -58,6 +59,24 @@ def write_part_card(card: PartCard, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     write_atomically(path, part_card_html(card).encode("utf-8"))
     return path
+
+
+def write_study_cards(study: Path) -> dict[str, Path]:
+    """Write the pages of all cards in a study's folder, each with links to the others, and return
+    their paths by part. A card that cannot be read keeps the page that it has.
+
+    Raises: StudyError if a file cannot be written.
+    """
+    cards = stored_cards(study)
+    addresses = card_addresses(cards, above="../")
+    pages = {}
+    for folder, card in cards.items():
+        path = study / FOLDER / folder / PAGE
+        others = {part: address for part, address in addresses.items() if part != card.part}
+        html = linked(part_card_html(card), others.get)
+        write_atomically(path, html.encode("utf-8"))
+        pages[card.part] = path
+    return pages
 
 
 def part_card_html(card: PartCard) -> str:

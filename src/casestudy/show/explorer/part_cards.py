@@ -22,7 +22,7 @@ from markupsafe import Markup
 from casestudy.errors import CasestudyError
 from casestudy.results import components
 from casestudy.results.components import Component
-from casestudy.results.part_card import FOLDER, PartCard
+from casestudy.results.part_card import PartCard
 from casestudy.show.blocks import Listing
 from casestudy.show.explorer.page_state import PageState
 from casestudy.show.page import figure_html
@@ -181,15 +181,3 @@ def _neurons(model: Model, prompt: Prompt, part: Component) -> Listing:
         f"{part} writes {signed(whole, 3)} {shares.unit} in sum. A layer has no card; each of its "
         "neurons has one.",
     )
-
-
-def stored_cards(folder: Path) -> dict[str, PartCard]:
-    """The readable cards of a study's folder, by part."""
-    found = {}
-    for manifest in sorted((folder / FOLDER).glob("*/card.json")):
-        try:
-            card = PartCard.read(manifest.parent)
-        except CasestudyError:  # the report of the study says which one is damaged
-            continue
-        found[card.part] = card
-    return found

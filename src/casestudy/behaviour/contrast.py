@@ -173,15 +173,26 @@ class Contrast:
             name: of the contrast.
         """
         sides = torch.zeros(logits.shape, dtype=torch.int8)
+        signs = []  # 1 where log p is of the answer, -1 of the counterpart, 0 with both
         for row, (a, b) in enumerate(zip(answers, counterparts, strict=True)):
             assert a is not None or b is not None
+            signs.append((b is None) - (a is None))
             if a is None or b is None:  # one alone: the other class is the vocabulary
                 sides[row] = 1 if a is None else -1
                 sides[row, a if b is None else b] = BOTH
             else:
                 sides[row, [a, b]] = torch.tensor([1, -1], dtype=torch.int8)
+        # As `_frozen` would have it, from one softmax: the class of one token has no entropy.
+        sign = torch.tensor(signs, dtype=torch.float64, device=logits.device)
+        p = logits.double().softmax(1)
+        constant = -sign * torch.special.entr(p).sum(1)
+        weights = p.mul_(-sign[:, None])
+        for given, one in ((answers, 1.0), (counterparts, -1.0)):
+            known = [(row, id) for row, id in enumerate(given) if id is not None]
+            if known:
+                which, tokens = zip(*known, strict=True)
+                weights[list(which), list(tokens)] += one
         ids = torch.arange(logits.shape[1]).expand(len(sides), -1)
-        weights, constant = _frozen(logits, ids, sides)
         labels = [
             tuple("" if id is None else model.tokenizer.label(id) for id in side)
             for side in (answers, counterparts)

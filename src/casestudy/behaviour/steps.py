@@ -76,7 +76,7 @@ class Steps:
     @property
     def shared(self) -> int:
         """How many tokens both sides share at their start."""
-        return _shared(self.answer, self.counterpart)
+        return common_start(self.answer, self.counterpart)
 
 
 def steps_of(
@@ -146,7 +146,7 @@ def any_several(tokenizer: Tokenizer, prompts: Iterable[Prompt]) -> bool:
 
 
 def _steps(a: tuple[int, ...], b: tuple[int, ...], score: Scoring) -> list[Step]:
-    start = _shared(a, b)
+    start = common_start(a, b)
     if score == "mean" and len(a) != len(b):
         # Shared tokens do not cancel: each answer's mean is over its own number of tokens.
         return [Step(i, a[:i], a[i], None, 1 / len(a)) for i in range(len(a))] + [
@@ -167,6 +167,7 @@ def _steps(a: tuple[int, ...], b: tuple[int, ...], score: Scoring) -> list[Step]
     return steps + [Step(i, b[:i], None, b[i], weight) for i in range(after, len(b))]
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+def common_start(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both share at their start."""
     same = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     return next(same, min(len(a), len(b)))

@@ -21,9 +21,10 @@ from casestudy.behaviour.answers import Answers
 from casestudy.behaviour.chat import written
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.prompts import Behaviour, Prompts
-from casestudy.behaviour.steps import Scoring, Step, Steps, steps_of
+from casestudy.behaviour.steps import Scoring, Step, Steps, common_start, steps_of
 from casestudy.engine.batch import Batch
 from casestudy.engine.packing import pack
+from casestudy.model.branches import Branches
 from casestudy.model.decoder import run, unembed
 from casestudy.model.model import Model
 from casestudy.model.notices import Notice
@@ -60,9 +61,10 @@ def read_at(
     if list(where) == [(i, len(row) - 1) for i, row in enumerate(rows)]:
         return run(model, [list(row) for row in rows], keep=keep, logits="last")
     everywhere = [replace(one, last=False) for one in (*keep, Site.FINAL_NORMED.at(last=True))]
-    text = run(model, [list(row) for row in rows], keep=everywhere)
-    which = torch.tensor([row for row, _ in where], device=model.device)
-    at = torch.tensor([position for _, position in where], device=model.device)
+    branched, branches, places = branching(rows, where)
+    text = run(model, branched, keep=everywhere, branches=branches)
+    which = torch.tensor([row for row, _ in places], device=model.device)
+    at = torch.tensor([position for _, position in places], device=model.device)
     lasts = {address: x[which, at] for address, x in text.values.items()}
     logits = unembed(model.config, model.weights, lasts[Site.FINAL_NORMED, None])
     tokens = Tokens.of([list(rows[row][: position + 1]) for row, position in where])
@@ -188,6 +190,40 @@ class Readings:
             Answers((None,) * len(some)),
             (self.contrast(some, trace.logits),),
         )
+
+
+def branching(
+    rows: Sequence[Sequence[int]], where: Sequence[tuple[int, int]]
+) -> tuple[list[list[int]], Branches | None, list[tuple[int, int]]]:
+    """Texts two in a row where they begin alike, so that the beginning is computed once.
+
+    Returns: the rows, where their second texts begin (None if no row has one), and each place in
+        them.
+    """
+    found: list[list[int]] = []
+    ends: list[int] = []
+    shared: list[int] = []
+    places: dict[int, tuple[int, int, int]] = {}  # a text's row, what it shares, where it goes on
+    free: int | None = None  # a row of one text, the last one
+    for i, row in enumerate(rows):
+        same = 0 if free is None else common_start(found[free], row)
+        if free is not None and 2 * same >= len(row):
+            places[i] = (free, same, ends[free])
+            shared[free] = same
+            found[free] += row[same:]
+            free = None
+            continue
+        free = len(found)
+        places[i] = (free, len(row), len(row))
+        found.append(list(row))
+        ends.append(len(row))
+        shared.append(len(row))
+    moved = []
+    for i, position in where:
+        place, same, end = places[i]
+        moved.append((place, position if position < same else end + position - same))
+    several = len(found) < len(rows)
+    return found, Branches(tuple(ends), tuple(shared)) if several else None, moved
 
 
 def together(rows: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[tuple[int, int]]]:

@@ -189,7 +189,8 @@ def _unit(readings: Readings) -> str:
 def _rows(readings: Readings, some: Sequence[int], batch: Batch) -> Iterator[dict[str, Any]]:
     """The rows of the table for some readings."""
     (contrast,) = batch.contrasts
-    log_p = batch.logits.double().log_softmax(1).cpu()
+    logits = batch.logits.double()
+    whole = logits.logsumexp(1).tolist()
     values = contrast.value(batch.logits).tolist()
     labels = readings.labels
     for row, number in enumerate(some):
@@ -199,7 +200,7 @@ def _rows(readings: Readings, some: Sequence[int], batch: Batch) -> Iterator[dic
             id = getattr(step, side)
             found[side] = None if id is None else readings.model.tokenizer.label(id)
             found[f"{side}_id"] = id
-            found[f"{side}_log_prob"] = None if id is None else float(log_p[row, id])
+            found[f"{side}_log_prob"] = None if id is None else float(logits[row, id]) - whole[row]
         yield found | {"weight": step.weight, "value": values[row]}
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from casestudy.errors import EditError, MeasureError, PromptError, TokenError
+from casestudy.model.branches import Branches, Order
 from casestudy.model.config import ModelConfig, Rotary
 from casestudy.model.edits import Edit
 from casestudy.model.model import Model
@@ -42,6 +43,7 @@ def run(
     edit: Iterable[Edit] | Edit = (),
     logits: Logits = "none",
     grad: bool = False,
+    branches: Branches | None = None,
 ) -> Trace:
     """Run a decoder over prompts, keeping and editing what is asked.
 
@@ -54,6 +56,8 @@ def run(
         logits: "none", at each prompt's "last" token, or at "all" positions.
         grad: build an autograd graph, from the embeddings on. What is kept at every position is
             part of it; what is kept at the last tokens alone is read off it.
+        branches: where a row goes on twice; by default each row is one text. Scores and patterns
+            of such rows cannot be kept at the last token alone.
 
     Shape:  logits (batch, d_vocab) or (batch, pos, d_vocab); kept tensors as their site's axes.
     Raises: SiteError for a layer or site the model lacks; EditError for an edit of a wrong shape or
@@ -65,16 +69,17 @@ def run(
     if not isinstance(tokens, Tokens):
         tokens = _read(model, tokens)
     tokens = tokens.to(model.device)
-    _check_fit(model.config, tokens)
+    order = Order.of(tokens, branches, model.config.n_ctx)
+    _check_fit(model.config, tokens, branches)
     keep = (keep,) if isinstance(keep, str | Site | Keep) else keep
     edits = (edit,) if isinstance(edit, Edit) else tuple(edit)
     tap = Tap(model.config.n_layers, keep, edits, tokens.last)
     with torch.set_grad_enabled(grad):
-        x = embed_ids(model.config, model.weights, tokens.ids, tap, grad)
+        x = embed_ids(model.config, model.weights, tokens.ids, tap, grad, positions=order.positions)
         for layer, block in enumerate(model.weights.blocks):
             final = layer == model.config.n_layers - 1
             only_last = final and logits != "all" and tap.asks_only_last_from_z(layer)
-            x = _block(model.config, block, layer, x, tap, only_last)
+            x = _block(model.config, block, layer, x, tap, only_last, order)
         x = tap(Site.FINAL_RESID, None, x)
         x = apply_norm(model.config, model.weights.final_norm, x, tap, (Site.FINAL_SCALE, None))
         x = tap(Site.FINAL_NORMED, None, x)
@@ -118,12 +123,14 @@ def _read(model: Model, given: str | Sequence[str] | IdRows) -> Tokens:
     return model.tokenize(cast("str | Sequence[str]", given)) if rows is None else Tokens.of(rows)
 
 
-def _check_fit(config: ModelConfig, tokens: Tokens) -> None:
+def _check_fit(config: ModelConfig, tokens: Tokens, branches: Branches | None = None) -> None:
     """Tokens made by hand may be longer, or of another vocabulary, than the model's own."""
-    if tokens.ids.shape[1] > config.n_ctx:
-        raise PromptError(
-            f"a prompt of {tokens.ids.shape[1]} tokens", allowed=f"at most {config.n_ctx}"
-        )
+    longest = tokens.ids.shape[1]
+    if branches is not None:
+        rows = zip(tokens.lengths.tolist(), branches.ends, branches.shared, strict=True)
+        longest = max(max(end, shared + n - end) for n, end, shared in rows)
+    if longest > config.n_ctx:
+        raise PromptError(f"a prompt of {longest} tokens", allowed=f"at most {config.n_ctx}")
     low, high = (int(end) for end in tokens.ids.aminmax())
     if low < 0 or high >= config.d_vocab:
         raise TokenError(
@@ -138,8 +145,9 @@ def embed_ids(
     tap: Tap = _NO_TAP,
     grad: bool = False,
     first: int = 0,
+    positions: Int[Tensor, "*batch pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Token and learned position embeddings, of positions from `first` on."""
+    """Token and learned position embeddings, of these positions or of those from `first` on."""
     embed = F.embedding(ids, weights.W_E)
     if config.embed_scale != 1.0:
         # rounded to the model's dtype first, as the checkpoints were trained
@@ -148,8 +156,9 @@ def embed_ids(
         embed = embed.requires_grad_()
     x = tap(Site.EMBED, None, embed)
     if weights.W_pos is not None:
-        rows = torch.arange(ids.shape[1], device=ids.device) + (first + config.position_offset)
-        pos_embed = weights.W_pos[rows].expand_as(x)
+        if positions is None:
+            positions = torch.arange(ids.shape[1], device=ids.device) + first
+        pos_embed = weights.W_pos[positions + config.position_offset].expand_as(x)
         if grad:
             pos_embed = pos_embed.requires_grad_()
         x = x + tap(Site.POS_EMBED, None, pos_embed)
@@ -162,7 +171,8 @@ def _block(
     layer: int,
     x: Float[Tensor, "batch pos d_model"],
     tap: Tap,
-    only_last: bool = False,
+    only_last: bool,
+    order: Order,
 ) -> Float[Tensor, "batch row d_model"]:
     """One layer; with `only_last`, after attention, only the last position of each prompt.
 
@@ -172,7 +182,8 @@ def _block(
     attn_in = tap(Site.ATTN_IN, layer, resid_pre)
     if only_last:
         resid_pre = take_last(Site.RESID_PRE, resid_pre, tap.last).unsqueeze(1)
-    attn_out = tap(Site.ATTN_OUT, layer, _attention(config, block, layer, attn_in, tap, only_last))
+    attn_out = _attention(config, block, layer, attn_in, tap, only_last, order)
+    attn_out = tap(Site.ATTN_OUT, layer, attn_out)
     if config.parallel:
         mlp_out = _mlp(config, block, layer, tap(Site.MLP_IN, layer, resid_pre), tap)
         x = resid_pre + attn_out + tap(Site.MLP_OUT, layer, mlp_out)
@@ -190,6 +201,7 @@ def _attention(
     x: Float[Tensor, "batch pos d_model"],
     tap: Tap,
     only_last: bool,
+    order: Order,
 ) -> Float[Tensor, "batch row d_model"]:
     attn = block.attn
     normed = apply_norm(config, block.attn_norm, x, tap, (Site.ATTN_SCALE, layer))
@@ -213,17 +225,21 @@ def _attention(
     q = tap(Site.Q, layer, project_from(Site.Q_IN, attn.W_Q, attn.b_Q))
     k = tap(Site.K, layer, project_from(Site.K_IN, attn.W_K, attn.b_K))
     v = tap(Site.V, layer, project_from(Site.V_IN, attn.W_V, attn.b_V))
-    positions = torch.arange(x.shape[1], device=x.device)
-    q, k = position_queries_and_keys(config, attn, layer, q, k, positions, positions)
+    at = order.positions
+    q, k = position_queries_and_keys(config, attn, layer, q, k, at, at)
     q, k = tap(Site.ROT_Q, layer, q), tap(Site.ROT_K, layer, k)
 
-    visible = visible_keys(config, layer, positions, positions)
+    visible = visible_keys(config, layer, at, at)
+    if order.allowed is not None:
+        visible = visible[:, None] & order.allowed
     if tap.wants_all(Site.ATTN_SCORES, layer) or tap.wants_all(Site.PATTERN, layer):
         scores = tap(Site.ATTN_SCORES, layer, attention_scores(config, layer, q, k, visible))
         pattern = tap(Site.PATTERN, layer, softmax(scores))
         z = mix_values(pattern, v)
     else:
         if tap.wants(Site.ATTN_SCORES, layer) or tap.wants(Site.PATTERN, layer):
+            if order.allowed is not None:
+                raise MeasureError("scores and patterns of rows with branches, at the last token")
             _keep_last_rows(config, layer, q, k, visible, tap)
         z = attend(config, layer, q, k, v, visible)
     if only_last:
@@ -358,8 +374,8 @@ def position_queries_and_keys(
     layer: int,
     q: Float[Tensor, "batch query_pos head d_head"],
     k: Float[Tensor, "batch key_pos kv_head d_head"],
-    query_positions: Int[Tensor, " query_pos"],
-    key_positions: Int[Tensor, " key_pos"],
+    query_positions: Int[Tensor, "*batch query_pos"],
+    key_positions: Int[Tensor, "*batch key_pos"],
 ) -> tuple[
     Float[Tensor, "batch query_pos head d_head"], Float[Tensor, "batch key_pos kv_head d_head"]
 ]:
@@ -392,12 +408,12 @@ def _qk_norm(
 
 
 def rotate(
-    x: Float[Tensor, "batch pos head d_head"], positions: Int[Tensor, " pos"], rotary: Rotary
+    x: Float[Tensor, "batch pos head d_head"], positions: Int[Tensor, "*rows pos"], rotary: Rotary
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Rotate pairs of a head's first dimensions by position times frequency."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     frequencies = torch.tensor(rotary.inverse_frequencies, dtype=wide, device=x.device)
-    angles = positions.to(wide)[:, None, None] * frequencies  # pos 1 pair
+    angles = positions.to(wide)[..., None, None] * frequencies  # (batch) pos 1 pair
     cos = (angles.cos() * rotary.magnitude).to(x.dtype)
     sin = (angles.sin() * rotary.magnitude).to(x.dtype)
     turned, rest = x[..., : rotary.dim], x[..., rotary.dim :]
@@ -413,11 +429,11 @@ def rotate(
 def visible_keys(
     config: ModelConfig,
     layer: int,
-    query_positions: Int[Tensor, " query_pos"],
-    key_positions: Int[Tensor, " key_pos"],
-) -> Bool[Tensor, "query_pos key_pos"]:
+    query_positions: Int[Tensor, "*batch query_pos"],
+    key_positions: Int[Tensor, "*batch key_pos"],
+) -> Bool[Tensor, "*batch query_pos key_pos"]:
     """Which keys each query may look at: not the future, and not past the layer's window."""
-    distance = query_positions[:, None] - key_positions[None, :]
+    distance = query_positions[..., :, None] - key_positions[..., None, :]
     window = config.windows[layer] if config.windows else None
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
@@ -427,7 +443,7 @@ def attention_scores(
     layer: int,
     q: Float[Tensor, "batch query_pos head d_head"],
     k: Float[Tensor, "batch key_pos kv_head d_head"],
-    visible: Bool[Tensor, "query_pos key_pos"],
+    visible: Bool[Tensor, "*mask query_pos key_pos"],
 ) -> Float[Tensor, "batch head query_pos key_pos"]:
     """q·k times the layer's scale, soft-capped where the family does; -inf where not visible."""
     k = _per_query_head(k, q.shape[2])
@@ -461,13 +477,14 @@ def attend(
     q: Float[Tensor, "batch query_pos head d_head"],
     k: Float[Tensor, "batch key_pos kv_head d_head"],
     v: Float[Tensor, "batch key_pos kv_head d_head"],
-    visible: Bool[Tensor, "query_pos key_pos"],
+    visible: Bool[Tensor, "*mask query_pos key_pos"],
 ) -> Float[Tensor, "batch query_pos head d_head"]:
     """Scores, softmax and mixing in one fused kernel, for when nobody looks at the pattern."""
     if config.attn_softcap is not None:
         return mix_values(softmax(attention_scores(config, layer, q, k, visible)), v)
     # The kernel takes "all keys up to the query" as a flag, anything else as a mask.
-    causal = q.shape[1] == k.shape[1] and not (config.windows and config.windows[layer])
+    whole = visible.ndim == 2 and q.shape[1] == k.shape[1]
+    causal = whole and not (config.windows and config.windows[layer])
     z = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         _per_query_head(k, q.shape[2]).transpose(1, 2),

@@ -247,6 +247,32 @@ def test_a_head_opens_its_pattern_from_anywhere_and_from_the_address(
     assert dialog.locator(".toks button").count() == 9
 
 
+def test_a_part_opens_its_card_from_anywhere_and_from_the_address(
+    visit: Callable[..., Any],
+) -> None:
+    page = visit(390, **PAIR)
+    patched(page)
+    card = page.locator("#part > p").first
+    page.locator("#ledger [data-part='mlp 0']").dispatch_event("click")
+    page.locator("#part td a[data-part]").first.click()
+    card.wait_for()
+    assert state(page)["part"].startswith("neuron 0.")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator("#heads [data-head]").first.dispatch_event("click")
+    page.locator("dialog a[data-part]").click()
+    until(page, "document.querySelector('#part-h').textContent.includes('head 0.0')")
+    until(page, "!document.querySelector('#part-progress').textContent")
+    assert state(page)["part"] == "head 0.0"
+    page.locator("#prompt").fill("It was cold.")
+    until(page, "!document.querySelector('#part-again').hidden")
+    page.locator("#part-again").click()
+    until(page, "document.querySelector('#part').textContent.includes('It was cold.')")
+    page.reload()
+    card.wait_for()
+    page.locator("#part-close").click()
+    assert "part" not in state(page)
+
+
 def test_a_long_prompts_pattern_is_a_picture(visit: Callable[..., Any]) -> None:
     page = visit(prompt="It was late. " * 20 + "Then", head="1.1", scheme="dark")
     canvas = page.locator("dialog[open] canvas")

@@ -71,11 +71,8 @@ def test_every_name_in_the_panels_opens_a_card_and_without_script_its_page(
     client: TestClient,
 ) -> None:
     html = client.get("/panels", params={"prompt": PROMPT, "corrupted": "it was late."}).json()
-    names = re.findall(
-        r'<a class="part" href="([^"]+)" data-part="([^"]+)"', html["html"]["ledger"]
-    )
-    assert {name for _, name in names} >= {"mlp 0", "mlp 1"}
-    assert names[0][0].startswith("/?prompt=It+was+late.&amp;corrupted=it+was+late.")
+    labels = re.findall(r'<tspan class="part" data-part="([^"]+)"', html["html"]["ledger"])
+    assert set(labels) >= {"mlp 0", "mlp 1"}
     card = last(client, part="head 1.2")["html"]
     heads = re.findall(r'<a class="part" href="([^"]+)" data-part="head 1.2"', card)
     page = client.get(heads[0].replace("&amp;", "&"))

@@ -51,6 +51,9 @@ def test_an_address_is_escaped() -> None:
     assert names(found) == ["head 0.2"]
 
 
-def test_labels_of_figures_are_linked_inside_their_text() -> None:
-    found = linked('<text x="1" class="l">neuron 4.312</text>', CARDS.get)
-    assert re.fullmatch(r'<text x="1" class="l"><a [^>]*>neuron 4\.312</a></text>', found)
+def test_labels_of_figures_are_marked_and_no_links() -> None:
+    drawing = '<svg role="img"><text x="1" class="l">neuron 4.312</text><rect/></svg>'
+    found = linked(f"{drawing}<p>neuron 4.312</p>", CARDS.get)
+    label = '<tspan class="part" data-part="neuron 4.312">neuron 4.312</tspan>'
+    assert found.startswith(drawing.replace("neuron 4.312", label))
+    assert names(found) == ["neuron 4.312"]

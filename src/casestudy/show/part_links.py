@@ -2,7 +2,9 @@
 
 `linked` finds the names "head 3.1", "neuron 4.312" and "mlp 4" in the text of a finished page
 (sentences, tables, labels of figures) and makes links of those that have an address. What stands
-inside links, buttons, scripts, preformatted text and quoted tokens stays as it is.
+inside links, buttons, scripts, preformatted text and quoted tokens stays as it is. A label of a
+figure is no link, since a drawing is one element to a keyboard: the page's script opens it, by a
+click on the label or by Enter on its mark.
 """
 
 from __future__ import annotations
@@ -31,23 +33,29 @@ def linked(html: str, address: Callable[[str], str | None]) -> Markup:
         address: of the card of a part by its spelling; None where there is none.
     """
     pieces = _TAG.split(html)
-    within = 0
+    within = drawing = 0
     for i, piece in enumerate(pieces):
         if i % 2:  # a tag
             found = re.match(r"<(/?)([a-zA-Z][\w-]*)", piece)
-            if found and found[2].lower() in _QUOTING and not piece.endswith("/>"):
-                within += -1 if found[1] else 1
+            if found is None or piece.endswith("/>"):
+                continue
+            step = -1 if found[1] else 1
+            within += step * (found[2].lower() in _QUOTING)
+            drawing += step * (found[2].lower() == "svg")
         elif piece and not within:
-            pieces[i] = _NAMED.sub(lambda name: _link(name[0], address(name[0])), piece)
+            template = _LABEL if drawing else _LINK
+            pieces[i] = _NAMED.sub(lambda name, t=template: _opens(name[0], address, t), piece)
     return Markup("".join(pieces))
 
 
-def _link(name: str, address: str | None) -> str:
-    """A link that opens the card, or the name alone."""
-    if address is None:
-        return name
-    template = Markup('<a class="part" href="{}" data-part="{}">{}</a>')
-    return str(template.format(address, name, name))
+_LINK = Markup('<a class="part" href="{address}" data-part="{name}">{name}</a>')
+_LABEL = Markup('<tspan class="part" data-part="{name}">{name}</tspan>')
+
+
+def _opens(name: str, address: Callable[[str], str | None], template: Markup) -> str:
+    """What opens the card, or the name alone."""
+    found = address(name)
+    return name if found is None else str(template.format(name=name, address=found))
 
 
 def card_addresses(cards: Mapping[str, PartCard], above: str = f"{FOLDER}/") -> dict[str, str]:

@@ -236,6 +236,7 @@
     openPart(link.dataset.part);
   });
   casestudy.cards = {
+    open(name) { openPart(name); return true; },
     of: (name) => [casestudy.node("a", { href: `/card?${query({ part: name })}`, textContent: `Card of ${name}`, "data-part": name })],
   };
 

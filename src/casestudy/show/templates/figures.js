@@ -88,6 +88,7 @@ const casestudy = (() => {
     const axes = dataOf(plot.closest("figure")).axes;
     const row = axes.length > 1 ? axes[axes.length - 1][1].length : 1;
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], turn = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (event.key === "Enter" && now >= 0 && !marks[now].dataset.head && openCard(named(marks[now]))) return;
     if (event.key === "Enter" && now >= 0) return marks[now].dispatchEvent(new MouseEvent("click", { bubbles: true }));
     let next = event.key === "Home" ? 0 : event.key === "End" ? marks.length - 1 : null;
     if (step || turn) next = now < 0 ? 0 : now + (step || 0);
@@ -238,7 +239,7 @@ const casestudy = (() => {
         const value = style.getPropertyValue(name);
         if (value && value !== usual) to[i].setAttribute(name, rgb(value));
       }
-      for (const name of ["class", "style", "data-i", "data-head", "data-node", "data-ends"]) to[i].removeAttribute(name);
+      for (const name of ["class", "style", "data-i", "data-head", "data-node", "data-ends", "data-part"]) to[i].removeAttribute(name);
     });
     out.append(named, back, heading, inner);
     return [new XMLSerializer().serializeToString(out), width, height];
@@ -313,7 +314,25 @@ const casestudy = (() => {
       if (shared.cards[name]) return [node("a", { href: shared.cards[name], textContent: `Card of ${name}` })];
       return [node("span", { textContent: `Its card: casestudy parts DIR --part "${name}" --corpus TEXT` })];
     },
+    open(name) {
+      const address = shared.cards && shared.cards[name];
+      if (address) location.href = address;
+      return Boolean(address);
+    },
   };
+  // What a mark may be called: its labels, alone and after their axis ("neuron 3.512").
+  function named(mark) {
+    const data = dataOf(mark.closest("figure"));
+    return labels(data, Number(mark.dataset.i)).flatMap((label, d) => [label, `${data.axes[d][0]} ${label}`]);
+  }
+  // The first of some labels that is a part with a card; whether there is one.
+  function openCard(names) {
+    return names.some((name) => /^(head|neuron) \d+\.\d+$|^mlp \d+$/.test(name) && cards.open(name));
+  }
+  document.addEventListener("click", (event) => {
+    const label = event.target.closest(".plot [data-part]");
+    if (label) openCard([label.dataset.part]);
+  });
   let patterns = own, of = null, head = null, prompt = null, query = null, asked = 0;
 
   function bytes(base64) {

@@ -57,7 +57,7 @@ circuits-table: $(VENV)/.installed
 findings: $(VENV)/.installed
 	$(BIN)/python -m docs.findings $(if $(CORPUS),--corpus $(CORPUS))
 
-# Its single neurons and heads alone.
+# Its single neurons, heads and direction alone.
 .PHONY: findings-parts
 findings-parts: $(VENV)/.installed
 	$(BIN)/python -m docs.findings --parts $(if $(CORPUS),--corpus $(CORPUS))

@@ -6,8 +6,8 @@ Run it from the repository's root. Measures `tiny`, and `smollm2` where it is in
 presets and on contexts mined from the kept-out books (those of `training.corpus.HELD_OUT`; no other
 is read), keeps the numbers in findings.json and words them in findings.md. What is not measured
 anew, for want of the books or of the model, stays as it is. Nothing is drawn at random without a
-seed. `--parts` measures single heads and neurons alone. Cost: three minutes for `tiny`, three
-quarters of an hour of one core for `smollm2`.
+seed. `--parts` measures single heads, neurons and the direction. Cost: five minutes for `tiny`,
+an hour of one core for `smollm2`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from docs.findings_decimals import decimals
 from docs.findings_heads import measure_heads
 from docs.findings_kept import difference, mean, number
 from docs.findings_page import PAGE, RESULTS, filled
-from docs.findings_parts import measure_parts
+from docs.findings_parts import measure_single_parts
 from docs.findings_tables import (
     COMMA,
     LOWERED,
@@ -555,7 +555,7 @@ def measure(name: str, folder: Path, before: Found | None) -> Found | None:
     if not books:
         print(f"no kept-out book in {folder}: the mined figures stay as they are; name a folder "
               f"with --corpus or {CORPUS}", file=sys.stderr)  # fmt: skip
-        kept = {key: (before or {}).get(key) for key in ("mined", "decimals", "parts")}
+        kept = {key: (before or {}).get(key) for key in ("mined", "decimals", "parts", "direction")}
         return {"preset": found, "heads": heads, **kept}
     print(f"{name}: contexts of {len(books)} books", file=sys.stderr)
     return {
@@ -563,7 +563,7 @@ def measure(name: str, folder: Path, before: Found | None) -> Found | None:
         "heads": heads,
         "mined": measure_mined(model, books, made, plan),
         "decimals": decimals(model, folder, [*HELD_OUT]),
-        "parts": measure_parts(model, folder, [*HELD_OUT], carriers(model, plan)),
+        **measure_single_parts(name, model, folder, [*HELD_OUT], carriers(model, plan)),
     }
 
 
@@ -575,8 +575,7 @@ def measure_single(name: str, folder: Path, before: Found) -> Found:
         print(f"{name} stays as it was: {problem}", file=sys.stderr)
         return before
     heads = carriers(model, PLANS[name])
-    parts = measure_parts(model, folder, [*HELD_OUT], heads)
-    return before if parts is None else before | {"parts": parts}
+    return before | measure_single_parts(name, model, folder, [*HELD_OUT], heads)
 
 
 def main() -> None:
@@ -585,7 +584,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(PLANS), metavar="MODEL")
     parser.add_argument("--corpus", type=Path, default=os.environ.get(CORPUS, "../shared/corpus"))
     parser.add_argument(
-        "--parts", action="store_true", help="single heads and neurons alone"
+        "--parts", action="store_true", help="single heads, neurons, direction"
     )  # Small matrices: a second thread mostly waits for the first, and for long on a busy machine.
     torch.set_num_threads(1)
     before = json.loads(RESULTS.read_text("utf-8"))

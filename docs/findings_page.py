@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from docs import findings_two as two
+from docs.findings_directions import directions_page
 from docs.findings_heads import heads_page
 from docs.findings_parts import parts_page
 from docs.findings_tables import (
@@ -379,6 +380,7 @@ BLOCKS: dict[str, Callable[[Found], str]] = {
     "two": lambda found: two.short(found) + "\n" + two.beside(found),
     **{name: _of_tiny(make) for name, make in _TINY.items()},
     "single-parts": parts_page,
+    "directions": directions_page,
     "smollm2": two.published,
     "heads": heads_page,
     "gpt2": _of_tiny(gpt2),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from docs.findings_directions import measure_direction
 from docs.findings_kept import mean, number
 from docs.findings_tables import NAMES, Found, between, share, table
 from docs.neurons_table import KEPT
@@ -39,6 +40,20 @@ TERMS, TOKENS, CONTEXTS = 4, 6, 3
 """How many of each are kept of a card."""
 BEHAVIOUR = "full-stop-capitals"
 SETTINGS = CardSettings(k=20, loss_windows=16)
+
+
+def measure_single_parts(
+    name: str,
+    model: Model,
+    folder: str | os.PathLike[str],
+    books: Sequence[str],
+    carriers: Sequence[Found],
+) -> Found:
+    """The cards of single parts and the direction of a model, by their keys in findings.json; the
+    cards only where there is text (see `measure_parts`)."""
+    found = {"direction": measure_direction(name, model)}
+    parts = measure_parts(model, folder, books, carriers)
+    return found if parts is None else found | {"parts": parts}
 
 
 def beginnings(folder: Path, books: Sequence[str]) -> dict[str, str]:

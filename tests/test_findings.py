@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docs import findings, findings_page, findings_parts, findings_tables, findings_two
+from docs import (
+    findings,
+    findings_directions,
+    findings_page,
+    findings_parts,
+    findings_tables,
+    findings_two,
+)
 
 from casestudy.model.loading import load
 from casestudy.model.model import Model
@@ -99,7 +106,7 @@ def test_without_the_books_the_mined_figures_stay(
     monkeypatch.setattr(findings, "measure_preset", lambda model, plan: ({"new": 1}, None))
     monkeypatch.setattr(findings, "measure_heads", lambda model: {"new": 2})
     found = findings.measure("tiny", tmp_path, TINY)
-    kept = {key: TINY[key] for key in ("mined", "decimals", "parts")}
+    kept = {key: TINY[key] for key in ("mined", "decimals", "parts", "direction")}
     assert found == {"preset": {"new": 1}, "heads": {"new": 2}, **kept}
     assert "the mined figures stay as they are" in capsys.readouterr().err
 
@@ -115,11 +122,24 @@ def test_words_on_single_parts_follow_from_their_figures() -> None:
     assert f"{first['part']} does not tell the two apart" in findings_parts.parts_page(other)
 
 
+def test_words_on_the_direction_are_its_figures() -> None:
+    other = json.loads(json.dumps({"tiny": TINY, "smollm2": {}}))
+    (row,) = (
+        row for row in other["tiny"]["direction"]["steered"]
+        if (row["method"], row["run"], row["coefficient"]) == ("trained", "corrupted", 1)
+    )  # fmt: skip
+    row |= {"mean": 7.25, "low": None}
+    assert "corrupted prompts' contrast from" in findings_directions.directions_page(other)
+    assert "to 7.25 logits" in findings_directions.directions_page(other)
+
+
 def test_single_parts_alone_are_measured_over_the_beginnings_of_the_books(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(findings, "carriers", lambda model, plan: [])
-    assert findings.measure_single("tiny", tmp_path, TINY) == TINY
+    monkeypatch.setattr(findings_parts, "measure_direction", lambda name, model: {"new": 3})
+    found = findings.measure_single("tiny", tmp_path, TINY)
+    assert found == TINY | {"direction": {"new": 3}}
     assert "single parts stay as they are" in capsys.readouterr().err
     book = "A line.\n" * 9000
     (tmp_path / "book.txt").write_text(book)

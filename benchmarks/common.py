@@ -1,17 +1,20 @@
 """How is a race against another tool run fairly?
 
-Both sides load the same random GPT-2 of 124 M parameters (arithmetic does not care what the weights
-are), each in a process and an environment of its own, with the same number of threads. They take
-turns within one run, so that a busy minute slows both; a side's time is its fastest turn. The
-outputs are compared, and each side's memory is the largest its process ever was, loading included.
+Both sides load the same random checkpoint (arithmetic does not care what the weights are; by
+default GPT-2's shape with 124 M parameters, see `SHAPES`), each in a process and an environment of
+its own, with the same number of threads. They take turns within one run, so that a busy minute
+slows both. A side's time is the median of its turns; a ratio is the median of the ratios of paired
+turns, with the smallest and the largest of them. Both are given by the clock and by CPU seconds,
+which other work on the machine distorts less. The outputs are compared, and each side's memory is
+the largest its process ever was, loading included.
 
 A benchmark is a script with two functions, `ours(folder, case)` and `theirs(folder, case)`: each
 loads its model and returns a function without arguments that does the work and returns arrays. It
 ends with `main(__file__, ours, theirs, cases, out)`. Arrays whose names start with "_" are notes,
 not outputs. `_operations`, how many floating-point operations the work cannot do without, becomes
 `rate_share`: their number / time / the machine's own rate of float32 matrix multiplication, taken
-after each turn, both in CPU seconds, which other work on the machine distorts less. `_work`, which
-share of the whole a turn was, scales a side's time up where a whole turn would take hours.
+after each turn, both in CPU seconds (the median over turns). `_work`, which share of the whole a
+turn was, scales a side's time up where a whole turn would take hours.
 
 Where the yardstick is casestudy itself, a case is named in `own`: `theirs` then runs in our
 environment too. What both sides must be given alike, `shared(folder, case)` makes beforehand, and
@@ -38,6 +41,38 @@ ROOT = Path(__file__).resolve().parents[1]
 THREADS = 2
 ROUNDS = 7
 FULL_SIZE = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2-124m": ("gpt2", FULL_SIZE),
+    "smollm2-135m": (
+        "llama",
+        {
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma3-270m": (
+        "gemma3_text",
+        {
+            "vocab_size": 262144,
+            "hidden_size": 640,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 18,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+"""Shapes of published checkpoints, by a case's first part: the kind of model, and its config."""
 
 Work = Callable[[], Mapping[str, np.ndarray]]
 Side = Callable[[Path, str], Work]
@@ -66,9 +101,9 @@ def main(
         side = {"ours": ours, "theirs": theirs}[arguments.worker]
         work(side(arguments.model, arguments.case[0]), arguments.threads)
         return
-    folder = arguments.model or random_gpt2()
     rows = []
     for case in arguments.case or cases:
+        folder = arguments.model or random_checkpoint(shape_of(case))
         arrays = {} if shared is None else shared(folder, case)
         rows.append(
             race(script, folder, case, arguments.rounds, arguments.threads, case in own, arrays)
@@ -82,16 +117,33 @@ def main(
     arguments.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def random_gpt2() -> Path:
-    """A random checkpoint of GPT-2 small's shape, made once and kept in the temporary directory."""
-    folder = Path(tempfile.gettempdir()) / "casestudy-benchmarks" / "gpt2-124m"
-    if not (folder / "config.json").is_file():
-        sys.path.insert(0, str(ROOT))
-        from tests.helpers import write_gpt2
+def shape_of(case: str) -> str:
+    """The shape that a case names first; GPT-2's by default."""
+    first = case.split("/")[0]
+    return first if first in SHAPES else "gpt2-124m"
 
+
+def random_checkpoint(shape: str = "gpt2-124m") -> Path:
+    """A random checkpoint of a shape, made once and kept in the temporary directory."""
+    folder = Path(tempfile.gettempdir()) / "casestudy-benchmarks" / shape
+    if not (folder / "config.json").is_file():
+        kind, options = SHAPES[shape]
         with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as scratch:
-            write_gpt2(Path(scratch) / "gpt2", **FULL_SIZE)
-            os.replace(Path(scratch) / "gpt2", folder)
+            made = Path(scratch) / shape
+            sys.path.insert(0, str(ROOT))
+            from tests.helpers import copy_tokenizer, write_gpt2
+
+            if kind == "gpt2":
+                write_gpt2(made, **options)
+            else:
+                import torch
+                from transformers import AutoConfig, AutoModelForCausalLM
+
+                torch.manual_seed(0)
+                config = AutoConfig.for_model(kind, **options)
+                AutoModelForCausalLM.from_config(config).save_pretrained(made)
+                copy_tokenizer(made)
+            os.replace(made, folder)
     return folder
 
 
@@ -143,12 +195,12 @@ def race(
             ask(worker, "")  # until it has loaded
         seconds: dict[str, list[float]] = {side: [] for side in workers}
         cpu: dict[str, list[float]] = {side: [] for side in workers}
-        rates: list[float] = []
+        rates: dict[str, list[float]] = {side: [] for side in workers}
         for number in range(rounds + 1):
             for side, worker in workers.items():
                 turn = ask(worker, "turn")
-                rates.append(turn["rate"])
                 if number:  # the first turn warms up
+                    rates[side].append(turn["rate"])
                     seconds[side].append(turn["seconds"])
                     cpu[side].append(turn["cpu"])
             print(f"{case}: {number}/{rounds}", {s: t[-1:] for s, t in seconds.items()}, file=TALK)
@@ -160,26 +212,37 @@ def race(
             with np.load(path) as arrays:
                 found[side] = dict(arrays)
     work = {side: float(found[side].get("_work", 1.0)) for side in workers}
-    best = {side: min(seconds[side]) / work[side] for side in workers}
-    busy = {side: min(cpu[side]) / work[side] for side in workers}
+    for times in (seconds, cpu):
+        for side in workers:
+            times[side] = [t / work[side] for t in times[side]]
     row = {
         "case": case,
-        "ours_s": round(best["ours"], 4),
-        "theirs_s": round(best["theirs"], 4),
-        "ratio": round(best["theirs"] / best["ours"], 2),
-        "ours_cpu_s": round(busy["ours"], 4),
-        "theirs_cpu_s": round(busy["theirs"], 4),
-        "cpu_ratio": round(busy["theirs"] / busy["ours"], 2),
+        **compared("s", "ratio", seconds),
+        **compared("cpu_s", "cpu_ratio", cpu),
         "max_gap": gap(found["ours"], found["theirs"]),
         "ours_peak_mb": round(peak["ours"]),
         "theirs_peak_mb": round(peak["theirs"]),
+        "turns": rounds,
         "threads": threads,
     }
     operations = found["ours"].get("_operations")
     if operations is not None:
-        row["rate_share"] = round(float(operations) / min(cpu["ours"]) / max(rates), 3)
-        row["matmul_gflops"] = round(max(rates) / 1e9)
+        turns = [t * work["ours"] for t in cpu["ours"]]
+        pairs = zip(turns, rates["ours"], strict=True)
+        shares = [float(operations) / t / rate for t, rate in pairs]
+        row["rate_share"] = round(float(np.median(shares)), 3)
+        row["matmul_gflops"] = round(float(np.median(rates["ours"])) / 1e9)
     return row
+
+
+def compared(unit: str, ratio: str, times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Each side's median time, and the median of the paired turns' ratios with their ends."""
+    ratios = np.array(times["theirs"]) / np.array(times["ours"])
+    row: dict[str, Any] = {
+        f"{side}_{unit}": round(float(np.median(times[side])), 4) for side in ("ours", "theirs")
+    }
+    ends = [round(float(end), 2) for end in (ratios.min(), ratios.max())]
+    return {**row, ratio: round(float(np.median(ratios)), 2), f"{ratio}_ends": ends}
 
 
 TALK = sys.stderr

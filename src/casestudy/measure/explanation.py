@@ -25,7 +25,7 @@ from casestudy.engine.reading import Readings
 from casestudy.errors import BehaviourError
 from casestudy.measure.partners import Partner, partners
 from casestudy.measure.patched import Patched
-from casestudy.measure.patching_prompts import ablate_answers, patch_prompts
+from casestudy.measure.patching_prompts import ablate_answers, patch_prompts, patch_prompts_sites
 from casestudy.measure.predictions import AnswerScore, score_answer
 from casestudy.measure.quick_look import CONTRAST, probe, weighed, with_answers
 from casestudy.measure.whole_answers import WholeAnswers, answer_values, whole_answers
@@ -313,25 +313,17 @@ def _patches(
     budget: Budget,
     progress: Tell | None,
 ) -> dict[str, Patched]:
-    """One sweep per site."""
+    """Of each site; between two prompts all in one sweep."""
     if pair is None:
         readings = Readings.of(model, found.asked, found.scoring)
         return {
             site: ablate_answers(readings, site, budget=budget, progress=progress) for site in SITES
         }
     asked = replace(found.asked, corrupted=pair.corrupted.text)
-    return {
-        site: patch_prompts(
-            model,
-            [asked],
-            site,
-            by="all",
-            scoring=found.scoring,
-            budget=budget,
-            progress=progress,
-        )
-        for site in SITES
-    }
+    on = model, [asked], list(SITES)
+    return patch_prompts_sites(
+        *on, by="all", scoring=found.scoring, budget=budget, progress=progress
+    )
 
 
 def _parts(patches: dict[str, Patched]) -> tuple[PatchedPart, ...]:

@@ -25,11 +25,11 @@ from casestudy.behaviour.steps import Scoring, has_several
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.reading import Readings
 from casestudy.engine.readout import Metric
-from casestudy.errors import BehaviourError
+from casestudy.errors import BehaviourError, MeasureError
 from casestudy.measure.answer_texts import by_prompt, metric_of, tails_of, texts_of, with_answers
 from casestudy.measure.pairs import UNEQUAL, Direction, Pairs, pairs_of
 from casestudy.measure.patched import Patched
-from casestudy.measure.patching import Ablation, By, Watch, ablate, patch
+from casestudy.measure.patching import Ablation, By, Watch, ablate, patch, patch_sites
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
@@ -71,14 +71,7 @@ def patch_prompts(
     Raises: as `patch`; BehaviourError for a prompt without a partner, a pair whose tokens do not
         correspond, and a prompt without an answer.
     """
-    if readout is not None:
-        prompts = [replace(prompt, readout=readout) for prompt in prompts]
-    pairs = _paired(model, prompts, by)
-    given = all(prompt.answer and prompt.counterpart for prompt in prompts)
-    if given and any(has_several(model.tokenizer, prompt) for prompt in prompts):
-        asked = _whole(Readings.of(model, tuple(prompts), scoring), pairs)
-    else:
-        asked = _single(model, prompts, pairs, "given" if given else "space-capital")
+    asked = _asked(model, prompts, by, readout, scoring)
     found = patch(
         model,
         asked.pairs,
@@ -95,6 +88,32 @@ def patch_prompts(
     return _with_tokens(found, asked.positions) if len(prompts) == 1 else found
 
 
+def patch_prompts_sites(
+    model: Model,
+    prompts: Sequence[Prompt],
+    sites: Sequence[Site | str],
+    *,
+    by: By,
+    scoring: Scoring = "sum",
+    budget: Budget = DEFAULT_BUDGET,
+    progress: Tell | None = None,
+) -> dict[str, Patched]:
+    """Patch several sites between the same prompts in one sweep: by site, what `patch_prompts`
+    gives up to rounding.
+
+    Raises: as `patch_prompts`; MeasureError if the check of any site fails.
+    """
+    asked = _asked(model, prompts, by, None, scoring)
+    on = model, asked.pairs, asked.metric, sites
+    patches = {}
+    for site, one in patch_sites(*on, by=by, budget=budget, progress=progress).items():
+        if isinstance(one, MeasureError):
+            raise one
+        found = asked.finished(one)
+        patches[site] = _with_tokens(found, asked.positions) if len(prompts) == 1 else found
+    return patches
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What a sweep is asked for prompts.
@@ -108,6 +127,23 @@ class _Asked:
     metric: Contrast | Metric
     finished: Callable[[Patched], Patched]
     positions: tuple[str, ...]
+
+
+def _asked(
+    model: Model,
+    prompts: Sequence[Prompt],
+    by: By | None,
+    readout: int | str | None,
+    scoring: Scoring,
+) -> _Asked:
+    """The pairs of prompts with the metric of their answers."""
+    if readout is not None:
+        prompts = [replace(prompt, readout=readout) for prompt in prompts]
+    pairs = _paired(model, prompts, by)
+    given = all(prompt.answer and prompt.counterpart for prompt in prompts)
+    if given and any(has_several(model.tokenizer, prompt) for prompt in prompts):
+        return _whole(Readings.of(model, tuple(prompts), scoring), pairs)
+    return _single(model, prompts, pairs, "given" if given else "space-capital")
 
 
 def _paired(model: Model, prompts: Sequence[Prompt], by: By | None) -> Pairs:

@@ -50,8 +50,8 @@ _PROBED = ((_GUESS, 4), (0.1, 3), (0.5, 2))
 PROBED_PAIRS = 3
 """The most pairs that circuits and edges are timed on."""
 
-_EDGES = 12
-"""How many edges are patched exactly in each timed call."""
+_EDGES = (8, 24)
+"""How many edges are patched exactly in the timed calls."""
 
 
 @dataclass(frozen=True)
@@ -413,7 +413,8 @@ def measure_costs(
     graph = scores.graph
     each, probed = [0.0], [0]
     for share, count in _PROBED:
-        sizes = [round(graph.n_edges * share * (1 - 0.1 * i)) for i in range(count)]
+        # far apart, so that they share little: neither do the circuits to come
+        sizes = [round(graph.n_edges * share * (1 - 0.2 * i)) for i in range(count)]
         found = [graph.top(scores.ranked, n, rank).pruned() for n in sizes]
         shared, seconds = own.line(found)
         probed.append(max(probed[-1] + 1, sum(c.n_edges for c in found) // count))
@@ -448,28 +449,32 @@ def measure_costs(
 def _exact_edges(probe: Probe, scores: EdgeScores) -> tuple[float, float]:
     """Seconds to patch edges exactly on all of the probe's pairs: what they share, and each.
 
-    Some edges are timed on the pairs of the probe and on twice as many: an edge takes some time on
+    Timed with a few edges and with more, and on twice as many pairs: an edge takes some time on
     any pairs, and some on each.
     """
     graph = scores.graph
     if any(graph.neurons.values()):
         return 0.0, 0.0
-    edges = np.flatnonzero(graph.real)
-    mask = np.zeros_like(graph.real)
-    mask.ravel()[np.random.default_rng(probe.budget.seed).permutation(edges)[:_EDGES]] = True
+    edges = np.random.default_rng(probe.budget.seed).permutation(np.flatnonzero(graph.real))
     budget = probe.budget.checking(1)
 
-    def timed(pairs: Pairs, metric: Contrast | Metric) -> float:
-        on = probe.model, pairs, metric
-        return seconds_of(lambda: patch_edges(*on, mask, direction="noising", budget=budget))
+    def timed(count: int, pairs: int) -> float:
+        mask = np.zeros_like(graph.real)
+        mask.ravel()[edges[:count]] = True
+        on = probe.model, *probe.first(pairs), mask
+        return seconds_of(lambda: patch_edges(*on, direction="noising", budget=budget))
 
-    few, many = len(probe.pairs), min(2 * len(probe.pairs), probe.n)
-    short = timed(*probe.first(few))
-    long = timed(*probe.first(many)) if many > few else short
-    slope = max(0.0, long - short) / (many - few) if many > few else short / few
-    shared = min(probe.opening / few, slope)
-    each = max(0.0, short - few * slope) + (slope - shared) * probe.n
-    return shared * probe.n, each / _EDGES
+    few, more = _EDGES
+    pairs, twice = len(probe.pairs), min(2 * len(probe.pairs), probe.n)
+    timed(1, 1)  # what is slow only once, such as a first allocation, is not timed
+    base = timed(few, pairs)
+    each = max(0.0, timed(more, pairs) - base) / (more - few)
+    shared = max(0.0, base - few * each) / pairs  # of a pair
+    growth = each / pairs
+    if twice > pairs:
+        slope = (timed(few, twice) - base) / (twice - pairs)
+        growth = min(growth, max(0.0, slope - shared) / few)
+    return shared * probe.n, each + growth * (probe.n - pairs)
 
 
 def _rows(pairs: Pairs, ablation: EdgeAblation) -> float:

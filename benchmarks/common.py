@@ -171,25 +171,9 @@ def race(
     with tempfile.TemporaryDirectory(prefix="race-") as scratch:
         handed = Path(scratch) / "shared.npz"
         np.savez(handed, **(shared or {}))
+        on = ["--case", case, "--threads", str(threads), "--model", str(folder)]
         workers = {
-            side: subprocess.Popen(
-                [
-                    python,
-                    script,
-                    *("--worker", side, "--case", case, "--threads", str(threads)),
-                    *("--model", str(folder)),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={
-                    **os.environ,
-                    "HF_HUB_OFFLINE": "1",
-                    "PYTHONPATH": str(ROOT / "benchmarks"),
-                    HANDED: str(handed),
-                },
-            )
-            for side, python in pythons.items()
+            side: started(python, script, side, on, handed) for side, python in pythons.items()
         }
         for worker in workers.values():
             ask(worker, "")  # until it has loaded
@@ -233,6 +217,24 @@ def race(
         row["rate_share"] = round(float(np.median(shares)), 3)
         row["matmul_gflops"] = round(float(np.median(rates["ours"])) / 1e9)
     return row
+
+
+def started(
+    python: str, script: str, side: str, on: Sequence[str], handed: Path
+) -> subprocess.Popen[str]:
+    """A side's process, which reads lines and answers them."""
+    return subprocess.Popen(
+        [python, script, "--worker", side, *on],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(ROOT / "benchmarks"),
+            HANDED: str(handed),
+        },
+    )
 
 
 def compared(unit: str, ratio: str, times: Mapping[str, Sequence[float]]) -> dict[str, Any]:

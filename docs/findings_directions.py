@@ -99,9 +99,12 @@ def _steered(title: str, found: Found) -> str:
     def of(run: str, coefficient: int) -> str:
         return _with_ends(cells["trained", run, coefficient])
 
+    whole = min(row["mean"] for row in found["shares"] if row["directions"] == "whole site")
+    alone = " These pairs differ in their last token alone, so that its whole stream carries all."
     return (
         f"In {title}, pairs of the family “{found['family']}”, found on {found['found_on']}: the "
         f"mean difference along the trained direction, added at every position, takes the "
         f"corrupted prompts' contrast from {of('corrupted', 0)} to {of('corrupted', 1)} logits; "
         f"taken away, the clean prompts' from {of('clean', 0)} to {of('clean', -1)}."
+        + (alone if whole > 0.9999 else "")
     )

@@ -246,6 +246,26 @@ def test_patch_names_what_it_weighs_and_gives_no_share_of_nothing(
         abs(found["clean"]), abs(found["corrupted"])
     )
     assert near == (found["warning"] is not None) == (found["cells"][0]["value"] is None)
+    assert found["scoring"] is None, "single tokens"
+
+
+def test_patch_says_how_the_tokens_of_longer_answers_count(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    pair = ("It was late. She went home.", "it was late. She went home.", "--model", model)
+    answers = ("-a", " He was", "-c", " it", "--site", "mlp_out", "--by", "role")
+    for scoring, words in (
+        ("sum", ", log-probability difference clean"),
+        ("mean", ", difference of the mean log-probability per token clean"),
+        ("first", ", logit difference of the first tokens that differ clean"),
+    ):
+        status, out, err = call(capsys, "patch", *pair, *answers, "--scoring", scoring)
+        assert status == 0, err
+        assert words in " ".join(out.split())
+        assert "last token" in out, "a role is shown as --role takes it"
+    status, out, err = call(capsys, "patch", *pair, *answers, "--scoring", "mean", "--json")
+    assert status == 0, err
+    assert json.loads(out)["scoring"] == "mean"
 
 
 def test_a_target_that_cannot_be_written_is_one_sentence(

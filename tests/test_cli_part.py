@@ -114,4 +114,5 @@ def test_parts_makes_the_cards_of_a_study(
     assert "named" in said
     status, said, err = call(capsys, "parts", out, *named)
     assert (status, said) == (2, "")
-    assert "own" in err
+    assert "a study of 'own', which is no preset" in err.replace("\n", " ")
+    assert "--behaviour FILE" in err

@@ -352,6 +352,7 @@ def test_a_negative_mean_is_not_called_a_preference_for_the_answer(tmp_path: Pat
     page = page_of(studies.write(tmp_path / "s", results, texts=texts))
     assert "toy prefers ·it to ·It by" in page.text
     assert "prefers ·It to" not in page.text
+    assert "Of the parts that wrote it (positive: for ·It)" in page.text
     assert "·it is" in page.text
     assert "times more probable than ·It" in page.text
 

@@ -16,6 +16,9 @@ from casestudy.model.model import Model
 from casestudy.results import names
 from casestudy.results.result import Grid
 from casestudy.show.report import write_report
+from casestudy.show.sections.grounds import no_neurons
+from casestudy.show.sections.neurons import sentence
+from casestudy.show.stored import StoredStudy
 from casestudy.study import neurons
 from casestudy.study.searches import behaviour_neurons
 from casestudy.study.settings import Execution, NeuronSearch, Settings
@@ -82,6 +85,7 @@ def test_the_report_shows_its_size_its_faithfulness_and_its_nodes(stored: Study)
     rows = {row["figure"]: row for row in stored.tables[names.NEURON_CIRCUIT_SUMMARY].rows()}
     n = int(rows["neurons"]["value"])
     assert f"<b>{n:,} neuron{'s' * (n != 1)}</b> ({rows['neurons']['about']})" in page
+    assert sentence(StoredStudy.read(stored.store)) in page
     nodes = stored.tables[names.NEURON_CIRCUIT_NODES].rows()
     inside = [row for row in nodes if row["faithfulness_lost"] is not None]
     table = page[page.index("Its first heads and neurons") :]
@@ -94,6 +98,8 @@ def test_pairs_that_do_not_exist_are_said_and_not_raised(model: Model, tmp_path:
     alone = replace(BEHAVIOUR, prompts=PROMPTS[:1])
     found = study(model, alone, out=tmp_path, only=["predictions"], settings=SEARCH)
     assert neurons.WHAT in [entry["what"] for entry in found.manifest["not_measured"]]
+    said = no_neurons(StoredStudy.read(found.store))
+    assert said.startswith("No circuit of heads and neurons was found: ")
     assert found.manifest["state"] == "complete"
 
 

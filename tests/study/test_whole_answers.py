@@ -166,6 +166,19 @@ def test_the_report_says_what_is_compared(found: Study) -> None:
     assert "the whole answer against the whole counterpart" in page
 
 
+def test_the_report_calls_no_difference_of_log_probabilities_a_logit_difference(
+    found: Study,
+) -> None:
+    page = Path(found.report()).read_text("utf-8")
+    assert "The difference of every prompt" in page
+    assert "The logit difference of every prompt" not in page
+    assert "the residual stream where the answers’ tokens are predicted" in page
+    assert "The dashed line is the difference itself" in page
+    assert "and the entropy term." in page, "what the lens lacks at the end"
+    assert "other biases" not in page
+    assert re.search(r"the entropy term (gives|<b>)", page)
+
+
 def test_the_report_opens_each_place_of_an_answer(found: Study, toy_model: Model) -> None:
     page = Path(found.report()).read_text("utf-8")
     steps = whole_answers(toy_model, PROMPTS).steps.rows()

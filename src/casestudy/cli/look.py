@@ -32,7 +32,7 @@ from casestudy.cli.options import (
 from casestudy.cli.printing import escape, gap, print_json, print_table, say, write_figure
 from casestudy.cli.progress import ProgressBar
 from casestudy.errors import CasestudyError, one_of
-from casestudy.show.text import visible
+from casestudy.show.text import clean, visible
 
 if TYPE_CHECKING:
     from casestudy.measure.patching import By, Patched
@@ -196,13 +196,13 @@ def patch(
             budget=read_budget(memory),
             progress=progress.cells,
         )
-    cells = _cells(patched, role)
+    cells, weighed = _cells(patched, role), _weighed(patched, direction, scoring)
     if as_json:
         shares = patched.normalised
-        about = {"about": shares.about, **_weighed(patched, direction), "error": shares.error}
+        about = {"about": shares.about, **weighed, "error": shares.error}
         print_json("patch", about | {"cells": cells})
     else:
-        _print_patched(patched, _weighed(patched, direction), cells, top)
+        _print_patched(patched, weighed, cells, top)
     if not patched.shares_mean_something:
         say(_NO_SHARES)
     write_figure(patched.normalised, figure)  # last: where it cannot be written, the rest was said
@@ -220,8 +220,8 @@ _NO_SHARES = (
 )
 
 
-def _weighed(patched: Patched, direction: str) -> dict[str, Any]:
-    """What is weighed, the logit difference of either run, and which of them is patched."""
+def _weighed(patched: Patched, direction: str, scoring: str) -> dict[str, Any]:
+    """What is weighed, the difference of either run, and which of them is patched."""
     ((answer, counterpart),) = patched.weighed
     runs = _baselines(patched)
     unpatched = "corrupted" if direction == "denoising" else "clean"
@@ -230,6 +230,7 @@ def _weighed(patched: Patched, direction: str) -> dict[str, Any]:
         "answer": _answer(answer),
         "counterpart": _answer(counterpart),
         "unit": patched.raw.unit,
+        "scoring": scoring if max(len(answer), len(counterpart)) > 1 else None,
         "direction": direction,
         "unpatched_run": unpatched,
         unpatched: runs["unpatched"],
@@ -282,7 +283,12 @@ def _print_patched(
         tuple(visible("".join(token.label for token in side)) for side in pair)
         for pair in patched.weighed
     )
-    what = "logit difference" if patched.raw.unit == "logits" else "log-probability difference"
+    what = {
+        None: "logit difference",
+        "sum": "log-probability difference",
+        "mean": "difference of the mean log-probability per token",
+        "first": "logit difference of the first tokens that differ",
+    }[about["scoring"]]
     known = patched.shares_mean_something
     print_table(
         f"{shares.name}, {about['direction']}: {answer} against {counterpart}, {what} "
@@ -291,7 +297,7 @@ def _print_patched(
         (*axes, *(["share"] if known else []), patched.raw.unit),
         [
             (
-                *(visible(c[name]) for name in axes),
+                *(clean(c[name]) if name == "role" else visible(c[name]) for name in axes),
                 *([f"{c['value']:+.3f}"] if known else []),
                 f"{c['effect']:+.3f}",
             )

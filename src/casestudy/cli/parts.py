@@ -18,6 +18,7 @@ from casestudy.cli.options import (
 from casestudy.cli.part import telling
 from casestudy.cli.printing import print_json, print_table
 from casestudy.cli.progress import ProgressBar
+from casestudy.errors import StudyError
 
 if TYPE_CHECKING:
     from casestudy.model.model import Model
@@ -61,6 +62,7 @@ def parts(
     from casestudy.results.part_card import PAGE
     from casestudy.show.part_card import write_part_card, write_study_cards
     from casestudy.show.report import write_report
+    from casestudy.show.stored import StoredStudy
     from casestudy.study.part_cards import make_cards, top_parts
     from casestudy.study.study import open_study
 
@@ -68,7 +70,7 @@ def parts(
     chosen = dict.fromkeys(part or ()) or {
         top.name: top for top in top_parts(found, heads=heads, neurons=neurons)
     }
-    prompts = read_behaviour(behaviour or str(found.manifest["behaviour"]["name"]))
+    prompts = read_behaviour(behaviour or _preset_of(found))
     loaded = _model_of(found, model, device)
     rows: list[dict[str, Any]] = []
     with ProgressBar("cards") as bar:
@@ -89,8 +91,24 @@ def parts(
     if as_json:
         print_json("parts", {"folder": str(study), "cards": rows, "report": str(report)})
         return
-    _print_cards(rows)
+    _print_cards(rows, StoredStudy.read(found.store).unit)
     print(f"report: {report}")
+
+
+def _preset_of(study: Study) -> str:
+    """The preset whose prompts a study has.
+
+    Raises: StudyError where its behaviour is no preset's.
+    """
+    from casestudy.behaviour.preset_names import PRESETS
+
+    name = str(study.manifest["behaviour"]["name"])
+    if name not in PRESETS:
+        raise StudyError(
+            f"{study.store.folder} is a study of {name!r}, which is no preset",
+            hint="Give the file that it was run on with --behaviour FILE",
+        )
+    return name
 
 
 def _model_of(study: Study, model: str | None, device: str) -> Model:
@@ -102,10 +120,10 @@ def _model_of(study: Study, model: str | None, device: str) -> Model:
     return loaded.with_strict_tokens(bool(settings.get("strict_tokens")))
 
 
-def _print_cards(rows: list[dict[str, Any]]) -> None:
+def _print_cards(rows: list[dict[str, Any]], unit: str) -> None:
     print_table(
         "cards",
-        ("part", "chosen by", "logits", "page"),
+        ("part", "chosen by", unit, "page"),
         [
             (
                 row["part"],

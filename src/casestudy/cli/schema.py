@@ -75,6 +75,7 @@ KEYS: dict[str, dict[str, str]] = {
         "answer": "`token` and `id`; of several tokens `tokens` and `ids`",
         "counterpart": "the same",
         "unit": "of the contrast: logits, or nats where an answer has several tokens",
+        "scoring": "sum, mean or first, where an answer has several tokens; otherwise null",
         "direction": "denoising or noising",
         "unpatched_run": "clean or corrupted",
         "clean": "contrast of the clean prompt",

@@ -40,7 +40,8 @@ class TopPart:
 
     Attributes:
         name: "head 0.2", "neuron 4.312".
-        value: the mean effect, or direct contribution, in logits.
+        value: the mean effect, or direct contribution: in logits, or in nats where whole answers
+            are compared (neurons' contributions are of the first tokens).
         by: the stored result that it is of.
     """
 
@@ -50,7 +51,7 @@ class TopPart:
 
 
 def top_parts(study: Study, *, heads: int = OF_A_KIND, neurons: int = OF_A_KIND) -> list[TopPart]:
-    """The heads and the neurons with the largest means, of the main contrast, in logits.
+    """The heads and the neurons with the largest means, of the main contrast.
 
     Raises: StudyError where the study has neither patched nor attributed them.
     """
@@ -73,7 +74,8 @@ def _heads(study: Study, most: int) -> list[TopPart]:
         grid = study.grids.get(name)
         if grid is None:
             return []
-        grid = grid.select(contrast=grid.axis("contrast").labels[0])
+        labels = grid.axis("contrast").labels
+        grid = grid.select(contrast=names.main_contrast(labels))
     layers, labels = grid.axis("layer").labels, grid.axis("head").labels
     heads = [i for i, label in enumerate(labels) if label.isdigit()]
     values = np.moveaxis(grid.values, (grid.dim("layer"), grid.dim("head")), (0, 1))[:, heads]

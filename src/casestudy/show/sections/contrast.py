@@ -49,7 +49,8 @@ def differences(study: StoredStudy) -> list[Block]:
         dots=marks.Data.of(grid),
         row=54,
     )
-    of = "logit" if sides.unit == "logits" else "log-probability"
+    linear = sides.unit == "logits"
+    of, what = ("logit", "logit difference") if linear else ("log-probability", "difference")
     caption = f"The {of} of {sides.answer.plain} minus that of {sides.counterpart.plain} "
     caption += f"after every prompt. {drawn.reading}"
     if main.n < everyone:
@@ -60,9 +61,9 @@ def differences(study: StoredStudy) -> list[Block]:
     spread = Spread.of(counted)
     blocks.append(
         Figure(
-            "The logit difference of every prompt",
+            f"The {what} of every prompt",
             drawn.mark,
-            f"Distribution of logit differences. Mean, {sides.against_plain}: "
+            f"Distribution of {what}s. Mean, {sides.against_plain}: "
             f"{signed(main.value)} {sides.unit}, {main.bracket}; median {number(spread.median)}, "
             f"range {number(counted.min())} to {number(counted.max())}."
             if spread is not None

@@ -154,6 +154,23 @@ def no_circuit(study: StoredStudy) -> Markup:
     raise Missing("there is a circuit")
 
 
+NEURONS = "a circuit of heads and neurons"
+"""As `study/neurons` says what it could not find."""
+
+
+def no_neurons(study: StoredStudy) -> Markup:
+    """Why no circuit of heads and neurons was found, where one was looked for.
+
+    Raises: Missing where there is one, or none was looked for.
+    """
+    absent = study.manifest.get("not_measured")
+    for entry in absent if isinstance(absent, list) else ():
+        if isinstance(entry, Mapping) and entry.get("what") == NEURONS:
+            why = clean(entry.get("why")).rstrip(".")
+            return Markup("No circuit of heads and neurons was found: {}.").format(why)
+    raise Missing("there is a circuit of heads and neurons, or none was looked for")
+
+
 def checks(study: StoredStudy) -> Markup:
     """Whether every measurement's own check holds, and which do not.
 

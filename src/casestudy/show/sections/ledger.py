@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -165,7 +166,9 @@ GROUPS: Mapping[str, Callable[[str], bool]] = {
     "MLP layers": lambda term: layer_kind(term) == "mlp",
     EMBEDDINGS: lambda term: term in (names.EMBED, names.POS_EMBED),
     "the final norm’s bias b_U": lambda term: term == B_U,
-    "other biases": lambda term: term in (names.UNEMBEDDING_BIAS, names.SOFT_CAP, names.ENTROPY),
+    "the unembedding’s bias": lambda term: term == names.UNEMBEDDING_BIAS,
+    "the soft cap": lambda term: term == names.SOFT_CAP,
+    "the entropy term": lambda term: term == names.ENTROPY,
 }
 
 
@@ -247,6 +250,7 @@ def lens(study: StoredStudy) -> list[Block]:
         own = study.grid(names.mean(names.LENS_OWN_NORM), "contrast", "depth").select(
             contrast=study.contrast
         )
+    frozen = replace(frozen, unit=study.unit)  # the stored grid has contrasts of both units
     depths, values, _ = _curve(frozen)
     if not np.isfinite(values).any():
         raise Missing("no prompt has a logit difference")
@@ -261,8 +265,11 @@ def lens(study: StoredStudy) -> list[Block]:
     )
     return [
         paragraph(
-            "Projected on the contrast at every depth, the residual stream of the last token "
+            "Projected on the contrast at every depth, the residual stream {} "
             "gains most between {} and {} ({} {}, n\u00a0=\u00a0{}).{}",
+            "where the answers’ tokens are predicted"
+            if study.contrast in names.WHOLES.values()
+            else "of the last token",
             *(
                 depth_name(depths[largest]),
                 depth_name(depths[largest + 1]),

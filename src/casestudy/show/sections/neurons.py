@@ -54,6 +54,13 @@ def circuit(study: StoredStudy) -> list[Block]:
 
 
 def _sentence(study: StoredStudy, rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """`_words`, with the family of the pairs."""
+    family = study.about("neurons_about", "family")
+    said = f" Pairs are of the family “{family}”." if family else ""
+    return paragraph("{}{}", _words(study, rows), said)
+
+
+def _words(study: StoredStudy, rows: Sequence[Mapping[str, Any]]) -> Markup:
     """The circuit's size and held-out faithfulness, and what as many random neurons carry."""
     found = {str(row["figure"]): row for row in rows}
     judged = next((row for name, row in found.items() if name.startswith(HELD)), None)
@@ -80,8 +87,16 @@ def _sentence(study: StoredStudy, rows: Sequence[Mapping[str, Any]]) -> Markup:
             percent(float(control["value"])),
             ": it does not matter much which neurons these are" if close else "",
         )
-    family = study.about("neurons_about", "family")
-    return paragraph("{}{}", words, f" Pairs are of the family “{family}”." if family else "")
+    return words
+
+
+def sentence(study: StoredStudy) -> Markup:
+    """The same for the first paragraph.
+
+    Raises: Missing where the study did not look for heads and neurons.
+    """
+    table = study.table(names.NEURON_CIRCUIT_SUMMARY, "figure", "value", "lower", "upper", "n")
+    return _words(study, table.rows())
 
 
 def _ablated(study: StoredStudy) -> str:

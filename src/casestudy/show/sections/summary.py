@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from casestudy.results import names
 from casestudy.results.result import Array
-from casestudy.show.sections import circuit, grounds, patching
+from casestudy.show.sections import circuit, grounds, neurons, patching
 from casestudy.show.sections.ledger import group_means, present
 from casestudy.show.stored import UNEXPECTED, Missing, StoredStudy
 from casestudy.show.text import MINUS, clean, count, interval, number, signed
@@ -57,7 +57,8 @@ def sentences(study: StoredStudy) -> list[Markup]:
     found: list[Markup] = []
     for sentence in (
         *(_preference, grounds.left_out, _direct_contributions, patching.what_decides),
-        *(grounds.corrupted, _causal_effects, circuit.sentence, grounds.no_circuit, grounds.checks),
+        *(grounds.corrupted, _causal_effects, circuit.sentence, grounds.no_circuit),
+        *(neurons.sentence, grounds.no_neurons, grounds.checks),
     ):
         try:
             found.append(sentence(study))
@@ -140,7 +141,7 @@ def _direct_contributions(study: StoredStudy) -> Markup:
     phrases = [
         Markup("the {} {} {} [{}]").format(
             name.removeprefix("the "),
-            "gives" if "bias b_U" in name else "give",
+            "gives" if name.startswith("the ") else "give",
             signed(m.value),
             interval(m.lower, m.upper),
         )
@@ -153,8 +154,9 @@ def _direct_contributions(study: StoredStudy) -> Markup:
     top = int(np.argmax(np.abs(grid.values)))
     single = Mean.of(grid, term=terms[top])
     return Markup(
-        "Of the parts that wrote it, {}. The largest single term is <b>{}</b> ({} [{}]).{}"
+        "Of the parts that wrote it{}, {}. The largest single term is <b>{}</b> ({} [{}]).{}"
     ).format(
+        _positive(study),
         Markup(", ").join(phrases[:-1]) + Markup(" and ") + phrases[-1]
         if len(phrases) > 1
         else phrases[0],
@@ -163,6 +165,14 @@ def _direct_contributions(study: StoredStudy) -> Markup:
         interval(single.lower, single.upper),
         _closing(study),
     )
+
+
+def _positive(study: StoredStudy) -> Markup:
+    """What a positive contribution is for, where the difference itself is negative."""
+    value = float(_measured(study)[0].value)
+    if not value < 0:
+        return Markup("")
+    return Markup(" (positive: for {})").format(weighed(study).answer.markup)
 
 
 def _closing(study: StoredStudy) -> str:

@@ -12,10 +12,12 @@
   addEventListener("hashchange", unfold);
   unfold();
 
-  // The strip of a generated text says whose account is open.
+  // A strip says whose account is open: without a choice the first one, which may be no token's.
   function current() {
     const tokens = $$(".strip a");
-    const open = tokens.find((a) => a.hash === location.hash) || tokens[0];
+    const first = $(".account");
+    const of = (hash) => tokens.find((a) => a.hash === hash);
+    const open = of(location.hash) || (first && of(`#${first.id}`));
     tokens.forEach((a) => a.removeAttribute("aria-current"));
     if (open) open.setAttribute("aria-current", "true");
   }

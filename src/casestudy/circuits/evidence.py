@@ -28,6 +28,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -49,6 +50,7 @@ from casestudy.circuits.edge_scores import Method, attribute_edges
 from casestudy.circuits.evaluate import CIRCUIT_BUDGET, EdgeAblation, Evaluation, Evaluator
 from casestudy.circuits.graph import Circuit, Graph, Mask, Rank
 from casestudy.circuits.knockouts import Knockouts, knock_out_by
+from casestudy.circuits.step_clock import StepClock
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Planned, Progress, Tell
 from casestudy.engine.readout import Metric
 from casestudy.errors import MeasureError, one_of
@@ -503,15 +505,19 @@ def take_steps(
 
     Raises: as `gather`.
     """
+    clock = StepClock(values, _PLAN)
     for i, step in enumerate(CARD_STEPS):
         if step.name in values:
             continue
         asked = question
         if progress is not None:
-            begins = Progress(STAGE, i, len(CARD_STEPS) + 1, step.title)
+            begins = Progress(STAGE, i, len(CARD_STEPS) + 1, step.title, left=clock.left(step.name))
             progress(begins)
-            asked = replace(question, progress=begins.tell_within(progress))
+            tell = partial(clock.tell, progress, begins, step.name)
+            asked = replace(question, progress=tell)
+        clock.begin()
         values[step.name] = step.run(asked, *(values[name] for name in step.needs))
+        clock.end(step.name)
         if step.name == _PLAN and progress is not None:
             said = f"circuit: {values[_PLAN]}"
             progress(Planned(STAGE, i, len(CARD_STEPS) + 1, step.title, words=said))

@@ -151,6 +151,8 @@ class ProgressBar:
         done, total = (0, 0) if part is None else (part.done, part.total)
         if part is not None:
             words.append(f"{done:,} of {total:,}")
+        if progress.left is not None:
+            words.append(f"{duration(progress.left)} left")
         self._shown.show(progress.note, done, total, words)
 
     def _prompts(self, state: State) -> None:

@@ -56,6 +56,7 @@ class Progress:
         done, total: how many of its parts.
         note: which part, where that says more than their number.
         within: how far that part is, where it has parts itself.
+        left: seconds until everything is done, where that was estimated.
     """
 
     stage: str
@@ -63,6 +64,7 @@ class Progress:
     total: int
     note: str = ""
     within: Progress | None = None
+    left: float | None = None
 
     def tell_within(self, tell: Tell) -> Tell:
         """Tells this one, with what it is told of the part that the note names."""

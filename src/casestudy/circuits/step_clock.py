@@ -1,7 +1,8 @@
 """How long do the steps of a circuit's evidence still take?
 
 As long as they were planned, at the pace of the planned steps that are done: another process on the
-machine slows all of them. Before any is done, at the pace of the clock beside the processor. Assumes steps that are counted in parts of like cost. Cost: none.
+machine slows all of them. Before any is done, at the pace of the clock beside the processor.
+Assumes steps that are counted in parts of like cost. Cost: none.
 """
 
 from __future__ import annotations

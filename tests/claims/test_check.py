@@ -469,6 +469,16 @@ def test_the_command_says_by_its_status_whether_all_hold(
     assert "not measurable: a head" in out
     assert "holds: a difference there is" in out
 
+    longer = tmp_path / "longer.toml"
+    longer.write_text(
+        'answers = "given"\n[[prompts]]\ntext = "It was late."\n'
+        'answer = " He slept"\ncounterpart = " She sat"\n'
+    )
+    whole = ("--model", model, "--behaviour", str(longer))
+    status, _, err = call(capsys, "check", str(path), *whole)
+    assert status == 1
+    assert "measured on the first tokens of answer and counterpart" in " ".join(err.split())
+
     path.write_text(path.read_text().replace(absent, "head = 3\n"))
     status, out, err = call(capsys, "check", str(path), "--model", model)
     assert (status, out) == (2, "")

@@ -93,6 +93,17 @@ def test_a_layer_lists_its_neurons_in_order(client: TestClient) -> None:
     assert client.get("/card", params={"prompt": PROMPT, "part": "mlp 1"}).status_code == 404
 
 
+def test_a_layer_s_neurons_are_of_the_first_tokens_and_not_zero_where_these_are_the_same(
+    client: TestClient,
+) -> None:
+    html = last(client, part="mlp 1", answer=" He slept", counterpart=" She sat")["html"]
+    assert "write most of the difference of the answers’ first tokens" in html
+    assert re.search(r"mlp 1</a>? writes [+−]\d|mlp 1 writes [+−]\d", html)
+    html = last(client, part="mlp 1", answer=" He slept", counterpart=" He went")["html"]
+    assert "Not measured: both answers begin with the same token." in html
+    assert not re.search(r"writes \S+ logits", html)
+
+
 @pytest.mark.parametrize("asked", ["trained.safetensors", "../x", "head 1", "attn 1", "head 1.2 "])
 def test_no_file_and_no_other_name_is_read(client: TestClient, asked: str) -> None:
     for address in ("/part", "/card", "/"):

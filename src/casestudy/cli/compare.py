@@ -178,6 +178,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Measure every finding of a file on a model; the exit code is 1 unless all of them hold."""
+    from casestudy.behaviour.steps import any_several
     from casestudy.claims.check import check, read_findings
 
     findings = read_findings(file)
@@ -188,6 +189,11 @@ def check(
     if loaded is not None:
         bos = findings.prepend_bos
         say_notices(loaded if bos is None else loaded.with_bos(bos), subject)
+        if any_several(loaded.tokenizer, subject.prompts):
+            say(
+                "some answers have several tokens: findings are measured on the first tokens of "
+                "answer and counterpart"
+            )
     checked = check(findings, loaded, behaviour=subject, budget=budget)
     if as_json:
         print_json("check", checked.as_dict())

@@ -161,6 +161,7 @@ def part_page(
 
 def _neurons(model: Model, prompt: Prompt, part: Component) -> Listing:
     """The neurons of an MLP layer with the largest direct contributions to the prompt."""
+    from casestudy.behaviour.steps import any_several
     from casestudy.measure.attribution import neuron_attribution
     from casestudy.model.sites import check_layer
 
@@ -173,11 +174,18 @@ def _neurons(model: Model, prompt: Prompt, part: Component) -> Listing:
     values = shares.values[:-1]  # without the biases
     order = np.argsort(-np.abs(np.nan_to_num(values)), kind="stable")[:NEURONS].tolist()
     order = [i for i in order if np.isfinite(values[i])]
-    whole = float(np.nansum(shares.values))
+    several = any_several(model.tokenizer, [prompt])
+    of = "the difference of the answers’ first tokens" if several else "this prompt’s difference"
+    if order:
+        whole = float(np.nansum(shares.values))
+        said = f"{part} writes {signed(whole, 3)} {shares.unit} of it in sum."
+    elif several:
+        said = "Not measured: both answers begin with the same token."
+    else:
+        said = "Not measured: the prompt has no answer and counterpart."
     return Listing(
-        f"The neurons of {part} that write most of this prompt’s difference",
+        f"The neurons of {part} that write most of {of}",
         ("neuron", "direct contribution#"),
         [(components.neuron(part.layer, i), signed(float(values[i]), 3)) for i in order],
-        f"{part} writes {signed(whole, 3)} {shares.unit} in sum. A layer has no card; each of its "
-        "neurons has one.",
+        f"{said} A layer has no card; each of its neurons has one.",
     )

@@ -112,6 +112,7 @@ def test_parts_makes_the_cards_of_a_study(
     assert status == 0, err
     assert "head 1.2" in said
     assert "named" in said
+    assert "parts/head-1.2/card.html" in said, "a page's path is on one line"
     status, said, err = call(capsys, "parts", out, *named)
     assert (status, said) == (2, "")
     assert "a study of 'own', which is no preset" in err.replace("\n", " ")

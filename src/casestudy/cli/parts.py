@@ -91,7 +91,7 @@ def parts(
     if as_json:
         print_json("parts", {"folder": str(study), "cards": rows, "report": str(report)})
         return
-    _print_cards(rows, StoredStudy.read(found.store).unit)
+    _print_cards(rows, StoredStudy.read(found.store).unit, found.store.folder)
     print(f"report: {report}")
 
 
@@ -120,16 +120,17 @@ def _model_of(study: Study, model: str | None, device: str) -> Model:
     return loaded.with_strict_tokens(bool(settings.get("strict_tokens")))
 
 
-def _print_cards(rows: list[dict[str, Any]], unit: str) -> None:
+def _print_cards(rows: list[dict[str, Any]], unit: str, study: Path) -> None:
+    """The cards, with their pages in the study's folder: short enough for a narrow table."""
     print_table(
         "cards",
-        ("part", "chosen by", unit, "page"),
+        ("part", "chosen by", unit, "page in the study’s folder"),
         [
             (
                 row["part"],
                 row["by"] or "named",
                 "" if row["value"] is None else f"{row['value']:+.3f}",
-                row["page"],
+                Path(row["page"]).relative_to(study).as_posix(),
             )
             for row in rows
         ],

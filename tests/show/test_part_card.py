@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -97,7 +98,9 @@ def test_the_cards_of_a_study_link_one_another(cards: dict[str, PartCard], tmp_p
     pages = write_study_cards(tmp_path)
     assert list(pages) == ["head 1.2", "neuron 1.30"]
     read = pages["neuron 1.30"].read_text("utf-8")
-    (address,) = set(re.findall(r'<a class="part" href="([^"]+)" data-part="head 1.2">', read))
+    assert '<tspan class="part" data-part="head 1.2">head 1.2</tspan>' in read
+    shared = re.findall(r'<script type="application/json" id="shared">(.+?)</script>', read)
+    address = json.loads(shared[0])["cards"]["head 1.2"]
     assert 'data-part="neuron 1.30"' not in read
     assert (pages["neuron 1.30"].parent / address).resolve() == pages["head 1.2"].resolve()
 

@@ -18,7 +18,7 @@ from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.tokens import Tokens
 from casestudy.results.result import Grid, Table
-from casestudy.study import measuring
+from casestudy.study import measuring, neurons
 from casestudy.study.chosen import NAMES
 from casestudy.study.measuring import plan_chunks
 from casestudy.study.settings import Execution, Settings
@@ -247,7 +247,8 @@ def test_model_and_behaviour_come_in_either_order(toy_model: Model, tmp_path: Pa
 def test_every_name_is_measured_by_something() -> None:
     # of the chunks' stage each measurement is a name, of the others each stage
     stages = [name for name in study_module.STAGES if name != measuring.NAME]
-    assert (*study_module.MEASUREMENTS, *stages) == NAMES
+    # neurons are looked for where Settings(neurons=...) asks for it, by no name of --only
+    assert (*study_module.MEASUREMENTS, *stages) == (*NAMES, neurons.NAME)
     assert {m.name for m in study_module._MEASURED} == set(study_module.MEASUREMENTS)
 
 

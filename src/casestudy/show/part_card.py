@@ -73,14 +73,19 @@ def write_study_cards(study: Path) -> dict[str, Path]:
     for folder, card in cards.items():
         path = study / FOLDER / folder / PAGE
         others = {part: address for part, address in addresses.items() if part != card.part}
-        html = linked(part_card_html(card), others.get)
+        html = linked(part_card_html(card, others), others.get)
         write_atomically(path, html.encode("utf-8"))
         pages[card.part] = path
     return pages
 
 
-def part_card_html(card: PartCard) -> str:
-    """The whole page."""
+def part_card_html(card: PartCard, others: Mapping[str, str] | None = None) -> str:
+    """The whole page.
+
+    Args:
+        card: what was measured.
+        others: addresses of other parts' cards, by part, which labels of figures open.
+    """
     answer = _answer(card)
     model = clean(card.about["model"]["name"])
     return (
@@ -95,7 +100,7 @@ def part_card_html(card: PartCard) -> str:
             sections=_sections(card),
             absent=_absent(card),
             facts=_facts(card),
-            shared={"prompts": {}, "patterns": {}},
+            shared={"prompts": {}, "patterns": {}} | ({"cards": others} if others else {}),
             **frame(),
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from functools import partial
@@ -14,9 +15,9 @@ import polars as pl
 import pytest
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.behaviour.steps import any_several
+from casestudy.behaviour.steps import any_several, steps_of
 from casestudy.circuits.evidence import Choices
-from casestudy.errors import MeasureError, StudyError, TokenError
+from casestudy.errors import BehaviourError, MeasureError, StudyError, TokenError
 from casestudy.measure.answer_texts import WHOLE
 from casestudy.measure.ledger import ledger
 from casestudy.measure.patching_prompts import patch_prompts
@@ -158,6 +159,22 @@ def test_a_study_finds_the_circuit_of_whole_answers(
         asked(out=tmp_path / "b", settings=Settings(search=Search(quick, "kl", "given")))
     with pytest.raises(MeasureError, match="answers of several tokens in pairs"):
         behaviour_half(model, behaviour)
+
+
+def test_another_scoring_is_refused_and_read_as_no_other(toy_model: Model, tmp_path: Path) -> None:
+    says = r"scoring 'avg'.*sum, mean, first"
+    settings = Settings()
+    object.__setattr__(settings, "scoring", "avg")  # past the annotation that the suite checks
+    with pytest.raises(StudyError, match=says):
+        study(
+            toy_model,
+            Behaviour("pairs", prompts=PAIRS, answers="given"),
+            out=tmp_path / "s",
+            settings=settings,
+        )
+    unchecked: Any = inspect.unwrap(steps_of)
+    with pytest.raises(BehaviourError, match=says):
+        unchecked(toy_model.tokenizer, PAIRS[0], "avg")
 
 
 def test_the_report_says_what_is_compared(found: Study) -> None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from casestudy.behaviour.prompts import Prompt
 from casestudy.behaviour.readouts import row_of, text_of
-from casestudy.errors import BehaviourError, CasestudyError, TokenError
+from casestudy.errors import BehaviourError, CasestudyError, TokenError, one_of
 from casestudy.model.notices import Notice
 from casestudy.model.tokens import Tokenizer
 
@@ -90,9 +90,10 @@ def steps_of(
         score: see `Scoring`.
         number: of the prompt, in messages.
 
-    Raises: BehaviourError where one of the two is missing or both are the same tokens; TokenError
-        for an empty answer; PromptError where prompt and answer together are too long.
+    Raises: BehaviourError for another score, and where one of the two is missing or both are the
+        same tokens; TokenError for an empty answer; PromptError where prompt and answer together are too long.
     """
+    one_of("scoring", score, get_args(Scoring), BehaviourError)
     if prompt.answer is None or prompt.counterpart is None:
         lacks = "answer" if prompt.answer is None else "counterpart"
         raise BehaviourError(

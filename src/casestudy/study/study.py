@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from casestudy.behaviour.chat import written
 from casestudy.behaviour.contrast import check_classes
@@ -23,7 +23,7 @@ from casestudy.behaviour.files import find_behaviour, names_behaviour
 from casestudy.behaviour.presets import preset_names
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.behaviour.readouts import check_roles, row_of
-from casestudy.behaviour.steps import any_several
+from casestudy.behaviour.steps import Scoring, any_several
 from casestudy.drawing import WIDTH, described, draw
 from casestudy.engine.batch import Measurement
 from casestudy.engine.packing import Planned, Progress, Tell
@@ -207,6 +207,7 @@ def study(
     settings, execution = settings or Settings(), execution or Execution()
     if settings.family is not None:
         one_of("family", settings.family, FAMILY_NAMES, StudyError)
+    one_of("scoring", settings.scoring, get_args(Scoring), StudyError)
     names = choose(only, skip)
     check_classes(model, behaviour)
     check_roles(model.tokenizer, behaviour)

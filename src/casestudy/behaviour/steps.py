@@ -91,7 +91,8 @@ def steps_of(
         number: of the prompt, in messages.
 
     Raises: BehaviourError for another score, and where one of the two is missing or both are the
-        same tokens; TokenError for an empty answer; PromptError where prompt and answer together are too long.
+        same tokens; TokenError for an empty answer; PromptError where prompt and answer together
+        are too long.
     """
     one_of("scoring", score, get_args(Scoring), BehaviourError)
     if prompt.answer is None or prompt.counterpart is None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from casestudy.circuits.agreement import agreement
 from casestudy.circuits.by_edges import ByEdges
 from casestudy.circuits.edge_patching import patch_edges
-from casestudy.circuits.evaluate import evaluate_circuit
+from casestudy.circuits.evaluate import Evaluator, evaluate_circuit
 from casestudy.circuits.graph import Circuit, Graph, Receiver, Sender
 from casestudy.circuits.paths import path_patch
 from casestudy.engine.packing import Budget
@@ -99,6 +99,20 @@ def test_what_circuits_share_is_computed_once_and_is_what_each_has_alone(
     alone = [evaluate_circuit(model, pair_of(), contrast(3), [c]).values[0] for c in circuits]
     np.testing.assert_allclose(together.values, alone, atol=1e-9)
     assert shared < 0.8 * sum(computed)
+
+
+def test_what_an_evaluator_keeps_changes_no_value_and_stays_within_its_limit() -> None:
+    model = world("gpt2")
+    graph = Graph(model.config)
+    circuits = random_circuits(graph)
+    on = model, graph, pair_of(), contrast(3), "corrupted", 10**8
+    keeping, forgetting = Evaluator(*on), Evaluator(*on, keep=0)  # type: ignore[arg-type]
+    first = keeping.evaluate(circuits, Budget())
+    assert 0 < sum(block.nbytes for block in keeping.kept.values()) <= 10**8 / 8
+    again, other = (one.evaluate(circuits, Budget()) for one in (keeping, forgetting))
+    assert not forgetting.kept
+    np.testing.assert_array_equal(first.values, again.values)
+    np.testing.assert_array_equal(first.values, other.values)
 
 
 def test_everything_corrupted_is_the_corrupted_run() -> None:

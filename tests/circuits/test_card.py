@@ -330,6 +330,7 @@ def test_a_plan_states_its_cost_and_is_cut_down_until_it_fits(made: Card) -> Non
 def test_a_time_grows_with_the_tokens_as_it_was_measured() -> None:
     assert Line((10.0, 110.0), (2.0, 4.0)).at(60.0) == pytest.approx(3.0)
     assert Line((10.0, 110.0), (2.0, 1.0)).at(60.0) == pytest.approx(2.0)  # noise: no slope
+    assert Line((10.0, 110.0), (2.0, 4.0)).at(220.0) == pytest.approx(8.0)  # in proportion
     assert Line((10.0, 12.0), (2.0, 9.0)).at(30.0) == pytest.approx(6.0)  # too close for a slope
 
 

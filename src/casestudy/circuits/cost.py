@@ -215,10 +215,12 @@ class Line:
     seconds: tuple[float, float]
 
     def at(self, rows: float) -> float:
-        """Seconds for so many tokens; in proportion where the two have about as many."""
+        """Seconds for so many tokens; in proportion beyond both, and where both have as many."""
         (few, many), (short, long) = self.rows, self.seconds
         if many < 1.5 * few:
             return short * rows / few
+        if rows > many:  # a slope between two short times says little about a long one
+            return max(short, long) * rows / many
         slope = max(0.0, long - short) / (many - few)
         return max(0.0, short + slope * (rows - few))
 

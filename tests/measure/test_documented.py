@@ -13,7 +13,8 @@ ROWS = re.findall(r"^\| `([\w.]+)` \| ([^|]+) \| ([^|]+) \| ([^|]*) \|$", PAGE, 
 
 
 def test_every_result_and_function_is_there_with_its_axes(toy_model: Model, tmp_path: Path) -> None:
-    asked = Behaviour("b", "?", (Prompt("Go.", answer=" He"), Prompt("Yes.", answer=" He")))
+    whole = Prompt("No.", answer=" He went", counterpart=" and he")
+    asked = Behaviour("b", "?", (Prompt("Go.", answer=" He"), Prompt("Yes.", answer=" He"), whole))
     only = ["ledger", "lens", "attribution", "attention", "profile"]
     done = study(asked, toy_model, out=tmp_path / "s", only=only)
     for name, axes, _, functions in ROWS:

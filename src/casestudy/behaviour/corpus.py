@@ -187,7 +187,8 @@ def files_of(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, bool
         else:
             raise BehaviourError(f"there is no {source}", allowed="files, or folders of them")
     if not found:
-        raise BehaviourError("no files to read", allowed="at least one file of text")
+        where = f" in {', '.join(map(str, sources))}" if sources else ""
+        raise BehaviourError(f"no files to read{where}", allowed="at least one file of text")
     return found
 
 

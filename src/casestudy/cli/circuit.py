@@ -76,8 +76,9 @@ StepsOption = Annotated[
 MetricOption = Annotated[
     str,
     typer.Option(
-        help="What the circuit must carry, read at the last token. contrast: the logit "
-        "difference of answer and counterpart. class: log p(A) - log p(B) of the behaviour's "
+        help="What the circuit must carry. contrast: the logit difference of answer and "
+        "counterpart, or for answers of several tokens the difference of their "
+        "log-probabilities (--scoring). class: log p(A) - log p(B) of the behaviour's "
         "two token classes. probability: p(answer) - p(counterpart). kl: how far the output is "
         "from the clean run's, KL(clean || run), over the whole vocabulary."
     ),

@@ -49,7 +49,7 @@ def behaviour_half(
         raise MeasureError(
             f"answers of several tokens in {behaviour.name}",
             allowed="answers of one token for directions and for circuits of heads and neurons",
-            hint="Give the answers' first tokens, or look for a circuit of edges (--grain edge)",
+            hint="Give the answers' first tokens; casestudy circuit finds edges for whole answers",
         )
     runnable = []
     for i, prompt in enumerate(whole.prompts):

@@ -216,3 +216,13 @@ def test_results_draw_themselves_where_only_their_own_module_was_imported() -> N
 def test_what_nobody_draws_is_refused_by_name() -> None:
     with pytest.raises(casestudy.errors.CasestudyError, match=r"nothing draws 'grid\.sculpture'"):
         casestudy.drawing.draw("grid.sculpture")
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """A name in a traceback or a search means one thing; a private class is its module's own."""
+    found: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name(path))
+    assert {known: files for known, files in found.items() if len(files) > 1} == {}

@@ -26,7 +26,7 @@ from casestudy.model.decoder import position_queries_and_keys, run
 from casestudy.model.sites import Keep, Site
 
 
-class Block:
+class PromptBlock:
     """Some prompts, with their senders' ablated outputs.
 
     Args:

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casestudy.circuits.block import Block
+from casestudy.circuits.block import PromptBlock
 from casestudy.circuits.contributions import attention_bias
 from casestudy.circuits.graph import Mask
 from casestudy.circuits.plain import neurons_as_mlp
@@ -70,7 +70,7 @@ class ByEdges:
         masks: of the circuits.
     """
 
-    def __init__(self, block: Block, masks: Bool[Mask, "circuit sender receiver"]) -> None:
+    def __init__(self, block: PromptBlock, masks: Bool[Mask, "circuit sender receiver"]) -> None:
         self.block, self.graph, self.config = block, block.graph, block.config
         self.live: Mask = np.asarray(masks.any(2))
         # every edge, receiver by receiver and circuit by circuit, and where each receiver's begin

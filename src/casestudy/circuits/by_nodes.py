@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from casestudy.circuits.block import Block
+from casestudy.circuits.block import PromptBlock
 from casestudy.engine.rows import head_maps, mlp_in_parts, through_block
 from casestudy.model.decoder import apply_norm, merge_heads, project
 from casestudy.model.sites import Site
@@ -34,7 +34,7 @@ class ByNodes:
         sets: of senders.
     """
 
-    def __init__(self, block: Block, sets: Sequence[Sequence[int]]) -> None:
+    def __init__(self, block: PromptBlock, sets: Sequence[Sequence[int]]) -> None:
         self.block, self.graph, self.config = block, block.graph, block.config
         self.sets, self.weights = sets, block.model.weights.blocks
         self.ablated = block.ablated

@@ -332,7 +332,7 @@ class Costs:
         }
 
 
-class Probe:
+class CostProbe:
     """Times evaluations on some pairs.
 
     Args:
@@ -393,8 +393,8 @@ class Probe:
 
 
 def measure_costs(
-    own: Probe,
-    other: Probe,
+    own: CostProbe,
+    other: CostProbe,
     scores: EdgeScores,
     sides: tuple[Pairs, Pairs],
     ablations: Sequence[EdgeAblation] = get_args(EdgeAblation),
@@ -448,7 +448,7 @@ def measure_costs(
     )
 
 
-def _exact_edges(probe: Probe, scores: EdgeScores) -> tuple[float, float]:
+def _exact_edges(probe: CostProbe, scores: EdgeScores) -> tuple[float, float]:
     """Seconds to patch edges exactly on all of the probe's pairs: what they share, and each.
 
     Timed with a few edges and with more, and on twice as many pairs: an edge takes some time on

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from casestudy.behaviour.checks import check_finite
 from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.ablated import Ablated, EdgeAblation
-from casestudy.circuits.block import Block
+from casestudy.circuits.block import PromptBlock
 from casestudy.circuits.by_edges import ByEdges
 from casestudy.circuits.by_nodes import ByNodes
 from casestudy.circuits.edge_scores import differing
@@ -174,7 +174,7 @@ class Evaluator:
         self.firsts = differing(pairs)
         with torch.no_grad():
             self.ablated = Ablated(model, graph, pairs, ablation, memory)
-        self.kept: dict[tuple[int, ...], Block] = {}
+        self.kept: dict[tuple[int, ...], PromptBlock] = {}
 
     def evaluate(
         self, circuits: Sequence[Circuit], budget: Budget, progress: Tell | None = None
@@ -286,14 +286,14 @@ class Evaluator:
 
     # Batches.
 
-    def block(self, some: Sequence[int]) -> Block:
+    def block(self, some: Sequence[int]) -> PromptBlock:
         """Some prompts with their ablated outputs; kept if all that are kept use little memory."""
         key = tuple(some)
         if key in self.kept:
             return self.kept[key]
         from_run = self.ablation == "corrupted"
         start = min(self.firsts[b] for b in some) if from_run else 0
-        block = Block(self.ablated, self.metric, some, start)
+        block = PromptBlock(self.ablated, self.metric, some, start)
         if sum(other.nbytes for other in (*self.kept.values(), block)) <= self.most_kept:
             self.kept[key] = block
         return block
@@ -307,7 +307,7 @@ class Evaluator:
         return [sorted(prompts[i] for i in batch) for batch in batches]
 
     def groups(
-        self, circuits: Sequence[Circuit], some: Sequence[int], block: Block
+        self, circuits: Sequence[Circuit], some: Sequence[int], block: PromptBlock
     ) -> list[list[int]]:
         """Batches of some circuits that fit in memory together."""
 
@@ -322,7 +322,7 @@ class Evaluator:
         batches = fill([cost(circuits[i]) for i in some], self.memory // 2)
         return [[some[i] for i in batch] for batch in batches]
 
-    def node_groups(self, sets: Mapping[int, Sequence[int]], block: Block) -> list[list[int]]:
+    def node_groups(self, sets: Mapping[int, Sequence[int]], block: PromptBlock) -> list[list[int]]:
         """Batches of sets of nodes, in the order of the layers that they leave whole."""
         some = sorted(sets, key=lambda i: tuple(sets[i]))
         cost = block.n_rows * self.itemsize * self.circuit_floats(0, 3)

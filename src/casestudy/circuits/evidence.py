@@ -38,9 +38,9 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.cost import (
     FLIPS,
+    CostProbe,
     Extent,
     Plan,
-    Probe,
     make_plan,
     measure_costs,
 )
@@ -278,8 +278,8 @@ def plan_evidence(question: Question, scores: EdgeScores) -> Plan:
     search, judge = question.search, question.judge
     budget = question.drawing
 
-    def probe(half: Half, ablation: EdgeAblation) -> Probe:
-        return Probe(question.model, question.graph, half.pairs, half.metric, ablation, budget)
+    def probe(half: Half, ablation: EdgeAblation) -> CostProbe:
+        return CostProbe(question.model, question.graph, half.pairs, half.metric, ablation, budget)
 
     own, other = probe(search, choices.ablation), probe(judge, most)
     sides = (search.pairs, judge.pairs)

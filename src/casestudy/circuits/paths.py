@@ -41,7 +41,7 @@ from casestudy.circuits.graph import (
 from casestudy.engine.cells import Cell, Place, first_differences
 from casestudy.engine.climb import final_rows
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell, fill
-from casestudy.engine.plan import Plan
+from casestudy.engine.plan import SweepPlan
 from casestudy.engine.readout import Metric, Readout, Tails
 from casestudy.engine.rows import after_attention, head_maps, mlp_out, mlp_reads, through_block
 from casestudy.engine.sweep import STAGE, Sweep, sweep
@@ -145,7 +145,7 @@ def _joined(found: list[Sweep]) -> Sweep:
         ]
         shift += len(part.base)
     first = plans[0]
-    plan = Plan(
+    plan = SweepPlan(
         first.memory,
         first.rows,
         first.threads,
@@ -407,6 +407,6 @@ class Path:
         values = self.tails.added(values)
         if progress:
             progress(Progress(STAGE, values.numel(), values.numel()))
-        plan = Plan(budget.memory, 0, torch.get_num_threads(), (), 0)
+        plan = SweepPlan(budget.memory, 0, torch.get_num_threads(), (), 0)
         known = np.zeros(values.shape, dtype=bool)
         return Sweep((), values.cpu().numpy(), base, other, known, {}, plan)

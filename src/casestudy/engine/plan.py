@@ -30,7 +30,7 @@ _USEFUL = 0.5
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """How a sweep was divided: the same plan and thread count give the same numbers.
 
     Attributes:
@@ -67,13 +67,13 @@ class Share:
     climbs: list[list[Variant]]
 
 
-def planned(shares: Sequence[Share], memory: int, rows: int, operations: int) -> Plan:
+def planned(shares: Sequence[Share], memory: int, rows: int, operations: int) -> SweepPlan:
     """The plan to store, from the blocks and climbs."""
     blocks = (
         (tuple(share.prompts), tuple(sum(v.rows for v in climb) for climb in share.climbs))
         for share in shares
     )
-    return Plan(memory, rows, torch.get_num_threads(), tuple(blocks), operations)
+    return SweepPlan(memory, rows, torch.get_num_threads(), tuple(blocks), operations)
 
 
 # What the unpatched runs keep.

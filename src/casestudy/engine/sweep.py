@@ -45,9 +45,9 @@ from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell
 from casestudy.engine.plan import (
     Keeps,
     Operations,
-    Plan,
     Planner,
     Share,
+    SweepPlan,
     attention_size,
     keeps,
     mlp_size,
@@ -95,7 +95,7 @@ class Sweep:
     other: NDArray[np.float64] | None
     known: NDArray[np.bool_]
     error: dict[str, float]
-    plan: Plan
+    plan: SweepPlan
 
     def normalised(self) -> NDArray[np.float64]:
         """Per cell: (mean patched - mean base) / (mean other - mean base), over the same prompts.
@@ -198,7 +198,7 @@ class _Values:
         """The metric of some variants."""
         return self.values[[v.cell for v in variants], [v.prompt for v in variants]]
 
-    def result(self, plan: Plan) -> Sweep:
+    def result(self, plan: SweepPlan) -> Sweep:
         """As a sweep without a check."""
         values = np.where(self.known, self.base[None, :], self.values)
         other = None if self.other is None else self.other.copy()

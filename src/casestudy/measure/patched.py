@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.engine.plan import Plan
+from casestudy.engine.plan import SweepPlan
 from casestudy.engine.readout import Metric
 from casestudy.engine.sweep import Sweep
 from casestudy.errors import MeasureError
@@ -43,7 +43,7 @@ class Patched(Shown):
     raw: Grid
     baselines: Grid
     known: Grid
-    plan: Plan
+    plan: SweepPlan
     weighed: tuple[tuple[tuple[Token, ...], tuple[Token, ...]], ...] = ()
 
     @property

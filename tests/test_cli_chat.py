@@ -14,6 +14,8 @@ from casestudy.model.chat import Chat
 from casestudy.model.chat_template import template_hash
 from tests.helpers import call
 
+pytestmark = pytest.mark.slow
+
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
     "assistant:"

@@ -19,6 +19,8 @@ from casestudy.study.study import study
 from tests.helpers import call
 from tests.measure.worlds import decoder
 
+pytestmark = pytest.mark.slow
+
 QUESTION = ("It was late. She went home.", "--answer", " He", "--counterpart", " he")
 
 

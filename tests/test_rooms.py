@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import resource
 import subprocess
 import sys
@@ -26,6 +27,12 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 def name(path: Path) -> str:
     return path.relative_to(SOURCE).as_posix()
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax tree: several tests read every file."""
+    return ast.parse(path.read_text("utf-8"))
 
 
 def room(module: str) -> str | None:
@@ -60,7 +67,7 @@ def test_imports_point_down_the_list(path: Path) -> None:
     if path == FRONT_DOOR:
         return  # it opens on every room
     assert here in ROOMS, f"{here} is no room; DESIGN's list has to say where it stands"
-    for module in imported(ast.parse(path.read_text("utf-8"))):
+    for module in imported(parsed(path)):
         if module == "casestudy.__version__":
             continue
         there = room(module)
@@ -75,7 +82,7 @@ def files_imported(path: Path) -> set[Path]:
     own. What a package's `__init__` runs on the way to a file within it is not counted.
     """
     found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {file_of(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -222,7 +229,7 @@ def test_no_two_classes_share_a_name() -> None:
     """A name in a traceback or a search means one thing; a private class is its module's own."""
     found: dict[str, list[str]] = {}
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(name(path))
     assert {known: files for known, files in found.items() if len(files) > 1} == {}

@@ -30,6 +30,8 @@ from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
 from tests.measure import by_hand
 
+pytestmark = pytest.mark.slow
+
 EXACT = 1e-12  # float64, sums of a few dozen terms of size 10
 FIRST, SECOND = (0, 0), (1, 0)
 CANCELLING = {f"embed->head 0.{h}<v>" for h in (1, 2)} | {f"head 0.{h}->logits" for h in (1, 2)}

@@ -213,6 +213,7 @@ def test_bootstrap_covers_and_flipped_signs_take_away() -> None:
     )
 
 
+@pytest.mark.slow
 def test_any_metric_with_a_gradient_will_do() -> None:
     model, both, values = world("gpt2", n_layers=2), pair_of(), contrast(3)
     whole = attribute_edges(model, both, values, "eap-ig-inputs", steps=40)

@@ -153,6 +153,7 @@ def test_what_these_prompts_lack_is_not_measurable(
 
 
 @pytest.mark.parametrize("name", ["single-parts", "stops"])
+@pytest.mark.slow
 def test_what_is_said_of_the_bundled_models_parts_holds(name: str) -> None:
     found = check(CHECKS / f"{name}.toml")
     assert [one.claim for one in found.outcomes if one.verdict != "holds"] == []

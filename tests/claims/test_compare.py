@@ -22,6 +22,8 @@ from casestudy.study.store import Store
 from casestudy.study.study import Study
 from tests.helpers import call
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("late", "cold", "warm", "dark", "true", "new", "old", "good", "bad", "hot", "wet", "dry")
 TEXTS = tuple(f"It was {word}. She went home." for word in WORDS)
 ONLY = ("predictions", "class_mass", "ledger", "attribution")

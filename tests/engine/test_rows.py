@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -43,6 +43,7 @@ def sharing_a_prefix(first: int, seed: int) -> tuple[Tokens, Tokens, list[int]]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@settings(max_examples=40)
 @given(first=st.integers(0, LENGTH - 1), queries=st.integers(1, LENGTH), seed=st.integers(0, 99))
 def test_attention_over_a_shared_prefix_is_the_whole_prompt_s(
     variant: str, first: int, queries: int, seed: int

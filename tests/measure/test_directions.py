@@ -41,6 +41,8 @@ from casestudy.model.tokens import Tokenizer, Tokens
 from casestudy.results.result import Grid, Table
 from tests.measure.worlds import D_MODEL, D_VOCAB, N_CTX, contrast, decoder, pairs
 
+pytestmark = pytest.mark.slow
+
 N = 16
 
 

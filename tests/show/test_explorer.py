@@ -258,6 +258,7 @@ def test_a_line_end_of_a_form_is_one_of_a_script() -> None:
 # Save as study.
 
 
+@pytest.mark.slow
 def test_a_saved_study_runs_and_finds_the_same(
     client: TestClient, toy_folder: Callable[..., Path], tmp_path: Path
 ) -> None:

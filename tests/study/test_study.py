@@ -84,6 +84,7 @@ def test_results_do_not_depend_on_chunks_or_order(toy_model: Model, tmp_path: Pa
 
 
 @pytest.mark.parametrize("survived", [0, 1, 3])
+@pytest.mark.slow
 def test_a_study_that_died_goes_on_to_the_same_bits(
     toy_model: Model, tmp_path: Path, monkeypatch: Any, survived: int
 ) -> None:

@@ -34,7 +34,7 @@ def test_circuits_stay_within_the_budget(ablation: EdgeAblation) -> None:
             evaluate_circuit(model, both, values, circuits, ablation=ablation, budget=budget)
         held[memory] = tensors.peak
     assert held[MEMORY] <= MEMORY
-    assert held[1 << 30] > 2 * MEMORY  # the budget was what bound it
+    assert held[1 << 30] > 1.5 * MEMORY  # the budget was what bound it
 
 
 def test_knock_outs_stay_within_the_budget() -> None:

@@ -42,7 +42,9 @@ def serving(*arguments: str) -> Iterator[Served]:
 
     It has to answer, to end as one that was stopped, and to say only that on stderr.
     """
-    code = "from casestudy.cli import main; main()"
+    # a shell that starts the suite in the background has its processes ignore Ctrl-C
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from casestudy.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "serve", "--port", "0", *arguments],
         stdout=subprocess.PIPE,

@@ -49,6 +49,15 @@ class Finding(ABC):
         """
 
 
+class Single(Finding):
+    """A finding about one number: an edit's, a circuit's, an answer's or a part's."""
+
+    @property
+    def alone(self) -> bool:
+        """True: there is nothing to rank it among."""
+        return True
+
+
 def flat(grid: Grid, meant: Mapping[str, str]) -> tuple[Array, int]:
     """A grid's cells as (prompt, cell), and the index of the cell with these labels."""
     rest = [axis for axis in grid.axes if axis.name != "prompt"]

@@ -24,7 +24,7 @@ from casestudy.claims.context import (
     check_count,
     there,
 )
-from casestudy.claims.finding import Finding, flat
+from casestudy.claims.finding import Finding, Single, flat
 from casestudy.claims.stored_values import SHARE
 from casestudy.engine.cells import SITES
 from casestudy.engine.packing import Budget, Tell
@@ -57,17 +57,12 @@ class _Sweeping(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flips(Finding):
+class Flips(Single):
     """The share of prompts whose contrast changes sign under an edit."""
 
     measure: ClassVar[str] = "flips"
     edit: str
     contrast: str | None = None
-
-    @property
-    def alone(self) -> bool:
-        """True: an edit has one number."""
-        return True
 
     def check(self, bench: Bench) -> None:
         """See `Finding.check`."""
@@ -316,7 +311,7 @@ class Ablating(_Swept):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CircuitFaithfulness(Finding):
+class CircuitFaithfulness(Single):
     """The faithfulness of a circuit, or of the model without it."""
 
     measure: ClassVar[str] = "circuit"
@@ -326,11 +321,6 @@ class CircuitFaithfulness(Finding):
     tested: str = "circuit"
     ablation: str = "corrupted"
     contrast: str | None = None
-
-    @property
-    def alone(self) -> bool:
-        """True: a circuit has one number."""
-        return True
 
     def check(self, bench: Bench) -> None:
         """See `Finding.check`."""

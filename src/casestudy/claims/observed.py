@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from casestudy.claims.context import Bench, Values, among, check_count, there
-from casestudy.claims.finding import Finding, flat
+from casestudy.claims.finding import Finding, Single, flat
 from casestudy.claims.stored_values import ANSWERS, answer_grid, is_yes_or_no
 from casestudy.engine.batch import Batch, Measurement
 from casestudy.measure.attention import attention_to_roles
@@ -241,16 +241,11 @@ class HeadAttention(_Cell):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerStands(Finding):
+class AnswerStands(Single):
     """The answer's rank or probability, or how often it is the first prediction."""
 
     measure: ClassVar[str] = "answer"
     what: str
-
-    @property
-    def alone(self) -> bool:
-        """True: an answer has one number."""
-        return True
 
     def check(self, bench: Bench) -> None:
         """See `Finding.check`."""

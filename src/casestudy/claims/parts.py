@@ -18,7 +18,7 @@ import numpy as np
 
 from casestudy.circuits.neuron_circuit import NeuronChoices, judged_first
 from casestudy.claims.context import Bench, Inapplicable, Unmeasurable, Values, among, there
-from casestudy.claims.finding import Finding, flat
+from casestudy.claims.finding import Finding, Single, flat
 from casestudy.engine.batch import Batch
 from casestudy.errors import FindingError, MeasureError, SiteError
 from casestudy.measure.attention import roles_seen
@@ -82,7 +82,7 @@ class _OnPrompts(_OfPart):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selectivity(_OnPrompts):
+class Selectivity(Single, _OnPrompts):
     """How much more active a part is at one role than at others, within a prompt.
 
     The chance that a token of the role has a larger activity than one that it is compared with; a
@@ -92,11 +92,6 @@ class Selectivity(_OnPrompts):
     measure: ClassVar[str] = "selectivity"
     role: str
     against: str | None = None
-
-    @property
-    def alone(self) -> bool:
-        """True: a part has one number."""
-        return True
 
     def check(self, bench: Bench) -> None:
         """See `Finding.check`."""
@@ -193,18 +188,13 @@ class Reads(_OnPrompts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartAblation(_OfPart):
+class PartAblation(Single, _OfPart):
     """The change of the contrast when a head or neuron is ablated at every position."""
 
     measure: ClassVar[str] = "ablation"
     put_in: str = "mean"
     contrast: str | None = None
     of: str = "logits"
-
-    @property
-    def alone(self) -> bool:
-        """True: no other part is ablated."""
-        return True
 
     def check(self, bench: Bench) -> None:
         """See `Finding.check`."""
@@ -241,7 +231,7 @@ class PartAblation(_OfPart):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstNodes(Finding):
+class FirstNodes(Single):
     """The faithfulness of the first heads and neurons by RelP, on the pairs that they were not
     ranked on."""
 
@@ -249,11 +239,6 @@ class FirstNodes(Finding):
     edit: str
     first: int
     contrast: str | None = None
-
-    @property
-    def alone(self) -> bool:
-        """True: a circuit has one number."""
-        return True
 
     def check(self, bench: Bench) -> None:
         """See `Finding.check`."""

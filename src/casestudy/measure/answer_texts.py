@@ -66,9 +66,11 @@ def texts_of(readings: Readings) -> list[Text]:
     return found
 
 
-def tails_of(readings: Readings) -> Tails:
-    """Where the texts of `texts_of` are read, with the readings' weights."""
-    return Tails(tuple(text.reads for text in texts_of(readings)), readings.weights)
+def places_of(readings: Readings) -> Texts:
+    """Whose the texts of `texts_of` are and where they are read, with the readings' weights."""
+    texts = texts_of(readings)
+    tails = Tails(tuple(text.reads for text in texts), readings.weights)
+    return Texts(tuple(text.prompt for text in texts), tails)
 
 
 def with_answers(pairs: Pairs, readings: Readings) -> Pairs:
@@ -92,7 +94,7 @@ def with_answers(pairs: Pairs, readings: Readings) -> Pairs:
         None if ours is None else [ours[t.prompt] for t in texts],
         None if theirs is None else [theirs[t.prompt] for t in texts],
         pairs.labels,
-        Texts(tuple(text.prompt for text in texts), tails_of(readings)),
+        places_of(readings),
     )
 
 
@@ -120,7 +122,8 @@ def by_prompt(readings: Readings, found: Patched, labels: Sequence[str] | None =
     computed, a cell that one of a prompt's texts does not have yet is unknown.
     """
     raw, known = found.raw.values.copy(), found.known.values.copy()
-    mine = np.array([text.prompt for text in texts_of(readings)])
+    texts = places_of(readings)
+    mine = np.array(texts.pairs)
     base = np.broadcast_to(found.baselines.values[0], raw.shape)
     beyond = np.broadcast_to(_beyond(readings, found.raw), raw.shape)
     prompts = range(len(readings.answers))
@@ -133,8 +136,7 @@ def by_prompt(readings: Readings, found: Patched, labels: Sequence[str] | None =
     axis = Axis("prompt", tuple(map(str, prompts)) if labels is None else tuple(labels))
 
     def of_prompts(grid: Grid, values: Array, over: Callable[..., Array] = np.sum) -> Grid:
-        columns = [over(values[..., mine == i], axis=-1) for i in prompts]
-        return replace(grid, values=np.stack(columns, -1), axes=(*grid.axes[:-1], axis))
+        return replace(grid, values=texts.added(values, over), axes=(*grid.axes[:-1], axis))
 
     return replace(
         found,

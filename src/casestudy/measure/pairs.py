@@ -6,7 +6,7 @@ patching and circuits. `counterfactual_table` has the scores of the edits that m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,10 +68,10 @@ class Texts:
         own = [i for i, pair in enumerate(pairs) for _ in self.of([pair])]
         return Texts(tuple(own), self.tails.some(self.of(pairs)))
 
-    def added(self, values: Array) -> Array:
-        """(…, text) as (…, pair): a pair's texts added up."""
+    def added(self, values: Array, over: Callable[..., Array] = np.sum) -> Array:
+        """(…, text) as (…, pair): a pair's texts added up, or reduced by another function."""
         mine = np.array(self.pairs)
-        return np.stack([values[..., mine == i].sum(-1) for i in range(len(self))], -1)
+        return np.stack([over(values[..., mine == i], axis=-1) for i in range(len(self))], -1)
 
 
 @dataclass(frozen=True)

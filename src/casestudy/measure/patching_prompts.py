@@ -26,7 +26,7 @@ from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell
 from casestudy.engine.reading import Readings
 from casestudy.engine.readout import Metric
 from casestudy.errors import BehaviourError, MeasureError
-from casestudy.measure.answer_texts import by_prompt, metric_of, tails_of, texts_of, with_answers
+from casestudy.measure.answer_texts import by_prompt, metric_of, places_of, texts_of, with_answers
 from casestudy.measure.pairs import UNEQUAL, Direction, Pairs, pairs_of
 from casestudy.measure.patched import Patched
 from casestudy.measure.patching import Ablation, By, Watch, ablate, patch, patch_sites
@@ -209,7 +209,7 @@ def ablate_answers(
         site,
         kind=kind,
         by="all",
-        tails=tails_of(readings),
+        tails=places_of(readings).tails,
         budget=budget,
         progress=progress,
     )

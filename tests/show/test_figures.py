@@ -92,6 +92,31 @@ def test_labels_that_are_cut_stay_distinct(mark: marks.Mark) -> None:
     assert len(set(cut)) == len(cut) == 3
 
 
+NASTY = ["</text></svg><script>", "\"onload='x()'", "<b>&amp;"]
+SVG = {"svg", "g", "rect", "text", "line", "circle", "polygon", "polyline", "title"}
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        marks.Waterfall(NASTY, [1.0, 2.0, 3.0], 6.0, NASTY[0], total_label=NASTY[1]),
+        marks.Bars(NASTY, [1.0, 2.0, 3.0], NASTY[0], shown=NASTY),
+        marks.Strip(NASTY, [[1.0], [2.0], [3.0]], NASTY[0]),
+        marks.Histograms(NASTY, [0.0, 1.0], np.ones((3, 1)), [None] * 3, [None] * 3, NASTY[0]),
+        marks.Heatmap(np.eye(3), [f"{x}1" for x in NASTY], NASTY, *NASTY, heads="row"),
+        marks.Heatmap(np.eye(3), ["a", "b", "c"], NASTY, *NASTY, slanted=True, tokens=True),
+        marks.Lines(NASTY, [marks.Series(x, [1.0] * 3) for x in NASTY], NASTY[0], NASTY[1]),
+        marks.Layered({x: (i, 0) for i, x in enumerate(NASTY)}, [(NASTY[0], NASTY[1], 1.0)]),
+    ],
+    ids=lambda mark: type(mark).__name__,
+)
+def test_no_text_of_a_drawing_is_read_as_markup(mark: marks.Mark) -> None:
+    page = Page(str(svg.draw(mark).svg(NASTY[0] + NASTY[1], NASTY * 40)))
+    assert {tag for tag, _ in page.tags} <= SVG
+    assert not [name for _, attributes in page.tags for name in attributes if name == "onload"]
+    assert "</text>" in page.text
+
+
 def test_a_waterfall_ends_at_its_total() -> None:
     ledger = studies.ledger(3)[3].select(contrast="lowercase")
     (trace,) = figures.waterfall(ledger).data

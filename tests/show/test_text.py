@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import unicodedata
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import Markup, escape
 
 from casestudy.show.text import (
     clean,
     columns,
+    filled,
     how_they_differ,
     interval,
+    joined,
     number,
     ordinal,
     percent,
@@ -34,6 +38,42 @@ def test_cleaned_text_can_be_written_and_hides_nothing(text: str) -> None:
         "\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u200e\u200f\ufeff\u00ad"
     )
     assert clean(shown) == shown
+
+
+ANY = st.text(st.characters(exclude_categories=()))
+
+
+@given(ANY, ANY)
+def test_a_text_is_cleaned_character_by_character(text: str, more: str) -> None:
+    assert clean(text + more) == clean(text) + clean(more)
+    assert columns(text + more) == columns(text) + columns(more)
+    assert visible(text + more) == "".join(map(visible, text + more)) or not text + more
+
+
+VALUES = st.one_of(
+    *(st.text("<>&\"'{}% a日\u202e"), st.integers(), st.floats(), st.none(), st.booleans()),
+    st.text("<>&\"'").map(Markup),
+    st.floats().map(np.float64),
+    st.lists(st.text('<&"', max_size=3), max_size=2),
+)
+
+
+@given(st.lists(VALUES, max_size=5), st.text('<p class="50%">%s%%'))
+def test_whatever_is_filled_in_is_escaped_unless_it_is_markup(
+    values: list[object], literal: str
+) -> None:
+    template = literal + "".join(f"{{}}{literal}" for _ in values)
+    assert filled(template, *values) == Markup(template).format(*values)
+    texts = [value for value in values if isinstance(value, str)]
+    assert joined(texts) == Markup("").join(texts)
+    assert type(joined(texts)) is type(filled(template, *values)) is Markup
+
+
+def test_a_template_has_as_many_fields_as_there_are_values() -> None:
+    assert filled("<b>{}</b>", "</b><script>") == f"<b>{escape('</b><script>')}</b>"
+    for values in ((), ("a", "b")):
+        with pytest.raises(TypeError):
+            filled("<b>{}</b>", *values)
 
 
 @pytest.mark.parametrize(

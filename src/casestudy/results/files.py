@@ -90,17 +90,15 @@ def read_table(path: Path, *, most: int | None = None) -> Table:
     """
     import polars as pl
 
-    columns = reading_parquet(
-        lambda: pl.read_parquet(path, n_rows=most).to_dict(as_series=False), path
-    )
+    frame = reading_parquet(lambda: pl.read_parquet(path, n_rows=most), path)
     about = about_table(path)
-    if most is not None:
+    if frame.height == most:
         rows = reading_parquet(
             lambda: pl.scan_parquet(path).select(pl.len()).collect().item(), path
         )
         if rows > most:
             about = f"{about} The first {most:,} of {rows:,} rows.".strip()
-    return Table(path.stem, columns, about)
+    return Table(path.stem, frame.to_dict(as_series=False), about)
 
 
 def write_results(path: Path, results: Sequence[Result], *, lasting: bool = True) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -189,6 +190,7 @@ def _last_minus_first(sides: Sequence[Array]) -> Array:
     return sides[0] if len(sides) == 1 else np.asarray(sides[1] - sides[0])
 
 
+@lru_cache(maxsize=4)  # at most 4 MB each, and a study has many means over the same prompts
 def _draws(units: int, seed: int) -> Array:
     rng = np.random.default_rng(seed)
     return rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES).astype(np.float64)

@@ -82,6 +82,14 @@ class Listing:
         }
 
     @property
+    def columns(self) -> list[tuple[str, Markup]]:
+        """Each column's title, and the attribute that a cell of numbers has."""
+        return [
+            (title.removesuffix("#"), Markup(" class=num" if title.endswith("#") else ""))
+            for title in self.head
+        ]
+
+    @property
     def parts(self) -> tuple[Sequence[Sequence[str | Markup]], Sequence[Sequence[str | Markup]]]:
         """The rows shown, and those folded away; a fold that would save three rows is none."""
         if not self.fold or len(self.rows) <= self.fold + 3:

@@ -114,26 +114,26 @@ def head_places(study: StoredStudy) -> dict[tuple[str, str], HeadPlaces]:
 
 def _places(cells: Sequence[Cell], n: int) -> HeadPlaces:
     shares: dict[tuple[str, str], float] = defaultdict(float)
-    tokens: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    tokens: dict[tuple[str, str], list[str]] = defaultdict(list)
     for _, _, _, pos, token, role, share in cells:
         key = (FIRST, "") if pos == 0 else (role, "" if role else token)
         shares[key] += share / n
-        tokens[key][token] += 1
-    found = {
-        key: AttendedTokens(key[0], tuple(t for t, _ in tokens[key].most_common()), share)
-        for key, share in shares.items()
-    }
+        tokens[key].append(token)
+    found = {}
+    for key, share in shares.items():
+        role, token = key
+        by_count = Counter(tokens[key]).most_common() if role else [(token, 0)]
+        found[key] = AttendedTokens(role, tuple(t for t, _ in by_count), share)
     sink = found.pop((FIRST, ""), None)
     order = sorted(found.values(), key=lambda place: -place.share)
     return HeadPlaces(tuple(order), sink, n)
 
 
 def _listed(study: StoredStudy) -> Iterator[Cell]:
-    columns = ("prompt", "layer", "head", "pos", "token", "role", "share")
-    table = study.table(names.ATTENTION_TOKENS, *columns)
-    for cell in zip(*(table.columns[name] for name in columns), strict=True):
-        prompt, layer, head, pos, token, role, share = cell
-        yield str(prompt), str(layer), str(head), int(pos), str(token), str(role), float(share)
+    kinds = {"prompt": str, "layer": str, "head": str, "pos": int, "token": str, "role": str}
+    kinds["share"] = float
+    table = study.table(names.ATTENTION_TOKENS, *kinds)
+    return zip(*(map(kind, table.columns[name]) for name, kind in kinds.items()), strict=True)
 
 
 def _whole(study: StoredStudy) -> Iterator[Cell]:

@@ -43,9 +43,11 @@ def environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        auto_reload=False,  # the templates do not change while the page is made
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.globals["zip"] = zip
     found.filters["as_json"] = as_json
     found.filters["prose"] = lambda text: text if isinstance(text, Markup) else prose(text)
     found.tests["figure"] = lambda block: isinstance(block, Figure)

@@ -2,7 +2,7 @@
 
 `write_report` turns a study's folder into one HTML file that loads nothing from a network: styles,
 figures, data and script are inside it, and a content security policy enforces this in the browser.
-It needs no model, no torch and no network, and takes about a second. Results that are missing are
+It needs no model, no torch and no network, and takes less than a second. Results that are missing are
 listed in the report.
 """
 

@@ -35,6 +35,7 @@ from casestudy.show.text import (
     amount,
     columns,
     digits,
+    filled,
     number,
     shorten,
     signed,
@@ -72,10 +73,9 @@ class Drawing:
                 script does it.
         """
         top, right, bottom, left = self.pad
-        return Markup(
+        return filled(
             '<svg class="plot" role="img" tabindex="0" aria-label="{}" data-pad="{}" '
-            'style="padding:{}px {}px {}px {}px;height:{}px{}">{}</svg>'
-        ).format(
+            'style="padding:{}px {}px {}px {}px;height:{}px{}">{}</svg>',
             alt,
             f"{top:g} {right:g} {bottom:g} {left:g}",
             *(f"{p:g}" for p in self.pad),
@@ -109,10 +109,8 @@ def titled(body: Markup, titles: Sequence[str]) -> Markup:
 
     def title(found: re.Match[str]) -> str:
         name, attributes, place = found.group("name", "attributes", "place")
-        return str(
-            Markup("<{}{}><title>{}</title></{}>").format(
-                name, Markup(attributes), titles[int(place)], name
-            )
+        return filled(
+            "<{}{}><title>{}</title></{}>", name, Markup(attributes), titles[int(place)], name
         )
 
     return Markup(_MARK.sub(title, body))
@@ -126,7 +124,7 @@ class _Parts:
     parts: list[Markup] = field(default_factory=list)
 
     def add(self, template: str, *values: object) -> None:
-        self.parts.append(Markup(template).format(*values))
+        self.parts.append(filled(template, *values))
 
     def text(self, x: object, y: object, text: str, kind: str = "", extra: str = "") -> None:
         # `extra` is this module's own markup: an offset or a rotation.
@@ -135,7 +133,7 @@ class _Parts:
         )
 
     def join(self) -> Markup:
-        return Markup("").join(self.parts)
+        return Markup("".join(self.parts))
 
 
 @dataclass(frozen=True)
@@ -192,13 +190,14 @@ def _x_axis(parts: _Parts, scale: Scale, height: Real, unit: str) -> None:
 def _waterfall(mark: Waterfall) -> Drawing:
     terms, values, total, row = mark.terms, mark.values, mark.total, mark.row
     lower, upper, marked = mark.lower, mark.upper, mark.marked
-    ends = np.cumsum(np.nan_to_num(np.asarray(values, dtype=float)))
-    starts = np.concatenate([[0.0], ends[:-1]])
-    spread: list[Number] = [*starts.tolist(), *ends.tolist(), float(total)]
+    ends = np.cumsum(np.nan_to_num(np.asarray(values, dtype=float))).tolist()
+    starts = [0.0, *ends[:-1]]
+    spread: list[Number] = [*starts, *ends, float(total)]
     if lower is not None and upper is not None:
         for start, low, high in zip(starts, lower, upper, strict=True):
             spread += [float(start + v) for v in (low, high) if v is not None]
     scale = Scale.over(spread)
+    reached = [scale.at(0.0), *map(scale.at, ends)]
     height = row * (len(terms) + 1) + 6
     parts = _Parts()
     _x_axis(parts, scale, height, mark.unit)
@@ -212,7 +211,7 @@ def _waterfall(mark: Waterfall) -> Drawing:
         if math.isnan(value):
             parts.text("100%", middle, "not measured", "v q", ' dx="8"')
             continue
-        left, right = sorted((scale.at(starts[i]), scale.at(ends[i])))
+        left, right = sorted(reached[i : i + 2])
         kind = ("pos" if value >= 0 else "neg") + (" marked" if term in marked else "")
         parts.add(
             '<rect x="{}%" y="{}" width="{}%" height="{}" class="bar {}"/>',
@@ -221,10 +220,14 @@ def _waterfall(mark: Waterfall) -> Drawing:
         low, high = (None if a is None else a[i] for a in (lower, upper))
         if low is not None and high is not None:
             _whisker(parts, scale.at(starts[i] + low), scale.at(starts[i] + high), middle)
-        end = scale.at(ends[i])
         parts.add(
             '<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="step"/>',
-            *(end, end, y + row - 3, y + row + (9 if i == len(terms) - 1 else 3)),
+            *(
+                reached[i + 1],
+                reached[i + 1],
+                y + row - 3,
+                y + row + (9 if i == len(terms) - 1 else 3),
+            ),
         )
         parts.text("100%", middle, signed(value), "v", ' dx="8"')
     y = len(terms) * row + 6
@@ -382,13 +385,11 @@ def _heatmap(mark: Heatmap) -> Drawing:
             kind, depth = _shade(value, limit)
             head = rows[i] if heads == "row" else f"{rows[i]}.{cols[j]}" if heads else ""
             # an attention layer's biases stand beside its heads, and have no pattern
-            extra = Markup(' data-head="{}"').format(head) if head[-1:].isdigit() else ""
+            extra = filled(' data-head="{}"', head) if head[-1:].isdigit() else ""
+            shade = Markup(f' style="--t:{depth}"') if depth else ""
             parts.add(
                 '<rect x="{}%" y="{}" width="{}%" height="{}" class="c {}"{} data-i="{}"{}/>',
-                *(round(j * wide, 3), i * cell, round(wide, 3), cell, kind),
-                Markup(' style="--t:{}"').format(depth) if depth else "",
-                k,
-                extra,
+                *(round(j * wide, 3), i * cell, round(wide, 3), cell, kind, shade, k, extra),
             )
     shown = told_apart([visible(c) if tokens else c for c in cols], 20)
     longest = max(map(columns, shown), default=1)
@@ -554,18 +555,18 @@ def _layered(mark: Layered) -> Drawing:
     number = {name: i for i, name in enumerate(nodes)}
     for i, (source, target, score) in enumerate(edges):
         (x1, y1), (x2, y2) = place[source], place[target]
-        between = Markup(' data-ends="{} {}"').format(number[source], number[target])
+        between = filled(' data-ends="{} {}"', number[source], number[target])
         kind, width = "pos" if score >= 0 else "neg", round(0.8 + 4.2 * abs(score) / largest, 2)
         ends = (f"{x1}%", f"{x2}%", y1, y2)
         for name, size, data in (
             (f"edge {kind}", width, between),
-            ("edge reach", 12, Markup(' data-i="{}"').format(i)),
+            ("edge reach", 12, filled(' data-i="{}"', i)),
         ):
             parts.add(
                 '<line x1="{}" x2="{}" y1="{}" y2="{}" class="{}" stroke-width="{}"{}/>',
                 *(*ends, name, size, data),
             )
     for name, (x, y) in place.items():
-        own = Markup(' data-node="{}"').format(number[name])
+        own = filled(' data-node="{}"', number[name])
         parts.text(f"{x}%", y, name, "v m node", own)
     return Drawing(parts.join(), height, (8, 30, 8, 30), 300)

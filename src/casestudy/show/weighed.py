@@ -137,9 +137,10 @@ def _tokens(study: StoredStudy, form: str) -> list[str]:
     table = study.tables.get(names.ANSWERS)
     if table is None or not {"prompt", "form", "token"} <= set(table.columns):
         return []
-    rows = [row for row in table.rows() if row["form"] == form]
-    main = study.main_prompts([str(row["prompt"]) for row in rows])
-    return [str(rows[i]["token"]) for i in main]
+    columns = (table.columns[name] for name in ("prompt", "form", "token"))
+    cells = [(prompt, token) for prompt, f, token in zip(*columns, strict=True) if f == form]
+    main = study.main_prompts([str(prompt) for prompt, _ in cells])
+    return [str(cells[i][1]) for i in main]
 
 
 def _answer_texts(study: StoredStudy, side: str) -> list[str]:

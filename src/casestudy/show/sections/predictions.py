@@ -19,6 +19,7 @@ from casestudy.show.text import (
     clean,
     count,
     excerpt,
+    filled,
     listing,
     number,
     ordinal,
@@ -132,8 +133,9 @@ def next_tokens(
         [
             str(row["rank"] + 1),
             chip(row["token"]),
-            Markup('<span class="share" style="--t:{}">{}</span>').format(
-                round(row["prob"] / most, 4), percent(row["prob"])
+            filled(
+                '<span class="share" style="--t:{}">{}</span>',
+                *(round(row["prob"] / most, 4), percent(row["prob"])),
             ),
             *(column[i] for column in further.values()),
             *([number(logits[i])] if known else []),

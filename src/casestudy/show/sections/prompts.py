@@ -27,6 +27,8 @@ from casestudy.show.text import (
     chip,
     chips,
     clean,
+    filled,
+    joined,
     number,
     ordinal,
     percent,
@@ -41,6 +43,14 @@ from casestudy.show.weighed import weighed
 TOP = 10
 FOLD = 14
 """Prompts listed before the rest has to be asked for."""
+TABLES: Mapping[str, Sequence[str]] = {
+    names.PREDICTIONS: (),
+    names.ANSWERS: (),
+    names.LENS_TOP: ("depth", "pos", "read", "rank", "token", "prob"),
+}
+"""The tables with rows of each prompt, and the columns that they need to have."""
+
+Row = Mapping[str, Any]
 
 
 def one_by_one(study: StoredStudy) -> list[Block]:
@@ -56,20 +66,22 @@ def one_by_one(study: StoredStudy) -> list[Block]:
                 *(len(examples), f"{len(rows):,}", EXAMPLES // 2),
             )
         )
-    by_prompt: dict[int, dict[str, list[Mapping[str, Any]]]] = {i: {} for i in examples}
-    for name in (names.PREDICTIONS, names.ANSWERS):
+    by_prompt: dict[int, dict[str, list[Row]]] = {i: {} for i in examples}
+    for name, needed in TABLES.items():
         if name in study.tables:
-            for row in study.table(name, "prompt").rows():
+            for row in study.table(name, "prompt", *needed).rows():
                 if row["prompt"] in by_prompt:
                     by_prompt[row["prompt"]].setdefault(name, []).append(row)
     strips = Strips(study, examples)
-    found = [_prompt(study, rows[i], by_prompt[i], strips) for i in examples]
+    contrast = weighed(study).against_plain if study.contrasts else ""
+    found = [_prompt(study, rows[i], by_prompt[i], strips, contrast) for i in examples]
     shown = len(found) if len(found) <= FOLD + 3 else FOLD
     blocks += found[:shown]
     if found[shown:]:
         blocks.append(
-            Markup('<details class="more"><summary>{} more</summary>{}</details>').format(
-                len(found) - shown, Markup("").join(found[shown:])
+            filled(
+                '<details class="more"><summary>{} more</summary>{}</details>',
+                *(len(found) - shown, joined(found[shown:])),
             )
         )
     return blocks
@@ -77,14 +89,15 @@ def one_by_one(study: StoredStudy) -> list[Block]:
 
 def _prompt(
     study: StoredStudy,
-    row: Mapping[str, Any],
-    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    row: Row,
+    found: Mapping[str, Sequence[Row]],
     strips: Strips,
+    contrast: str,
 ) -> Markup:
     prompt = str(row["prompt"])
     tokens = row.get("tokens") or [prompt_excerpt(row["text"], MOST_TEXT)]
     parts: list[Markup] = [
-        Markup('<p class="prompt-tokens">{}</p>').format(chips(tokens)),
+        filled('<p class="prompt-tokens">{}</p>', chips(tokens)),
     ]
     if row.get("error"):
         parts.append(paragraph("Left out of the contrasts: {}", clean(row["error"])))
@@ -94,22 +107,23 @@ def _prompt(
     if found.get(names.ANSWERS):
         parts.append(_answers(found["answers"]))
     try:
-        whole = _ledger(study, prompt)
+        whole = _ledger(study, prompt, contrast)
         strip = strips.of(row["prompt"], row["text"], whole)
         parts.append(figure_html(whole) if strip is None else strip)
     except Missing as reason:
         parts.append(paragraph("No ledger of its own: {}.", str(reason)))
-    parts.append(lens_table(study, prompt))
+    if found.get(names.LENS_TOP):
+        about = study.table(names.LENS_TOP).about
+        parts.append(lens_table(prompt, found[names.LENS_TOP], about))
     difference = _difference(study, prompt)
-    return Markup(
+    return filled(
         '<details class="one" id="prompt-{}"><summary><span class="no">{}</span> '
-        '<bdi class="prompt">{}</bdi> <span class="q">{}</span></summary>{}</details>'
-    ).format(
+        '<bdi class="prompt">{}</bdi> <span class="q">{}</span></summary>{}</details>',
         prompt,
         prompt,
         prompt_excerpt(row["text"], MOST_TEXT),
         "" if difference is None else f"{signed(difference)} {study.unit}",
-        Markup("").join(parts),
+        joined(parts),
     )
 
 
@@ -121,9 +135,10 @@ def _difference(study: StoredStudy, prompt: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _answers(rows: Sequence[Mapping[str, Any]]) -> Markup:
+def _answers(rows: Sequence[Row]) -> Markup:
     cells = [
-        Markup("<tr><th scope=row>{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>").format(
+        filled(
+            "<tr><th scope=row>{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
             str(r["form"]).replace("_", " "),
             chip(r["token"]),
             ordinal(int(r["rank"]) + 1),
@@ -132,14 +147,15 @@ def _answers(rows: Sequence[Mapping[str, Any]]) -> Markup:
         )
         for r in rows
     ]
-    return Markup(
+    return filled(
         '<div class="scroll" tabindex="0"><table><thead><tr><th scope=col>Form</th>'
         "<th scope=col>Token</th><th scope=col>Rank</th><th scope=col>Logit</th>"
-        "<th scope=col>Probability</th></tr></thead><tbody>{}</tbody></table></div>"
-    ).format(Markup("").join(cells))
+        "<th scope=col>Probability</th></tr></thead><tbody>{}</tbody></table></div>",
+        joined(cells),
+    )
 
 
-def _ledger(study: StoredStudy, prompt: str) -> Figure:
+def _ledger(study: StoredStudy, prompt: str, contrast: str) -> Figure:
     ledger = _of_prompt(study.grid(names.LEDGER, "contrast", "term", "prompt"), study, prompt)
     check = _of_prompt(
         study.grid(names.LEDGER_CHECK, "contrast", "quantity", "prompt"), study, prompt
@@ -149,7 +165,7 @@ def _ledger(study: StoredStudy, prompt: str) -> Figure:
     return ledger_figure(
         *(ledger, check, "Its ledger"),
         of=f"prompt {prompt}’s",
-        contrast=weighed(study).against_plain,
+        contrast=contrast,
         unit=study.unit,
     )
 
@@ -160,42 +176,46 @@ def _of_prompt(grid: Grid, study: StoredStudy, prompt: str) -> Grid:
     return grid.select(contrast=study.contrast, prompt=prompt)
 
 
-def lens_table(study: StoredStudy, prompt: str) -> Markup:
-    """The classic logit lens: what every position would predict, were the model to end there."""
-    if names.LENS_TOP not in study.tables:
-        return Markup("")
-    table = study.table(names.LENS_TOP, "prompt", "depth", "pos", "read", "rank", "token", "prob")
-    rows = [r for r in table.rows() if str(r["prompt"]) == prompt and r["rank"] == 0]
+def lens_table(prompt: str, rows: Sequence[Row], about: str) -> Markup:
+    """The classic logit lens: what every position would predict, were the model to end there.
+
+    Args:
+        prompt: its number.
+        rows: its rows of the table "lens.top".
+        about: what a row of the table is.
+    """
+    rows = [row for row in rows if row["rank"] == 0]
     if not rows:
         return Markup("")
     depths = list(dict.fromkeys(r["depth"] for r in rows))
     read = {r["pos"]: r["read"] for r in rows}
     cells = {(r["depth"], r["pos"]): r for r in rows}
-    head = Markup("").join(
-        Markup("<th scope=col>{}</th>").format(chip(read[pos])) for pos in sorted(read)
-    )
+    head = joined(filled("<th scope=col>{}</th>", chip(read[pos])) for pos in sorted(read))
     lines = [
-        Markup("<tr><th scope=row>{}</th>{}</tr>").format(
+        filled(
+            "<tr><th scope=row>{}</th>{}</tr>",
             clean(depth),
-            Markup("").join(_lens_cell(cells.get((depth, pos))) for pos in sorted(read)),
+            joined(_lens_cell(cells.get((depth, pos))) for pos in sorted(read)),
         )
         for depth in reversed(depths)
     ]
-    return Markup(
+    return filled(
         '<div class="listing"><p class="head">What each position would predict at each depth</p>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Logit lens of prompt {}">'
         '<table class="lens"><thead><tr><th scope=col>depth</th>{}</tr></thead><tbody>{}</tbody>'
         '</table></div><p class="caption">{} The stronger the colour, the more probable; the last '
-        "column is where the answer is decided.</p></div>"
-    ).format(prompt, head, Markup("").join(lines), prose(table.about))
+        "column is where the answer is decided.</p></div>",
+        *(prompt, head, joined(lines), prose(about)),
+    )
 
 
-def _lens_cell(row: Mapping[str, Any] | None) -> Markup:
+def _lens_cell(row: Row | None) -> Markup:
     if row is None:
         return Markup("<td></td>")
     prob = float(row["prob"])
-    return Markup('<td style="--t:{}" title="{}"><bdi>{}</bdi></td>').format(
-        round(min(1.0, prob), 3), percent(prob), shorten(visible(row["token"]), 12)
+    return filled(
+        '<td style="--t:{}" title="{}"><bdi>{}</bdi></td>',
+        *(round(min(1.0, prob), 3), percent(prob), shorten(visible(row["token"]), 12)),
     )
 
 

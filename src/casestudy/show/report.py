@@ -2,8 +2,8 @@
 
 `write_report` turns a study's folder into one HTML file that loads nothing from a network: styles,
 figures, data and script are inside it, and a content security policy enforces this in the browser.
-It needs no model, no torch and no network, and takes less than a second. Results that are missing are
-listed in the report.
+It needs no model, no torch and no network, and takes less than a second. Results that are missing
+are listed in the report.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT ?= studies/full-stop-capitals
 
-.PHONY: study smollm2 test test-slow lint format docs docs-reference circuits-table bench bench-attribution bench-circuits bench-gpu bench-patching clean
+.PHONY: study smollm2 test test-slow lint format docs docs-reference circuits-table bench bench-attribution bench-circuits bench-explorer bench-gpu bench-patching clean
 
 study: $(VENV)/.installed
 	$(BIN)/casestudy run full-stop-capitals --model tiny --out $(OUT)
@@ -73,6 +73,10 @@ bench-circuits: $(VENV)/.installed-test $(PEERS)/.installed
 
 bench-patching: $(VENV)/.installed-test $(PEERS)/.installed
 	$(BIN)/python benchmarks/patching.py --threads 2
+
+# Waits for the explorer's panels and patch grids, on both models: about five minutes of two cores.
+bench-explorer: $(VENV)/.installed smollm2
+	$(BIN)/python benchmarks/explorer.py
 
 # Needs a CUDA card and a torch built for it; says so and ends where there is none.
 bench-gpu: $(VENV)/.installed-test $(PEERS)/.installed

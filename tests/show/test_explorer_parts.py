@@ -104,7 +104,10 @@ def test_a_layer_s_neurons_are_of_the_first_tokens_and_not_zero_where_these_are_
     assert not re.search(r"writes \S+ logits", html)
 
 
-@pytest.mark.parametrize("asked", ["trained.safetensors", "../x", "head 1", "attn 1", "head 1.2 "])
+@pytest.mark.parametrize(
+    "asked",
+    ["trained.safetensors", "../x", "head 1", "attn 1", "head 1.2<q>", "mlp " + 5000 * "9"],
+)
 def test_no_file_and_no_other_name_is_read(client: TestClient, asked: str) -> None:
     for address in ("/part", "/card", "/"):
         answer = client.get(address, params={"prompt": PROMPT, "part": asked})
@@ -112,9 +115,30 @@ def test_no_file_and_no_other_name_is_read(client: TestClient, asked: str) -> No
         assert "Allowed: head 3.1" in answer.text
 
 
-def test_a_part_that_the_model_lacks_is_said_with_what_there_is(client: TestClient) -> None:
-    assert "has no head 1.99. Allowed: layers 0 to" in last(client, part="head 1.99")["problem"]
-    assert "part=head 3.1" in client.get("/part", params={"prompt": PROMPT}).text
+@pytest.mark.parametrize("address", ["/part", "/card"])
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("head 1.99", "has no head 1.99. Allowed: layers 0 to 1, heads 0 to 3."),
+        ("neuron 1.9999", "has no neuron 1.9999. Allowed: layers 0 to 1"),
+        ("mlp 9", "layer 9. Allowed: 0 to 1"),
+        ("", "No part is named. Allowed: part=head 3.1"),
+    ],
+)
+def test_a_part_that_the_model_lacks_is_refused_with_what_there_is(
+    client: TestClient, address: str, asked: str, said: str
+) -> None:
+    answer = client.get(address, params={"prompt": PROMPT, "part": asked})
+    assert answer.status_code == 400
+    assert said in answer.json()["problem"]
+
+
+@pytest.mark.parametrize(
+    ("spelled", "part"),
+    [("a1.h2", "head 1.2"), ("L1H2", "head 1.2"), ("m1.n5", "neuron 1.5"), ("m1", "mlp 1")],
+)
+def test_a_part_may_be_spelled_as_elsewhere(client: TestClient, spelled: str, part: str) -> None:
+    assert last(client, part=spelled) == last(client, part=part)
 
 
 def test_what_is_typed_is_escaped(client: TestClient) -> None:

@@ -239,6 +239,12 @@ def weighed_sides(
     return (first,), (second,)
 
 
+def with_weighed(model: Model, prompt: Prompt) -> Prompt:
+    """The prompt with both sides of `weighed_sides` as its answers, by their ids."""
+    answer, counterpart = map(by_ids, weighed_sides(model, prompt))
+    return replace(prompt, answer=answer, counterpart=counterpart)
+
+
 def _asked(
     model: Model, prompt: str | Prompt, answer: Given, counterpart: Given
 ) -> tuple[Prompt, Table]:

@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from casestudy.errors import CasestudyError, PromptError
+from casestudy.errors import CasestudyError, PromptError, SiteError
 from casestudy.show.explorer import page_state as asking
 from casestudy.show.explorer.guard import Guard
 from casestudy.show.explorer.page_state import PageState, Refusal
@@ -91,7 +91,12 @@ class Explorer:
             Route("/study.toml", self.answer_study),
             Route("/static/{name}", self.static),
         ]
-        handlers: dict[Any, Any] = {Refusal: refused, CasestudyError: wrong, Exception: broken}
+        handlers: dict[Any, Any] = {
+            Refusal: refused,
+            SiteError: lacking,
+            CasestudyError: wrong,
+            Exception: broken,
+        }
         app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
         return Guard(app, hosts)
 
@@ -173,6 +178,7 @@ class Explorer:
     async def answer_part(self, request: Request) -> Response:
         """The card of a part, after lines on its progress."""
         page_state = asking.read(request.query_params.multi_items())
+        self.questions.check_part(page_state)
         return self.stream(
             request, lambda pause, tell: self.questions.part(page_state, pause, tell)
         )
@@ -327,6 +333,11 @@ def refused(request: Request, refusal: Exception) -> Response:
     """A refusal as JSON for the page's script."""
     assert isinstance(refusal, Refusal)
     return JSONResponse({"problem": refusal.why}, refusal.status, refusal.headers)
+
+
+def lacking(request: Request, error: Exception) -> Response:
+    """A request for a head, neuron or layer that the model lacks."""
+    return JSONResponse({"problem": clean(error)}, 400)
 
 
 def wrong(request: Request, error: Exception) -> Response:

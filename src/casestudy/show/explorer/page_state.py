@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from urllib.parse import urlencode
 
+from casestudy.results.components import read_component
+
 MOST_QUERY = 48_000
 """Bytes of a query string: a prompt of a thousand tokens fits in any script, a book does not."""
 MOST_TEXT = 16_000
@@ -22,6 +24,18 @@ MOST_ANSWER = 2000
 """Characters of an answer or counterpart: room for the 256 tokens that one may have."""
 MOST_READOUT = 100
 """Characters of a readout: a position, or the name of a role."""
+MOST_PART = 40
+"""Characters of a part's name."""
+
+TEXTS = {
+    "prompt": MOST_TEXT,
+    "corrupted": MOST_TEXT,
+    "prefix": MOST_TEXT,
+    "answer": MOST_ANSWER,
+    "counterpart": MOST_ANSWER,
+    "readout": MOST_READOUT,
+}
+"""What is typed, with the most characters of each."""
 
 SITES = {
     "resid_pre": "residual stream (resid_pre)",
@@ -61,7 +75,6 @@ _CHOICES: Mapping[str, Iterable[str]] = {
     "chat": CHAT,
 }
 _HEAD = re.compile(r"\d{1,4}\.\d{1,4}", re.ASCII)
-_PART = re.compile(r"(?:head|neuron) \d{1,4}\.\d{1,6}|mlp \d{1,4}", re.ASCII)
 
 
 class Refusal(Exception):
@@ -87,7 +100,8 @@ class PageState:
         view: which of the two prompts the panels are about.
         site, by, direction: of the patch grid.
         head: "layer.head" whose pattern is open; "" for none.
-        part: whose card is open: "head 0.2", "neuron 4.312" or "mlp 4"; "" for none.
+        part: whose card is open, as `results.components` spells it: "head 0.2", "neuron 4.312" or
+            "mlp 4"; "" for none.
         special: "parsed" where the texts of special tokens are read as those tokens.
         chat: "messages" where prompts are conversations that the chat template writes.
         prefix: then, the start of the assistant's turn.
@@ -132,8 +146,7 @@ class PageState:
 def readable(entries: Iterable[tuple[str, str]]) -> PageState:
     """The valid part of a refused request, so that the page keeps what the user typed."""
     given = dict(entries)
-    texts = ("prompt", "corrupted", "answer", "counterpart", "prefix", "readout")
-    found = {name: given[name].replace("\r\n", "\n") for name in texts if name in given}
+    found = {name: given[name].replace("\r\n", "\n") for name in TEXTS if name in given}
     found |= {n: given[n] for n, choices in _CHOICES.items() if given.get(n, "?") in choices}
     return PageState(**found)
 
@@ -155,11 +168,7 @@ def read(entries: Iterable[tuple[str, str]]) -> PageState:
         if name in found and found[name] not in choices:
             allowed = ", ".join(filter(None, choices))
             raise Refusal(400, f"{name} “{found[name][:40]}”. Allowed: {allowed}.")
-    for name, most in (
-        *((name, MOST_TEXT) for name in ("prompt", "corrupted", "prefix")),
-        *((name, MOST_ANSWER) for name in ("answer", "counterpart")),
-        ("readout", MOST_READOUT),
-    ):
+    for name, most in TEXTS.items():
         if len(found.get(name, "")) > most:
             raise Refusal(
                 413,
@@ -167,7 +176,18 @@ def read(entries: Iterable[tuple[str, str]]) -> PageState:
             )
     if found.get("head") and not _HEAD.fullmatch(found["head"]):
         raise Refusal(400, f"head “{found['head'][:40]}”. Allowed: layer.head, as in 3.1.")
-    if found.get("part") and not _PART.fullmatch(found["part"]):
-        allowed = "head 3.1, neuron 3.512 or mlp 3, with the numbers of your part"
-        raise Refusal(400, f"part “{found['part'][:40]}”. Allowed: {allowed}.")
+    if found.get("part"):
+        found["part"] = _part(found["part"])
     return PageState(**found)
+
+
+def _part(text: str) -> str:
+    """The name of a head, a neuron or an MLP layer in one spelling, of those that are read.
+
+    Raises: Refusal for what is none of them.
+    """
+    part = read_component(text) if len(text) <= MOST_PART else None
+    if part is None or part.side or part.kind not in ("head", "neuron", "mlp"):
+        allowed = "head 3.1, neuron 3.512 or mlp 3, with the numbers of your part"
+        raise Refusal(400, f"part “{text[:MOST_PART]}”. Allowed: {allowed}.")
+    return str(part)

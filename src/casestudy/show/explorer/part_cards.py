@@ -10,6 +10,7 @@ a few forward passes; with one, reading it through the layers up to the part's (
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -124,14 +125,10 @@ class PartCards:
 def _behaviour(model: Model, prompt: Prompt) -> Behaviour:
     """The page's prompt, with the answers that the page compares where it has two."""
     from casestudy.behaviour.prompts import Behaviour
-    from casestudy.measure.quick_look import weighed_sides
-    from casestudy.model.token import by_ids
+    from casestudy.measure.quick_look import with_weighed
 
-    try:
-        answer, counterpart = map(by_ids, weighed_sides(model, prompt))
-        prompt = replace(prompt, answer=answer, counterpart=counterpart)
-    except CasestudyError:  # the panels say why; the card leaves the contrast out
-        pass
+    with contextlib.suppress(CasestudyError):  # the panels say why; the card has no contrast then
+        prompt = with_weighed(model, prompt)
     return Behaviour("this prompt", prompts=(replace(prompt, corrupted=None),), answers="given")
 
 
@@ -163,10 +160,8 @@ def _neurons(model: Model, prompt: Prompt, part: Component) -> Listing:
     """The neurons of an MLP layer with the largest direct contributions to the prompt."""
     from casestudy.behaviour.steps import any_several
     from casestudy.measure.attribution import neuron_attribution
-    from casestudy.model.sites import check_layer
 
     assert part.layer is not None
-    check_layer(part.layer, model.config.n_layers)
     grid = neuron_attribution(model, _behaviour(model, prompt))
     shares = grid.select(
         contrast=grid.axis("contrast").labels[0], layer=str(part.layer), prompt="0"

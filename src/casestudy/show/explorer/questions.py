@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from casestudy.errors import PromptError
+from casestudy.results.components import read_component
 from casestudy.show.explorer import panels as drawing
 from casestudy.show.explorer.page_state import MOST_EDITED, PageState, Refusal
 from casestudy.show.explorer.part_cards import PartCards, part_html, part_page
@@ -189,13 +190,10 @@ class Questions:
 
     def grid(self, page_state: PageState, pause: Pause, tell: Callable[[Line], None]) -> Line:
         """A patch grid; see `patch_grid`."""
-        from casestudy.measure.quick_look import weighed_sides
-        from casestudy.model.token import by_ids
+        from casestudy.measure.quick_look import with_weighed
 
         model, (prompt, *_) = self.check(page_state)
-        answer, counterpart = map(by_ids, weighed_sides(model, prompt))
-        asked = replace(prompt, answer=answer, counterpart=counterpart)
-        return patch_grid(model, asked, page_state, pause, tell)
+        return patch_grid(model, with_weighed(model, prompt), page_state, pause, tell)
 
     def part(self, page_state: PageState, pause: Pause, tell: Callable[[Line], None]) -> Line:
         """The card of the page's part; the last line has it.
@@ -204,7 +202,7 @@ class Questions:
         """
         model, prompt = self._of_part(page_state)
         html = part_html(self.cards, model, prompt, page_state, pause, tell)
-        return {"html": _opening(html, page_state), "finished": True}
+        return {"html": _opening(html, page_state), "part": page_state.part, "finished": True}
 
     def part_page(self, page_state: PageState, pause: Pause) -> str:
         """The same as a page of its own.
@@ -216,9 +214,24 @@ class Questions:
             raise Refusal(404, "A layer has no card. Allowed: a head or a neuron.")
         return part_page(self.cards, model, prompt, page_state, pause)
 
-    def _of_part(self, page_state: PageState) -> tuple[Model, Prompt]:
-        if not page_state.part:
+    def check_part(self, page_state: PageState) -> None:
+        """Check that the page's part can be shown, before anything is computed.
+
+        Raises: Refusal where no part is named; SiteError for a part that the model lacks.
+        """
+        from casestudy.measure.parts import read_part
+        from casestudy.model.sites import check_layer
+
+        part = read_component(page_state.part)
+        if part is None:
             raise Refusal(400, "No part is named. Allowed: part=head 3.1, neuron 3.512 or mlp 3.")
+        if part.kind != "mlp":
+            read_part(self.model, part)
+        elif part.layer is not None:
+            check_layer(part.layer, self.model.config.n_layers)
+
+    def _of_part(self, page_state: PageState) -> tuple[Model, Prompt]:
+        self.check_part(page_state)
         model, (prompt, *_) = self.check(page_state)
         return model, prompt
 

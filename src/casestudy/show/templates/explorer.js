@@ -178,6 +178,9 @@
 
   // The card of a part: asked when its name is clicked on, and again when the prompt is another.
   const section = $("#part-section"), heading = $("#part-h"), again = $("#part-again");
+  function entitle(name) {
+    heading.textContent = name.startsWith("mlp") ? `${name}: its neurons` : `What does ${name} do? Its card`;
+  }
   async function openPart(name) {
     if (carding) carding.abort();
     const own = carding = new AbortController(), tell = (text) => { $("#part-progress").textContent = text; };
@@ -185,7 +188,7 @@
     remember();
     section.hidden = false;
     again.hidden = true;
-    heading.textContent = name.startsWith("mlp") ? `${name}: its neurons` : `What does ${name} do? Its card`;
+    entitle(name);
     $("#part").classList.add("stale");
     tell("measuring…");
     section.scrollIntoView({ block: "start" });
@@ -201,7 +204,7 @@
     try {
       const answer = await ask(`/part?${query({ answer: state.answer || fields.answer.value, counterpart: state.counterpart || fields.counterpart.value, part })}`, own.signal);
       await eachLine(answer, wrong, (line) => {
-        if (line.finished) { place("part", line.html); return tell(""); }
+        if (line.finished) { entitle(line.part); place("part", line.html); return tell(""); }
         const share = line.total ? ` (${Math.round((100 * line.done) / line.total)} %)` : "";
         tell(`${line.note}${share}…`);
       });

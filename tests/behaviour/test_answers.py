@@ -7,6 +7,7 @@ from casestudy.behaviour.answers import Answer, Answers, choose_answers, is_spac
 from casestudy.behaviour.classes import ClassContrast
 from casestudy.behaviour.contrast import class_contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.errors import BehaviourError
 from casestudy.model.model import Model
 
 
@@ -117,3 +118,13 @@ def test_an_answer_that_cannot_be_costs_that_prompt_alone(
     assert answers.chosen[1] is not None
     with pytest.raises(AssertionError, match=why):
         raise AssertionError(answers.errors[0])
+
+
+def test_answers_that_are_given_need_no_logits(toy_model: Model) -> None:
+    prompts = [Prompt("Go.", " He", " he"), Prompt("Go.", " He")]
+    logits = torch.cat([ranked(toy_model, " It")] * 2)
+    without = choose_answers(toy_model, prompts, None, rule="given")
+    assert without == choose_answers(toy_model, prompts, logits, rule="given")
+    assert list(without.errors) == [1]
+    with pytest.raises(BehaviourError, match="no logits for the rule 'space-capital'"):
+        choose_answers(toy_model, prompts, None)

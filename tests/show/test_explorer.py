@@ -113,7 +113,9 @@ def test_a_pattern_is_the_heads_own(client: TestClient, toy_model: Model) -> Non
         data = np.frombuffer(base64.b64decode(found["bytes"]), dtype=np.uint8) / 255
         rows, cols = np.tril_indices(len(found["tokens"]))
         np.testing.assert_allclose(data, whole.values[1, 3][rows, cols], atol=0.5 / 255 + 1e-6)
-    assert "head 9" in client.get("/pattern", params={**PAIR, "head": "1.9"}).json()["problem"]
+    lacking = client.get("/pattern", params={**PAIR, "head": "1.9"})
+    assert lacking.status_code == 400
+    assert "head 9" in lacking.json()["problem"]
     assert client.get("/pattern", params=PAIR).status_code == 400
 
 
@@ -160,11 +162,13 @@ def test_a_patch_grid_between_runs_that_hardly_differ_is_in_logits(
     assert "the largest change in logits is" in last
 
 
+@pytest.mark.parametrize("small", [{"ROWS": 6}, {"OPERATIONS": 1.0, "FEWEST_ROWS": 6}])
 def test_a_patch_grid_streams_and_fills(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, small: dict[str, float]
 ) -> None:
-    monkeypatch.setattr(patches, "ROWS", 6)
-    monkeypatch.setattr(patches, "EVERY", 0.0)
+    # a large model has small climbs: rows are limited by what they cost, too
+    for name, most in {**small, "EVERY": 0.0}.items():
+        monkeypatch.setattr(patches, name, most)
     told = lines(client, **PAIR)
     done = [line["done"] for line in told]
     assert len(told) >= 2  # the first climb, and the end; between them as often as time allows

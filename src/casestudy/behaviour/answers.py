@@ -109,7 +109,7 @@ def other_forms(text: str) -> dict[str, str]:
 def choose_answers(
     model: Model,
     prompts: Sequence[Prompt],
-    logits: Float[Tensor, "batch d_vocab"],
+    logits: Float[Tensor, "batch d_vocab"] | None,
     *,
     rule: AnswerRule = "space-capital",
     top_k: int = 100,
@@ -120,7 +120,8 @@ def choose_answers(
     Args:
         model: whose tokens they are.
         prompts: one per row of `logits`; an answer or counterpart given there is kept.
-        logits: at each prompt's last position.
+        logits: at each prompt's last position; None will do for the rule "given", which chooses
+            nothing.
         rule: how to choose an answer for a prompt that has none.
         top_k: how many predictions to search.
         classes: the prompts' class contrast, for the rule "classes".
@@ -131,9 +132,14 @@ def choose_answers(
     chosen: list[Answer | None] = []
     passed: list[PassedOver] = []
     errors: dict[int, str] = {}
-    top_k = min(top_k, logits.shape[1])
-    ranked = logits.topk(top_k, dim=1).indices.tolist()
-    tops = [None] * len(prompts) if classes is None else _likeliest(classes, logits)
+    ranked: list[list[int]] = []
+    tops: list[tuple[int, int] | None] = [None] * len(prompts)
+    if rule != "given":
+        if logits is None:
+            raise BehaviourError(f"no logits for the rule {rule!r}", hint="Run the prompts first")
+        top_k = min(top_k, logits.shape[1])
+        ranked = logits.topk(top_k, dim=1).indices.tolist()
+        tops = tops if classes is None else _likeliest(classes, logits)
     for i, prompt in enumerate(prompts):
         answer = None
         try:

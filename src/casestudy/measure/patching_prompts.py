@@ -159,8 +159,7 @@ def _paired(model: Model, prompts: Sequence[Prompt], by: By | None) -> Pairs:
 
 def _single(model: Model, prompts: Sequence[Prompt], pairs: Pairs, rule: AnswerRule) -> _Asked:
     """Answers of one token, given or chosen."""
-    logits = run(model, pairs.clean, logits="last").logits
-    assert logits is not None
+    logits = None if rule == "given" else run(model, pairs.clean, logits="last").logits
     answers = choose_answers(model, prompts, logits, rule=rule)
     if answers.errors:
         raise BehaviourError("; ".join(f"prompt {i}: {w}" for i, w in answers.errors.items()))

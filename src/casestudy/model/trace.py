@@ -8,7 +8,8 @@ stay in memory; with `last=True`, one position per prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import ChainMap
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,7 @@ class Trace:
 
     def last(self, key: Site | str | tuple[Site | str, int]) -> Tensor:
         """The activation at each prompt's last token, without its pos axis."""
-        address = self._address(key, self.values.keys() | self.lasts.keys())
+        address = self._address(key, ChainMap(self.values, self.lasts))
         if address in self.lasts:
             return self.lasts[address]
         return take_last(address[0], self.values[address], self.tokens.last)
@@ -100,7 +101,7 @@ class Trace:
         return str(draw("trace.html", len(self.tokens), kept))
 
     def _address(
-        self, key: Site | str | tuple[Site | str, int], known: Iterable[Address]
+        self, key: Site | str | tuple[Site | str, int], known: Container[Address]
     ) -> Address:
         name, layer = key if isinstance(key, tuple) else (key, None)
         site = Site(name)

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from casestudy.show.explorer.worker import Pause
 
 ROWS = 1024
-"""Rows of a climb: a few hundredths of a second of the bundled model on one core."""
+"""Most rows of a climb: a few hundredths of a second of the bundled model on one core."""
+OPERATIONS = 4e10
+"""Most operations of a climb on a CPU: about a third of a second on two cores. A grid that is no
+longer wanted stops after a climb, and the next question waits for it."""
+FEWEST_ROWS = 64
+"""Rows of a climb whatever it costs: with fewer, a CPU mostly waits for the weights."""
 EVERY = 0.15
 """Seconds between drawings of an unfinished grid; drawing takes at most a quarter of the time."""
 MOST_PLACES = 256
@@ -94,10 +99,20 @@ def patch_grid(
         page_state.site,
         by=read_by(by or None),
         direction=read_direction(page_state.direction),
-        budget=Budget(rows=ROWS),
+        budget=Budget(rows=_rows(model)),
         watch=watch,
     )
     return _line(found, page_state, shown, finished=True)
+
+
+def _rows(model: Model) -> int:
+    """Rows of a climb, so that the page soon hears of it whatever the size of the model."""
+    from casestudy.engine.plan import attention_size, mlp_size
+
+    if model.device.type != "cpu":
+        return ROWS
+    row = 2 * model.config.n_layers * (attention_size(model.config) + mlp_size(model))
+    return min(ROWS, max(FEWEST_ROWS, int(OPERATIONS / row)))
 
 
 def _check_size(steps: Steps, rows: int, page_state: PageState) -> None:

@@ -58,7 +58,7 @@ PAIRS = (
     ),
     ("One, two, three, four, five, six, seven,", "One, two, nine, four, five, six, seven,"),
     (PASSAGE, PASSAGE[:-1] + ","),
-    (f"{PASSAGE} {PASSAGE}", f"{PASSAGE[:-1]}, {PASSAGE}"),
+    (f"{PASSAGE} {PASSAGE}", f"{PASSAGE} {PASSAGE.replace('since dawn', 'since noon')}"),
 )
 """Prompts, each with its corrupted prompt: a question of a few words up to a long paragraph."""
 

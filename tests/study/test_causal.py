@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 import casestudy.study.causal as causal
+import casestudy.study.circuit as circuit
+from casestudy.behaviour import counterfactual
 from casestudy.behaviour.prompts import Behaviour, Prompt
+from casestudy.engine.batch import Batch
 from casestudy.errors import MeasureError, StudyError
+from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.results.result import Result, Table
 from casestudy.study.settings import Settings
@@ -137,6 +141,42 @@ def test_kept_scores_of_other_edits_are_computed_anew(
     np.testing.assert_equal(
         again.tables["counterfactuals"].rows(), whole.tables["counterfactuals"].rows()
     )
+
+
+def test_the_circuit_scores_only_the_edits_that_patching_did_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_answer = ("He counted: one, two,", "The answer is 3,")
+    texts = (*TEXTS, no_answer[0], "It was so.", "We sat down.", no_answer[1])
+    prompts = tuple(Prompt(text) for text in texts)
+    asked = Behaviour("test", "Why?", prompts[:4], circuit_prompts=prompts[4:])
+    kept: list[tuple[Batch, tuple[counterfactual.Score, ...]]] = []
+    computed: list[set[int]] = []
+
+    def pair_values(*on: Any) -> Any:
+        computed.append({pair.index for pair in on[1].pairs})
+        return counterfactual.pair_values(*on)
+
+    def kept_scores(subject: Any, batch: Batch, *name: str) -> Any:
+        kept.append((batch, causal.kept_scores(subject, batch, *name)))
+        raise MeasureError("enough")
+
+    monkeypatch.setattr(causal, "pair_values", pair_values)
+    monkeypatch.setattr(causal, "_before_last", lambda *_: [])
+    monkeypatch.setattr(causal, "_at_last", lambda *_: [])
+    monkeypatch.setattr(circuit, "kept_scores", kept_scores)
+    model, stages = load("tiny"), ["predictions", "patching", "circuit"]
+    study(asked, model, out=tmp_path / "s", only=stages, settings=Settings(top_k=5))
+    assert computed == [{0, 1, 2, 3}, {4, 5, 6}]
+    ((batch, scores),) = kept
+    proposals = counterfactual.propose(model, batch.prompts, roles=asked.roles)
+    fresh = counterfactual.score(model, proposals, batch.contrasts[0])
+    for known, new in zip(scores, fresh, strict=True):
+        assert (known.family, known.pairs, known.excluded) == (new.family, new.pairs, new.excluded)
+        np.testing.assert_allclose(known.clean, new.clean, rtol=1e-5)
+        np.testing.assert_allclose(known.corrupted, new.corrupted, rtol=1e-5)
+    without = {e.index for s in scores for e in s.excluded if "no contrast" in e.why}
+    assert without == {3, 6}
 
 
 def test_prompts_that_no_edit_fits_leave_no_grid_and_say_so(

@@ -55,6 +55,11 @@ Aligned = Literal["role", "last"]
 """What prompts of unequal length may be compared at."""
 
 _RUN_AT_ONCE = 32
+_USEFUL = 0.75
+"""The least share of a batch's positions that are not padding."""
+
+Row = tuple[int, ...]
+"""The tokens of a prompt."""
 
 _ROLES = {role.name: role for role in STANDARD_ROLES}
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -473,30 +478,45 @@ def pair_values(model: Model, proposals: Proposals, contrast: Contrast) -> NDArr
     Shape: (2, pair).
     Unit:  logits, at each prompt's last token.
     """
-    pairs = proposals.pairs
-    clean = _values(model, {pair.index: pair.clean for pair in pairs}, contrast)
-    edited = _values(
-        model,
-        {i: pair.corrupted for i, pair in enumerate(pairs)},
-        contrast[[pair.index for pair in pairs]],
-    )
-    both = [clean[pair.index] for pair in pairs], [edited[i] for i in range(len(pairs))]
-    return np.array(both, dtype=np.float64)
+    pairs, tokenizer = proposals.pairs, model.tokenizer
+    clean = {pair.index: pair.clean for pair in pairs}
+    rows = {index: tuple(row_of(tokenizer, prompt)) for index, prompt in clean.items()}
+    asked = [(rows[pair.index], pair.index) for pair in pairs]
+    asked += [(tuple(row_of(tokenizer, pair.corrupted)), pair.index) for pair in pairs]
+    values = _values(model, asked, contrast)
+    return np.array([values[one] for one in asked], dtype=np.float64).reshape(2, len(pairs))
 
 
-def _values(model: Model, prompts: dict[int, Prompt], contrast: Contrast) -> dict[int, float]:
-    """The contrast's row of each key where its prompt is read."""
-    rows = {key: row_of(model.tokenizer, prompt) for key, prompt in prompts.items()}
-    order = sorted(rows, key=lambda key: len(rows[key]))  # similar lengths together: less padding
-    found: dict[int, float] = {}
-    for start in range(0, len(order), _RUN_AT_ONCE):
-        some = order[start : start + _RUN_AT_ONCE]
-        tokens = Tokens.of([rows[key] for key in some]).to(model.device)
-        logits = run(model, tokens, logits="last").logits
+def _values(
+    model: Model, asked: Sequence[tuple[Row, int]], contrast: Contrast
+) -> dict[tuple[Row, int], float]:
+    """Rows of tokens, each with the row of the contrast to read; a row is run once, whoever asks
+    for it: several families can make one edit, or make one prompt of another."""
+    readers: dict[Row, list[int]] = {}
+    for row, index in dict.fromkeys(asked):
+        readers.setdefault(row, []).append(index)
+    found: dict[tuple[Row, int], float] = {}
+    for rows in _of_like_length(readers):
+        logits = run(model, Tokens.of(rows).to(model.device), logits="last").logits
         assert logits is not None
-        values = contrast[some].value(logits).tolist()
-        found |= dict(zip(some, values, strict=True))
+        read = [(i, index) for i, row in enumerate(rows) for index in readers[row]]
+        places, weighed = zip(*read, strict=True)
+        values = contrast[list(weighed)].value(logits[list(places)]).tolist()
+        found |= {(rows[i], index): value for (i, index), value in zip(read, values, strict=True)}
     return found
+
+
+def _of_like_length(rows: Iterable[Row]) -> list[list[Row]]:
+    """Batches of `_RUN_AT_ONCE` rows or fewer, so that little of a batch is padding."""
+    batches: list[list[Row]] = []
+    for row in sorted(rows, key=len):
+        batch = batches[-1] if batches else []
+        own, padded = sum(map(len, batch)) + len(row), (len(batch) + 1) * len(row)
+        if not batch or len(batch) == _RUN_AT_ONCE or own < _USEFUL * padded:
+            batches.append([row])
+        else:
+            batch.append(row)
+    return batches
 
 
 def strongest(scores: Sequence[Score], *, before_last: bool = True) -> Score | None:

@@ -22,8 +22,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import (
+    Proposals,
     Score,
     pair_values,
     propose,
@@ -63,6 +66,7 @@ from casestudy.results import names
 from casestudy.results.names import WHOLES
 from casestudy.study.chosen import PATCHING
 from casestudy.study.stage import Stage, Subject
+from casestudy.study.store import Store
 
 NAME = PATCHING
 """As in `casestudy run --only patching`."""
@@ -194,7 +198,8 @@ def kept_scores(subject: Subject, batch: Batch, name: str = SCORES) -> tuple[Sco
 
     Patching and the circuit both use the scores. They are stored as a step until the study is
     complete, so that a continued study does not compute them again. If the stored values are of
-    other edits (another version may propose others), they are computed again.
+    other edits (another version may propose others), they are computed again. Another step takes
+    the values of the edits that patching has scored, and computes the others.
 
     Args:
         batch: the chosen prompts.
@@ -202,19 +207,53 @@ def kept_scores(subject: Subject, batch: Batch, name: str = SCORES) -> tuple[Sco
     """
     store = subject.store
     proposals = propose(subject.model, batch.prompts, roles=subject.behaviour.roles)
-    edits = [[pair.family, batch.index[pair.index]] for pair in proposals.pairs]
-    if store.has_step(SCORES, name):
-        arrays, of = store.read_step(SCORES, name)
-        if isinstance(of, dict) and of["edits"] == edits:
-            return scored(proposals, arrays["values"], dict(of["left_out"]))
-    if subject.scoring is None:
-        left_out = without_contrast(proposals, batch.contrasts[0])
-        values = pair_values(subject.model, proposals, batch.contrasts[0])
-    else:
+    edits = [(pair.family, batch.index[pair.index]) for pair in proposals.pairs]
+    values = _stored_values(store, name)
+    if list(values) != edits:
+        known = {} if name == SCORES else _stored_values(store, SCORES)
+        rest = [i for i, edit in enumerate(edits) if edit not in known]
+        pairs = tuple(proposals.pairs[i] for i in rest)
+        computed = _values_of(subject, batch, replace(proposals, pairs=pairs))
+        known |= {edits[i]: value for i, value in zip(rest, computed, strict=True)}
+        values = {edit: known[edit] for edit in edits}
+        _store_values(store, name, values)
+    both = np.array([sides for sides, _ in values.values()]).reshape(len(edits), 2).T
+    left_out = {i: why for i, (_, why) in enumerate(values.values()) if why is not None}
+    return scored(proposals, both, left_out)
+
+
+_Edit = tuple[str, int]
+"""The family of an edit, and its prompt by index in the behaviour."""
+_Value = tuple[tuple[float, float], str | None]
+"""The values of a clean and of its corrupted prompt; why they have none, where they have none."""
+
+
+def _values_of(subject: Subject, batch: Batch, proposals: Proposals) -> list[_Value]:
+    """The value of every pair, in order."""
+    if subject.scoring is not None:
         values, left_out = answer_pair_values(subject.model, proposals, subject.scoring)
-    about = {"edits": edits, "left_out": list(left_out.items())}
-    store.write_step(SCORES, name, {"values": values}, about)
-    return scored(proposals, values, left_out)
+    else:
+        contrast = batch.contrasts[0]
+        values = pair_values(subject.model, proposals, contrast)
+        left_out = without_contrast(proposals, contrast)
+    return [((a, b), left_out.get(i)) for i, (a, b) in enumerate(values.T.tolist())]
+
+
+def _stored_values(store: Store, name: str) -> dict[_Edit, _Value]:
+    """The values of a step, edit by edit in order; none where it is not stored."""
+    if not store.has_step(SCORES, name):
+        return {}
+    arrays, of = store.read_step(SCORES, name)
+    left_out = dict(of["left_out"])
+    values = enumerate(zip(of["edits"], arrays["values"].T.tolist(), strict=True))
+    return {(family, i): ((a, b), left_out.get(k)) for k, ((family, i), (a, b)) in values}
+
+
+def _store_values(store: Store, name: str, values: Mapping[_Edit, _Value]) -> None:
+    left_out = [(i, why) for i, (_, why) in enumerate(values.values()) if why is not None]
+    both = np.array([sides for sides, _ in values.values()], dtype=np.float64)
+    of = {"edits": list(values), "left_out": left_out}
+    store.write_step(SCORES, name, {"values": both.reshape(len(values), 2).T}, of)
 
 
 def _tell_cells(subject: Subject, grid: str, cells: Progress) -> None:

@@ -46,7 +46,7 @@ from casestudy.measure.patching import Pairs
 from casestudy.model.decoder import run as forward
 from casestudy.results.files import write_atomically
 from casestudy.results.stats import BOOTSTRAP_FROM
-from casestudy.study.causal import SCORES, chosen_prompts, kept_scores, scored_pairs
+from casestudy.study.causal import chosen_prompts, kept_scores, scored_pairs
 from casestudy.study.clock import LeftOut
 from casestudy.study.settings import Search
 from casestudy.study.stage import Stage, Subject
@@ -125,7 +125,7 @@ class _Finding:
         """
         subject, search = self.subject, self.search
         batch = self.batch
-        scores = kept_scores(subject, batch, NAME if self.further else SCORES)
+        scores = kept_scores(subject, batch, NAME)
         choice, everything = circuit_half(
             batch,
             metric=search.metric,

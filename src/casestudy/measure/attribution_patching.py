@@ -267,9 +267,11 @@ class _Chunk:
         """The metric's gradient at the site of each layer, or what the rules make of it."""
         value = read_last(self.readout, self.model, trace, rules, tails=self.tails)
         wanted = [trace[self.site, layer] for layer in (self.layers if layers is None else layers)]
-        return torch.autograd.grad(
-            value, wanted, torch.ones_like(value), allow_unused=True, materialize_grads=True
-        )
+        with torch.enable_grad():
+            total = (
+                value.sum()
+            )  # given gradients to begin with, torch loads sympy to compare shapes
+        return torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)
 
     def products(
         self, delta: dict[int, Tensor], slopes: dict[int, Tensor]

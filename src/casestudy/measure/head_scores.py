@@ -36,6 +36,7 @@ import hashlib
 import json
 import os
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ from casestudy.model.decoder import run
 from casestudy.model.linear import fold_into
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
-from casestudy.model.tokens import Tokens
+from casestudy.model.tokens import Tokenizer, Tokens
 from casestudy.results import names
 from casestudy.results.result import Array, Axis, Grid, Result
 
@@ -125,17 +126,18 @@ def repeated_tokens(model: Model, *, seed: int = 0) -> Tokens:
     return Tokens.of([start + h + h for h in halves], bos=bos is not None).to(model.device)
 
 
-def _room(model: Model) -> tuple[list[int], int]:
+def _room(model: Model) -> tuple[tuple[int, ...], int]:
     """The ordinary tokens, and how many of them fit twice into the context after BOS."""
     tokenizer, config = model.tokenizer, model.config
-    known = range(min(tokenizer.d_vocab, config.d_vocab))
-    usable = [id for id in known if not _control(model, id)]
+    usable = _ordinary(tokenizer, min(tokenizer.d_vocab, config.d_vocab))
     starts = tokenizer.prepend_bos and tokenizer.bos_id is not None
     return usable, min(HALF, (config.n_ctx - starts) // 2, len(usable))
 
 
-def _control(model: Model, id: int) -> bool:
-    return id == model.tokenizer.bos_id or model.tokenizer.is_special(id)
+@lru_cache(maxsize=8)  # every chunk of a study asks
+def _ordinary(tokenizer: Tokenizer, d_vocab: int) -> tuple[int, ...]:
+    control = tokenizer.is_special
+    return tuple(id for id in range(d_vocab) if id != tokenizer.bos_id and not control(id))
 
 
 def attention_scores(model: Model, tokens: Tokens) -> dict[str, Float[Tensor, "layer head"]]:

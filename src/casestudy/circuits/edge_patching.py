@@ -13,7 +13,10 @@ selected edges of a large one.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -29,9 +32,10 @@ from casestudy.circuits.edge_scores import differing
 from casestudy.circuits.graph import LOGITS, Graph, Mask
 from casestudy.circuits.paths import Path
 from casestudy.engine.cells import Cell
-from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Tell, fill
+from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell, fill, pack
 from casestudy.engine.readout import Metric, Tails
 from casestudy.engine.sweep import sweep
+from casestudy.engine.workers import at_once, mapped
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Direction, Pairs
 from casestudy.model.model import Model
@@ -61,7 +65,8 @@ def patch_edges(
             carries in the clean run; "noising" runs the clean prompts and gives it what it carries
             in the corrupted run.
         budget: memory, checking.
-        progress: called with the number of finished cells of a sweep.
+        progress: called with the number of finished (edge, prompt) pairs, not always from the
+            caller's thread.
 
     Error:  of the sweeps: the largest gap from full forward passes in a sample of cells.
     Raises: MeasureError for pairs that are identical or of unequal length; SiteError for edges the
@@ -79,12 +84,22 @@ def patch_edges(
     total = np.zeros(graph.real.shape)
     runs = np.zeros((2, len(pairs.clean)))  # the base run, the other
     errors = []
-    for some in _blocks(model, graph, pairs, budget.memory):
+    workers = at_once(model.device, len(pairs.clean))
+    blocks = _blocks(model, graph, pairs, budget.memory // workers, workers)
+    each = replace(budget, memory=budget.memory // workers, check=-(-budget.check // len(blocks)))
+    told = _Told([int(mask.sum()) * len(some) for some in blocks], progress)
+
+    def patched(number: int) -> tuple[Array, list[dict[str, float]], Array]:
+        some = blocks[number]
         with torch.no_grad():
             base, source = (side[some].to(model.device) for side in (sides.base, sides.source))
             path = _Edges(model, graph, base, source, pairs.tails.some(some))
             here = rows_of(contrast, pairs.tails.of(some))
-            found, error, ends = _of_block(path, graph, mask, here, budget, progress)
+            return _of_block(path, graph, mask, here, each, partial(told.tell, number))
+
+    # summed in the order of blocks, so that the last bits do not depend on which ends first
+    every = mapped(patched, range(len(blocks)), workers)
+    for some, (found, error, ends) in zip(blocks, every, strict=True):
         total += found
         errors += error
         runs[:, some] = ends
@@ -119,11 +134,39 @@ class _Edges(Path):
         return self.rows(site, layer) + changes
 
 
-def _blocks(model: Model, graph: Graph, pairs: Pairs, memory: int) -> list[list[int]]:
-    """Blocks of prompts whose senders' changes at one receiver fit in a quarter of the memory."""
-    per_prompt = 5 * len(graph.senders) * pairs.clean.ids.shape[1] * model.config.d_model
-    cost = per_prompt * model.weights.W_E.element_size()
-    return fill([cost] * len(pairs.clean), memory // 4)
+class _Told:
+    """The progress of blocks that are patched at the same time, told as one: (edge, prompt) pairs.
+
+    Args:
+        sizes: of each block.
+        progress: called from the blocks' threads, never twice at the same time.
+    """
+
+    def __init__(self, sizes: Sequence[int], progress: Tell | None) -> None:
+        self.sizes, self.progress = sizes, progress
+        self.done = [0.0] * len(sizes)
+        self.lock = threading.Lock()
+
+    def tell(self, number: int, part: Progress) -> None:
+        """Tell how far a block's sweep is."""
+        if self.progress is None:
+            return
+        with self.lock:
+            share = part.done / part.total if part.total else 1.0
+            self.done[number] = max(self.done[number], share * self.sizes[number])
+            self.progress(Progress(part.stage, round(sum(self.done)), sum(self.sizes)))
+
+
+def _blocks(model: Model, graph: Graph, pairs: Pairs, memory: int, parts: int) -> list[list[int]]:
+    """Blocks of prompts of similar length whose senders' changes at one receiver fit in a quarter
+    of the memory."""
+    per_token = 5 * len(graph.senders) * model.config.d_model
+    per_token *= model.weights.W_E.element_size()
+    lengths = pairs.clean.lengths.tolist()
+    batches = pack(
+        lengths, fits=lambda n, longest, _: n * longest * per_token <= memory // 4, parts=parts
+    )
+    return [sorted(batch) for batch in batches]
 
 
 def _of_block(

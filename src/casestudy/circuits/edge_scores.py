@@ -49,6 +49,7 @@ from casestudy.engine.cells import first_differences
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell, pack
 from casestudy.engine.readout import Metric, Readout
 from casestudy.engine.rows import head_maps
+from casestudy.engine.workers import at_once, mapped
 from casestudy.errors import MeasureError, one_of
 from casestudy.measure.attribution_patching import RULES, STEPS, check_steps, read_last
 from casestudy.measure.metrics import rows_of
@@ -118,11 +119,19 @@ def attribute_edges(
     runs = np.zeros((2, len(pairs.clean)))
     whose = list(range(n)) if pairs.texts is None else list(pairs.texts.pairs)
     done = 0
-    for some in _chunks(model, graph, pairs, firsts, budget.memory):
+    workers = at_once(model.device, len(pairs.clean))
+    chunks = _chunks(model, graph, pairs, firsts, budget.memory // workers, workers)
+
+    def scored(
+        some: list[int],
+    ) -> tuple[Float[Tensor, "batch sender receiver"], NDArray[np.float64]]:
         metric = rows_of(contrast, tails.of(some))
         work = _Chunk(model, graph, pairs, metric, some, firsts, method)
-        found = work.scores(method, steps, direction)
-        runs[:, some] = work.runs()
+        return work.scores(method, steps, direction), work.runs()
+
+    # summed in the order of chunks, so that the last bits do not depend on which ends first
+    for some, (found, ends) in zip(chunks, mapped(scored, chunks, workers), strict=True):
+        runs[:, some] = ends
         total += found.double().sum(0).cpu().numpy()
         if len(weights):
             mine = weights[:, [whose[i] for i in some]].float()
@@ -189,7 +198,7 @@ def _poisson(
 
 
 def _chunks(
-    model: Model, graph: Graph, pairs: Pairs, firsts: Sequence[int], memory: int
+    model: Model, graph: Graph, pairs: Pairs, firsts: Sequence[int], memory: int, parts: int
 ) -> list[list[int]]:
     """Batches of prompts of similar length and first difference that fit into memory."""
     lengths = pairs.clean.lengths.tolist()
@@ -202,7 +211,7 @@ def _chunks(
     def fits(n: int, length: int, width: int) -> bool:
         return n * size * (length * per_token + width * per_window) <= memory
 
-    return [sorted(batch) for batch in pack(lengths, firsts, fits=fits)]
+    return [sorted(batch) for batch in pack(lengths, firsts, fits=fits, parts=parts)]
 
 
 def _most(graph: Graph) -> int:

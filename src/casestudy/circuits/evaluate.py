@@ -25,7 +25,8 @@ Sources: Wang et al. 2022 (mean ablation, faithfulness, completeness, minimality
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -45,6 +46,7 @@ from casestudy.circuits.plain import Plain
 from casestudy.engine.packing import Budget, Progress, Tell, fill, pack
 from casestudy.engine.readout import Metric
 from casestudy.engine.rounding import checked
+from casestudy.engine.workers import Part, at_once, together
 from casestudy.errors import MeasureError
 from casestudy.measure.pairs import Pairs
 from casestudy.model.model import Model
@@ -145,8 +147,38 @@ def evaluate_circuit(
     return found.evaluate(circuits, budget, progress)
 
 
+_Found = tuple[Sequence[int], Sequence[int] | None, NDArray[np.floating]]
+"""(circuit, prompt) values of some circuits, by number, on some prompts; or with None values of the
+sample, by number, the plain way."""
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """How each of some circuits is evaluated: by number.
+
+    Attributes:
+        whole: the whole model.
+        by_nodes: the whole model without these nodes.
+        by_edges: the others.
+    """
+
+    whole: list[int]
+    by_nodes: dict[int, tuple[int, ...]]
+    by_edges: list[int]
+
+    @classmethod
+    def of(cls, gone: Sequence[tuple[int, ...] | None]) -> _Kinds:
+        """From the nodes that each circuit lacks as a whole, None if it lacks edges."""
+        return cls(
+            [i for i, nodes in enumerate(gone) if nodes == ()],
+            {i: nodes for i, nodes in enumerate(gone) if nodes},
+            [i for i, nodes in enumerate(gone) if nodes is None],
+        )
+
+
 class Evaluator:
     """Evaluates circuits on the same pairs again and again; what they share is computed once.
+    Blocks of prompts are evaluated at the same time (see `engine/workers`).
 
     Args:
         model, pairs, metric, ablation: as in `evaluate_circuit`.
@@ -171,10 +203,16 @@ class Evaluator:
         self.most_kept = memory // KEPT if keep is None else keep
         self.model, self.graph, self.config = model, graph, model.config
         self.pairs, self.metric, self.ablation, self.memory = pairs, metric, ablation, memory
+        least = 2 * int(pairs.clean.lengths.max()) * self.row_floats() * self.itemsize
+        workers = at_once(model.device, len(pairs.clean))
+        self.workers = max(1, min(workers, memory // least))
+        self.share = memory // self.workers
+        """Bytes for each block."""
         self.firsts = differing(pairs)
         with torch.no_grad():
             self.ablated = Ablated(model, graph, pairs, ablation, memory)
         self.kept: dict[tuple[int, ...], PromptBlock] = {}
+        self.keeping = threading.Lock()
 
     def evaluate(
         self, circuits: Sequence[Circuit], budget: Budget, progress: Tell | None = None
@@ -224,34 +262,40 @@ class Evaluator:
         prompt) values by the plain way."""
         chosen = set(prompts)
         values, done = np.full((len(circuits), len(self.pairs.clean)), np.nan), 0
-        gone = [self.knocked_out(circuit) for circuit in circuits]
-        whole = [i for i, nodes in enumerate(gone) if nodes == ()]
-        by_nodes = {i: nodes for i, nodes in enumerate(gone) if nodes}
-        by_edges = [i for i, nodes in enumerate(gone) if nodes is None]
-        for some in self.blocks(sorted(chosen)):
-            block = self.block(some)
-            values[np.ix_(whole, some)] = block.full.cpu().numpy()
-            done += len(whole) * len(some)
-            for group in self.groups(circuits, by_edges, block):
-                masks = np.stack([circuits[i].mask for i in group])
-                values[np.ix_(group, some)] = ByEdges(block, masks).climb().cpu().numpy()
-                done += self.say(done, group, some, len(circuits) * len(chosen), progress)
-            for group in self.node_groups(by_nodes, block):
-                found = ByNodes(block, [by_nodes[i] for i in group]).climb()
-                values[np.ix_(group, some)] = found.cpu().numpy()
-                done += self.say(done, group, some, len(circuits) * len(chosen), progress)
-        plain = [Plain(self.ablated, self.metric, circuits[i], b).value() for i, b in sample]
-        return values, np.array(plain)
+        plain = np.full(len(sample), np.nan)
+        work = _Kinds.of([self.knocked_out(circuit) for circuit in circuits])
+        jobs: list[Part[_Found]] = [
+            partial(self.of_block, circuits, work, some) for some in self.blocks(sorted(chosen))
+        ]
+        jobs += [
+            partial(self.plainly, circuits[i], b, number) for number, (i, b) in enumerate(sample)
+        ]
+        for _, (rows, some, found) in together(jobs, self.workers):
+            if some is None:
+                plain[rows] = found
+                continue
+            values[np.ix_(rows, some)] = found
+            done += len(rows) * len(some)
+            if progress is not None:
+                progress(Progress("circuits", done, len(circuits) * len(chosen)))
+        return values, plain
 
-    @staticmethod
-    def say(
-        done: int, group: Sequence[int], some: Sequence[int], total: int, progress: Tell | None
-    ) -> int:
-        """Tell the progress after a group of circuits; how many pairs that were."""
-        count = len(group) * len(some)
-        if progress is not None:
-            progress(Progress("circuits", done + count, total))
-        return count
+    def of_block(
+        self, circuits: Sequence[Circuit], work: _Kinds, some: Sequence[int]
+    ) -> Iterator[_Found]:
+        """The circuits on some prompts, group by group."""
+        block = self.block(some)
+        yield work.whole, some, block.full.cpu().numpy()
+        for group in self.groups(circuits, work.by_edges, block):
+            masks = np.stack([circuits[i].mask for i in group])
+            yield group, some, ByEdges(block, masks).climb().cpu().numpy()
+        for group in self.node_groups(work.by_nodes, block):
+            sets = [work.by_nodes[i] for i in group]
+            yield group, some, ByNodes(block, sets).climb().cpu().numpy()
+
+    def plainly(self, circuit: Circuit, prompt: int, number: int) -> Iterator[_Found]:
+        """A value of the sample, by the plain way."""
+        yield [number], None, np.array(Plain(self.ablated, self.metric, circuit, prompt).value())
 
     def in_float64(
         self, circuits: Sequence[Circuit], sample: Sequence[tuple[int, int]], model: Model
@@ -294,16 +338,19 @@ class Evaluator:
         from_run = self.ablation == "corrupted"
         start = min(self.firsts[b] for b in some) if from_run else 0
         block = PromptBlock(self.ablated, self.metric, some, start)
-        if sum(other.nbytes for other in (*self.kept.values(), block)) <= self.most_kept:
-            self.kept[key] = block
+        with self.keeping:
+            if sum(other.nbytes for other in (*self.kept.values(), block)) <= self.most_kept:
+                self.kept[key] = block
         return block
 
     def blocks(self, prompts: Sequence[int]) -> list[list[int]]:
         """Blocks of prompts of similar length and first difference; a circuit's rows fit."""
         lengths = [int(self.pairs.clean.lengths[b]) for b in prompts]
         start = [self.firsts[b] if self.ablation == "corrupted" else 0 for b in prompts]
-        most = max(1, min(_ROWS, self.memory // 2 // (self.row_floats() * self.itemsize)))
-        batches = pack(lengths, start, fits=lambda n, _, width: n * width <= most)
+        most = max(1, min(_ROWS, self.share // 2 // (self.row_floats() * self.itemsize)))
+        batches = pack(
+            lengths, start, fits=lambda n, _, width: n * width <= most, parts=self.workers
+        )
         return [sorted(prompts[i] for i in batch) for batch in batches]
 
     def groups(
@@ -319,14 +366,14 @@ class Evaluator:
             numbers = block.n_rows * self.circuit_floats(senders, most)
             return circuit.mask.size + numbers * self.itemsize
 
-        batches = fill([cost(circuits[i]) for i in some], self.memory // 2)
+        batches = fill([cost(circuits[i]) for i in some], self.share // 2)
         return [[some[i] for i in batch] for batch in batches]
 
     def node_groups(self, sets: Mapping[int, Sequence[int]], block: PromptBlock) -> list[list[int]]:
         """Batches of sets of nodes, in the order of the layers that they leave whole."""
         some = sorted(sets, key=lambda i: tuple(sets[i]))
         cost = block.n_rows * self.itemsize * self.circuit_floats(0, 3)
-        return [[some[i] for i in batch] for batch in fill([cost] * len(some), self.memory // 2)]
+        return [[some[i] for i in batch] for batch in fill([cost] * len(some), self.share // 2)]
 
     @property
     def itemsize(self) -> int:

@@ -216,13 +216,11 @@ def read_model(
 ) -> Model:
     """Loads the model that --model names; its texts start with BOS as --bos and --no-bos say, and
     hold special tokens as --parse-special says. The process takes as many threads as help it."""
-    import torch
-
-    from casestudy.engine.threads import suited
+    from casestudy.engine.threads import adapt
     from casestudy.model.loading import load
 
     loaded = load(model, device=device, dtype=dtype, prepend_bos=bos, parse_special=special)
-    torch.set_num_threads(suited(loaded))
+    adapt(loaded)
     return loaded
 
 

@@ -92,6 +92,8 @@ def pack(
     *,
     fits: Callable[[int, int, int], bool],
     useful: float = USEFUL,
+    parts: int = 1,
+    weights: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Prompts of like length and first position, batch by batch, so that little is padding.
 
@@ -101,21 +103,29 @@ def pack(
         fits: whether so many prompts of this length, computed at so many positions each, can be
             taken at once; one prompt always is.
         useful: the least share of a batch's positions that are its prompts' own.
+        parts: divide the work at least into so many parts of about equal weight, if there are as
+            many prompts.
+        weights: of each prompt's work; by default the number of its computed positions.
 
     Returns: indices of prompts, each batch ordered by length.
     """
     starts = [0] * len(ends) if starts is None else starts
     batches: list[list[int]] = []
-    own, first = 0, 0
+    work = [end - start for end, start in zip(ends, starts, strict=True)]
+    work = work if weights is None else list(weights)
+    own, first, before, opened = 0, 0, 0, 0
     for b in sorted(range(len(ends)), key=lambda b: (ends[b], starts[b])):
         # ordered by length: the newcomer is the longest, and all are padded to it
         n = len(batches[-1]) + 1 if batches else 1
         first, own = min(first, starts[b]), own + ends[b] - starts[b]
         width = ends[b] - first
-        if not batches or own < useful * (n * width) or not fits(n, ends[b], width):
+        share = parts * (2 * before + work[b]) // (2 * sum(work) or 1)  # by its middle
+        spare = own < useful * (n * width)
+        if not batches or share > opened or spare or not fits(n, ends[b], width):
             batches.append([])
-            own, first = ends[b] - starts[b], starts[b]
+            own, first, opened = ends[b] - starts[b], starts[b], share
         batches[-1].append(b)
+        before += work[b]
     return batches
 
 

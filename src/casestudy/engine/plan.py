@@ -187,11 +187,16 @@ class Planner:
     """Makes a task's plan from sizes.
 
     Args:
+        memory: bytes.
         most: the largest climb, in rows; by default what keeps the device busy.
+        workers: blocks of prompts that are computed at the same time; fewer if the memory is too
+            small for so many.
     """
 
-    def __init__(self, task: Task, keep: Keeps, memory: int, most: int | None) -> None:
-        self.task, self.keep, self.memory, config = task, keep, memory, task.config
+    def __init__(
+        self, task: Task, keep: Keeps, memory: int, most: int | None, workers: int = 1
+    ) -> None:
+        self.task, self.keep, config = task, keep, task.config
         self.itemsize = task.model.weights.W_E.element_size()
         self.cap = most or _ROWS.get(task.device.type, _ROWS_ELSEWHERE)
         self.row = row_bytes(config, max(task.lengths), self.itemsize)
@@ -199,6 +204,12 @@ class Planner:
         block = min(mlp_rows(config, self.itemsize), self.cap)
         scratch = block * ((1 + widths) * config.d_mlp + 2 * config.d_model)
         self.scratch = scratch * self.itemsize
+        longest = max(task.lengths)
+        least = max(
+            2 * self.runs(1, longest), self.runs(1, longest) + self.scratch + longest * self.row
+        )
+        self.workers = max(1, min(workers, memory // least))
+        self.memory = memory // self.workers
 
     def runs(self, n: int, longest: int) -> int:
         """Bytes of n prompts' unpatched runs: kept activations, and one layer's other values."""
@@ -222,6 +233,11 @@ class Planner:
             self.task.lengths,
             fits=lambda n, longest, _: self.runs(n, longest) <= self.memory // 2,
             useful=_USEFUL,
+            parts=self.workers,
+            weights=[
+                length + sum(v.rows for v in per_prompt.get(b, ()))
+                for b, length in enumerate(self.task.lengths)
+            ],
         )
         return [
             Share(

@@ -25,7 +25,7 @@ activations, more than a second computation in float64 allows (see `rounding`).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -55,6 +55,7 @@ from casestudy.engine.plan import (
 )
 from casestudy.engine.readout import Metric, Readout, Tails
 from casestudy.engine.rounding import BothWays, checked
+from casestudy.engine.workers import at_once, together
 from casestudy.errors import MeasureError
 from casestudy.model.decoder import run
 from casestudy.model.edits import Edit
@@ -226,12 +227,12 @@ class _Sweeping:
         parts = [range(*pair) for pair in pairwise(ends)]
         variants, known, absent = self.task.variants()
         keep = keeps(self.task, variants)
-        planner = Planner(self.task, keep, budget.memory, budget.rows)
+        workers = at_once(self.task.device, len(self.task.base))
+        planner = Planner(self.task, keep, budget.memory, budget.rows, workers)
         shares = planner.shares(variants)
         samples = [self.sample(variants, part, budget) for part in parts]
         sample = [variant for some in samples for variant in some]
         found, done = _Values(self.task, known), int(known.sum())
-        plain: list[tuple[Variant, float]] = []
         total = done + len(variants)
 
         def so_far() -> Sweep:
@@ -239,24 +240,26 @@ class _Sweeping:
 
         if progress:
             progress(Progress(STAGE, done, total))
-        for share in shares:
-            runs = self.open(share, keep, found)
-            for some in share.climbs:
-                climb = Climb(runs, self.task.cells, some, self.readout, self.operations)
-                found.put(some, climb.climb().cpu().numpy())
-                done += len(some)
-                if progress:
-                    progress(Progress(STAGE, done, total))
-                if watch:
-                    watch(so_far())
-            plain += self.plain_values(runs, sample)
+        again: dict[Variant, float] = {}
+        jobs = [partial(self.of_share, share, keep, found, sample) for share in shares]
+        for _, (plainly, some, values) in together(jobs, planner.workers):
+            if plainly:
+                again.update(zip(some, values.tolist(), strict=True))
+                continue
+            found.put(some, values)
+            done += len(some)
+            if progress:
+                progress(Progress(STAGE, done, total))
+            if watch:
+                watch(so_far())
+        plain = [(variant, again[variant]) for variant in sample]
         whole = so_far()
         outcomes: list[Sweep | MeasureError] = []
         for part, some in zip(parts, samples, strict=True):
             cells = slice(part.start, part.stop)
-            again = partial(self.in_float64, some, 2 * budget.memory)
+            wide = partial(self.in_float64, some, 2 * budget.memory)
             try:
-                error = self.error(found, plain, part, again, whole.values[cells][~absent[cells]])
+                error = self.error(found, plain, part, wide, whole.values[cells][~absent[cells]])
                 outcomes.append(whole.part(cells, error))
             except MeasureError as problem:
                 outcomes.append(problem)
@@ -304,16 +307,30 @@ class _Sweeping:
         """Some variants' values by the fast way and the plain way."""
         keep = keeps(self.task, sample)
         shape = (len(self.task.cells), len(self.task.base))
-        found, plain = _Values(self.task, np.zeros(shape, dtype=bool)), []
+        found = _Values(self.task, np.zeros(shape, dtype=bool))
+        plain: dict[Variant, float] = {}
         for share in Planner(self.task, keep, memory, None).shares(sample):
             if not share.climbs:
                 continue
-            runs = self.open(share, keep, found)
-            for some in share.climbs:
-                climb = Climb(runs, self.task.cells, some, self.readout, self.operations)
-                found.put(some, climb.climb().cpu().numpy())
-            plain += self.plain_values(runs, sample)
-        return found.at([v for v, _ in plain]), np.array([value for _, value in plain])
+            for plainly, some, values in self.of_share(share, keep, found, sample):
+                if plainly:
+                    plain.update(zip(some, values.tolist(), strict=True))
+                else:
+                    found.put(some, values)
+        return found.at(list(plain)), np.array(list(plain.values()))
+
+    def of_share(
+        self, share: Share, keep: Keeps, found: _Values, sample: Sequence[Variant]
+    ) -> Iterator[tuple[bool, Sequence[Variant], NDArray[np.float64]]]:
+        """A block's variants and their values, climb by climb; and at the end, marked True, those
+        of the sample by the plain way. The metrics of its unpatched runs are stored."""
+        runs = self.open(share, keep, found)
+        for some in share.climbs:
+            climb = Climb(runs, self.task.cells, some, self.readout, self.operations)
+            yield False, some, climb.climb().cpu().numpy()
+        mine = [v for v in sample if v.prompt in runs.local]
+        if mine:
+            yield True, mine, self.plainly(runs, mine)
 
     # The unpatched runs.
 
@@ -399,11 +416,6 @@ class _Sweeping:
         return np.array([weighed[tails.of([b])].sum() for b in prompts])
 
     # The plain way.
-
-    def plain_values(self, runs: Runs, sample: Sequence[Variant]) -> list[tuple[Variant, float]]:
-        """A sample's variants with prompts in a block, and their values by the plain way."""
-        mine = [v for v in sample if v.prompt in runs.local]
-        return list(zip(mine, self.plainly(runs, mine).tolist(), strict=True)) if mine else []
 
     def plainly(self, runs: Runs, sample: Sequence[Variant]) -> NDArray[np.float64]:
         """The same values by full forward passes with one edit per prompt."""

@@ -7,7 +7,8 @@ time and more of waiting. Two rules prevent this: products use only as many thre
 work (`suited`), and the command line lets threads sleep while they wait (`cli.wait_asleep`).
 
 The user's own number is kept: from `OMP_NUM_THREADS`, `MKL_NUM_THREADS` or `torch.set_num_threads`.
-Another number of threads may change rounding, so a study stores its number.
+Another number of threads may change rounding, so a study stores its number. The cores that this
+leaves free compute other prompts (`engine/workers`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from casestudy.engine.workers import allowed, use_cores
 from casestudy.model.model import Model
 
 CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -50,6 +52,13 @@ def suited(model: Model, rows: int = ROWS) -> int:
     itemsize = model.weights.W_E.element_size()
     seconds = max(2 * rows * size / RATE, size * itemsize / BANDWIDTH)
     return min(available, max(1, int(seconds / SHARE)))
+
+
+def adapt(model: Model) -> None:
+    """Use all of torch's threads for this model from here on: as many as help for one product, and
+    all for parts that are computed at the same time (see `engine/workers`)."""
+    use_cores(allowed())
+    torch.set_num_threads(suited(model))
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """Where are the chunks of prompts measured?
 
 `Work` holds what measuring a chunk needs: the model, the behaviour and the measurements.
-`local_chunks` measures chunks one after another in this process; `ray_chunks` sends them to the
-workers of a Ray cluster. In both cases the study's own process stores the results, a whole chunk at
+`local_chunks` measures chunks in this process; `ray_chunks` sends them to the workers of a Ray
+cluster. In both cases the study's own process stores the results, a whole chunk at
 a time.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.behaviour.steps import Scoring
 from casestudy.engine.batch import Batch, Measurement, run_batch
+from casestudy.engine.workers import at_once, mapped
 from casestudy.measure.whole_answers import with_whole_answers
 from casestudy.model.model import Model
 from casestudy.results import names
@@ -70,9 +71,11 @@ class Work:
 def local_chunks(
     work: Work, plan: Sequence[Sequence[int]], todo: Sequence[int]
 ) -> Generator[Done, None, None]:
-    """Run chunks in this process, in order."""
-    for number in todo:
-        yield number, work.chunk(plan[number])
+    """Run chunks in this process; several at the same time, each in a thread of its own, and yield
+    them in order."""
+    workers = at_once(work.model.device, len(todo))
+    done = mapped(lambda number: work.chunk(plan[number]), todo, workers)
+    yield from zip(todo, done, strict=True)
 
 
 PROMPT_COLUMNS = (

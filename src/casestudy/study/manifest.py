@@ -24,6 +24,7 @@ from casestudy.behaviour.notices import prompt_notices
 from casestudy.behaviour.prompts import Behaviour
 from casestudy.behaviour.steps import Scoring
 from casestudy.engine.threads import suited
+from casestudy.engine.workers import allowed
 from casestudy.errors import StudyError
 from casestudy.model.chat import Written
 from casestudy.model.model import Model, WeightsFile
@@ -94,6 +95,7 @@ def new_manifest(
         "plan": {
             "chunks": plan_chunks(lengths, chunk_tokens=execution.chunk_tokens),
             "threads": execution.threads or _threads(model, execution),
+            "cores": execution.threads or allowed(),
         },
         "not_measured": [{"what": what, "why": why} for what, why in not_measured.items()],
         "notes": [*behaviour.notes, *notices],
@@ -103,8 +105,9 @@ def new_manifest(
     }
 
 
-def stored_plan(store: Store, lengths: Sequence[int | None]) -> tuple[list[list[int]], int]:
-    """The stored plan of chunks and the stored number of threads.
+def stored_plan(store: Store, lengths: Sequence[int | None]) -> tuple[list[list[int]], int, int]:
+    """The stored plan of chunks, and the stored numbers of threads and of cores; a study that was
+    begun before cores were stored has one.
 
     Raises: StudyError if the plan does not hold each prompt that can be run exactly once.
     """
@@ -112,16 +115,16 @@ def stored_plan(store: Store, lengths: Sequence[int | None]) -> tuple[list[list[
     runnable = [i for i, n in enumerate(lengths) if n is not None]
     try:
         chunks = [[int(i) for i in chunk] for chunk in plan["chunks"]]
-        threads = int(plan["threads"])
+        threads, cores = int(plan["threads"]), int(plan.get("cores", 1))
         whole = sorted(i for chunk in chunks for i in chunk) == runnable and all(chunks)
     except (KeyError, TypeError, ValueError):
         whole = False
-    if not whole or threads < 1:
+    if not whole or min(threads, cores) < 1:
         raise StudyError(
             f"the plan in {store.folder / 'manifest.json'} does not hold each prompt once",
             hint="Was it changed by hand? Put it back, or give another --out",
         )
-    return chunks, threads
+    return chunks, threads, cores
 
 
 def now() -> str:

@@ -83,9 +83,10 @@ class Execution:
         executor: "local" runs the chunks in this process, "ray" on Ray workers.
         workers: the number of Ray workers.
         address: the address of a Ray cluster; by default a temporary one on this machine.
-        threads: the number of threads of each measuring process. By default as many as speed up a
-            model of this size (see `engine.threads`); each Ray worker gets at most its share of
-            torch's threads. A continued study keeps its stored number.
+        threads: the number of threads of each measuring process. By default all of torch's, which
+            compute several prompts at the same time, and as many for one product as speed up a
+            model of this size (see `engine/workers`, `engine/threads`); each Ray worker gets at
+            most its share. A continued study keeps its stored number.
         chunk_tokens: the number of tokens to run at once; a continued study keeps its stored plan.
         budget: the memory for patching and the circuit, in addition to the model's. Its `seconds`
             are for the whole call: after the first stage, which is always finished, patch grids

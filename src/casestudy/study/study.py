@@ -28,6 +28,7 @@ from casestudy.drawing import WIDTH, described, draw
 from casestudy.engine.batch import Measurement
 from casestudy.engine.packing import Planned, Progress, Tell
 from casestudy.engine.threads import threads_set
+from casestudy.engine.workers import cores_set
 from casestudy.errors import BehaviourError, CasestudyError, StudyError, one_of, unknown
 from casestudy.measure.attention import ATTENTION
 from casestudy.measure.attribution import ATTRIBUTION
@@ -219,7 +220,7 @@ def study(
     folder = Path(tempfile.mkdtemp(prefix="casestudy-")) if out is None else Path(out)
     store = Store.create_or_resume(folder, manifest, IDENTITY)
     with store.locked():
-        chunks, threads = stored_plan(store, lengths)
+        chunks, threads, cores = stored_plan(store, lengths)
         subject = Subject(
             store=store,
             model=model,
@@ -234,7 +235,7 @@ def study(
             progress=progress,
             clock=Clock(execution.budget.seconds),
         )
-        with threads_set(threads):
+        with threads_set(threads), cores_set(cores):
             more = [neurons.NAME] if settings.neurons is not None else []
             _finish(subject, [measuring.NAME, *(n for n in STAGES if n in names or n in more)])
         seconds = float(store.scan("chunks").select("seconds").sum().collect().item())

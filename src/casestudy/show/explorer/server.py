@@ -50,10 +50,9 @@ def serve(
 
     Raises: ServeError where the address cannot be listened on.
     """
-    import torch
     import uvicorn
 
-    from casestudy.engine.threads import suited
+    from casestudy.engine.threads import adapt
     from casestudy.show.explorer.app import Explorer
     from casestudy.show.explorer.page_state import PageState
     from casestudy.show.explorer.questions import Questions
@@ -64,7 +63,7 @@ def serve(
     questions, worker = Questions(model, cards or PartCards()), Worker()
 
     def ready(pause: Pause) -> None:
-        torch.set_num_threads(suited(model))
+        adapt(model)
         # Fills caches before the first request; a model that cannot run this prompt reports it
         # when a request comes.
         with contextlib.suppress(CasestudyError):

@@ -1,15 +1,16 @@
 """What does a circuit's evidence cost on this machine, and how much of it fits into a limit?
 
-Once every edge has a score, circuits of a few sizes are evaluated and a few edges are patched, each
-timed, by the search's ablation on its pairs and by one that computes more tokens on the others.
-This gives the seconds per circuit by size and number of tokens, from which the time of the planned
-evaluations is estimated. If it exceeds a limit, the parts of the evidence that say least per second
-are made smaller, by the steps of `LADDER`: random circuits, edges patched exactly, nodes knocked
-out, and in the end the pairs of the controls and the knockouts. Scores, curves, the circuit and its
-faithfulness are always measured on all pairs.
+Once every edge has a score, circuits of a few sizes are evaluated on the pairs of the evaluation,
+by the search's ablation and by one that computes more tokens, and a few edges are patched on a few
+pairs, each timed. This gives the seconds per circuit by size and number of tokens, from which the
+time of the planned evaluations is estimated. If it exceeds a limit, the parts of the evidence that
+say least per second are made smaller, by the steps of `LADDER`: random circuits, edges patched
+exactly, nodes knocked out, and in the end the pairs of the controls and the knockouts. Scores,
+curves, the circuit and its faithfulness are always measured on all pairs.
 
-Assumes pairs of equal length that differ. Cost: some thirty circuits and edges, on a few pairs. A
-time is the smaller of processor time and clock time, so other processes hardly change it.
+Assumes pairs of equal length that differ. Cost: a dozen circuits, and a few edges on a few pairs;
+the runs that all circuits share are kept for the steps that follow. A time is the smaller of
+processor time and clock time, so other processes hardly change it.
 """
 
 from __future__ import annotations
@@ -23,20 +24,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.agreement import EdgeScores
 from casestudy.circuits.curves import FIRST_SIZES, NEXT_SIZES, ROUNDS, curve_circuits
 from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import differing
-from casestudy.circuits.evaluate import CIRCUIT_BUDGET, KEPT, EdgeAblation, Evaluator
-from casestudy.circuits.graph import Circuit, Graph, Rank
+from casestudy.circuits.evaluate import CIRCUIT_BUDGET, EdgeAblation, Evaluator
+from casestudy.circuits.graph import Circuit, Rank
 from casestudy.circuits.knockouts import GREEDY_STEPS, MINIMALITY_SETS, MOST_NODES, RANDOM_SETS
 from casestudy.circuits.plain import Plain
 from casestudy.engine.packing import Budget
-from casestudy.engine.readout import Metric
-from casestudy.measure.metrics import rows_of
+from casestudy.measure.halves import Half
 from casestudy.measure.pairs import Pairs
-from casestudy.model.model import Model
 
 FLIPS = 5
 """The number of controls with random signs."""
@@ -44,11 +42,11 @@ FLIPS = 5
 _GUESS = 0.02
 """The size of the smallest circuit, as a share of all edges, before it is known."""
 
-_PROBED = ((_GUESS, 4), (0.1, 3), (0.5, 2))
+_PROBED = ((_GUESS, 3), (0.1, 2), (0.5, 2))
 """The shares of all edges at which circuits are timed, and how many together."""
 
-PROBED_PAIRS = 3
-"""The most pairs that circuits and edges are timed on."""
+_PAIRS = 3
+"""The most pairs that edges are timed on, and once as many more."""
 
 _EDGES = (8, 24)
 """How many edges are patched exactly in the timed calls."""
@@ -234,6 +232,7 @@ class Costs:
         n_judge: pairs of the evaluation.
         rows: tokens computed of the pairs of the search and of the evaluation, for each ablation.
         ablations: the ablation of the search, then the others.
+        opened: the ablations by which the evaluation's pairs have been run already.
         sizes: edges of the curve's circuits.
         nodes: of a circuit as large as the smallest faithful one is guessed to be.
         probed, seconds: of a circuit with so many edges, on the pairs that were timed.
@@ -251,6 +250,7 @@ class Costs:
     n_judge: int
     rows: Mapping[EdgeAblation, tuple[float, float]]
     ablations: tuple[EdgeAblation, ...]
+    opened: tuple[EdgeAblation, ...]
     sizes: tuple[int, ...]
     nodes: int
     probed: tuple[int, ...]
@@ -301,9 +301,15 @@ class Costs:
         first = [round(n) for n in np.geomspace(1, self.n_edges, FIRST_SIZES)]
         return {
             "curves": [
-                _Evaluated([*self.sizes, *self.sizes], judge, 1, 2 * checked, opened=1),
+                _Evaluated([*self.sizes, *self.sizes], judge, 1, 2 * checked),
                 *(
-                    _Evaluated(self.sizes, self.rows[kind][1], 1, checked, opened=1)
+                    _Evaluated(
+                        self.sizes,
+                        self.rows[kind][1],
+                        1,
+                        checked,
+                        opened=int(kind not in self.opened),
+                    )
                     for kind in others
                 ),
             ],
@@ -333,42 +339,18 @@ class Costs:
 
 
 class CostProbe:
-    """Times evaluations on some pairs.
+    """Times evaluations.
 
     Args:
-        model: the decoder.
-        graph: of the circuits.
-        pairs: clean and corrupted prompts of equal length; the first few are timed.
-        metric: of the pairs.
-        ablation: of the edges outside the circuits.
+        evaluator: keeps what its evaluations share, for the steps that are planned.
         budget: memory and seed.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        graph: Graph,
-        pairs: Pairs,
-        metric: Contrast | Metric,
-        ablation: EdgeAblation,
-        budget: Budget,
-    ) -> None:
-        self.model, self.ablation, self.budget = model, ablation, budget
-        self.every, self.n = (pairs, metric), len(pairs)
-        self.pairs, self.metric = self.first(min(PROBED_PAIRS, self.n))
-        self.rows = _rows(self.pairs, ablation)
-        # blocks are kept here if those of all pairs will be
-        keep = budget.memory // KEPT * len(self.pairs) // self.n
-        on = model, graph, self.pairs, self.metric
-        self.evaluator = Evaluator(*on, ablation, budget.memory, keep)
-        self.opening = self.seconds([graph.empty])
+    def __init__(self, evaluator: Evaluator, budget: Budget) -> None:
+        self.evaluator, self.budget = evaluator, budget
+        self.rows = _rows(evaluator.pairs, evaluator.ablation)
+        self.opening = self.seconds([evaluator.graph.empty])
         """Seconds of the first evaluation, beyond those of its circuits."""
-
-    def first(self, count: int) -> tuple[Pairs, Contrast | Metric]:
-        """The first so many pairs, and the metric of these."""
-        pairs, metric = self.every
-        some = list(range(count))
-        return pairs[some], rows_of(metric, pairs.readings(some))
 
     def seconds(self, circuits: Sequence[Circuit], check: int = 0) -> float:
         """Of one evaluation."""
@@ -388,7 +370,7 @@ class CostProbe:
         """Seconds to compute a circuit on one prompt the plain way."""
         with torch.no_grad():
             return seconds_of(
-                lambda: Plain(self.evaluator.ablated, self.metric, circuit, 0).value()
+                lambda: Plain(self.evaluator.ablated, self.evaluator.metric, circuit, 0).value()
             )
 
 
@@ -396,7 +378,7 @@ def measure_costs(
     own: CostProbe,
     other: CostProbe,
     scores: EdgeScores,
-    sides: tuple[Pairs, Pairs],
+    search: Half,
     ablations: Sequence[EdgeAblation] = get_args(EdgeAblation),
     *,
     rank: Rank = "absolute",
@@ -404,14 +386,14 @@ def measure_costs(
     """Time a few circuits and edges.
 
     Args:
-        own: on some pairs of the search, by its ablation.
-        other: on some pairs of the evaluation, by an ablation that computes more tokens.
+        own: on the pairs of the evaluation, by the search's ablation.
+        other: on the same, by an ablation that computes more tokens.
         scores: of every edge.
-        sides: all pairs of the search and of the evaluation.
+        search: the pairs of the search.
         ablations: that of the search, then the others.
         rank: of the edges.
     """
-    search, judge = sides
+    judge = own.evaluator.pairs
     graph = scores.graph
     each, probed = [0.0], [0]
     for share, count in _PROBED:
@@ -433,8 +415,9 @@ def measure_costs(
     return Costs(
         graph.n_edges,
         len(judge),
-        {kind: (_rows(search, kind), _rows(judge, kind)) for kind in ablations},
+        {kind: (_rows(search.pairs, kind), _rows(judge, kind)) for kind in ablations},
         tuple(ablations),
+        (own.evaluator.ablation, other.evaluator.ablation),
         tuple(c.n_edges for c in curve_circuits(graph, scores.ranked, rank=rank)),
         len(guessed.nodes),
         tuple(probed),
@@ -444,15 +427,15 @@ def measure_costs(
         Line(ends, opening),
         whole,
         own.checking(found[0]),
-        _exact_edges(own, scores),
+        _exact_edges(own, scores, search),
     )
 
 
-def _exact_edges(probe: CostProbe, scores: EdgeScores) -> tuple[float, float]:
-    """Seconds to patch edges exactly on all of the probe's pairs: what they share, and each.
+def _exact_edges(probe: CostProbe, scores: EdgeScores, search: Half) -> tuple[float, float]:
+    """Seconds to patch edges exactly on all pairs of the search: what they share, and each.
 
-    Timed with a few edges and with more, and on twice as many pairs: an edge takes some time on
-    any pairs, and some on each.
+    Timed on a few pairs of middling length, with a few edges and with more, and on twice as many
+    pairs: an edge takes some time on any pairs, and some on each token.
     """
     graph = scores.graph
     if any(graph.neurons.values()):
@@ -460,23 +443,35 @@ def _exact_edges(probe: CostProbe, scores: EdgeScores) -> tuple[float, float]:
     edges = np.random.default_rng(probe.budget.seed).permutation(np.flatnonzero(graph.real))
     budget = probe.budget.checking(1)
 
-    def timed(count: int, pairs: int) -> float:
+    def timed(count: int, some: Half) -> float:
         mask = np.zeros_like(graph.real)
         mask.ravel()[edges[:count]] = True
-        on = probe.model, *probe.first(pairs), mask
+        on = probe.evaluator.model, some.pairs, some.metric, mask
         return seconds_of(lambda: patch_edges(*on, direction="noising", budget=budget))
 
     few, more = _EDGES
-    pairs, twice = len(probe.pairs), min(2 * len(probe.pairs), probe.n)
-    timed(1, 1)  # what is slow only once, such as a first allocation, is not timed
-    base = timed(few, pairs)
-    each = max(0.0, timed(more, pairs) - base) / (more - few)
-    shared = max(0.0, base - few * each) / pairs  # of a pair
-    growth = each / pairs
-    if twice > pairs:
-        slope = (timed(few, twice) - base) / (twice - pairs)
+    once, twice = _middling(search, _PAIRS), _middling(search, 2 * _PAIRS)
+    rows, grown, every = (_rows(half.pairs, "corrupted") for half in (once, twice, search))
+    timed(1, once)  # what is slow only once, such as a first allocation, is not timed
+    base = timed(few, once)
+    each = max(0.0, timed(more, once) - base) / (more - few)
+    shared = max(0.0, base - few * each) / rows  # of a token
+    growth = each / rows
+    if grown > rows:
+        slope = (timed(few, twice) - base) / (grown - rows)
         growth = min(growth, max(0.0, slope - shared) / few)
-    return shared * probe.n, each + growth * (probe.n - pairs)
+    return shared * every, each + growth * (every - rows)
+
+
+def _middling(half: Half, count: int) -> Half:
+    """At most so many pairs: those whose number of tokens is closest to the median."""
+    texts = half.pairs.texts
+    lengths = np.zeros(len(half), dtype=np.int64)
+    whose = np.arange(len(half)) if texts is None else np.array(texts.pairs)
+    np.maximum.at(lengths, whose, half.pairs.clean.lengths.cpu().numpy())
+    order = np.argsort(lengths, kind="stable")
+    first = max(0, (len(lengths) - count) // 2)
+    return half[sorted(order[first : first + count].tolist())]
 
 
 def _rows(pairs: Pairs, ablation: EdgeAblation) -> float:

@@ -166,7 +166,7 @@ def _blocks(model: Model, graph: Graph, pairs: Pairs, memory: int, parts: int) -
     batches = pack(
         lengths, fits=lambda n, longest, _: n * longest * per_token <= memory // 4, parts=parts
     )
-    return [sorted(batch) for batch in batches]
+    return [sorted(batch) for batch in batches[::-1]]  # the longest first
 
 
 def _of_block(

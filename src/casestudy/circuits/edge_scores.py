@@ -211,7 +211,8 @@ def _chunks(
     def fits(n: int, length: int, width: int) -> bool:
         return n * size * (length * per_token + width * per_window) <= memory
 
-    return [sorted(batch) for batch in pack(lengths, firsts, fits=fits, parts=parts)]
+    batches = pack(lengths, firsts, fits=fits, parts=parts)
+    return [sorted(batch) for batch in batches[::-1]]  # the longest first
 
 
 def _most(graph: Graph) -> int:

@@ -184,8 +184,6 @@ class Evaluator:
         model, pairs, metric, ablation: as in `evaluate_circuit`.
         graph: of the circuits.
         memory: bytes.
-        keep: bytes of the blocks of prompts that may be kept for later calls; by default an eighth
-            of the memory.
 
     Raises: MeasureError for pairs that are identical or of unequal length.
     """
@@ -198,9 +196,8 @@ class Evaluator:
         metric: Contrast | Metric,
         ablation: EdgeAblation,
         memory: int,
-        keep: int | None = None,
     ) -> None:
-        self.most_kept = memory // KEPT if keep is None else keep
+        self.most_kept = memory // KEPT
         self.model, self.graph, self.config = model, graph, model.config
         self.pairs, self.metric, self.ablation, self.memory = pairs, metric, ablation, memory
         least = 2 * int(pairs.clean.lengths.max()) * self.row_floats() * self.itemsize
@@ -264,8 +261,9 @@ class Evaluator:
         values, done = np.full((len(circuits), len(self.pairs.clean)), np.nan), 0
         plain = np.full(len(sample), np.nan)
         work = _Kinds.of([self.knocked_out(circuit) for circuit in circuits])
-        jobs: list[Part[_Found]] = [
-            partial(self.of_block, circuits, work, some) for some in self.blocks(sorted(chosen))
+        jobs: list[Part[_Found]] = [  # the longest prompts, which are the last, first
+            partial(self.of_block, circuits, work, some)
+            for some in self.blocks(sorted(chosen))[::-1]
         ]
         jobs += [
             partial(self.plainly, circuits[i], b, number) for number, (i, b) in enumerate(sample)

@@ -275,15 +275,11 @@ def plan_evidence(question: Question, scores: EdgeScores) -> Plan:
     choices = question.choices
     ablations = (choices.ablation, *choices.other_ablations)
     most = next(kind for kind in ablations[::-1] if kind != "corrupted")
-    search, judge = question.search, question.judge
-    budget = question.drawing
-
-    def probe(half: Half, ablation: EdgeAblation) -> CostProbe:
-        return CostProbe(question.model, question.graph, half.pairs, half.metric, ablation, budget)
-
-    own, other = probe(search, choices.ablation), probe(judge, most)
-    sides = (search.pairs, judge.pairs)
-    costs = measure_costs(own, other, scores, sides, ablations, rank=choices.rank)
+    own, other = (
+        CostProbe(question.evaluator(question.judge, kind), question.drawing)
+        for kind in (choices.ablation, most)
+    )
+    costs = measure_costs(own, other, scores, question.search, ablations, rank=choices.rank)
     asked = Extent(choices.random_circuits, choices.exact_edges)
     return make_plan(costs, asked, question.budget.seconds)
 

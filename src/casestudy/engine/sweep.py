@@ -241,7 +241,8 @@ class _Sweeping:
         if progress:
             progress(Progress(STAGE, done, total))
         again: dict[Variant, float] = {}
-        jobs = [partial(self.of_share, share, keep, found, sample) for share in shares]
+        # the longest prompts, which are the last, are begun first
+        jobs = [partial(self.of_share, share, keep, found, sample) for share in shares[::-1]]
         for _, (plainly, some, values) in together(jobs, planner.workers):
             if plainly:
                 again.update(zip(some, values.tolist(), strict=True))

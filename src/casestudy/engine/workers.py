@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -63,7 +63,7 @@ def together(parts: Sequence[Part[Item]], workers: int) -> Generator[tuple[int, 
     """What some parts find, each with its part's number, as soon as it is found.
 
     Args:
-        parts: begun in order.
+        parts: begun in order; the longest first leave the least waiting at the end.
         workers: the most that run at the same time. The caller's thread runs none of them, so what
             it does with an item (storing it, telling progress) needs no lock; a single worker is
             the caller's thread itself.
@@ -109,7 +109,7 @@ def mapped(
                 following += 1
 
 
-class _Together:
+class _Together(Generic[Item]):
     """Threads that run parts, and the queue of what these find."""
 
     def __init__(self, parts: Sequence[Part[Item]], workers: int) -> None:
@@ -164,7 +164,7 @@ class _Together:
                     break
                 try:
                     self.run(number)
-                except BaseException as problem:  # raised again in the caller's thread
+                except BaseException as problem:  # noqa: BLE001 - raised by `items`
                     self.failed[number] = problem
         self.found.put(None)
 

@@ -106,7 +106,8 @@ def test_what_an_evaluator_keeps_changes_no_value_and_stays_within_its_limit() -
     graph = Graph(model.config)
     circuits = random_circuits(graph)
     on = model, graph, pair_of(), contrast(3), "corrupted", 10**8
-    keeping, forgetting = Evaluator(*on), Evaluator(*on, keep=0)  # type: ignore[arg-type]
+    keeping, forgetting = Evaluator(*on), Evaluator(*on)
+    forgetting.most_kept = 0
     first = keeping.evaluate(circuits, Budget())
     assert 0 < sum(block.nbytes for block in keeping.kept.values()) <= 10**8 / 8
     again, other = (one.evaluate(circuits, Budget()) for one in (keeping, forgetting))

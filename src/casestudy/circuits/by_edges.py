@@ -246,10 +246,12 @@ class ByEdges:
 
     def narrow(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "end d_model"]:
         """From here on, compute only the rows that are read."""
-        ends = self.block.ends
+        block, ends = self.block, self.block.ends
+        if block.only_ends:
+            return x
         table = self.table.new_empty(len(self.table), len(ends), self.config.d_model)
-        table[: self.filled] = self.table[: self.filled, ends]
-        self.table, self.ablated = table, self.block.ablated_at_ends
+        torch.index_select(self.table[: self.filled], 1, ends, out=table[: self.filled])
+        self.table, self.ablated = table, block.ablated_at_ends
         return x[ends]
 
     def write(

@@ -42,8 +42,8 @@ FLIPS = 5
 _GUESS = 0.02
 """The size of the smallest circuit, as a share of all edges, before it is known."""
 
-_PROBED = ((_GUESS, 3), (0.1, 2), (0.5, 2))
-"""The shares of all edges at which circuits are timed, and how many together."""
+_PROBED = (_GUESS, 0.1, 0.5)
+"""The shares of all edges at which circuits are timed: the highest-ranked and a random one."""
 
 _PAIRS = 3
 """The most pairs that edges are timed on, and once as many more."""
@@ -190,15 +190,15 @@ class _Evaluated:
         rows: tokens that are computed of the pairs.
         calls: of `evaluate_circuit`.
         checked: circuits on one prompt that are computed again the plain way.
-        opened: for how many of the calls the pairs' shared runs are made first.
+        opened: tokens of the pairs whose shared runs are made first.
     """
 
     sizes: Sequence[int]
     rows: float
     calls: int = 1
     checked: int = 0
-    whole: float = 0
-    opened: int = 0
+    whole: float = 0.0
+    opened: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,8 @@ class Costs:
     Attributes:
         n_edges: of the graph.
         n_judge: pairs of the evaluation.
-        rows: tokens computed of the pairs of the search and of the evaluation, for each ablation.
+        tokens: of the pairs of the search and of the evaluation.
+        rows: how many of these are computed, for each ablation.
         ablations: the ablation of the search, then the others.
         opened: the ablations by which the evaluation's pairs have been run already.
         sizes: edges of the curve's circuits.
@@ -238,7 +239,7 @@ class Costs:
         probed, seconds: of a circuit with so many edges, on the pairs that were timed.
         growth: with the number of tokens, of one circuit's seconds.
         call: of what an evaluation's circuits share.
-        opening: of what the evaluations of the same pairs share.
+        opening: of what the evaluations of the same pairs share, for each token.
         whole: seconds of the whole model without half of a circuit's nodes, on the pairs that were
             timed.
         check: seconds per circuit that is computed again the plain way.
@@ -248,6 +249,7 @@ class Costs:
 
     n_edges: int
     n_judge: int
+    tokens: tuple[float, float]
     rows: Mapping[EdgeAblation, tuple[float, float]]
     ablations: tuple[EdgeAblation, ...]
     opened: tuple[EdgeAblation, ...]
@@ -257,7 +259,7 @@ class Costs:
     seconds: tuple[float, ...]
     growth: Line
     call: Line
-    opening: Line
+    opening: float
     whole: float
     check: float
     edges: tuple[float, float]
@@ -282,7 +284,7 @@ class Costs:
         each = np.interp(np.asarray(part.sizes, dtype=np.float64), self.probed, self.seconds)
         circuits = float(each.sum()) + part.whole * self.whole
         grown = self.growth.at(part.rows) / (self.growth.seconds[0] or 1.0)
-        shared = part.calls * self.call.at(part.rows) + part.opened * self.opening.at(part.rows)
+        shared = part.calls * self.call.at(part.rows) + part.opened * self.opening
         return shared + grown * circuits + part.checked * self.check
 
     def _steps(self, extent: Extent) -> dict[str, list[_Evaluated]]:
@@ -308,7 +310,7 @@ class Costs:
                         self.rows[kind][1],
                         1,
                         checked,
-                        opened=int(kind not in self.opened),
+                        opened=0.0 if kind in self.opened else self.tokens[1],
                     )
                     for kind in others
                 ),
@@ -319,11 +321,16 @@ class Costs:
                     few,
                     1,
                     2 * checked,
-                    opened=int(few < judge),
+                    opened=self.tokens[1] * few / judge if few < judge else 0.0,
                 ),
             ],
             "circuit": [
-                _Evaluated([*first, *[guess] * (tried - FIRST_SIZES)], search, ROUNDS, opened=1),
+                _Evaluated(
+                    [*first, *[guess] * (tried - FIRST_SIZES)],
+                    search,
+                    ROUNDS,
+                    opened=self.tokens[0],
+                ),
             ],
             "faithfulness": [
                 _Evaluated([guess], search, 1, checked),
@@ -367,11 +374,12 @@ class CostProbe:
         return max(0.0, one - each), each
 
     def checking(self, circuit: Circuit) -> float:
-        """Seconds to compute a circuit on one prompt the plain way."""
+        """Seconds to compute a circuit the plain way on a prompt of middling length."""
+        on = self.evaluator
+        lengths = on.pairs.clean.lengths.argsort().tolist()
+        prompt = lengths[len(lengths) // 2]
         with torch.no_grad():
-            return seconds_of(
-                lambda: Plain(self.evaluator.ablated, self.evaluator.metric, circuit, 0).value()
-            )
+            return seconds_of(lambda: Plain(on.ablated, on.metric, circuit, prompt).value())
 
 
 def measure_costs(
@@ -396,25 +404,25 @@ def measure_costs(
     judge = own.evaluator.pairs
     graph = scores.graph
     each, probed = [0.0], [0]
-    for share, count in _PROBED:
-        # far apart, so that they share little: neither do the circuits to come
-        sizes = [round(graph.n_edges * share * (1 - 0.2 * i)) for i in range(count)]
-        found = [graph.top(scores.ranked, n, rank).pruned() for n in sizes]
+    for share in _PROBED:
+        n = round(graph.n_edges * share)
+        # they share little: neither do the circuits to come
+        found = [graph.top(scores.ranked, n, rank).pruned(), graph.random(n, 0).pruned()]
         shared, seconds = own.line(found)
-        probed.append(max(probed[-1] + 1, sum(c.n_edges for c in found) // count))
+        probed.append(max(probed[-1] + 1, sum(c.n_edges for c in found) // len(found)))
         each.append(max(each[-1], seconds))
         if share == _GUESS:
-            guessed, calls = found[0], (shared, other.line(found))
-    (theirs, more), mine = calls[1], calls[0]
-    grown = each[2], more
+            guessed, mine, (theirs, more) = found[0], shared, other.line(found)
     nodes = np.flatnonzero(guessed.senders)[1:].tolist()
     halves = [graph.full.without(some) for some in (nodes[::2], nodes[1::2]) if some]
     whole = max(0.0, own.seconds(halves) - mine) / len(halves) if halves else 0.0
     ends = own.rows, other.rows
-    opening = max(0.0, own.opening - mine), max(0.0, other.opening - theirs)
+    opening = max(0.0, own.opening - mine, other.opening - theirs)
+    tokens = _rows(search.pairs, "zero"), _rows(judge, "zero")
     return Costs(
         graph.n_edges,
         len(judge),
+        tokens,
         {kind: (_rows(search.pairs, kind), _rows(judge, kind)) for kind in ablations},
         tuple(ablations),
         (own.evaluator.ablation, other.evaluator.ablation),
@@ -422,9 +430,9 @@ def measure_costs(
         len(guessed.nodes),
         tuple(probed),
         tuple(each),
-        Line(ends, grown),
+        Line(ends, (each[1], more)),
         Line(ends, (mine, theirs)),
-        Line(ends, opening),
+        opening / tokens[1],
         whole,
         own.checking(found[0]),
         _exact_edges(own, scores, search),
@@ -451,16 +459,18 @@ def _exact_edges(probe: CostProbe, scores: EdgeScores, search: Half) -> tuple[fl
 
     few, more = _EDGES
     once, twice = _middling(search, _PAIRS), _middling(search, 2 * _PAIRS)
-    rows, grown, every = (_rows(half.pairs, "corrupted") for half in (once, twice, search))
+    sides = once, twice, search
+    rows, grown, every = (_rows(half.pairs, "corrupted") for half in sides)
+    read, reads, whole = (_rows(half.pairs, "zero") for half in sides)
     timed(1, once)  # what is slow only once, such as a first allocation, is not timed
     base = timed(few, once)
     each = max(0.0, timed(more, once) - base) / (more - few)
-    shared = max(0.0, base - few * each) / rows  # of a token
+    shared = max(0.0, base - few * each) / read  # of a token: the unpatched runs
     growth = each / rows
     if grown > rows:
-        slope = (timed(few, twice) - base) / (grown - rows)
-        growth = min(growth, max(0.0, slope - shared) / few)
-    return shared * every, each + growth * (every - rows)
+        longer = timed(few, twice) - base - shared * (reads - read)
+        growth = min(growth, max(0.0, longer) / (few * (grown - rows)))
+    return shared * whole, each + growth * (every - rows)
 
 
 def _middling(half: Half, count: int) -> Half:

@@ -147,6 +147,9 @@ def evaluate_circuit(
     return found.evaluate(circuits, budget, progress)
 
 
+Segments = list[list[int]]
+"""A block of prompts: lists of those that attend together."""
+
 _Found = tuple[Sequence[int], Sequence[int] | None, NDArray[np.floating]]
 """(circuit, prompt) values of some circuits, by number, on some prompts; or with None values of the
 sample, by number, the plain way."""
@@ -208,7 +211,7 @@ class Evaluator:
         self.firsts = differing(pairs)
         with torch.no_grad():
             self.ablated = Ablated(model, graph, pairs, ablation, memory)
-        self.kept: dict[tuple[int, ...], PromptBlock] = {}
+        self.kept: dict[tuple[tuple[int, ...], ...], PromptBlock] = {}
         self.keeping = threading.Lock()
 
     def evaluate(
@@ -262,8 +265,8 @@ class Evaluator:
         plain = np.full(len(sample), np.nan)
         work = _Kinds.of([self.knocked_out(circuit) for circuit in circuits])
         jobs: list[Part[_Found]] = [  # the longest prompts, which are the last, first
-            partial(self.of_block, circuits, work, some)
-            for some in self.blocks(sorted(chosen))[::-1]
+            partial(self.of_block, circuits, work, segments)
+            for segments in self.blocks(sorted(chosen))[::-1]
         ]
         jobs += [
             partial(self.plainly, circuits[i], b, number) for number, (i, b) in enumerate(sample)
@@ -279,10 +282,11 @@ class Evaluator:
         return values, plain
 
     def of_block(
-        self, circuits: Sequence[Circuit], work: _Kinds, some: Sequence[int]
+        self, circuits: Sequence[Circuit], work: _Kinds, segments: Segments
     ) -> Iterator[_Found]:
-        """The circuits on some prompts, group by group."""
-        block = self.block(some)
+        """The circuits on a block of prompts, group by group."""
+        block = self.block(segments)
+        some = block.some
         yield work.whole, some, block.full.cpu().numpy()
         for group in self.groups(circuits, work.by_edges, block):
             masks = np.stack([circuits[i].mask for i in group])
@@ -328,28 +332,41 @@ class Evaluator:
 
     # Batches.
 
-    def block(self, some: Sequence[int]) -> PromptBlock:
+    def block(self, segments: Segments) -> PromptBlock:
         """Some prompts with their ablated outputs; kept if all that are kept use little memory."""
-        key = tuple(some)
+        key = tuple(map(tuple, segments))
         if key in self.kept:
             return self.kept[key]
-        from_run = self.ablation == "corrupted"
-        start = min(self.firsts[b] for b in some) if from_run else 0
-        block = PromptBlock(self.ablated, self.metric, some, start)
+        starts = [min(map(self.start, some)) for some in segments]
+        block = PromptBlock(self.ablated, self.metric, segments, starts)
         with self.keeping:
             if sum(other.nbytes for other in (*self.kept.values(), block)) <= self.most_kept:
                 self.kept[key] = block
         return block
 
-    def blocks(self, prompts: Sequence[int]) -> list[list[int]]:
-        """Blocks of prompts of similar length and first difference; a circuit's rows fit."""
+    def start(self, prompt: int) -> int:
+        """The first position of a prompt that is computed."""
+        return self.firsts[prompt] if self.ablation == "corrupted" else 0
+
+    def blocks(self, prompts: Sequence[int]) -> list[Segments]:
+        """Blocks of prompts, the longest last; a circuit's rows fit. Prompts of similar length and
+        first difference are a segment."""
         lengths = [int(self.pairs.clean.lengths[b]) for b in prompts]
-        start = [self.firsts[b] if self.ablation == "corrupted" else 0 for b in prompts]
+        starts = [self.start(b) for b in prompts]
         most = max(1, min(_ROWS, self.share // 2 // (self.row_floats() * self.itemsize)))
-        batches = pack(
-            lengths, start, fits=lambda n, _, width: n * width <= most, parts=self.workers
+        blocks = pack(
+            lengths,
+            starts,
+            fits=lambda n, _, width: n * width <= most,
+            useful=0.0,
+            parts=self.workers,
         )
-        return [sorted(prompts[i] for i in batch) for batch in batches]
+        found: list[Segments] = []
+        for block in blocks:
+            ends, firsts = [lengths[i] for i in block], [starts[i] for i in block]
+            segments = pack(ends, firsts, fits=lambda *_: True)
+            found.append([sorted(prompts[block[i]] for i in some) for some in segments])
+        return found
 
     def groups(
         self, circuits: Sequence[Circuit], some: Sequence[int], block: PromptBlock

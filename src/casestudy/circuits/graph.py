@@ -15,9 +15,11 @@ Sources: Elhage et al. 2021 (the stream as a sum); Hanna et al. 2024, "Have Fait
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -348,6 +350,10 @@ class Graph:
 
     def greedy_order(self, scores: Scores, rank: Rank = "absolute") -> NDArray[np.int64]:
         """The order in which greedy growth adds edges."""
+        return np.fromiter(self._grown(scores, rank), dtype=np.int64)
+
+    def _grown(self, scores: Scores, rank: Rank = "absolute") -> Iterator[int]:
+        """The edges that greedy growth adds, one by one."""
         n_receivers = len(self.receivers)
         order = self.order(scores, rank)
         place = np.full(self.real.shape, -1)  # rank in the order; -1 if not measured
@@ -363,15 +369,14 @@ class Graph:
                         heapq.heappush(queue, rank)
 
         join([n_receivers - 1])
-        edges, taken = order.tolist(), []
+        edges = order.tolist()
         while queue:
             edge = edges[heapq.heappop(queue)]
-            taken.append(edge)
+            yield edge
             sender = edge // n_receivers
             if sender in closed:
                 closed.remove(sender)
                 join(self.inputs[sender].tolist())
-        return np.array(taken, dtype=np.int64)
 
     def random(self, n: int, seed: int) -> Circuit:
         """A circuit of n edges, grown greedily by random scores and pruned.
@@ -379,16 +384,23 @@ class Graph:
         A control for circuits of the same size. Edges drawn at random would hardly be connected.
         Growth continues until at least n edges are left after pruning.
         """
-        scores = np.random.default_rng(seed).random(self.real.shape)
-        order = self.greedy_order(scores)
-        low, high = 0, len(order)  # the pruned size grows with the prefix
-        while low < high:
-            middle = (low + high) // 2
-            if self.prefix(order, middle).pruned().n_edges >= n:
-                high = middle
-            else:
-                low = middle + 1
-        return self.prefix(order, low).pruned()
+        grown = self._grown(np.random.default_rng(seed).random(self.real.shape))
+        order: list[int] = []
+
+        def pruned(size: int) -> Circuit:
+            return self.prefix(np.array(order[:size], dtype=np.int64), size).pruned()
+
+        # The pruned size grows with the prefix: first far enough, then back to the smallest.
+        low = n
+        while len(order) < n or pruned(len(order)).n_edges < n:
+            low = len(order) + 1
+            more = list(islice(grown, max(n - len(order), n // 4, 1)))
+            if not more:
+                return pruned(len(order))
+            order += more
+        sizes = range(max(n, low), len(order) + 1)
+        smallest = bisect_left(sizes, n, key=lambda size: pruned(size).n_edges)
+        return pruned(sizes[smallest])
 
     def prefix(self, order: NDArray[np.int64], n: int) -> Circuit:
         """The circuit of the first n edges of an order."""

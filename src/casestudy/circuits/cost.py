@@ -45,10 +45,10 @@ _GUESS = 0.02
 _PROBED = (_GUESS, 0.1, 0.5)
 """The shares of all edges at which circuits are timed: the highest-ranked and a random one."""
 
-_PAIRS = 3
-"""The most pairs that edges are timed on, and once as many more."""
+_PAIRS = 4
+"""The most pairs that edges are timed on."""
 
-_EDGES = (8, 24)
+_EDGES = (8, 40)
 """How many edges are patched exactly in the timed calls."""
 
 
@@ -442,8 +442,7 @@ def measure_costs(
 def _exact_edges(probe: CostProbe, scores: EdgeScores, search: Half) -> tuple[float, float]:
     """Seconds to patch edges exactly on all pairs of the search: what they share, and each.
 
-    Timed on a few pairs of middling length, with a few edges and with more, and on twice as many
-    pairs: an edge takes some time on any pairs, and some on each token.
+    Timed on a few pairs of middling length, with a few edges and with more.
     """
     graph = scores.graph
     if any(graph.neurons.values()):
@@ -458,19 +457,16 @@ def _exact_edges(probe: CostProbe, scores: EdgeScores, search: Half) -> tuple[fl
         return seconds_of(lambda: patch_edges(*on, direction="noising", budget=budget))
 
     few, more = _EDGES
-    once, twice = _middling(search, _PAIRS), _middling(search, 2 * _PAIRS)
-    sides = once, twice, search
-    rows, grown, every = (_rows(half.pairs, "corrupted") for half in sides)
-    read, reads, whole = (_rows(half.pairs, "zero") for half in sides)
-    timed(1, once)  # what is slow only once, such as a first allocation, is not timed
-    base = timed(few, once)
-    each = max(0.0, timed(more, once) - base) / (more - few)
-    shared = max(0.0, base - few * each) / read  # of a token: the unpatched runs
-    growth = each / rows
-    if grown > rows:
-        longer = timed(few, twice) - base - shared * (reads - read)
-        growth = min(growth, max(0.0, longer) / (few * (grown - rows)))
-    return shared * whole, each + growth * (every - rows)
+    some = _middling(search, _PAIRS)
+    timed(1, some)  # what is slow only once, such as a first allocation, is not timed
+    base = timed(few, some)
+    each = max(0.0, timed(more, some) - base) / (more - few)
+    shared = max(0.0, base - few * each)
+    # the unpatched runs compute all tokens, an edge those that differ
+    tokens, rows = (
+        _rows(search.pairs, kind) / _rows(some.pairs, kind) for kind in ("zero", "corrupted")
+    )
+    return shared * tokens, each * rows
 
 
 def _middling(half: Half, count: int) -> Half:

@@ -304,8 +304,8 @@ def test_a_plan_states_its_cost_and_is_cut_down_until_it_fits(made: Card) -> Non
     ends = (100.0, 200.0)
     kinds: tuple[EdgeAblation, ...] = get_args(EdgeAblation)
     rows = dict.fromkeys(kinds, ends)
-    costs = Costs(1000, 16, (200.0, 200.0), rows, kinds, kinds[:2], (0, 10, 100, 1000), 12, (0, 1000),
-                  (0.0, 0.1), *(Line(ends, (0.1, long)) for long in (0.2, 0.3)),
+    costs = Costs(1000, 16, (200.0, 200.0), rows, kinds, kinds[:2], (0, 10, 100, 1000), 12,
+                  (0, 1000), (0.0, 0.1), *(Line(ends, (0.1, long)) for long in (0.2, 0.3)),
                   opening=0.001, whole=0.1, check=0.1, edges=(1.0, 0.02))  # fmt: skip
     asked = Extent(10, 200)
     whole = make_plan(costs, asked)

@@ -25,6 +25,20 @@ def test_packed_batches_hold_each_prompt_once_and_fit(
         assert len(batch) == 1 or (computed <= most and own >= useful * computed)
 
 
+@given(prompts=PROMPTS, parts=st.integers(1, 6))
+def test_work_is_divided_into_parts_of_about_equal_weight(
+    prompts: list[tuple[int, int]], parts: int
+) -> None:
+    ends, starts = [end for end, _ in prompts], [start for _, start in prompts]
+    work = [end - start for end, start in prompts]
+    batches = pack(ends, starts, fits=lambda *_: True, useful=0.0, parts=parts)
+    assert sorted(b for batch in batches for b in batch) == list(range(len(prompts)))
+    assert len(batches) <= min(parts, len(prompts))
+    share = sum(work) / parts
+    for batch in batches:
+        assert sum(work[b] for b in batch) <= share + max(work[b] for b in batch)
+
+
 @given(
     costs=st.lists(st.integers(0, 50), max_size=30), limit=st.integers(1, 80), even=st.booleans()
 )

@@ -64,6 +64,7 @@ def test_a_number_that_was_chosen_is_kept(tiny: Model, monkeypatch: pytest.Monke
 def test_a_study_stores_its_threads_and_puts_torchs_back(tiny: Model) -> None:
     study = cs.study(tiny, ["The sun rose."], only=["predictions"])
     assert study.manifest["plan"]["threads"] == 1
+    assert study.manifest["plan"]["cores"] == 8
     assert torch.get_num_threads() == 8
 
 

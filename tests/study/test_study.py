@@ -13,6 +13,7 @@ import casestudy.study.executors as executors
 import casestudy.study.study as study_module
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.engine.packing import Progress
+from casestudy.engine.workers import cores_set
 from casestudy.errors import BehaviourError, StudyError
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
@@ -72,13 +73,23 @@ def test_results_do_not_depend_on_chunks_or_order(toy_model: Model, tmp_path: Pa
         out=tmp_path / "back",
         execution=Execution(chunk_tokens=20),
     )
-    one, many, back = (grids(tmp_path / name) for name in ("one", "many", "back"))
+    with cores_set(3):  # chunks at the same time
+        study(
+            behaviour(*TEXTS),
+            toy_model,
+            out=tmp_path / "cores",
+            execution=Execution(chunk_tokens=1),
+        )
+    assert open_study(tmp_path / "cores").manifest["plan"]["cores"] == 3
+    names = ("one", "many", "back", "cores")
+    one, many, back, cores = (grids(tmp_path / name) for name in names)
     assert one.keys() == many.keys()
     for name, grid in one.items():
         if name == "ledger.check" or "prompt" not in [axis.name for axis in grid.axes]:
             continue  # a check holds rounding errors themselves
         scale = np.nanmax(np.abs(grid.values))
         np.testing.assert_allclose(many[name].values, grid.values, atol=1e-5 * scale, err_msg=name)
+        np.testing.assert_array_equal(cores[name].values, many[name].values, err_msg=name)
         turned = back[name].take("prompt", [str(i) for i in reversed(range(len(TEXTS)))])
         np.testing.assert_allclose(turned.values, grid.values, atol=1e-5 * scale, err_msg=name)
 

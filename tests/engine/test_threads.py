@@ -14,6 +14,7 @@ import torch
 import casestudy as cs
 from casestudy.engine import threads
 from casestudy.engine.threads import suited, threads_set
+from casestudy.engine.workers import cores_set
 from casestudy.model.model import Model
 
 
@@ -23,7 +24,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in threads.CHOSEN:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(threads, "cores", lambda: 8)
-    with threads_set(8):
+    with threads_set(8), cores_set(8):
         yield
 
 

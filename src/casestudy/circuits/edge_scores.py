@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -110,7 +111,7 @@ def attribute_edges(
     """
     one_of("method", method, METHODS, MeasureError)
     check_steps(steps)
-    n, tails = len(pairs), pairs.tails
+    n = len(pairs)
     weights = _weights(n, replicates, documents, signs, budget.seed)
     graph = Graph(model.config) if graph is None else graph
     firsts = differing(pairs)
@@ -121,16 +122,9 @@ def attribute_edges(
     done = 0
     workers = at_once(model.device, len(pairs.clean))
     chunks = _chunks(model, graph, pairs, firsts, budget.memory // workers, workers)
-
-    def scored(
-        some: list[int],
-    ) -> tuple[Float[Tensor, "batch sender receiver"], NDArray[np.float64]]:
-        metric = rows_of(contrast, tails.of(some))
-        work = _Chunk(model, graph, pairs, metric, some, firsts, method)
-        return work.scores(method, steps, direction), work.runs()
-
+    scored = partial(_scored, (model, graph, pairs, contrast, firsts), (method, steps, direction))
     # summed in the order of chunks, so that the last bits do not depend on which ends first
-    for some, (found, ends) in zip(chunks, mapped(scored, chunks, workers), strict=True):
+    for some, found, ends in mapped(scored, chunks, workers):
         runs[:, some] = ends
         total += found.double().sum(0).cpu().numpy()
         if len(weights):
@@ -217,6 +211,18 @@ def _chunks(
 
 def _most(graph: Graph) -> int:
     return max((len(chosen) for chosen in graph.neurons.values()), default=0)
+
+
+def _scored(
+    on: tuple[Model, Graph, Pairs, Contrast | Metric, Sequence[int]],
+    how: tuple[Method, int, Direction],
+    some: list[int],
+) -> tuple[list[int], Float[Tensor, "batch sender receiver"], NDArray[np.float64]]:
+    """Some prompts, their scores, and the metric of both their runs."""
+    model, graph, pairs, contrast, firsts = on
+    metric = rows_of(contrast, pairs.tails.of(some))
+    work = _Chunk(model, graph, pairs, metric, some, firsts, how[0])
+    return some, work.scores(*how), work.runs()
 
 
 class _Chunk:
@@ -376,9 +382,9 @@ class _Chunk:
         last = (Site.FINAL_RESID, None)
         ends = trace.lasts if self.tails.single else trace.values
         wanted = [trace.values[address] for address in kept] + [ends[last]]
-        found = torch.autograd.grad(
-            value, wanted, torch.ones_like(value), allow_unused=True, materialize_grads=True
-        )
+        with torch.enable_grad():
+            added = value.sum()  # given a tensor of ones instead, torch loads sympy
+        found = torch.autograd.grad(added, wanted, allow_unused=True, materialize_grads=True)
         by_site: dict[tuple[Site, int | None], Tensor] = {
             address: gradient[:, self.start :]
             for address, gradient in zip(kept, found, strict=False)

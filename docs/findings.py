@@ -43,7 +43,7 @@ from training.corpus import HELD_OUT
 
 import casestudy
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import FAMILIES, Family, Score, propose, score
+from casestudy.behaviour.counterfactual import FAMILIES, Family, Score, propose
 from casestudy.behaviour.mining import mine
 from casestudy.behaviour.presets import preset
 from casestudy.behaviour.prompts import Behaviour, Role
@@ -56,6 +56,7 @@ from casestudy.errors import CasestudyError
 from casestudy.measure.attention import attention_by_role
 from casestudy.measure.attribution import HEADS
 from casestudy.measure.class_mass import CLASS_MASS, class_mass
+from casestudy.measure.edit_scores import score
 from casestudy.measure.ledger import LEDGER
 from casestudy.measure.patching import Direction, Pairs, pairs_of, patch
 from casestudy.model.decoder import run

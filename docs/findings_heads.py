@@ -18,7 +18,7 @@ from docs.findings_kept import number as kept
 from docs.findings_tables import NAMES, Found, between, table
 from numpy.typing import NDArray
 
-from casestudy.behaviour.counterfactual import propose, score
+from casestudy.behaviour.counterfactual import propose
 from casestudy.behaviour.presets import preset
 from casestudy.behaviour.prompts import Role
 from casestudy.circuits.graph import Receiver
@@ -26,6 +26,7 @@ from casestudy.circuits.paths import path_patch
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.measure.attention import attention_to_roles
 from casestudy.measure.attribution import HEADS
+from casestudy.measure.edit_scores import score
 from casestudy.measure.ledger import LEDGER
 from casestudy.measure.pairs import pairs_of
 from casestudy.model.model import Model

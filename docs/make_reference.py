@@ -191,6 +191,7 @@ MODULES = (
     "casestudy.measure.patching",
     "casestudy.circuits.paths",
     "casestudy.behaviour.counterfactual",
+    "casestudy.measure.edit_scores",
     "casestudy.behaviour.mining",
     "casestudy.engine",
 )

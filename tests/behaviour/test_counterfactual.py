@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from casestudy.behaviour import counterfactual
 from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import (
     FAMILIES,
@@ -22,18 +18,15 @@ from casestudy.behaviour.counterfactual import (
     Counterfactual,
     Excluded,
     Score,
-    _of_like_length,
-    pair_values,
     propose,
-    score,
     strongest,
 )
 from casestudy.behaviour.family_choice import brought, choose_family
 from casestudy.behaviour.prompts import Prompt
+from casestudy.measure.edit_scores import score
 from casestudy.measure.patching import counterfactual_table, pairs_of
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
-from casestudy.model.tokens import Tokens
 from tests.behaviour.scores import scored
 
 EDITS = {family.name: family.edit for family in FAMILIES}
@@ -159,34 +152,6 @@ def test_scores_are_the_contrasts_of_both_sides(toy: Callable[..., Model]) -> No
                 assert logits is not None
                 expected = contrast[[pair.index]].value(logits)
                 assert value == pytest.approx(float(expected), abs=1e-9)
-
-
-def test_a_text_that_several_families_make_is_run_once(
-    toy_model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[tuple[int, ...]] = []
-
-    def running(model: Model, tokens: Tokens, **more: Any) -> Any:
-        ran.extend(map(tuple, tokens.rows()))
-        return run(model, tokens, **more)
-
-    monkeypatch.setattr(counterfactual, "run", running)
-    prompts = ["It is here. It is there.", "it is here. it is there.", "go"]
-    proposals = propose(toy_model, prompts)
-    texts = [text for p in proposals.pairs for text in (p.clean.text, p.corrupted.text)]
-    values = pair_values(toy_model, proposals, a_contrast(toy_model, 3))
-    assert values.shape == (2, len(proposals.pairs))
-    assert len(ran) == len(set(ran)) == len(set(texts)) < len(texts)
-
-
-@given(st.lists(st.integers(1, 300), max_size=200))
-def test_little_of_what_is_run_together_is_padding(lengths: list[int]) -> None:
-    rows = [(i,) * n for i, n in enumerate(lengths)]
-    batches = _of_like_length(rows)
-    assert sorted(row for batch in batches for row in batch) == sorted(rows)
-    for batch in batches:
-        assert len(batch) <= 32
-        assert sum(map(len, batch)) >= 0.75 * len(batch) * max(map(len, batch))
 
 
 def test_prompts_without_a_contrast_are_excluded(toy_model: Model) -> None:

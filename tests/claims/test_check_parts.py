@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from casestudy.behaviour.counterfactual import FAMILIES, propose, score
+from casestudy.behaviour.counterfactual import FAMILIES, propose
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.circuits.neuron_card import neuron_circuit
 from casestudy.circuits.neuron_circuit import NeuronChoices
 from casestudy.claims.check import Outcome, check, read_findings
 from casestudy.engine.batch import run_batch
 from casestudy.errors import FindingError
+from casestudy.measure.edit_scores import score
 from casestudy.measure.pairs import pairs_of
 from casestudy.measure.part_card import part
 from casestudy.model.decoder import run

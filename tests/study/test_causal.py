@@ -14,6 +14,7 @@ from casestudy.behaviour import counterfactual
 from casestudy.behaviour.prompts import Behaviour, Prompt
 from casestudy.engine.batch import Batch
 from casestudy.errors import MeasureError, StudyError
+from casestudy.measure import edit_scores
 from casestudy.model.loading import load
 from casestudy.model.model import Model
 from casestudy.results.result import Result, Table
@@ -155,7 +156,7 @@ def test_the_circuit_scores_only_the_edits_that_patching_did_not(
 
     def pair_values(*on: Any) -> Any:
         computed.append({pair.index for pair in on[1].pairs})
-        return counterfactual.pair_values(*on)
+        return edit_scores.pair_values(*on)
 
     def kept_scores(subject: Any, batch: Batch, *name: str) -> Any:
         kept.append((batch, causal.kept_scores(subject, batch, *name)))
@@ -170,7 +171,7 @@ def test_the_circuit_scores_only_the_edits_that_patching_did_not(
     assert computed == [{0, 1, 2, 3}, {4, 5, 6}]
     ((batch, scores),) = kept
     proposals = counterfactual.propose(model, batch.prompts, roles=asked.roles)
-    fresh = counterfactual.score(model, proposals, batch.contrasts[0])
+    fresh = edit_scores.score(model, proposals, batch.contrasts[0])
     for known, new in zip(scores, fresh, strict=True):
         assert (known.family, known.pairs, known.excluded) == (new.family, new.pairs, new.excluded)
         np.testing.assert_allclose(known.clean, new.clean, rtol=1e-5)

@@ -29,9 +29,7 @@ from casestudy.behaviour.prompts import Prompt, Role
 from casestudy.behaviour.readouts import partner_of, row_of, text_of
 from casestudy.behaviour.roles import STANDARD_ROLES, roles_of
 from casestudy.errors import BehaviourError, CasestudyError
-from casestudy.model.decoder import run
 from casestudy.model.model import Model
-from casestudy.model.tokens import Tokens
 from casestudy.results.stats import mean_interval, ratio_in_parts
 
 GIVEN = "given"
@@ -53,13 +51,6 @@ LEAST_LOSS = 0.25
 
 Aligned = Literal["role", "last"]
 """What prompts of unequal length may be compared at."""
-
-_RUN_AT_ONCE = 32
-_USEFUL = 0.75
-"""The least share of a batch's positions that are not padding."""
-
-Row = tuple[int, ...]
-"""The tokens of a prompt."""
 
 _ROLES = {role.name: role for role in STANDARD_ROLES}
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -412,28 +403,6 @@ def _aligned(
     )
 
 
-def score(
-    model: Model,
-    proposals: Proposals,
-    contrast: Contrast,
-    *,
-    values: NDArray[np.float64] | None = None,
-) -> tuple[Score, ...]:
-    """Score the effect of every family on the contrast, families in order.
-
-    Args:
-        model: the decoder.
-        proposals: from `propose`.
-        contrast: one row for each prompt given to `propose`; prompts with NaN weights have no
-            contrast and are excluded.
-        values: from `pair_values`, if already computed.
-
-    Unit: logits, at each prompt's last token.
-    """
-    values = pair_values(model, proposals, contrast) if values is None else values
-    return scored(proposals, values, without_contrast(proposals, contrast))
-
-
 def without_contrast(proposals: Proposals, contrast: Contrast) -> dict[int, str]:
     """The pairs whose prompt has no contrast, by number, with this reason."""
     undefined = contrast.weights.isnan().any(1).tolist()
@@ -470,53 +439,6 @@ def scored(
             )
         )
     return tuple(scores)
-
-
-def pair_values(model: Model, proposals: Proposals, contrast: Contrast) -> NDArray[np.float64]:
-    """The contrast of every pair's clean and corrupted prompt; NaN if the prompt has none.
-
-    Shape: (2, pair).
-    Unit:  logits, at each prompt's last token.
-    """
-    pairs, tokenizer = proposals.pairs, model.tokenizer
-    clean = {pair.index: pair.clean for pair in pairs}
-    rows = {index: tuple(row_of(tokenizer, prompt)) for index, prompt in clean.items()}
-    asked = [(rows[pair.index], pair.index) for pair in pairs]
-    asked += [(tuple(row_of(tokenizer, pair.corrupted)), pair.index) for pair in pairs]
-    values = _values(model, asked, contrast)
-    return np.array([values[one] for one in asked], dtype=np.float64).reshape(2, len(pairs))
-
-
-def _values(
-    model: Model, asked: Sequence[tuple[Row, int]], contrast: Contrast
-) -> dict[tuple[Row, int], float]:
-    """Rows of tokens, each with the row of the contrast to read; a row is run once, whoever asks
-    for it: several families can make one edit, or make one prompt of another."""
-    readers: dict[Row, list[int]] = {}
-    for row, index in dict.fromkeys(asked):
-        readers.setdefault(row, []).append(index)
-    found: dict[tuple[Row, int], float] = {}
-    for rows in _of_like_length(readers):
-        logits = run(model, Tokens.of(rows).to(model.device), logits="last").logits
-        assert logits is not None
-        read = [(i, index) for i, row in enumerate(rows) for index in readers[row]]
-        places, weighed = zip(*read, strict=True)
-        values = contrast[list(weighed)].value(logits[list(places)]).tolist()
-        found |= {(rows[i], index): value for (i, index), value in zip(read, values, strict=True)}
-    return found
-
-
-def _of_like_length(rows: Iterable[Row]) -> list[list[Row]]:
-    """Batches of `_RUN_AT_ONCE` rows or fewer, so that little of a batch is padding."""
-    batches: list[list[Row]] = []
-    for row in sorted(rows, key=len):
-        batch = batches[-1] if batches else []
-        own, padded = sum(map(len, batch)) + len(row), (len(batch) + 1) * len(row)
-        if not batch or len(batch) == _RUN_AT_ONCE or own < _USEFUL * padded:
-            batches.append([row])
-        else:
-            batch.append(row)
-    return batches
 
 
 def strongest(scores: Sequence[Score], *, before_last: bool = True) -> Score | None:

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import FAMILIES, GIVEN, Score, propose, score
+from casestudy.behaviour.counterfactual import FAMILIES, GIVEN, Score, propose
 from casestudy.behaviour.files import find_behaviour
 from casestudy.behaviour.prompts import Behaviour, Prompts
 from casestudy.behaviour.readouts import row_of
@@ -24,6 +24,7 @@ from casestudy.behaviour.roles import CHANGED, LAST, role_names
 from casestudy.engine.batch import Batch, Measurement, run_batch
 from casestudy.engine.packing import Budget, Tell
 from casestudy.errors import BehaviourError, CasestudyError, FindingError, one_of
+from casestudy.measure.edit_scores import score
 from casestudy.measure.patching import (
     Pairs,
     pairs_of,

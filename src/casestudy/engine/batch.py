@@ -7,10 +7,12 @@ measurements. So a study is one pass over the prompts, with the activations of o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,12 +22,19 @@ from casestudy.behaviour.contrast import Contrast, class_contrast
 from casestudy.behaviour.prompts import Behaviour, Prompt, Prompts
 from casestudy.behaviour.readouts import tokens_of
 from casestudy.behaviour.roles import role_names, roles_of
+from casestudy.engine.packing import pack
+from casestudy.engine.workers import at_once, mapped
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep
 from casestudy.model.tokens import Tokens
 from casestudy.model.trace import Trace
 from casestudy.results.result import Axis, Result
+
+Value = TypeVar("Value")
+
+_TOKENS, _PROMPTS = 1024, 64
+"""The most tokens and prompts that are run together where only logits are read."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,7 @@ def run_batch(
     prompts = tuple(behaviour.prompts[i] for i in index)
     tokens = tokens_of(model, prompts)
     keep = [k for m in measurements for k in m.keep(model)]
-    trace = run(model, tokens, keep=keep, logits="last")
+    trace = run(model, tokens, keep=keep, logits="last") if keep else _of_logits(model, tokens)
     assert trace.logits is not None
     classes = class_contrast(model, behaviour, prompts, trace.logits)
     answers = choose_answers(
@@ -141,3 +150,43 @@ def run_batch(
     if classes is not None:
         contrasts = (*contrasts, classes)
     return Batch(model, tuple(index), prompts, tokens, trace, answers, contrasts, behaviour)
+
+
+def of_last_logits(
+    model: Model,
+    tokens: Tokens,
+    of: Callable[[Float[Tensor, "some d_vocab"], list[int]], Value],
+) -> Iterator[tuple[list[int], Value]]:
+    """What is read of the logits at the last tokens of many prompts, a few prompts at a time: those
+    of similar length together, so that little is padding.
+
+    Args:
+        of: maps the logits of some prompts, and their numbers, to what is read.
+
+    Returns: the prompts' numbers with what is read of them.
+    """
+    lengths = tokens.lengths.tolist()
+    workers = at_once(model.device, len(lengths))
+    pieces = pack(
+        lengths,
+        fits=lambda n, longest, _: n <= _PROMPTS and n * longest <= _TOKENS,
+        parts=workers,
+    )
+
+    def read(some: list[int]) -> Value:
+        logits = run(model, tokens[some].to(model.device), logits="last").logits
+        assert logits is not None
+        return of(logits, some)
+
+    longest_first = pieces[::-1]
+    yield from zip(longest_first, mapped(read, longest_first, workers), strict=True)
+
+
+def _of_logits(model: Model, tokens: Tokens) -> Trace:
+    """The run of some prompts that keeps the logits at their last tokens alone."""
+    logits: Tensor | None = None
+    for some, found in of_last_logits(model, tokens, lambda logits, _: logits):
+        if logits is None:
+            logits = found.new_empty(len(tokens), found.shape[1])
+        logits[torch.tensor(some, device=found.device)] = found
+    return Trace(tokens, {}, {}, logits, model.config.n_layers)

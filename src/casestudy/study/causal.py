@@ -28,7 +28,6 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.behaviour.counterfactual import (
     Proposals,
     Score,
-    pair_values,
     propose,
     scored,
     without_contrast,
@@ -50,6 +49,7 @@ from casestudy.measure.answer_texts import (
     readings_of,
     with_answers,
 )
+from casestudy.measure.edit_scores import pair_values
 from casestudy.measure.patching import (
     By,
     Direction,

@@ -21,7 +21,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from casestudy.behaviour.contrast import Contrast
-from casestudy.behaviour.counterfactual import Score, propose, score, scored
+from casestudy.behaviour.counterfactual import Score, propose, scored
 from casestudy.behaviour.family_choice import FamilyChoice, choose_family
 from casestudy.behaviour.prompts import Prompt
 from casestudy.behaviour.readouts import tokens_of
@@ -40,6 +40,7 @@ from casestudy.engine.batch import Batch, run_batch
 from casestudy.errors import CasestudyError, MeasureError
 from casestudy.measure.answer_texts import answer_pair_values, readings_of, with_answers
 from casestudy.measure.answer_texts import metric_of as answers_metric
+from casestudy.measure.edit_scores import score
 from casestudy.measure.halves import Half
 from casestudy.measure.metrics import Kind, metric_of
 from casestudy.measure.patching import Pairs

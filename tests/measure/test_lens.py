@@ -1,6 +1,7 @@
 """The lens adds up: its increments are the ledger's terms, and its end is the logit difference."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casestudy.behaviour.prompts import Behaviour, Prompt
-from casestudy.engine.batch import Measurement
+from casestudy.engine.batch import Measurement, run_batch
+from casestudy.measure.attention import ATTENTION
 from casestudy.measure.ledger import keep_for_ledger, ledger_terms
 from casestudy.measure.lens import (
     LENS,
+    TOP_DEPTHS,
+    chosen_depths,
     depth_sites,
     lens,
     lens_by_role,
@@ -24,7 +28,7 @@ from casestudy.measure.predictions import predictions
 from casestudy.model.decoder import apply_norm, unembed
 from casestudy.model.model import Model
 from casestudy.model.sites import Site
-from casestudy.results.result import Grid
+from casestudy.results.result import Grid, Result, Table
 from casestudy.study.settings import Execution
 from casestudy.study.study import study
 from tests.measure.batches import alone, batch_of, rows, say, spoken
@@ -175,3 +179,64 @@ def test_the_last_depth_predicts_what_the_model_predicts(toy_model: Model) -> No
     assert len(top.rows()) == sum(lengths) * len(depths) * 3
     reads = [r["read"] for r in top.rows() if r["prompt"] == 1 and r["depth"] == "0_pre"]
     assert reads[::3] == toy_model.tokenizer.strings(toy_model.tokenize("Go.").rows()[0])
+
+
+def test_a_small_batch_is_run_once_and_gives_what_further_runs_give(
+    toy_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ("This is a sentence.", "Go.", "It was late. She went home.")
+    asked = Behaviour("b", "?", tuple(Prompt(t, answer=" He") for t in texts))
+
+    def measured(measurement: Measurement) -> list[Result]:
+        return measurement.measure(run_batch(toy_model, asked, range(len(texts)), [measurement]))
+
+    both = (LENS, ATTENTION)
+    with monkeypatch.context() as small:
+        small.setattr("casestudy.measure.lens.KEPT_BYTES", 0)
+        small.setattr("casestudy.measure.attention.KEPT_BYTES", 0)
+        again = [measured(measurement) for measurement in both]
+
+    def no_run(*_: object, **__: object) -> None:
+        pytest.fail("a second run")
+
+    monkeypatch.setattr("casestudy.measure.lens.run", no_run)
+    monkeypatch.setattr("casestudy.measure.attention.run", no_run)
+    once = [measured(measurement) for measurement in both]
+    for one, other in zip([*once[0], *once[1]], [*again[0], *again[1]], strict=True):
+        assert one.name == other.name
+        if isinstance(one, Grid) and isinstance(other, Grid):
+            assert one.axes == other.axes
+            np.testing.assert_allclose(one.values, other.values, atol=1e-5, err_msg=one.name)
+        elif isinstance(one, Table) and isinstance(other, Table):
+            for name, column in one.columns.items():
+                given: list[object] = list(other.columns[name])
+                exact = not isinstance(column[0], float)
+                assert column == (given if exact else pytest.approx(given, rel=1e-4)), name
+
+
+@pytest.mark.parametrize("n_layers", [1, 15, 16, 30, 31, 32, 80, 200])
+def test_a_study_looks_at_the_vocabulary_at_a_bounded_number_of_depths(n_layers: int) -> None:
+    config = replace(decoder("llama").config, n_layers=n_layers)
+    every, chosen = list(depth_sites(config)), chosen_depths(config)
+    assert len(chosen) <= TOP_DEPTHS
+    assert chosen == [depth for depth in every if depth in chosen]
+    assert (chosen[0], chosen[-1]) == (every[0], every[-1])
+    assert len(every) > TOP_DEPTHS or chosen == every
+    places = [every.index(depth) for depth in chosen]
+    assert len(set(np.diff(places)[:-1].tolist())) <= 1, "layers at equal distances"
+
+
+def test_a_study_says_which_depths_it_left_out(
+    toy_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Behaviour("b", "?", (Prompt("This is a sentence.", answer=" He"),))
+    whole = logit_lens(toy_model, asked)
+    depths = len(depth_sites(toy_model.config))
+    assert "depths these" not in whole.about
+    monkeypatch.setattr("casestudy.measure.lens.TOP_DEPTHS", 3)
+    top = study(asked, toy_model, out=tmp_path / "s", only=["lens"]).tables["lens.top"]
+    chosen = list(dict.fromkeys(top.columns["depth"]))
+    assert f"of {depths} depths these {len(chosen)}" in top.about
+    expected = [row for row in whole.rows() if row["depth"] in chosen]
+    assert [row["token"] for row in top.rows()] == [row["token"] for row in expected]
+    assert len(top.rows()) < len(whole.rows())

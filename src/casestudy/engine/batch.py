@@ -106,6 +106,8 @@ class Measurement:
             model's own profile) is kept as it is.
         partial: names of results that have a meaning only when all chunks are combined.
         combine: maps all chunks' partial results, by name, to the results that replace them.
+        also: from a model and prompts (their index and tokens) to sites that the batch's run keeps
+            as well if they are small enough, so that the measurement needs no run of its own.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Measurement:
     measure: Callable[[Batch], list[Result]]
     partial: tuple[str, ...] = ()
     combine: Callable[[Mapping[str, Sequence[Result]]], list[Result]] = lambda _: []
+    also: Callable[[Model, Sequence[int], Tokens], Sequence[Keep]] = lambda model, index, tokens: ()
 
 
 def run_whole(
@@ -138,7 +141,7 @@ def run_batch(
     model = behaviour.read_by(model)
     prompts = tuple(behaviour.prompts[i] for i in index)
     tokens = tokens_of(model, prompts)
-    keep = [k for m in measurements for k in m.keep(model)]
+    keep = [k for m in measurements for k in (*m.keep(model), *m.also(model, index, tokens))]
     trace = run(model, tokens, keep=keep, logits="last") if keep else _of_logits(model, tokens)
     assert trace.logits is not None
     classes = class_contrast(model, behaviour, prompts, trace.logits)

@@ -26,11 +26,12 @@ from casestudy.behaviour.readouts import partner_of, row_of
 from casestudy.behaviour.roles import BOS, CHANGED, LAST, STANDARD_ROLES, with_pair_roles
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.errors import BehaviourError, PromptError
-from casestudy.measure.examples import examples, position_labels
+from casestudy.measure.examples import KEPT_BYTES, example_rows, examples, position_labels
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
 from casestudy.model.sites import Keep, Site
 from casestudy.model.tokens import Tokens
+from casestudy.model.trace import Trace
 from casestudy.results import names
 from casestudy.results.result import Axis, Grid, Result, Table
 
@@ -38,6 +39,13 @@ from casestudy.results.result import Axis, Grid, Result, Table
 def keep_for_attention(model: Model) -> Sequence[Keep]:
     """Every pattern's last row."""
     return [Site.PATTERN.at(last=True)]
+
+
+def also_keep(model: Model, index: Sequence[int], tokens: Tokens) -> Sequence[Keep]:
+    """Whole patterns, if some of the prompts are examples."""
+    (n, width), config = tokens.ids.shape, model.config
+    size = config.n_layers * config.n_heads * n * width**2 * model.weights.W_E.element_size()
+    return [Keep(Site.PATTERN)] if example_rows(index, tokens) and size <= KEPT_BYTES else []
 
 
 def last_rows(batch: Batch) -> Float[Tensor, "layer batch head key_pos"]:
@@ -190,15 +198,21 @@ def measure_attention(batch: Batch) -> list[Result]:
             about="How spread each head's attention from the last token is: 0 for one key alone.",
         ),
     ]
-    for index, tokens in examples(batch):
-        results.append(_pattern(batch.model, tokens, names.pattern_of(index)))
+    kept = (Site.PATTERN, 0) in batch.trace.values
+    for row, index, tokens in examples(batch):
+        where = (batch.trace, row) if kept else (_patterns(batch.model, tokens), 0)
+        results.append(_pattern(batch.model, *where, tokens, names.pattern_of(index)))
     return results
 
 
-def _pattern(model: Model, tokens: Tokens, name: str) -> Grid:
+def _patterns(model: Model, tokens: Tokens) -> Trace:
+    return run(model, tokens, keep=[Site.PATTERN], logits="last")  # names overflow
+
+
+def _pattern(model: Model, trace: Trace, row: int, tokens: Tokens, name: str) -> Grid:
+    """The pattern of one prompt (`tokens`), which is a row of a run."""
     config = model.config
-    trace = run(model, tokens, keep=[Site.PATTERN], logits="last")  # names overflow
-    layers = torch.cat([trace[Site.PATTERN, i] for i in range(config.n_layers)])
+    layers = torch.stack([trace.of((Site.PATTERN, i), row) for i in range(config.n_layers)])
     labels = position_labels(model, tokens)
     return Grid(
         name,
@@ -215,7 +229,7 @@ def _pattern(model: Model, tokens: Tokens, name: str) -> Grid:
     )
 
 
-ATTENTION = Measurement("attention", keep_for_attention, measure_attention)
+ATTENTION = Measurement("attention", keep_for_attention, measure_attention, also=also_keep)
 
 
 def attention_by_role(model: Model, behaviour: Prompts) -> Grid:
@@ -237,4 +251,5 @@ def attention_pattern(model: Model, prompt: str) -> Grid:
     Unit:   share of the query's attention; each row sums to 1.
     Raises: PromptError for a prompt that cannot be run.
     """
-    return _pattern(model, model.tokenize([prompt]), names.PATTERN)
+    tokens = model.tokenize([prompt])
+    return _pattern(model, _patterns(model, tokens), 0, tokens, names.PATTERN)

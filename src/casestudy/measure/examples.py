@@ -7,7 +7,7 @@ the behaviour, not on batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from casestudy.engine.batch import Batch
 from casestudy.model.model import Model
@@ -15,13 +15,26 @@ from casestudy.model.tokens import Tokens
 
 EXAMPLES = 5
 EXAMPLE_TOKENS = 64
+KEPT_BYTES = 128 << 20
+"""Bytes: up to this size a batch's run keeps activations at every position; beyond it, the prompts
+that need them are run again."""
 
 
-def examples(batch: Batch) -> Iterator[tuple[int, Tokens]]:
-    """The batch's example prompts: index in the behaviour, and tokens without padding."""
-    for row, index in enumerate(batch.index):
-        if index < EXAMPLES and int(batch.tokens.lengths[row]) <= EXAMPLE_TOKENS:
-            yield index, batch.tokens[[row]]
+def example_rows(index: Sequence[int], tokens: Tokens) -> list[int]:
+    """Which of a batch's prompts are examples, by row.
+
+    Args:
+        index: of the prompts in the behaviour.
+        tokens: of the prompts.
+    """
+    short = (tokens.lengths <= EXAMPLE_TOKENS).tolist()
+    return [row for row, number in enumerate(index) if number < EXAMPLES and short[row]]
+
+
+def examples(batch: Batch) -> Iterator[tuple[int, int, Tokens]]:
+    """The batch's example prompts: row, index in the behaviour, and tokens without padding."""
+    for row in example_rows(batch.index, batch.tokens):
+        yield row, batch.index[row], batch.tokens[[row]]
 
 
 def position_labels(model: Model, tokens: Tokens) -> tuple[str, ...]:

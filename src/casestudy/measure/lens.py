@@ -21,8 +21,9 @@ every role's tokens, projected on the prompt's own contrast with the final scale
 Assumes that a direction has the same meaning in early layers as at the end. Belrose et al. 2023
 ("Eliciting Latent Predictions from Transformers with the Tuned Lens") show that this fails in some
 models.
-Cost: one projection per depth; `lens.top` one unembedding per depth and position; `lens.by_role` a
-second run of up to a hundred prompts, because it reads every position.
+Cost: one projection per depth; `lens.top` one unembedding per depth and position, in a study at
+chosen depths; `lens.by_role` the residual stream at every position, kept by the same run if it is
+small and otherwise by a second one of up to a hundred prompts.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from casestudy.behaviour.contrast import BLOCK, Contrast
 from casestudy.behaviour.prompts import Behaviour, Prompts, takes_prompts
 from casestudy.behaviour.readouts import tokens_of
 from casestudy.engine.batch import Batch, Measurement, run_whole
-from casestudy.measure.examples import examples
+from casestudy.measure.examples import KEPT_BYTES, examples
 from casestudy.measure.ledger import final_direction
 from casestudy.model.config import ModelConfig, mlp_after_attention
 from casestudy.model.decoder import apply_norm, run, unembed
@@ -54,6 +55,9 @@ from casestudy.results.names import LOGITS
 from casestudy.results.result import Axis, Grid, Result, Table, concatenate_tables
 
 TOP_K = 5
+TOP_DEPTHS = 32
+"""At so many depths at most does a study look at the whole vocabulary: all of 15 layers, more than
+a table shows at once."""
 ROLE_PROMPTS = 100
 """A study computes the lens by role for at most this many prompts, from the first."""
 _TOGETHER = 8
@@ -71,17 +75,50 @@ def depth_sites(config: ModelConfig) -> dict[str, tuple[Site, int | None]]:
     return {**sites, "final_post": (Site.FINAL_RESID, None)}
 
 
+def chosen_depths(config: ModelConfig) -> list[str]:
+    """The depths at which a study looks at the whole vocabulary: all, or of more than `TOP_DEPTHS`
+    those before layers at equal distances, and the last."""
+    labels = list(depth_sites(config))
+    if len(labels) <= TOP_DEPTHS:
+        return labels
+    step = -(-config.n_layers // (TOP_DEPTHS - 1))
+    return [*(f"{layer}_pre" for layer in range(0, config.n_layers, step)), labels[-1]]
+
+
 def keep_for_lens(model: Model) -> Sequence[Keep]:
     """The residual stream at every depth and the final scale, at the last positions only."""
+    return [site.at(last=True) for site in _everywhere(model)]
+
+
+def also_keep(model: Model, index: Sequence[int], tokens: Tokens) -> Sequence[Keep]:
+    """The same at every position, for the lens by role and of examples."""
+    needed = any(number < ROLE_PROMPTS for number in index)
+    sites = depth_sites(model.config)
+    values = tokens.ids.numel() * len(sites) * model.config.d_model
+    small = values * model.weights.W_E.element_size() <= KEPT_BYTES
+    return [Keep(site) for site in _everywhere(model)] if needed and small else []
+
+
+def _everywhere(model: Model) -> list[Site]:
+    """What the lens by role reads at every position."""
     sites = {site for site, _ in depth_sites(model.config).values()}
     if model.weights.final_norm is not None:
         sites.add(Site.FINAL_SCALE)
-    return [site.at(last=True) for site in sorted(sites, key=lambda site: site.value)]
+    return sorted(sites, key=lambda site: site.value)
+
+
+def _is_whole(trace: Trace) -> bool:
+    """Whether a run kept the residual stream at every position."""
+    return (Site.RESID_PRE, 0) in trace.values
+
+
+def _key(where: tuple[Site, int | None]) -> Site | tuple[Site, int]:
+    site, layer = where
+    return site if layer is None else (site, layer)
 
 
 def _last(trace: Trace, where: tuple[Site, int | None]) -> Tensor:
-    site, layer = where
-    return trace.last(site if layer is None else (site, layer))
+    return trace.last(_key(where))
 
 
 def lens_values(
@@ -153,8 +190,14 @@ def _log_mass(
     rows = max(1, normed.shape[0] * normed.shape[1])
     for some in ids.split(max(1, min(BLOCK, _LOGIT_BYTES // (8 * rows)))):
         logits = unembed(model.config, model.weights, normed, some)
-        total = torch.logaddexp(total, logits.double().logsumexp(-1))
+        total = torch.logaddexp(total, _wide(logits).logsumexp(-1).double())
     return total
+
+
+def _wide(logits: Float[Tensor, "*rows token"]) -> Float[Tensor, "*rows token"]:
+    """At least float32: of fewer bits than 32 are the logits exact, and a sum of them in float64
+    takes eight times as long."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _weighed_tokens(
@@ -186,7 +229,11 @@ def measure_lens(batch: Batch) -> list[Result]:
     """Both lenses of every contrast, and the whole vocabulary for the example prompts."""
     frozen, own = curves(batch)
     roles = _by_role(batch, [i for i, n in enumerate(batch.index) if n < ROLE_PROMPTS])
-    tops = [_top(batch.model, tokens, index, TOP_K) for index, tokens in examples(batch)]
+    model, depths = batch.model, chosen_depths(batch.model.config)
+    tops = []
+    for row, index, tokens in examples(batch):
+        where = (batch.trace, row) if _is_whole(batch.trace) else (_streams(model, tokens), 0)
+        tops.append(_top(model, *where, index, TOP_K, depths))
     return [frozen, own, roles, *([concatenate_tables(tops)] if tops else [])]
 
 
@@ -225,8 +272,9 @@ def _by_role(batch: Batch, rows: Sequence[int]) -> Grid:
     width = int(batch.tokens.lengths.max())
     shape = (len(batch.contrasts), len(sites), width, len(batch.index))
     values = torch.full(shape, float("nan"), dtype=torch.float64)
-    for start in range(0, len(rows), _TOGETHER):
-        some = list(rows[start : start + _TOGETHER])
+    together = max(1, len(rows)) if _is_whole(batch.trace) else _TOGETHER
+    for start in range(0, len(rows), together):
+        some = list(rows[start : start + together])
         found = _at_every_position(batch, some).cpu()  # contrast depth row pos
         values[:, :, : found.shape[3], some] = found.transpose(2, 3)
     axes = (
@@ -244,24 +292,22 @@ def _at_every_position(
     batch: Batch, rows: Sequence[int]
 ) -> Float[Tensor, "contrast depth row pos"]:
     """As `lens_values`, at every position of some prompts, with each position's final scale."""
-    model, tokens = batch.model, batch.tokens[rows]
-    sites = depth_sites(model.config)
-    keep = {site for site, _ in sites.values()}
-    if model.weights.final_norm is not None:
-        keep.add(Site.FINAL_SCALE)
-    trace = run(model, tokens, keep=keep)
+    model, trace, places = batch.model, batch.trace, list(rows)
+    if not _is_whole(trace):
+        trace = run(model, batch.tokens[rows], keep=_everywhere(model))
+        places = list(range(len(rows)))
     u = torch.stack([final_direction(model, u[rows], None) for u in batch.directions])
     depths = [
-        torch.einsum("bpd,cbd->cbp", trace[site if layer is None else (site, layer)].double(), u)
-        for site, layer in sites.values()
+        torch.einsum("bpd,cbd->cbp", trace[_key(at)][places].double(), u)
+        for at in depth_sites(model.config).values()
     ]
     projected = torch.stack(depths, 1)
     if model.weights.final_norm is None:
         return projected
-    return projected / trace[Site.FINAL_SCALE].double()[..., 0]
+    return projected / trace[Site.FINAL_SCALE][places].double()[..., 0]
 
 
-LENS = Measurement("lens", keep_for_lens, measure_lens)
+LENS = Measurement("lens", keep_for_lens, measure_lens, also=also_keep)
 
 
 def lens(
@@ -319,7 +365,11 @@ def logit_lens(
     behaviour = written(model, Behaviour.of(behaviour))
     model = behaviour.read_by(model)
     tokens = tokens_of(model, behaviour.prompts)
-    return concatenate_tables([_top(model, tokens[[i]], i, top_k) for i in range(len(tokens))])
+    depths = list(depth_sites(model.config))
+    prompts = [tokens[[i]] for i in range(len(tokens))]
+    return concatenate_tables(
+        [_top(model, _streams(model, one), 0, i, top_k, depths) for i, one in enumerate(prompts)]
+    )
 
 
 def _best(
@@ -328,45 +378,62 @@ def _best(
     """The most probable tokens at each depth and position, and their probabilities."""
     logits = unembed(model.config, model.weights, normed)
     best = logits.topk(top_k, dim=-1)
-    normaliser = torch.stack([one.double().logsumexp(-1, keepdim=True) for one in logits])
-    return list(zip(best.indices, (best.values.double() - normaliser).exp(), strict=True))
+    largest = _wide(best.values[..., :1])
+    mass = _wide(logits).sub_(largest).exp_().sum(-1, keepdim=True)
+    relative = (_wide(best.values) - largest).double().exp()
+    return list(zip(best.indices, relative / mass, strict=True))
 
 
-def _top(model: Model, tokens: Tokens, label: int, top_k: int) -> Table:
-    """The whole vocabulary at every depth and position of one prompt, a few depths at a time."""
+def _streams(model: Model, tokens: Tokens) -> Trace:
+    kept = {site for site, _ in depth_sites(model.config).values()}
+    return run(model, tokens, keep=kept, logits="last")  # names overflow
+
+
+def _top(
+    model: Model, trace: Trace, row: int, label: int, top_k: int, depths: Sequence[str]
+) -> Table:
+    """The whole vocabulary at every position of one prompt, a few depths at a time.
+
+    Args:
+        model: which was run.
+        trace: the run, with the residual stream at every position.
+        row: of the prompt in the run.
+        label: the prompt's number.
+        top_k: how many tokens per depth and position.
+        depths: at which, by their labels.
+    """
     config, weights = model.config, model.weights
     sites = depth_sites(config)
-    kept = {site for site, _ in sites.values()}
-    trace = run(model, tokens, keep=kept, logits="last")  # names overflow
-    (row,) = tokens.rows()
-    read = model.tokenizer.labels(row)
+    ids = trace.tokens.rows()[row]
+    read = model.tokenizer.labels(ids)
     top_k = min(top_k, config.d_vocab)
     columns: dict[str, list[Any]] = {
         name: [] for name in ("prompt", "depth", "pos", "read", "rank", "token", "id", "prob")
     }
     read_at = [
-        apply_norm(config, weights.final_norm, trace[site if layer is None else (site, layer)][0])
-        for site, layer in sites.values()
+        apply_norm(config, weights.final_norm, trace.of(_key(sites[depth]), row))
+        for depth in depths
     ]
-    together = max(1, _LOGIT_BYTES // (config.d_vocab * len(row) * read_at[0].element_size()))
+    together = max(1, _LOGIT_BYTES // (config.d_vocab * len(ids) * read_at[0].element_size()))
     best = [
         one
         for start in range(0, len(read_at), together)
         for one in _best(model, torch.stack(read_at[start : start + together]), top_k)
     ]
-    for depth, (found, prob) in zip(sites, best, strict=True):
-        ids = found.flatten().tolist()
-        columns["prompt"] += [label] * len(ids)
-        columns["depth"] += [depth] * len(ids)
-        columns["pos"] += [pos for pos in range(len(row)) for _ in range(top_k)]
+    for depth, (found, prob) in zip(depths, best, strict=True):
+        predicted = found.flatten().tolist()
+        columns["prompt"] += [label] * len(predicted)
+        columns["depth"] += [depth] * len(predicted)
+        columns["pos"] += [pos for pos in range(len(ids)) for _ in range(top_k)]
         columns["read"] += [text for text in read for _ in range(top_k)]
-        columns["rank"] += list(range(top_k)) * len(row)
-        columns["token"] += model.tokenizer.labels(ids)
-        columns["id"] += ids
+        columns["rank"] += list(range(top_k)) * len(ids)
+        columns["token"] += model.tokenizer.labels(predicted)
+        columns["id"] += predicted
         columns["prob"] += prob.flatten().tolist()
     return Table(
         names.LENS_TOP,
         columns,
-        "The logit lens: what each position would predict if the model ended at each depth; "
+        "The logit lens: what each position would predict if the model ended at each depth"
+        f"{'' if len(depths) == len(sites) else f' (of {len(sites)} depths these {len(depths)})'}; "
         "`read` is the token there, rank 0 the most probable next one.",
     )

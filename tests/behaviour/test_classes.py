@@ -14,6 +14,7 @@ from casestudy.behaviour.classes import (
     ClassContrast,
     ClassSet,
     TokenClass,
+    _is_plain,
     class_set,
     matching,
 )
@@ -171,3 +172,11 @@ def test_a_pattern_that_backtracks_for_ever_is_stopped(
     slow = ClassSet("s", (TokenClass("slow", r"(.|..|.\w)+(.|..|.\w)+(.|..|.\w)+(?<!.)"),))
     with pytest.raises(BehaviourError, match=r"takes more than 0\.01 s on one token"):
         slow.of_vocabulary(toy_model.tokenizer)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(a|a)+b", r"(a+)+b", r"(\w\w?)*b", r"(a|a){30}b", r"(?R)?b", "a?" * 30 + "a" * 30]
+)
+def test_only_patterns_that_end_soon_go_without_a_time_limit(pattern: str) -> None:
+    assert not _is_plain(pattern)
+    assert all(_is_plain(one.pattern) for one in (*STANDARD.classes, *ASCII_2024.classes))

@@ -20,8 +20,10 @@ from casestudy.measure.controls import (
     shuffle_words,
 )
 from casestudy.measure.ledger import ledger
+from casestudy.measure.lens import LENS
 from casestudy.model.decoder import run
 from casestudy.model.model import Model
+from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
 from casestudy.model.weights import Norm
 from casestudy.results.names import B_U
@@ -147,3 +149,13 @@ def test_another_order_that_does_not_fit_is_absent(toy: Callable[..., Model]) ->
     assert row["difference"] is not None
     assert row["shuffled"] is None
     assert row["shuffled_text"] is None
+
+
+def test_the_stream_that_a_run_kept_gives_what_bos_alone_gives(toy_model: Model) -> None:
+    bare = run_batch(toy_model, BEHAVIOUR, range(3), [])
+    kept = run_batch(toy_model, BEHAVIOUR, range(3), [LENS])
+    assert (Site.FINAL_RESID, None) in kept.trace.values
+    one, other = (measure_controls(batch)[0] for batch in (bare, kept))
+    assert isinstance(one, Grid)
+    assert isinstance(other, Grid)
+    np.testing.assert_allclose(one.values, other.values, atol=1e-5)

@@ -151,6 +151,11 @@ def test_copying_is_that_of_the_whole_circuit(variant: str) -> None:
             assert float(found[layer, head]) == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_copying_of_float32_weights_is_that_of_float64(toy_model: Model) -> None:
+    exact = copying(toy_model.to(dtype=torch.float64))
+    torch.testing.assert_close(copying(toy_model), exact, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_every_family_has_a_profile(variant: str) -> None:
     found = scores(decoder(variant))

@@ -126,28 +126,16 @@ class Contrast:
 
         Raises: BehaviourError if only one of the classes is empty, or if they overlap.
         """
-        # Usually every prompt has the same two tuples, so their ids are checked once.
+        # Usually every prompt has the same two tuples, so their ids are looked through once.
         pairs = {(id(a), id(b)): (a, b) for a, b in zip(answer, counterpart, strict=True)}
-        for a, b in pairs.values():
-            if bool(a) != bool(b):
-                raise BehaviourError(f"{name}: a class holds no token", allowed="at least one each")
-            both = set(a) & set(b)
-            if both:
-                raise BehaviourError(
-                    f"{name}: {len(both)} tokens are in both classes, the first with id "
-                    f"{min(both)}",
-                    allowed="classes that do not overlap",
-                )
-        used = sorted(set[int]().union(*(set(c) for pair in pairs.values() for c in pair))) or [0]
-        place = torch.zeros(logits.shape[1], dtype=torch.long)
-        place[used] = torch.arange(len(used))
-        rows = {}
-        for key, (a, b) in pairs.items():
-            rows[key] = torch.zeros(len(used), dtype=torch.int8)
-            rows[key][place[list(a)]] = 1
-            rows[key][place[list(b)]] = -1
+        of_vocabulary = {
+            key: _sides_of(name, a, b, logits.shape[1]) for key, (a, b) in pairs.items()
+        }
+        used = torch.stack(list(of_vocabulary.values())).ne(0).any(0).nonzero()[:, 0]
+        used = used if len(used) else torch.zeros(1, dtype=torch.long)
+        rows = {key: sides[used] for key, sides in of_vocabulary.items()}
         sides = torch.stack([rows[id(a), id(b)] for a, b in zip(answer, counterpart, strict=True)])
-        ids = torch.tensor(used, dtype=torch.long).expand(len(sides), -1)
+        ids = used.expand(len(sides), -1)
         weights, constant = _frozen(logits, ids, sides)
         return cls(name, ids, weights, constant, tuple(answers), tuple(counterparts), sides)
 
@@ -343,6 +331,28 @@ def check_classes(model: Model, behaviour: Behaviour) -> None:
 
 CLASS_MASS = "class mass"
 """The name of a class contrast that only the prompts define."""
+
+
+def _sides_of(
+    name: str, answer: Sequence[int], counterpart: Sequence[int], d_vocab: int
+) -> Int8[Tensor, " d_vocab"]:
+    """1 for each token of the answer's class, -1 for the counterpart's.
+
+    Raises: BehaviourError as `Contrast.of_classes`.
+    """
+    if bool(answer) != bool(counterpart):
+        raise BehaviourError(f"{name}: a class holds no token", allowed="at least one each")
+    sides = torch.zeros(d_vocab, dtype=torch.int8)
+    sides[torch.tensor(answer, dtype=torch.long)] = 1
+    other = torch.tensor(counterpart, dtype=torch.long)
+    both = other[sides[other] == 1].unique()
+    if len(both):
+        raise BehaviourError(
+            f"{name}: {len(both)} tokens are in both classes, the first with id {int(both[0])}",
+            allowed="classes that do not overlap",
+        )
+    sides[other] = -1
+    return sides
 
 
 def is_in(sides: Int8[Tensor, "*batch k"], side: int) -> Bool[Tensor, "*batch k"]:

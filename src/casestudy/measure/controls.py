@@ -14,7 +14,8 @@ Four controls, next to each prompt's own logit difference:
   seed, not on the other prompts.
 
 For a class contrast, the unigram and shuffled values are log p(A) - log p(B) there, with weights
-frozen at these logits. Cost: one forward pass of the shuffled prompts, and one of BOS.
+frozen at these logits. Cost: one forward pass of the shuffled prompts, and one of BOS unless the
+batch's run kept the final residual stream at it.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from casestudy.behaviour.prompts import Behaviour, Prompts, takes_prompts
 from casestudy.behaviour.readouts import text_of
 from casestudy.engine.batch import Batch, Measurement, run_whole
 from casestudy.errors import PromptError
-from casestudy.model.decoder import run
+from casestudy.model.decoder import apply_norm, run, unembed
 from casestudy.model.model import Model
+from casestudy.model.sites import Site
 from casestudy.model.tokens import Tokens
 from casestudy.results import names
 from casestudy.results.result import Axis, Grid, Result, Table
@@ -141,9 +143,15 @@ def _after_bos(batch: Batch) -> Float[Tensor, "batch d_vocab"] | None:
     model = batch.model
     if model.tokenizer.bos_id is None or not batch.tokens.bos:
         return None
-    bos = Tokens.of([[model.tokenizer.bos_id]], bos=True).to(model.device)
-    logits = run(model, bos, logits="last").logits
-    assert logits is not None
+    stream = batch.trace.values.get((Site.FINAL_RESID, None))
+    if stream is not None:  # what a decoder computes at BOS does not depend on the text behind it
+        normed = apply_norm(model.config, model.weights.final_norm, stream[:1, 0])
+        logits = unembed(model.config, model.weights, normed)
+    else:
+        bos = Tokens.of([[model.tokenizer.bos_id]], bos=True).to(model.device)
+        found = run(model, bos, logits="last").logits
+        assert found is not None
+        logits = found
     return logits.expand(len(batch.prompts), -1)
 
 

@@ -540,7 +540,11 @@ class Tokenizer:
 
     def vocabulary(self) -> list[str]:
         """Every id's text, by id."""
-        return self._texts(range(self.d_vocab))
+        return list(self._vocabulary)
+
+    @cached_property
+    def _vocabulary(self) -> tuple[str, ...]:
+        return tuple(self._texts(range(self.d_vocab)))
 
     def _texts(self, ids: Sequence[int]) -> list[str]:
         if self._anchor is None:

@@ -289,7 +289,7 @@ def _is_plain(pattern: str) -> bool:
     but not both, since choices multiply when repeated. A call with a time limit takes six times as
     long as one without.
     """
-    inside = regex.sub(r"\(\?(?:<?[=!]|:)", "(", pattern)
+    inside = regex.sub(r"\\[pP]\{[^}]*\}|(?<=\()\?(?:<?[=!]|:)", "", pattern)
     if regex.search(r"\(\?", inside):  # recursion, conditions, flags, names
         return False
     repeated, choices = (sum(map(inside.count, signs)) for signs in ("*+{", "?|"))

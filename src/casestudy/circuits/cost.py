@@ -9,8 +9,8 @@ exactly, nodes knocked out, and in the end the pairs of the controls and the kno
 curves, the circuit and its faithfulness are always measured on all pairs.
 
 Assumes pairs of equal length that differ. Cost: a dozen circuits, and a few edges on a few pairs;
-the runs that all circuits share are kept for the steps that follow. A time is the smaller of
-processor time and clock time, so other processes hardly change it.
+the runs that all circuits share are kept for the steps that follow. Times are of the processor, so
+that other processes hardly change them, divided by what several threads gain.
 """
 
 from __future__ import annotations
@@ -50,6 +50,14 @@ _PAIRS = 4
 
 _EDGES = (8, 40)
 """How many edges are patched exactly in the timed calls."""
+
+
+_NEAR, _KNOCKED_OUT = 0.8, 0.6
+"""The share of a circuit's own time among circuits of near sizes, and among knockouts of one: as
+measured on `tiny` and SmolLM2-135M."""
+
+_FURTHER = 0.7
+"""What each further thread adds to the speed of one: measured with two, of small models."""
 
 
 @dataclass(frozen=True)
@@ -156,18 +164,21 @@ def spoken_seconds(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 99.5 else f"{minutes / 60:.1f} h"
 
 
-def make_plan(costs: Costs, asked: Extent, limit: float | None = None) -> Plan:
+def make_plan(costs: Costs, asked: Extent, limit: float | None = None, *, workers: int = 1) -> Plan:
     """The largest extent that fits into the limit; the smallest one if none does.
 
     Args:
         costs: of this machine.
         asked: the extent without a limit.
         limit: seconds.
+        workers: threads that compute at the same time.
     """
+    gain = 1 + _FURTHER * (workers - 1)
     asked = asked.within(replace(asked, pairs=costs.n_judge))
     tried = [asked, *(asked.within(step) for step in LADDER)] if limit is not None else [asked]
     for extent in tried:
-        evaluations, steps = costs.of(extent)
+        evaluations, processor = costs.of(extent)
+        steps = {name: seconds / gain for name, seconds in processor.items()}
         seconds = sum(steps.values())
         if limit is None or seconds <= limit:
             break
@@ -191,6 +202,7 @@ class _Evaluated:
         calls: of `evaluate_circuit`.
         checked: circuits on one prompt that are computed again the plain way.
         opened: tokens of the pairs whose shared runs are made first.
+        own: the share of a circuit's time that is left where the circuits have much in common.
     """
 
     sizes: Sequence[int]
@@ -199,6 +211,7 @@ class _Evaluated:
     checked: int = 0
     whole: float = 0.0
     opened: float = 0.0
+    own: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -225,7 +238,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds on this machine, and the sizes of the circuits to come.
+    """Processor seconds on this machine, and the sizes of the circuits to come.
 
     Attributes:
         n_edges: of the graph.
@@ -285,7 +298,7 @@ class Costs:
         circuits = float(each.sum()) + part.whole * self.whole
         grown = self.growth.at(part.rows) / (self.growth.seconds[0] or 1.0)
         shared = part.calls * self.call.at(part.rows) + part.opened * self.opening
-        return shared + grown * circuits + part.checked * self.check
+        return shared + grown * circuits * part.own + part.checked * self.check
 
     def _steps(self, extent: Extent) -> dict[str, list[_Evaluated]]:
         own, *others = self.ablations
@@ -330,6 +343,7 @@ class Costs:
                     search,
                     ROUNDS,
                     opened=self.tokens[0],
+                    own=_NEAR,
                 ),
             ],
             "faithfulness": [
@@ -339,7 +353,12 @@ class Costs:
             ],
             "knockouts": [
                 _Evaluated(
-                    knockouts, few, 3 + steps, 2 * (3 + steps), single / 2 + extent.random_sets
+                    knockouts,
+                    few,
+                    3 + steps,
+                    2 * (3 + steps),
+                    single / 2 + extent.random_sets,
+                    own=_KNOCKED_OUT,
                 ),
             ],
         }
@@ -362,7 +381,16 @@ class CostProbe:
     def seconds(self, circuits: Sequence[Circuit], check: int = 0) -> float:
         """Of one evaluation."""
         budget = self.budget.checking(check)
-        return seconds_of(lambda: self.evaluator.evaluate(circuits, budget))
+        return self.of(lambda: self.evaluator.evaluate(circuits, budget))
+
+    def of(self, call: Callable[[], Any]) -> float:
+        """Processor seconds of a call: what is timed is too little for several threads to share
+        well. Elsewhere than on a CPU by the clock."""
+        if self.evaluator.model.device.type != "cpu":
+            return seconds_of(call)
+        begun = time.process_time()
+        call()
+        return time.process_time() - begun
 
     def line(self, circuits: Sequence[Circuit]) -> tuple[float, float]:
         """Seconds that circuits share in one evaluation, and each one's own."""
@@ -379,7 +407,7 @@ class CostProbe:
         lengths = on.pairs.clean.lengths.argsort().tolist()
         prompt = lengths[len(lengths) // 2]
         with torch.no_grad():
-            return seconds_of(lambda: Plain(on.ablated, on.metric, circuit, prompt).value())
+            return self.of(lambda: Plain(on.ablated, on.metric, circuit, prompt).value())
 
 
 def measure_costs(
@@ -454,7 +482,7 @@ def _exact_edges(probe: CostProbe, scores: EdgeScores, search: Half) -> tuple[fl
         mask = np.zeros_like(graph.real)
         mask.ravel()[edges[:count]] = True
         on = probe.evaluator.model, some.pairs, some.metric, mask
-        return seconds_of(lambda: patch_edges(*on, direction="noising", budget=budget))
+        return probe.of(lambda: patch_edges(*on, direction="noising", budget=budget))
 
     few, more = _EDGES
     some = _middling(search, _PAIRS)

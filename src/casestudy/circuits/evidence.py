@@ -281,7 +281,7 @@ def plan_evidence(question: Question, scores: EdgeScores) -> Plan:
     )
     costs = measure_costs(own, other, scores, question.search, ablations, rank=choices.rank)
     asked = Extent(choices.random_circuits, choices.exact_edges)
-    return make_plan(costs, asked, question.budget.seconds)
+    return make_plan(costs, asked, question.budget.seconds, workers=own.evaluator.workers)
 
 
 def patch_sample(question: Question, scores: EdgeScores, plan: Plan) -> ExactSample | None:

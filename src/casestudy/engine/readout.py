@@ -23,7 +23,8 @@ from casestudy.model.model import Model
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """Maps logits (rows, d_vocab) and each row's prompt (rows) to a value per row; its reading,
-where prompts are read at several positions (see `Tails`)."""
+where prompts are read at several positions (see `Tails`). It may be called from several threads at
+the same time (see `engine/workers`)."""
 
 
 @dataclass(frozen=True)

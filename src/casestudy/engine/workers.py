@@ -151,6 +151,7 @@ class _Together(Generic[Item]):
                 with contextlib.suppress(queue.Empty):
                     self.found.get_nowait()
                 thread.join(_WAIT)
+        torch.set_num_threads(torch.get_num_threads())  # for threads that begin later, too
 
     def work(self) -> None:
         """Run parts until there are none left; one thread's work."""

@@ -268,9 +268,7 @@ class _Chunk:
         value = read_last(self.readout, self.model, trace, rules, tails=self.tails)
         wanted = [trace[self.site, layer] for layer in (self.layers if layers is None else layers)]
         with torch.enable_grad():
-            total = (
-                value.sum()
-            )  # given gradients to begin with, torch loads sympy to compare shapes
+            total = value.sum()  # given a tensor of ones instead, torch loads sympy
         return torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)
 
     def products(

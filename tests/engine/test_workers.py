@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ from casestudy.circuits.edge_patching import patch_edges
 from casestudy.circuits.edge_scores import attribute_edges
 from casestudy.circuits.evaluate import evaluate_circuit
 from casestudy.circuits.graph import Graph
+from casestudy.circuits.node_sets import NodeSet, evaluate_nodes
 from casestudy.engine.cells import Cell, Place
 from casestudy.engine.packing import Budget, Progress
 from casestudy.engine.sweep import Sweep, sweep
@@ -137,7 +139,7 @@ def test_a_small_memory_takes_fewer_workers_instead_of_failing() -> None:
 
 @pytest.mark.parametrize("ablation", ["corrupted", "mean"])
 @pytest.mark.parametrize("variant", ["gpt2", "llama"])
-def test_circuits_and_edges_are_the_same(variant: str, ablation: str) -> None:
+def test_circuits_edges_and_sets_of_nodes_are_the_same(variant: str, ablation: str) -> None:
     model, both, values = world(variant), pair_of(LENGTHS), contrast(len(LENGTHS))
     graph = Graph(model.config)
     circuits = [*random_circuits(graph), graph.full, graph.empty, graph.full.without([1, 4])]
@@ -155,7 +157,11 @@ def test_circuits_and_edges_are_the_same(variant: str, ablation: str) -> None:
         assert found.error["gap"] < 1e-8
         scores = attribute_edges(model, both, values, direction="noising")
         exact = patch_edges(model, both, values, graph.names(graph.real)[::7], budget=budget)
-        return [found.values, scores.values, scores.clean, exact.values, exact.corrupted]
+        whole = NodeSet.of(model.config, True)
+        fewer = replace(whole, heads=whole.heads & (np.indices(whole.heads.shape).sum(0) % 2 == 0))
+        nodes = evaluate_nodes(model, both, values, [whole, fewer])
+        edges = [scores.values, scores.clean, exact.values, exact.corrupted]
+        return [found.values, *edges, nodes.values]
 
     alone = measured()
     with cores_set(3):

@@ -16,8 +16,9 @@ Sources: Marks et al. 2025, "Sparse Feature Circuits" (faithfulness of node sets
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from casestudy.behaviour.contrast import Contrast
 from casestudy.circuits.ablated import EdgeAblation
 from casestudy.engine.packing import DEFAULT_BUDGET, Budget, Progress, Tell, fill, pack
 from casestudy.engine.readout import Metric, Readout
+from casestudy.engine.workers import at_once, together
 from casestudy.errors import MeasureError, SiteError, unknown
 from casestudy.measure.means import mean_values
 from casestudy.measure.metrics import rows_of
@@ -200,17 +202,25 @@ def evaluate_nodes(
     check_different(pairs.clean, pairs.corrupted)
     everything = [whole, nothing, *sets]
     n, values, done = len(pairs), np.full((len(everything), len(pairs)), np.nan), 0
+    workers = at_once(model.device, n)
+    memory = budget.memory // workers
     with torch.no_grad():
         ablated = _Ablated(model, pairs, ablation)
-        for some in _blocks(model, pairs, budget.memory):
+
+        def of_block(some: list[int]) -> Iterator[tuple[list[int], list[int], Array]]:
             block = _Block(ablated, pairs, rows_of(contrast, some), some)
             size = len(some) * int(pairs.clean.lengths[some].max())
-            for group in fill([size] * len(everything), _most(model, budget.memory)):
+            for group in fill([size] * len(everything), _most(model, memory)):
                 found = block.run([everything[i] for i in group])
-                values[np.ix_(group, some)] = found.double().cpu().numpy()
-                done += len(group) * len(some)
-                if progress is not None:
-                    progress(Progress("node sets", done, len(everything) * n))
+                yield group, some, found.double().cpu().numpy()
+
+        blocks = _blocks(model, pairs, memory, workers)
+        jobs = [partial(of_block, some) for some in blocks[::-1]]  # the longest first
+        for _, (group, some, found) in together(jobs, workers):
+            values[np.ix_(group, some)] = found
+            done += len(group) * len(some)
+            if progress is not None:
+                progress(Progress("node sets", done, len(everything) * n))
     check_finite(values, prompts=range(n))
     return NodeEvaluation(tuple(sets), values[2:], values[0], values[1], ablation)
 
@@ -222,13 +232,14 @@ def _most(model: Model, memory: int) -> int:
     return max(1, min(_TOKENS, memory // 2 // (numbers * model.weights.W_E.element_size())))
 
 
-def _blocks(model: Model, pairs: Pairs, memory: int) -> list[list[int]]:
+def _blocks(model: Model, pairs: Pairs, memory: int, parts: int) -> list[list[int]]:
     """Batches of prompts of similar length whose ablated activations fit into memory."""
     config = model.config
     kept = config.n_layers * (config.n_heads * config.d_head + config.d_mlp) + config.d_model
     held = memory // 2 // (kept * model.weights.W_E.element_size())
     most = min(_most(model, memory), held)
-    batches = pack(pairs.clean.lengths.tolist(), fits=lambda n, longest, _: n * longest <= most)
+    lengths = pairs.clean.lengths.tolist()
+    batches = pack(lengths, fits=lambda n, longest, _: n * longest <= most, parts=parts)
     return [sorted(batch) for batch in batches]
 
 

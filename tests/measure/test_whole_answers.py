@@ -111,13 +111,14 @@ def test_heads_of_a_layer_add_up_to_its_term() -> None:
     assert heads == pytest.approx(found.ledger.values[terms, 0], abs=1e-9)
 
 
-def test_one_token_gives_the_same_bits_as_ever() -> None:
+def test_one_token_gives_the_same_ledger_and_lens() -> None:
     model = decoder("llama", dtype=torch.float32)
     behaviour = Behaviour("b", prompts=(prompt(TEXT, (2,), (9,)),), answers="given")
     found = whole_answers(model, behaviour)
     assert found.ledger.unit == "logits"
     assert np.array_equal(found.ledger.values, ledger(model, behaviour).values[0])
-    assert np.array_equal(found.grids[names.LENS].values, lens(model, behaviour).values[0])
+    same = lens(model, behaviour).values[0]  # of a run that keeps the stream at every position
+    np.testing.assert_allclose(found.grids[names.LENS].values, same, atol=1e-6)
 
 
 def test_tokens_shared_at_the_start_are_part_of_the_prompt() -> None:

@@ -135,7 +135,7 @@ def parsed() -> argparse.Namespace:
 
 def mined(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
     """Write the behaviour file that every size takes its first prompts from."""
-    from casestudy.behaviour.files import write_behaviour
+    from casestudy.behaviour.files_written import write_behaviour
     from casestudy.behaviour.mining import mine
     from casestudy.model.loading import load
 

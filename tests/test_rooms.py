@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
+import importlib.util
 import resource
 import subprocess
 import sys
@@ -233,3 +235,21 @@ def test_no_two_classes_share_a_name() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(name(path))
     assert {known: files for known, files in found.items() if len(files) > 1} == {}
+
+
+OUTSIDE = [
+    path
+    for folder in ("benchmarks", "docs", "training")
+    for path in sorted((SOURCE.parents[1] / folder).glob("*.py"))
+]
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_scripts_beside_the_package_import_what_there_is(path: Path) -> None:
+    """They are run by hand, months apart."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("casestudy"):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                assert hasattr(module, alias.name) or importlib.util.find_spec(name), name

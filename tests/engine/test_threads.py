@@ -16,6 +16,7 @@ from casestudy.engine import threads
 from casestudy.engine.threads import suited, threads_set
 from casestudy.engine.workers import cores_set
 from casestudy.model.model import Model
+from casestudy.study.settings import Execution
 
 
 @pytest.fixture
@@ -63,9 +64,13 @@ def test_a_number_that_was_chosen_is_kept(tiny: Model, monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("free")
 def test_a_study_stores_its_threads_and_puts_torchs_back(tiny: Model) -> None:
-    study = cs.study(tiny, ["The sun rose."], only=["predictions"])
-    assert study.manifest["plan"]["threads"] == 1
-    assert study.manifest["plan"]["cores"] == 8
+    execution = Execution(chunk_tokens=64)
+    texts = ["The sun rose."] * 10
+    study = cs.study(tiny, texts, only=["predictions"], execution=execution)
+    plan = study.manifest["plan"]
+    assert plan["threads"] == 1
+    assert plan["cores"] == 8
+    assert len(plan["chunks"]) >= 5, "eight chunks at once have 64 tokens together"
     assert torch.get_num_threads() == 8
 
 

@@ -92,16 +92,25 @@ def new_manifest(
             **asked,
         },
         "measurements": list(measurements),
-        "plan": {
-            "chunks": plan_chunks(lengths, chunk_tokens=execution.chunk_tokens),
-            "threads": execution.threads or _threads(model, execution),
-            "cores": execution.threads or allowed(),
-        },
+        "plan": _new_plan(model, execution, lengths),
         "not_measured": [{"what": what, "why": why} for what, why in not_measured.items()],
         "notes": [*behaviour.notes, *notices],
         "created": now(),
         "state": "running",
         "seconds": 0.0,
+    }
+
+
+def _new_plan(model: Model, execution: Execution, lengths: Sequence[int | None]) -> dict[str, Any]:
+    """The plan of a new study. What is run at once is divided among the chunks that this process
+    computes at the same time."""
+    cores = execution.threads or allowed()
+    here = execution.executor == "local" and model.device.type == "cpu"
+    together = cores if here else 1
+    return {
+        "chunks": plan_chunks(lengths, chunk_tokens=max(1, execution.chunk_tokens // together)),
+        "threads": execution.threads or _threads(model, execution),
+        "cores": cores,
     }
 
 

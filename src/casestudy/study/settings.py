@@ -87,7 +87,8 @@ class Execution:
             compute several prompts at the same time, and as many for one product as speed up a
             model of this size (see `engine/workers`, `engine/threads`); each Ray worker gets at
             most its share. A continued study keeps its stored number.
-        chunk_tokens: the number of tokens to run at once; a continued study keeps its stored plan.
+        chunk_tokens: the number of tokens to run at once, divided among the cores; a continued
+            study keeps its stored plan.
         budget: the memory for patching and the circuit, in addition to the model's. Its `seconds`
             are for the whole call: after the first stage, which is always finished, patch grids
             and steps of the circuit are computed if their estimated time is left. The others are

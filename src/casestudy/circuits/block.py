@@ -42,7 +42,7 @@ class _Segment:
         self.model, self.start = ablated.model, start
         model, config = self.model, self.model.config
         clean = ablated.pairs.clean[list(some)].to(model.device)
-        self.tails = tails = ablated.pairs.tails.some(some)
+        tails = ablated.pairs.tails.some(some)
         keep: list[Keep | Site] = [Site.RESID_PRE.at(0), Site.FINAL_RESID.at(last=tails.single)]
         if start:
             keep += [Site.ROT_K, Site.V]
@@ -114,8 +114,8 @@ class PromptBlock:
             begin = self.segments[-1].rows.stop
         self.n_rows = begin
         """Tokens that are computed."""
-        # contiguous, as every sender's rows are read together
-        self.ablated = torch.cat([one.ablated for one in self.segments], 1).contiguous()
+        # a copy even of one segment: contiguous, as every sender's rows are read together
+        self.ablated = torch.cat([one.ablated for one in self.segments], 1)
         self.embed = torch.cat([one.embed for one in self.segments])
         self.ends = torch.cat([one.ends for one in self.segments])
         """The rows at which the metric is read, prompt by prompt."""

@@ -204,8 +204,7 @@ class Evaluator:
         self.model, self.graph, self.config = model, graph, model.config
         self.pairs, self.metric, self.ablation, self.memory = pairs, metric, ablation, memory
         least = 2 * int(pairs.clean.lengths.max()) * self.row_floats() * self.itemsize
-        workers = at_once(model.device, len(pairs.clean))
-        self.workers = max(1, min(workers, memory // least))
+        self.workers = at_once(model.device, min(len(pairs.clean), memory // least))
         self.share = memory // self.workers
         """Bytes for each block."""
         self.firsts = differing(pairs)

@@ -113,13 +113,14 @@ def pack(
     batches: list[list[int]] = []
     work = [end - start for end, start in zip(ends, starts, strict=True)]
     work = work if weights is None else list(weights)
+    whole = sum(work) or 1
     own, first, before, opened = 0, 0, 0, 0
     for b in sorted(range(len(ends)), key=lambda b: (ends[b], starts[b])):
         # ordered by length: the newcomer is the longest, and all are padded to it
         n = len(batches[-1]) + 1 if batches else 1
         first, own = min(first, starts[b]), own + ends[b] - starts[b]
         width = ends[b] - first
-        share = parts * (2 * before + work[b]) // (2 * sum(work) or 1)  # by its middle
+        share = parts * (2 * before + work[b]) // (2 * whole)  # by its middle
         spare = own < useful * (n * width)
         if not batches or share > opened or spare or not fits(n, ends[b], width):
             batches.append([])

@@ -6,6 +6,7 @@ are divided into climbs whose rows fit in the rest. Both follow from shapes, bef
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -170,14 +171,16 @@ def mlp_size(model: Model) -> int:
 
 
 class Operations:
-    """Counts the floating-point operations of matrix products."""
+    """Counts the floating-point operations of matrix products, of several threads."""
 
     def __init__(self) -> None:
         self.total = 0
+        self.lock = threading.Lock()
 
     def add(self, rows: int, size: int, layers: int = 1) -> None:
         """Count `rows` times matrices of `size` parameters, in each of `layers` layers."""
-        self.total += 2 * rows * size * layers
+        with self.lock:
+            self.total += 2 * rows * size * layers
 
 
 # Blocks and climbs.

@@ -52,7 +52,13 @@ from casestudy.engine.readout import Metric, Readout
 from casestudy.engine.rows import head_maps
 from casestudy.engine.workers import at_once, mapped
 from casestudy.errors import MeasureError, one_of
-from casestudy.measure.attribution_patching import RULES, STEPS, check_steps, read_last
+from casestudy.measure.attribution_patching import (
+    RULES,
+    STEPS,
+    check_steps,
+    gradients,
+    read_last,
+)
 from casestudy.measure.metrics import rows_of
 from casestudy.measure.pairs import Direction, Pairs, equal_lengths
 from casestudy.model.decoder import norm_scale, run
@@ -382,9 +388,7 @@ class _Chunk:
         last = (Site.FINAL_RESID, None)
         ends = trace.lasts if self.tails.single else trace.values
         wanted = [trace.values[address] for address in kept] + [ends[last]]
-        with torch.enable_grad():
-            added = value.sum()  # given a tensor of ones instead, torch loads sympy
-        found = torch.autograd.grad(added, wanted, allow_unused=True, materialize_grads=True)
+        found = gradients(value, wanted)
         by_site: dict[tuple[Site, int | None], Tensor] = {
             address: gradient[:, self.start :]
             for address, gradient in zip(kept, found, strict=False)

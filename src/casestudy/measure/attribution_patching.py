@@ -267,9 +267,7 @@ class _Chunk:
         """The metric's gradient at the site of each layer, or what the rules make of it."""
         value = read_last(self.readout, self.model, trace, rules, tails=self.tails)
         wanted = [trace[self.site, layer] for layer in (self.layers if layers is None else layers)]
-        with torch.enable_grad():
-            total = value.sum()  # given a tensor of ones instead, torch loads sympy
-        return torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)
+        return gradients(value, wanted)
 
     def products(
         self, delta: dict[int, Tensor], slopes: dict[int, Tensor]
@@ -281,6 +279,13 @@ class _Chunk:
             product = delta[layer] * slopes[layer]
             found.append(product if keep_last_axis else product.sum(-1))
         return torch.stack(found, 1)
+
+
+def gradients(value: Float[Tensor, " batch"], wanted: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradient of each prompt's value at what was kept of its run; zero if it has none."""
+    with torch.enable_grad():
+        total = value.sum()  # given a tensor of ones instead, torch loads sympy
+    return torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)
 
 
 def read_last(
